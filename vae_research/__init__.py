@@ -1,0 +1,60 @@
+"""Research on variational autoencoders with TensorFlow.
+
+Every public name is loaded on first use, so that an experiment can refuse a bad flag before
+TensorFlow is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module. A name in this table is part of the interface; others are not.
+_MODULES = {
+    "VAE": "model",
+    "Objective": "objective",
+    "LossReport": "objective",
+    "named": "tensors",
+    "LossTerm": "losses.term",
+    "Likelihood": "losses.term",
+    "Bernoulli": "losses.reconstruction",
+    "ContinuousBernoulli": "losses.reconstruction",
+    "Gaussian": "losses.reconstruction",
+    "GaussianWithVariance": "losses.reconstruction",
+    "Laplace": "losses.reconstruction",
+    "KLDivergence": "losses.divergence",
+    "MonteCarloKL": "losses.divergence",
+    "FreeBits": "losses.divergence",
+    "CapacityKL": "losses.divergence",
+    "pixel_mean_terms": "losses.recipes",
+    "Schedule": "schedules",
+    "Constant": "schedules",
+    "LinearWarmup": "schedules",
+    "Cosine": "schedules",
+    "Cyclical": "schedules",
+    "value_at": "schedules",
+    "Bottleneck": "bottlenecks.bottleneck",
+    "GaussianBottleneck": "bottlenecks.gaussian",
+    "DeterministicBottleneck": "bottlenecks.deterministic",
+    "dense_encoder": "networks.dense",
+    "dense_decoder": "networks.dense",
+    "convolutional_encoder": "networks.convolutional",
+    "convolutional_decoder": "networks.convolutional",
+    "ProbabilitiesToLogits": "networks.adapters",
+    "log_mean_exp": "probability",
+    "sum_over_event": "probability",
+}
+
+__all__ = sorted([*_MODULES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -1,0 +1,1 @@
+"""Bottlenecks. A new one is a subclass of `Bottleneck`."""

@@ -1,0 +1,41 @@
+"""The Gaussian bottleneck of the original VAE."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from vae_research import probability
+from vae_research.bottlenecks.bottleneck import Bottleneck
+
+
+@keras.saving.register_keras_serializable(package="vae_research")
+class GaussianBottleneck(Bottleneck):
+    """Diagonal normal posterior, standard normal prior, sampled by reparameterisation.
+
+    Reads `z_mean`, `z_log_var` `[rows, latent]` and `seed`; writes `z`, `log_posterior`,
+    `log_prior` and `kl`. Kingma and Welling 2014 (arXiv:1312.6114), section 2.4 and appendix B.
+    """
+
+    def call(
+        self, z_mean: tf.Tensor, z_log_var: tf.Tensor, seed: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Returns one sample of z for each row, with its densities."""
+        self._check_latent_dim("z_mean", z_mean)
+        self._check_latent_dim("z_log_var", z_log_var)
+        z_mean, z_log_var = tf.cast(z_mean, tf.float32), tf.cast(z_log_var, tf.float32)
+        noise = tf.random.stateless_normal(tf.shape(z_mean), seed, alg="philox")
+        z = z_mean + tf.exp(0.5 * z_log_var) * noise
+        # log q(z|x) of z = mean + exp(v/2) * noise depends on the noise and v alone. Written this
+        # way it has no quotient of two small numbers where the posterior is narrow.
+        log_posterior = probability.standard_normal_log_density(noise) - 0.5 * z_log_var
+        return {
+            "z": z,
+            "log_posterior": probability.sum_over_event(log_posterior),
+            "log_prior": probability.sum_over_event(probability.standard_normal_log_density(z)),
+            "kl": probability.normal_kl_divergence(z_mean, z_log_var),
+        }
+
+    def sample_prior(self, count: int, seed: tf.Tensor) -> tf.Tensor:
+        """Returns `[count, latent]` standard normal codes."""
+        return tf.random.stateless_normal([count, self.latent_dim], seed, alg="philox")

@@ -1,0 +1,55 @@
+"""Data sets: what a run trains on, validates with and is judged by.
+
+    data = load_data("mnist", binarize="dynamic")
+    data.train.batches(batch_size=128, seed=0)   # tf.data.Dataset
+    data.test.prepare()                          # float32 NumPy array
+
+Importing this package does not import TensorFlow.
+"""
+
+import difflib
+import os
+from pathlib import Path
+
+from vae_research.data.arrays import Data, DataError, Split
+from vae_research.data.files import load_npy, load_npz
+from vae_research.data.idx import load_idx_folder
+from vae_research.data.mnist import load_fashion_mnist, load_mnist
+
+__all__ = ["Data", "DataError", "Split", "load_data"]
+
+_BY_NAME = {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist}
+_BY_SUFFIX = {".npz": load_npz, ".npy": load_npy}
+
+
+def load_data(
+    name: str | os.PathLike = "mnist", rescale: str | None = None, binarize: str = "none"
+) -> Data:
+    """The data set `name`.
+
+    Args:
+        name: "mnist" (embedded), "fashion_mnist", a path that ends in .npz or .npy, or a folder of
+            idx files. A folder called mnist is meant by ./mnist.
+        rescale, binarize: see `Data.from_arrays`.
+
+    Raises:
+        DataError: no such data set, or one that cannot be used.
+        ValueError: unknown `rescale` or `binarize`.
+
+    Example:
+        >>> load_data("mnist").summary()["counts"]
+        {'train': 50000, 'validation': 10000, 'test': 10000}
+    """
+    if name in _BY_NAME:
+        return _BY_NAME[name](rescale, binarize)
+    path = Path(name).expanduser()
+    if path.suffix.lower() in _BY_SUFFIX:
+        return _BY_SUFFIX[path.suffix.lower()](path, rescale, binarize)
+    if path.exists() or len(path.parts) > 1:
+        return load_idx_folder(path, rescale, binarize)
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _BY_NAME, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"data set {str(name)!r} does not exist; there are {', '.join(_BY_NAME)}, a path that ends "
+        f"in .npz or .npy, or a folder of idx files{hint}"
+    )

@@ -1,0 +1,157 @@
+"""What arrays a data set accepts, and one line of plain words for every one it refuses.
+
+NumPy only: a bad data file is answered without waiting for TensorFlow.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+# Rows are looked at in blocks of about this many values, so that no check needs a temporary
+# array of the size of the data set.
+_BLOCK_VALUES = 2**21
+
+
+class DataError(ValueError):
+    """Data that cannot be used. The message is one line; a run ends with exit code 3."""
+
+
+def row_blocks(array: np.ndarray) -> Iterator[slice]:
+    """Slices that cover the rows [n] of `array` in order, a few megabytes at a time."""
+    values_per_row = max(1, array[:1].size)
+    step = max(1, _BLOCK_VALUES // values_per_row)
+    for start in range(0, len(array), step):
+        yield slice(start, min(start + step, len(array)))
+
+
+def _at(index: tuple, array: np.ndarray) -> str:
+    return f"first {array[index]!s} at index {tuple(int(i) for i in index)}"
+
+
+def _refuse_non_finite(array: np.ndarray, where: str, advice: str) -> None:
+    count, first = 0, None
+    for block in row_blocks(array):
+        bad = ~np.isfinite(array[block])
+        found = int(np.count_nonzero(bad))
+        if found and first is None:
+            row, *rest = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            first = (row + block.start, *rest)
+        count += found
+    if count:
+        raise DataError(
+            f"{where}: {count} of {array.size} values are not finite, {_at(first, array)}; {advice}"
+        )
+
+
+def as_values(array, where: str) -> np.ndarray:
+    """`array` in native byte order and C order, checked; float64 becomes float32.
+
+    Big-endian, Fortran-order and memory-mapped arrays are converted; uint8 and bool and the other
+    integers stay as they are. An array that needs no conversion is not copied.
+
+    Args:
+        array: values [n, ...], rank >= 2; bool, integers or floats.
+        where: name of data set and split, the beginning of every message.
+
+    Raises:
+        DataError: another dtype, a masked array, a rank below 2, no rows or no values in a row,
+            NaN or infinity (first index and count).
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise DataError(f"{where}: got a masked array; fill it first, e.g. array.filled(0)")
+    memory_mapped = isinstance(array, np.memmap)
+    try:
+        array = np.asarray(array)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: the rows do not form one array ({error}); all rows need the same shape"
+        ) from error
+    if array.dtype.kind not in "buif":
+        raise DataError(
+            f"{where}: dtype {array.dtype} is not understood; bool, integers and floats are "
+            "(array.astype('float32'))"
+        )
+    if array.ndim < 2:
+        raise DataError(
+            f"{where}: got shape {array.shape}; the first axis counts the rows and at least one "
+            "more axis is needed (array.reshape(n, -1))"
+        )
+    if array.size == 0:
+        raise DataError(f"{where}: is empty, shape {array.shape}; at least one row is needed")
+    if array.dtype.kind == "f":
+        _refuse_non_finite(array, where, "clean or drop these rows before loading")
+        if array.dtype.itemsize > 4:
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32, order="C")
+            _refuse_non_finite(array, where, "they exceed float32 (3.4e38); divide them first")
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    # The file behind a memory map may change or vanish during a run.
+    return array.copy() if memory_mapped and array.base is not None else array
+
+
+def as_labels(labels, count: int, where: str) -> np.ndarray:
+    """Class numbers as int64 [count].
+
+    Raises:
+        DataError: not integers (whole-numbered floats are refused, too), not one label per row,
+            or a negative label.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "ui":
+        raise DataError(
+            f"{where}: labels have dtype {labels.dtype}; class numbers are integers >= 0 "
+            "(labels.astype('int64') if they are whole numbers)"
+        )
+    if labels.ndim != 1:
+        raise DataError(
+            f"{where}: labels have shape {labels.shape}; one number per row is needed: "
+            "labels.reshape(-1) for a column, labels.argmax(axis=-1) for one-hot rows"
+        )
+    if len(labels) != count:
+        raise DataError(f"{where}: {len(labels)} labels for {count} rows; one per row is needed")
+    if count and labels.min() < 0:
+        raise DataError(
+            f"{where}: {np.count_nonzero(labels < 0)} labels are negative, "
+            f"{_at((int(np.argmax(labels < 0)),), labels)}; class numbers start at 0"
+        )
+    if count and labels.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{where}: label {labels.max()} exceeds 64 bits; number the classes anew")
+    return np.ascontiguousarray(labels, dtype=np.int64)
+
+
+def _row_hashes(array: np.ndarray) -> np.ndarray:
+    """One uint64 per row: a weighted sum of the row's mixed 8-byte words, modulo 2**64."""
+    bytes_per_row = array[0].nbytes
+    words = -(-bytes_per_row // 8)
+    weights = np.random.Philox(key=words).random_raw(words) | np.uint64(1)
+    hashes = np.empty(len(array), np.uint64)
+    for block in row_blocks(array):
+        rows = np.ascontiguousarray(array[block]).view(np.uint8).reshape(-1, bytes_per_row)
+        padded = np.zeros((len(rows), words * 8), np.uint8)
+        padded[:, :bytes_per_row] = rows
+        mixed = padded.view(np.uint64)
+        # Without this, words that differ in their highest bits only would cancel in the sum.
+        mixed ^= mixed >> np.uint64(29)
+        hashes[block] = (mixed * weights).sum(axis=1, dtype=np.uint64)
+    return hashes
+
+
+def count_shared_rows(first: np.ndarray, second: np.ndarray) -> int:
+    """How many rows of `second` occur, bit for bit, among the rows of `first`."""
+    if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
+        return 0
+    known = _row_hashes(first)
+    order = np.argsort(known, kind="stable")
+    asked = _row_hashes(second)
+    place = np.minimum(np.searchsorted(known, asked, sorter=order), len(known) - 1)
+    candidates = np.flatnonzero(known[order[place]] == asked)
+    return sum(np.array_equal(first[order[place[row]]], second[row]) for row in candidates)
+
+
+def count_constant_rows(array: np.ndarray) -> int:
+    """How many rows hold one and the same value everywhere (blank images)."""
+    count = 0
+    for block in row_blocks(array):
+        rows = array[block].reshape(len(array[block]), -1)
+        count += int(np.count_nonzero((rows == rows[:, :1]).all(axis=1)))
+    return count

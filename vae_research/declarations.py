@@ -1,0 +1,159 @@
+"""Objects that are declared by their settings: loss terms and schedules.
+
+A declaration is immutable, compares and prints by its settings, and goes into a saved model as
+plain data. It has no variables: what learns or remembers lives in a Keras layer.
+
+Nothing here imports TensorFlow, so that an experiment file may subclass a loss term or a schedule
+and still have its flags checked before TensorFlow is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """Base of everything that is declared by settings; every subclass is a frozen dataclass.
+
+    Annotated class attributes are settings, given by keyword. Their values are numbers, strings,
+    booleans, `None`, functions, other declarations, or tuples and dictionaries of these.
+
+    Raises:
+        TypeError: a setting is a variable, a layer, a tensor or an array.
+        ValueError: a number is not finite.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # `weight = None` in a subclass means the setting that it inherits; a dataclass would leave
+        # the inherited default in force and ignore the line.
+        own = cls.__dict__.get("__annotations__", {})
+        inherited = {field.name: field.type for field in dataclasses.fields(cls)}
+        missing = {name: inherited[name] for name in inherited.keys() & vars(cls) if name not in own}
+        if missing:
+            cls.__annotations__ = {**own, **missing}
+        # Applied here and not by the author of the subclass: with a forgotten decorator, fields
+        # would silently turn into class attributes.
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_setting(type(self).__name__, field.name, getattr(self, field.name))
+
+    def in_steps(self, steps_per_epoch: int) -> Self:
+        """Returns this declaration with every length in epochs turned into optimizer steps."""
+        changes = {
+            field.name: value.in_steps(steps_per_epoch)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Declaration)
+        }
+        return dataclasses.replace(self, **changes) if changes else self
+
+    def to_config(self) -> dict[str, Any]:
+        """Returns plain data from which `from_config` makes an equal object."""
+        settings = {
+            field.name: _to_plain(getattr(self, field.name)) for field in dataclasses.fields(self)
+        }
+        return {
+            "declaration": type(self).__qualname__,
+            "module": type(self).__module__,
+            "settings": settings,
+        }
+
+
+def from_config(config: Mapping[str, Any]) -> Declaration:
+    """Returns the declaration that `Declaration.to_config` described.
+
+    The class is looked for among those that are defined now; nothing is imported, so that loading
+    a file runs no code that the reader has not imported.
+
+    Raises:
+        ValueError: the class is not defined, or a setting was a plain function.
+    """
+    name, module = config["declaration"], config["module"]
+    candidates = [cls for cls in _subclasses(Declaration) if cls.__qualname__ == name]
+    # A class of a script is `__main__`'s when it is saved and the module's own when it is loaded.
+    # A notebook cell that ran twice leaves two classes of one name: the later one is meant.
+    matching = [cls for cls in candidates if cls.__module__ == module] or candidates
+    if not matching:
+        raise ValueError(
+            f"The saved model uses {name}, which is not defined here. Import the module that "
+            f"defines it (it was {module!r} when the model was saved), then load again."
+        )
+    settings = {key: _from_plain(name, key, value) for key, value in config["settings"].items()}
+    return matching[-1](**settings)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?` where a known name is near, otherwise an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def snake_case(name: str) -> str:
+    """Returns a class name as words with underscores, for example `capacity_kl`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _subclasses(cls: type) -> Iterable[type]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _check_setting(owner: str, name: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{owner}.{name} is {value}; it must be a finite number.")
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            _check_setting(owner, name, item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _check_setting(owner, name, item)
+    elif not isinstance(value, (bool, int, float, str, type(None), Declaration)) and (
+        not isinstance(value, Callable) or _belongs_to_keras(value)
+    ):
+        raise TypeError(
+            f"{owner}.{name} is a {type(value).__name__}. The settings of a loss term or schedule "
+            "are plain values: numbers, strings, schedules. Variables and layers live in a module "
+            "of the model; tensors are read by naming them as parameters."
+        )
+
+
+def _belongs_to_keras(value: Any) -> bool:
+    packages = {cls.__module__.partition(".")[0] for cls in type(value).__mro__}
+    return bool(packages & {"keras", "tensorflow"})
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Declaration):
+        return value.to_config()
+    if isinstance(value, (tuple, list)):
+        return {"tuple": [_to_plain(item) for item in value]}
+    if isinstance(value, Mapping):
+        return {"mapping": {key: _to_plain(item) for key, item in value.items()}}
+    if isinstance(value, Callable):
+        return {"function": value.__qualname__ if hasattr(value, "__qualname__") else repr(value)}
+    return value
+
+
+def _from_plain(owner: str, name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if "declaration" in value:
+        return from_config(value)
+    if "tuple" in value:
+        return tuple(_from_plain(owner, name, item) for item in value["tuple"])
+    if "mapping" in value:
+        return {key: _from_plain(owner, name, item) for key, item in value["mapping"].items()}
+    raise ValueError(
+        f"{owner}.{name} was the function {value['function']!r} when the model was saved, and a "
+        "function is not data. Write it as a subclass of Schedule, or load the weights into a "
+        "model that you build in code."
+    )

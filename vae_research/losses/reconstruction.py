@@ -1,0 +1,146 @@
+"""Likelihoods p(x|z): what the decoder's output means, and how far it is from the data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+from vae_research import probability
+from vae_research.losses.term import Likelihood
+
+
+class Bernoulli(Likelihood):
+    """Independent Bernoulli pixels, from logits; the binary cross-entropy, summed over pixels.
+
+    Reads `targets` `[rows, ...]` in [0, 1] and `logits` of the same shape. For values between 0
+    and 1 the cross-entropy is no normalised likelihood, and `note` says so.
+    Kingma and Welling 2014 (arXiv:1312.6114), appendix C.1.
+    """
+
+    support: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def log_likelihood(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Returns `log p(targets | logits)`, `[rows]`, nats."""
+        _check_shapes(self, targets, logits=logits)
+        return probability.sum_over_event(probability.bernoulli_log_density(targets, logits))
+
+    def mean(self, logits: tf.Tensor) -> tf.Tensor:
+        """Returns the probability of a one."""
+        return tf.sigmoid(tf.cast(logits, tf.float32))
+
+    def note(self, grey_values: bool) -> str | None:
+        """Says that grey values have no Bernoulli likelihood."""
+        if not grey_values:
+            return None
+        return (
+            "Bernoulli on grey values is not a normalised likelihood: do not compare these figures "
+            "with those of binarised data (--binarize=dynamic) or of another likelihood."
+        )
+
+
+class ContinuousBernoulli(Likelihood):
+    """Independent continuous Bernoulli pixels on [0, 1]: the Bernoulli with its missing constant.
+
+    Reads `targets` `[rows, ...]` in [0, 1] and `logits` of the same shape.
+    Loaiza-Ganem and Cunningham 2019 (arXiv:1907.06845).
+    """
+
+    support: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def log_likelihood(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Returns `log p(targets | logits)`, `[rows]`, nats (a density: it may be positive)."""
+        _check_shapes(self, targets, logits=logits)
+        density = probability.continuous_bernoulli_log_density(targets, logits)
+        return probability.sum_over_event(density)
+
+    def mean(self, logits: tf.Tensor) -> tf.Tensor:
+        """Returns the mean, which is not the sigmoid of the logits."""
+        return probability.continuous_bernoulli_mean(logits)
+
+
+class Gaussian(Likelihood):
+    """Independent normal values around the decoder's output, with one fixed standard deviation.
+
+    Reads `targets` `[rows, ...]` and `x_mean` of the same shape. The value is the squared error
+    over `2 * standard_deviation**2`, plus the constant that makes it a density.
+    """
+
+    standard_deviation: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "standard_deviation")
+
+    def log_likelihood(self, targets: tf.Tensor, x_mean: tf.Tensor) -> tf.Tensor:
+        """Returns `log N(targets; x_mean, standard_deviation^2)`, `[rows]`, nats."""
+        _check_shapes(self, targets, x_mean=x_mean)
+        log_var = 2.0 * math.log(self.standard_deviation)
+        return probability.sum_over_event(probability.normal_log_density(targets, x_mean, log_var))
+
+    def mean(self, x_mean: tf.Tensor) -> tf.Tensor:
+        """Returns `x_mean`."""
+        return tf.cast(x_mean, tf.float32)
+
+
+class GaussianWithVariance(Likelihood):
+    """Independent normal values whose mean and logarithm of variance the decoder writes.
+
+    Reads `targets` `[rows, ...]`, `x_mean` of the same shape, and `x_log_var` of the same shape or
+    one that broadcasts to it (a shared variance). An unbounded variance lets the likelihood of a
+    constant pixel grow without end: the heads of our networks bound it.
+    """
+
+    def log_likelihood(
+        self, targets: tf.Tensor, x_mean: tf.Tensor, x_log_var: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns `log N(targets; x_mean, exp(x_log_var))`, `[rows]`, nats."""
+        _check_shapes(self, targets, x_mean=x_mean)
+        density = probability.normal_log_density(targets, x_mean, x_log_var)
+        return probability.sum_over_event(density)
+
+    def mean(self, x_mean: tf.Tensor) -> tf.Tensor:
+        """Returns `x_mean`."""
+        return tf.cast(x_mean, tf.float32)
+
+
+class Laplace(Likelihood):
+    """Independent Laplace values around the decoder's output, with one fixed scale.
+
+    Reads `targets` `[rows, ...]` and `x_mean` of the same shape. The value is the absolute error
+    over `scale`, plus the constant that makes it a density.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "scale")
+
+    def log_likelihood(self, targets: tf.Tensor, x_mean: tf.Tensor) -> tf.Tensor:
+        """Returns `log Laplace(targets; x_mean, scale)`, `[rows]`, nats."""
+        _check_shapes(self, targets, x_mean=x_mean)
+        density = probability.laplace_log_density(targets, x_mean, math.log(self.scale))
+        return probability.sum_over_event(density)
+
+    def mean(self, x_mean: tf.Tensor) -> tf.Tensor:
+        """Returns `x_mean`."""
+        return tf.cast(x_mean, tf.float32)
+
+
+def _check_positive(term: Likelihood, setting: str) -> None:
+    value = getattr(term, setting)
+    if value <= 0:
+        raise ValueError(f"{type(term).__name__}.{setting} must be positive, got {value}.")
+
+
+def _check_shapes(term: Likelihood, targets: tf.Tensor, **parameters: Any) -> None:
+    """A decoder of another shape would broadcast, and give a number that means nothing."""
+    for name, value in parameters.items():
+        if not targets.shape.is_compatible_with(value.shape):
+            raise ValueError(
+                f"Loss term {term.label!r} compares targets of shape {targets.shape} with {name!r} "
+                f"of shape {value.shape}; they must have the same shape. The decoder writes "
+                f"{name!r}."
+            )

@@ -1,0 +1,158 @@
+"""What a loss term is. TensorFlow is imported only when a term is evaluated."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vae_research.declarations import Declaration, snake_case
+from vae_research.schedules import Schedule
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+class LossTerm(Declaration):
+    """One term of the objective: reads named tensors, returns nats per example, unweighted.
+
+    A subclass annotates its settings and writes `per_example`, whose parameters are the names of
+    the tensors that it reads. It has no variables and imports no model.
+
+    >>> class SecondMoment(LossTerm):
+    ...     '''Squared length of the posterior mean.'''
+    ...
+    ...     def per_example(self, z_mean):
+    ...         return (z_mean**2)[:, 0]
+    >>> SecondMoment(weight=0.5).label
+    'second_moment'
+
+    Settings:
+        weight: a number, a `Schedule` of the optimizer step, or `None` for a term that is watched
+            and never differentiated.
+        name: how it is called in logs and TensorBoard; by default the class name in small letters.
+        rename: `{"kl": "kl_top"}` reads `kl_top` where `per_example` says `kl`.
+
+    `batch_statistic = True` in the class says that the term is a statistic of the whole batch: it
+    then returns a scalar instead of one value per example.
+    """
+
+    batch_statistic: ClassVar[bool] = False
+    default_name: ClassVar[str | None] = None
+
+    weight: float | Schedule | Callable[[Any], Any] | None = 1.0
+    name: str | None = None
+    rename: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[A-Za-z0-9_.\-]+", self.label):
+            raise ValueError(
+                f"{self.label!r} cannot be the name of a loss term: it becomes a TensorBoard tag "
+                "and a key of metrics.jsonl. Use letters, digits, '_', '-' and '.'."
+            )
+
+    @property
+    def label(self) -> str:
+        """The name in logs, in TensorBoard and in messages."""
+        return self.name or type(self).default_name or snake_case(type(self).__name__)
+
+    def reads(self) -> set[str]:
+        """Returns the names of the tensors that this term reads."""
+        from vae_research.tensors import declared_names
+
+        rename = self.rename or {}
+        return {rename.get(name, name) for name in declared_names(self._reader())}
+
+    def _reader(self) -> Callable[..., Any]:
+        return self.per_example
+
+    def per_example(self, *tensors: tf.Tensor) -> tf.Tensor:
+        """Returns `[rows]`, nats, summed over event axes (a scalar for a batch statistic)."""
+        raise TypeError(
+            f"{type(self).__name__} must define per_example(self, ...), whose parameters name the "
+            "tensors that it reads."
+        )
+
+    def __call__(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the unweighted values, float32, `[rows]` or a scalar.
+
+        Args:
+            tensors: the named tensors of a forward pass.
+
+        Raises:
+            ValueError: a tensor is missing, or the result has another shape.
+        """
+        return self._checked(self._apply(self._reader(), tensors))
+
+    def _apply(self, method: Callable[..., Any], tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        from vae_research.tensors import bind
+
+        reader = f"loss term {self.label!r}"
+        return method(**bind(reader, method, tensors, rename=self.rename))
+
+    def _checked(self, values: Any) -> tf.Tensor:
+        import tensorflow as tf
+
+        values = tf.cast(values, tf.float32)
+        if values.shape.rank == (0 if self.batch_statistic else 1):
+            return values
+        if self.batch_statistic:
+            wanted = "a scalar, since batch_statistic is True"
+        else:
+            wanted = "one value per example, [rows] (sum_over_event adds up the other axes)"
+        raise ValueError(
+            f"Loss term {self.label!r} returned shape {values.shape}; it must return {wanted}."
+        )
+
+
+class Likelihood(LossTerm):
+    """The term that owns the likelihood p(x|z): its value is the negative log-likelihood.
+
+    A subclass writes `log_likelihood` and `mean`. Exactly one term of a model is a likelihood.
+    """
+
+    default_name: ClassVar[str | None] = "reconstruction"
+    support: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    """Smallest and largest value that the data may have."""
+
+    def log_likelihood(self, *tensors: tf.Tensor) -> tf.Tensor:
+        """Returns `[rows]`, nats, normalised on `support` unless `note` says otherwise."""
+        raise TypeError(f"{type(self).__name__} must define log_likelihood(self, targets, ...).")
+
+    def mean(self, *tensors: tf.Tensor) -> tf.Tensor:
+        """Returns the mean of p(x|z), in data space, shaped as the targets."""
+        raise TypeError(f"{type(self).__name__} must define mean(self, ...) of its parameters.")
+
+    def note(self, grey_values: bool) -> str | None:
+        """Returns what has to be said beside figures of this likelihood, if anything.
+
+        Args:
+            grey_values: whether the data have values other than 0 and 1.
+        """
+        return None
+
+    def _reader(self) -> Callable[..., Any]:
+        return self.log_likelihood
+
+    def __call__(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns `-log p(x|z)`, `[rows]`, nats."""
+        _check_targets(self.label, tensors)
+        return -super().__call__(tensors)
+
+    def reconstruction(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the mean of p(x|z), in data space."""
+        return self._apply(self.mean, tensors)
+
+
+def _check_targets(label: str, tensors: Mapping[str, tf.Tensor]) -> None:
+    """Labels given as Keras' `y` are the usual mistake: `fit(images, labels)`."""
+    if "targets" in tensors and "inputs" in tensors:
+        targets, inputs = tensors["targets"].shape, tensors["inputs"].shape
+        if targets.rank is not None and inputs.rank is not None and targets.rank != inputs.rank:
+            raise ValueError(
+                f"Loss term {label!r} reconstructs 'targets' (Keras' y), which have shape "
+                f"{targets}; the inputs have shape {inputs}. Leave y out to reconstruct the "
+                "inputs. Labels go into a dictionary: fit({'inputs': x, 'labels': y})."
+            )

@@ -1,0 +1,415 @@
+"""The variational autoencoder: a Keras model with its own training step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from vae_research.declarations import from_config
+from vae_research.losses.term import LossTerm
+from vae_research.objective import LossReport, Objective
+from vae_research.tensors import SCALARS, Tensors, bind, call_module
+
+# What a stateless key is for, in the upper bits of its second word; the position is in the lower.
+_TRAINING, _EVALUATION = 0, 1
+_POSITION_BITS, _REPLICA_BITS = 40, 16
+
+
+@keras.saving.register_keras_serializable(package="vae_research")
+class VAE(keras.Model):
+    """Encoder, bottleneck, decoder and loss terms, trained by `compile` and `fit`.
+
+    Args:
+        encoder: any Keras network that writes what the bottleneck reads, usually `z_mean` and
+            `z_log_var`; `named` gives names to outputs that have none.
+        bottleneck: a `Bottleneck`; it owns posterior and prior and writes `z`.
+        decoder: any Keras network from `z` to the parameters of the likelihood.
+        terms: the loss terms, exactly one of them a `Likelihood`.
+        modules: further networks that run after the decoder, in order.
+        num_samples: samples of z for each example, K.
+        importance_weighted: train the importance-weighted bound of the K samples.
+        seed: of all noise of this model, 0 to 2**32 - 1. Initial weights have Keras' seed.
+
+    Raises:
+        ValueError: the terms do not make an objective; see `Objective`.
+
+    >>> from vae_research import dense_decoder, dense_encoder, GaussianBottleneck
+    >>> from vae_research import Bernoulli, KLDivergence
+    >>> vae = VAE(
+    ...     dense_encoder([28, 28, 1], 2),
+    ...     GaussianBottleneck(2),
+    ...     dense_decoder([28, 28, 1], 2),
+    ...     [Bernoulli(), KLDivergence()],
+    ... )
+    >>> vae.sample(3).shape.as_list()
+    [3, 28, 28, 1]
+    """
+
+    def __init__(
+        self,
+        encoder: keras.layers.Layer,
+        bottleneck: keras.layers.Layer,
+        decoder: keras.layers.Layer,
+        terms: Iterable[LossTerm],
+        *,
+        modules: Sequence[keras.layers.Layer] = (),
+        num_samples: int = 1,
+        importance_weighted: bool = False,
+        seed: int = 0,
+        name: str = "vae",
+    ) -> None:
+        super().__init__(name=name, dtype="float32")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}.")
+        self.encoder = encoder
+        self.bottleneck = bottleneck
+        self.decoder = decoder
+        self.further_modules = list(modules)
+        self.seed = seed
+        self._declared_objective = Objective(
+            terms, num_samples=num_samples, importance_weighted=importance_weighted
+        )
+        self.objective = self._declared_objective
+        self.steps_per_epoch: int | None = None
+        self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
+        labels = [term.label for term in self.objective.terms]
+        names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
+        scheduled = [label for label, found in self.objective.schedules().items() if found]
+        names |= dict.fromkeys(f"contribution/{label}" for label in scheduled)
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
+        # Which of the trackers this model has values for is known once a step has been traced.
+        self._reported = ["loss", *labels]
+
+    # The forward pass.
+
+    def forward(
+        self,
+        data: tf.Tensor | Mapping[str, tf.Tensor],
+        *,
+        training: bool = False,
+        seed: tf.Tensor | None = None,
+    ) -> Tensors:
+        """Returns the named tensors of a forward pass; `vae_research.tensors` lists the names.
+
+        Args:
+            data: `[batch, ...]`, or a dictionary with `inputs` and names of your own.
+            training: passed to the networks.
+            seed: a stateless key, `[2]` int64; by default that of the first evaluated batch.
+        """
+        tensors = self._start(data, seed)
+        call_module("encoder", self.encoder, tensors, training=training, only_input="inputs")
+        if self.objective.num_samples > 1:
+            for key in tensors.keys() - set(SCALARS):
+                # The K rows of one example are adjacent: Objective reshapes to [batch, K].
+                tensors[key] = tf.repeat(tensors[key], self.objective.num_samples, axis=0)
+        call_module("bottleneck", self.bottleneck, tensors, training=training)
+        self._run_decoder(tensors, training=training)
+        return tensors
+
+    def _start(self, data: Any, seed: tf.Tensor | None = None) -> Tensors:
+        data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
+        data = {name: tf.convert_to_tensor(value) for name, value in data.items()}
+        if "inputs" not in data:
+            raise ValueError(f"The data have no 'inputs'; got {', '.join(sorted(data))}.")
+        self._input_specs = {
+            name: (tuple(value.shape[1:]), value.dtype.name) for name, value in data.items()
+        }
+        data.setdefault("targets", data["inputs"])
+        if seed is None:
+            seed = self._key(_EVALUATION, 0)
+        return Tensors(data | {"step": tf.cast(self._step(), tf.float32), "seed": seed})
+
+    def _run_decoder(self, tensors: Tensors, *, training: bool) -> None:
+        call_module("decoder", self.decoder, tensors, training=training, only_input="z")
+        for index, module in enumerate(self.further_modules):
+            call_module(f"module {index}", module, tensors, training=training)
+        # Every variable exists from here on. Keras asks before it saves, and after it loads.
+        self.built = True
+
+    def _step(self) -> tf.Tensor | int:
+        optimizer = getattr(self, "optimizer", None)  # Keras sets the attribute in compile()
+        return 0 if optimizer is None else tf.convert_to_tensor(optimizer.iterations)
+
+    def _key(self, purpose: int, position: tf.Tensor | int) -> tf.Tensor:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        place = purpose << (_POSITION_BITS + _REPLICA_BITS)
+        offset = tf.cast(replica, tf.int64) * 2**_POSITION_BITS + place
+        return tf.stack([tf.constant(self.seed, tf.int64), tf.cast(position, tf.int64) + offset])
+
+    # What a user asks of a model.
+
+    def encode(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns what the encoder writes, usually `z_mean` and `z_log_var` `[batch, latent]`."""
+        tensors = self._start(data)
+        given = set(tensors)
+        self._encoded(tensors)
+        return {name: tensor for name, tensor in tensors.items() if name not in given}
+
+    def _encoded(self, tensors: Tensors) -> Tensors:
+        call_module("encoder", self.encoder, tensors, training=False, only_input="inputs")
+        return tensors
+
+    def decode(self, z: tf.Tensor, **tensors: tf.Tensor) -> tf.Tensor:
+        """Returns the mean of p(x|z) in data space, `[rows, ...]`.
+
+        Args:
+            z: `[rows, latent]`.
+            tensors: further named tensors that decoder or modules read, for example `labels`.
+        """
+        start = {"step": tf.cast(self._step(), tf.float32), "seed": self._key(_EVALUATION, 0)}
+        return self._decoded(Tensors(start | {"z": tf.convert_to_tensor(z)} | tensors))
+
+    def _decoded(self, tensors: Tensors) -> tf.Tensor:
+        self._run_decoder(tensors, training=False)
+        return self.objective.likelihood.reconstruction(tensors)
+
+    def reconstruct(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the mean of p(x|z) for the code without noise, in data space, as the data."""
+        tensors = self._encoded(self._start(data))
+        center = self.bottleneck.center
+        tensors.write("bottleneck", {"z": center(**bind("bottleneck", center, tensors))})
+        return self._decoded(tensors)
+
+    def sample(self, count: int, *, seed: int = 0, **tensors: tf.Tensor) -> tf.Tensor:
+        """Returns `[count, ...]`: the means of p(x|z) for codes from the prior.
+
+        Args:
+            count: number of samples.
+            seed: the same seed gives the same codes.
+            tensors: as for `decode`.
+
+        Raises:
+            ValueError: the bottleneck has no prior.
+        """
+        return self.decode(self.bottleneck.sample_prior(count, tf.constant([seed, 0])), **tensors)
+
+    def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
+        """Returns `reconstruct(inputs)`, which is also what `predict` gives."""
+        return self.reconstruct(inputs)
+
+    # Training and evaluation.
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: Any = None,
+        metrics: Any = None,
+        loss_weights: Any = None,
+        weighted_metrics: Any = None,
+        jit_compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Keras' `compile`, without a loss: the loss is the model's own terms.
+
+        `jit_compile` is False unless asked for: what "auto" means changes from host to host, and
+        XLA makes convolutions slower on a CPU.
+
+        Raises:
+            ValueError: a loss, metric or loss weight is given.
+        """
+        given = {
+            "loss": loss,
+            "metrics": metrics,
+            "loss_weights": loss_weights,
+            "weighted_metrics": weighted_metrics,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"compile({name}=...) is not for a VAE: its loss and figures are its terms. "
+                    "Add a LossTerm to VAE(terms=[...]); with weight=None it is only watched."
+                )
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as the saved model was, and makes the optimizer's slots to be filled."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is."""
+        lengths = _ScheduleLengths(kwargs.get("initial_epoch", 0))
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(lengths)
+        elif isinstance(callbacks, keras.callbacks.Callback):
+            callbacks = [lengths, callbacks]
+        else:
+            callbacks = [lengths, *(callbacks or [])]
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def set_steps_per_epoch(self, steps_per_epoch: int) -> None:
+        """Says how many optimizer steps an epoch has, for schedules that count in epochs."""
+        if steps_per_epoch == self.steps_per_epoch:
+            return
+        self.steps_per_epoch = steps_per_epoch
+        before = self.objective.terms
+        self.objective = self._declared_objective.in_steps(steps_per_epoch)
+        if self.objective.terms != before:
+            # The compiled steps have the old lengths in them.
+            for make in ("train", "test"):
+                if getattr(self, f"{make}_function") is not None:
+                    getattr(self, f"make_{make}_function")(force=True)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One optimizer step on a batch; returns the running means of this epoch."""
+        data, sample_weight = _unpack(data)
+        with tf.GradientTape() as tape:
+            report = self._report(data, self._key(_TRAINING, self.optimizer.iterations), True)
+            loss = tf.reduce_mean(_weighted(report.surrogate, sample_weight))
+            loss_to_differentiate = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(loss_to_differentiate, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return self._record(report, sample_weight)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """The same figures without training. Every evaluation sees the same noise."""
+        data, sample_weight = _unpack(data)
+        # Keras resets the trackers when an evaluation begins: their count is the position in it.
+        key = self._key(_EVALUATION, self._trackers["loss"].count)
+        return self._record(self._report(data, key, False), sample_weight)
+
+    def _report(self, data: Any, seed: tf.Tensor, training: bool) -> LossReport:
+        tensors = self.forward(data, training=training, seed=seed)
+        # Losses of layers: regularisers, and what layers passed to add_loss in this forward pass.
+        return self.objective(tensors, regularization=self.losses)
+
+    def _record(self, report: LossReport, sample_weight: tf.Tensor | None) -> dict[str, tf.Tensor]:
+        # The loss is weighted as it is trained; other figures describe the data as they are.
+        figures = {"loss": _weighted(report.bound, sample_weight)}
+        if report.elbo is not None:
+            figures["elbo"] = report.elbo
+        figures |= report.values
+        for name, value in report.contributions.items():
+            if f"contribution/{name}" in self._trackers:
+                figures[f"contribution/{name}"] = value
+        count = tf.shape(report.bound)[0]
+        for name, values in figures.items():
+            # A vector has its own count; the scalar of a batch counts for all of its examples.
+            weight = count if values.shape.rank == 0 else None
+            self._trackers[name].update_state(values, sample_weight=weight)
+        self._reported = [name for name in self._trackers if name in figures]
+        return self.get_metrics_result()
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The running means that appear in the logs, and the metrics of layers."""
+        ours = {id(tracker) for tracker in (*self._trackers.values(), self._loss_tracker)}
+        others = [metric for metric in super().metrics if id(metric) not in ours]
+        return [self._trackers[name] for name in self._reported] + others
+
+    # Saving and loading.
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `from_config` needs; Keras saves it with the weights."""
+        networks = {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in (
+                ("encoder", self.encoder),
+                ("bottleneck", self.bottleneck),
+                ("decoder", self.decoder),
+                ("modules", list(self.further_modules)),
+            )
+        }
+        return networks | {
+            "terms": [term.to_config() for term in self._declared_objective.terms],
+            "num_samples": self._declared_objective.num_samples,
+            "importance_weighted": self._declared_objective.importance_weighted,
+            "seed": self.seed,
+            "name": self.name,
+            "steps_per_epoch": self.steps_per_epoch,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> VAE:
+        """Returns the model that `get_config` described.
+
+        Raises:
+            ValueError: a term's class is not imported, or a schedule was a plain function.
+        """
+        config = dict(config)
+        terms = [from_config(term) for term in config.pop("terms")]
+        steps_per_epoch = config.pop("steps_per_epoch")
+        networks = {
+            name: keras.saving.deserialize_keras_object(config.pop(name))
+            for name in ("encoder", "bottleneck", "decoder", "modules")
+        }
+        model = cls(terms=terms, **networks, **config)
+        if steps_per_epoch is not None:
+            model.set_steps_per_epoch(steps_per_epoch)
+        return model
+
+    def get_build_config(self) -> dict[str, Any]:
+        """Returns shapes and types of the data, so that a loaded model has all its variables."""
+        return {"data": {name: list(spec) for name, spec in self._input_specs.items()}}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Makes every variable by a forward pass over zeros, before weights are loaded."""
+        if config["data"]:
+            self({name: tf.zeros([1, *shape], dtype) for name, (shape, dtype) in config["data"].items()})
+
+
+class _ScheduleLengths(keras.callbacks.Callback):
+    """Tells the schedules how long an epoch is, and the user when a schedule is longer than that.
+
+    Args:
+        initial_epoch: what `fit` was given.
+    """
+
+    def __init__(self, initial_epoch: int) -> None:
+        super().__init__()
+        self.initial_epoch = initial_epoch
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        steps, epochs = self.params["steps"], self.params["epochs"]
+        if steps is None:
+            return
+        self.model.set_steps_per_epoch(steps)
+        end = int(self.model.optimizer.iterations) + steps * (epochs - self.initial_epoch)
+        for label, schedules in self.model.objective.schedules().items():
+            for schedule in schedules:
+                settled = schedule.settled_at()
+                if settled is not None and settled > end:
+                    warnings.warn(
+                        f"Loss term {label!r}: {schedule!r} settles at step {settled}, and training "
+                        f"ends at step {end} ({epochs} epochs of {steps} steps): it never gets "
+                        "there. Shorten it or train longer.",
+                        stacklevel=2,
+                    )
+
+
+def _unpack(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
+    """Returns named tensors and weights from what Keras hands to a step."""
+    inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    tensors = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
+    if targets is not None:
+        if "targets" in tensors:
+            raise ValueError("Targets are given twice, as y and as 'targets' in the dictionary.")
+        tensors["targets"] = targets
+    return tensors, sample_weight
+
+
+def _weighted(values: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.Tensor:
+    if sample_weight is None:
+        return values
+    sample_weight = tf.cast(sample_weight, values.dtype)
+    if sample_weight.shape.rank not in (None, 1):
+        raise ValueError(
+            f"sample_weight has shape {sample_weight.shape}; a VAE takes one weight per example, "
+            "[batch]."
+        )
+    return values * sample_weight

@@ -1,0 +1,114 @@
+"""Convolutional encoders and decoders for images of any size and number of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+
+from vae_research.networks.heads import check_sizes, dense_heads, heads
+
+
+def convolutional_encoder(
+    input_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    filters: Sequence[int] = (32, 64),
+    hidden_units: Sequence[int] = (),
+    kernel_size: int = 3,
+    activation: str = "relu",
+    outputs: Sequence[str] = ("z_mean", "z_log_var"),
+    name: str = "encoder",
+) -> keras.Model:
+    """Returns a functional Keras model from `inputs` to `[batch, latent_dim]` heads.
+
+    Args:
+        input_shape: `(height, width, channels)` in pixels.
+        latent_dim: number of latent dimensions.
+        filters: channels of the convolutions, each of which halves height and width (rounded up).
+        hidden_units: sizes of the dense layers behind the convolutions.
+        kernel_size: height and width of a kernel, pixels.
+        activation: Keras name of the non-linearity.
+        outputs: names of the heads; `("z_mean",)` for a plain autoencoder.
+        name: name of the model.
+
+    Raises:
+        ValueError: a size is no positive integer, or the shape is not that of an image.
+    """
+    _check_image(input_shape)
+    check_sizes(latent_dim=latent_dim, filters=filters, hidden_units=hidden_units)
+    inputs = keras.Input(tuple(input_shape), name="inputs")
+    features = inputs
+    for channels in filters:
+        features = keras.layers.Conv2D(
+            channels, kernel_size, strides=2, padding="same", activation=activation
+        )(features)
+    features = keras.layers.Flatten()(features)
+    for units in hidden_units:
+        features = keras.layers.Dense(units, activation=activation)(features)
+    return keras.Model(inputs, dense_heads(outputs, [latent_dim], features), name=name)
+
+
+def convolutional_decoder(
+    output_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    filters: Sequence[int] = (64, 32),
+    hidden_units: Sequence[int] = (),
+    kernel_size: int = 3,
+    activation: str = "relu",
+    outputs: Sequence[str] = ("logits",),
+    name: str = "decoder",
+) -> keras.Model:
+    """Returns a functional Keras model from `z` to `[batch, height, width, channels]` heads.
+
+    It starts from the smallest grid that reaches the image by doubling and crops what is over.
+
+    Args:
+        output_shape: `(height, width, channels)` in pixels.
+        latent_dim: number of latent dimensions.
+        filters: channels of the transposed convolutions, each of which doubles height and width.
+        hidden_units: sizes of the dense layers in front of the convolutions.
+        kernel_size: height and width of a kernel, pixels.
+        activation: Keras name of the non-linearity.
+        outputs: names of the heads: the parameters of the likelihood.
+        name: name of the model.
+
+    Raises:
+        ValueError: a size is no positive integer, or the shape is not that of an image.
+    """
+    _check_image(output_shape)
+    check_sizes(latent_dim=latent_dim, filters=filters, hidden_units=hidden_units)
+    height, width, image_channels = output_shape
+    stride = 2 ** len(filters)
+    grid = -(-height // stride), -(-width // stride), filters[0]
+    z = keras.Input((latent_dim,), name="z")
+    features = z
+    for units in (*hidden_units, grid[0] * grid[1] * grid[2]):
+        features = keras.layers.Dense(units, activation=activation)(features)
+    features = keras.layers.Reshape(grid)(features)
+    for channels in filters:
+        features = keras.layers.Conv2DTranspose(
+            channels, kernel_size, strides=2, padding="same", activation=activation
+        )(features)
+    surplus = grid[0] * stride - height, grid[1] * stride - width
+    if any(surplus):
+        edges = tuple((extra // 2, extra - extra // 2) for extra in surplus)
+        features = keras.layers.Cropping2D(edges)(features)
+    images = heads(
+        outputs,
+        lambda head: keras.layers.Conv2D(
+            image_channels, kernel_size, padding="same", dtype="float32", name=head
+        ),
+        features,
+    )
+    return keras.Model(z, images, name=name)
+
+
+def _check_image(shape: Sequence[int]) -> None:
+    if len(shape) != 3:
+        raise ValueError(
+            "A convolutional network needs the shape of an image, (height, width, channels); got "
+            f"{tuple(shape)}. Use a dense network for vectors."
+        )
+    check_sizes(shape=tuple(shape))

@@ -1,0 +1,69 @@
+"""Fully connected encoders and decoders, for vectors and for images taken as vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+
+from vae_research.networks.heads import check_sizes, dense_heads
+
+
+def dense_encoder(
+    input_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    hidden_units: Sequence[int] = (500,),
+    activation: str = "relu",
+    outputs: Sequence[str] = ("z_mean", "z_log_var"),
+    name: str = "encoder",
+) -> keras.Model:
+    """Returns a functional Keras model from `inputs` to `[batch, latent_dim]` heads.
+
+    Args:
+        input_shape: shape of one example, of any rank; it is flattened.
+        latent_dim: number of latent dimensions.
+        hidden_units: sizes of the hidden layers, from the input on.
+        activation: Keras name of the hidden layers' non-linearity.
+        outputs: names of the heads; `("z_mean",)` for a plain autoencoder.
+        name: name of the model.
+
+    Raises:
+        ValueError: a size is no positive integer.
+    """
+    check_sizes(input_shape=tuple(input_shape), latent_dim=latent_dim, hidden_units=hidden_units)
+    inputs = keras.Input(tuple(input_shape), name="inputs")
+    features = keras.layers.Flatten()(inputs) if len(input_shape) > 1 else inputs
+    for units in hidden_units:
+        features = keras.layers.Dense(units, activation=activation)(features)
+    return keras.Model(inputs, dense_heads(outputs, [latent_dim], features), name=name)
+
+
+def dense_decoder(
+    output_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    hidden_units: Sequence[int] = (500,),
+    activation: str = "relu",
+    outputs: Sequence[str] = ("logits",),
+    name: str = "decoder",
+) -> keras.Model:
+    """Returns a functional Keras model from `z` to `[batch, *output_shape]` heads.
+
+    Args:
+        output_shape: shape of one example, of any rank.
+        latent_dim: number of latent dimensions.
+        hidden_units: sizes of the hidden layers, from z on.
+        activation: Keras name of the hidden layers' non-linearity.
+        outputs: names of the heads: the parameters of the likelihood.
+        name: name of the model.
+
+    Raises:
+        ValueError: a size is no positive integer.
+    """
+    check_sizes(output_shape=tuple(output_shape), latent_dim=latent_dim, hidden_units=hidden_units)
+    z = keras.Input((latent_dim,), name="z")
+    features = z
+    for units in hidden_units:
+        features = keras.layers.Dense(units, activation=activation)(features)
+    return keras.Model(z, dense_heads(outputs, tuple(output_shape), features), name=name)

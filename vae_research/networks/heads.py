@@ -1,0 +1,63 @@
+"""The last layers of encoders and decoders: one linear head for each name that is written.
+
+Built from Keras' own layers alone, so that a saved network loads without this package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+# exp(20) is 5e8: far beyond any variance of use, far below the overflow of float32 at exp(88).
+LOG_VAR_BOUND = 20.0
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raises ValueError unless every size is a positive integer, or a sequence of them."""
+    for name, value in sizes.items():
+        values = value if isinstance(value, Sequence) else [value]
+        for item in values:
+            if isinstance(item, bool) or not isinstance(item, int) or item < 1:
+                raise ValueError(f"{name} must be integers >= 1, got {value!r}.")
+
+
+def heads(
+    names: Sequence[str], make: Callable[[str], keras.layers.Layer], features: Any
+) -> dict[str, Any]:
+    """Returns one output by name; those called `..._log_var` are softly bounded.
+
+    `bound * tanh(value / bound)` follows the value where variances are of use, and can neither
+    overflow in `exp` nor lose its gradient at once as a hard clip does.
+
+    Args:
+        names: what to write.
+        make: a name to the linear layer that computes it; the layer must be float32.
+        features: the Keras tensor that the heads read.
+    """
+    outputs = {}
+    for name in names:
+        output = make(name)(features)
+        if name.endswith("log_var"):
+            scale = keras.layers.Rescaling(1.0 / LOG_VAR_BOUND, dtype="float32")
+            squash = keras.layers.Activation("tanh", dtype="float32")
+            restore = keras.layers.Rescaling(
+                LOG_VAR_BOUND, dtype="float32", name=f"{name}_bounded"
+            )
+            output = restore(squash(scale(output)))
+        outputs[name] = output
+    return outputs
+
+
+def dense_heads(names: Sequence[str], shape: Sequence[int], features: Any) -> dict[str, Any]:
+    """Returns linear heads of a given event shape over a vector of features."""
+    flat = heads(
+        names,
+        lambda name: keras.layers.Dense(math.prod(shape), dtype="float32", name=name),
+        features,
+    )
+    if len(shape) == 1:
+        return flat
+    return {name: keras.layers.Reshape(shape, dtype="float32")(flat[name]) for name in names}

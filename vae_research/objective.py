@@ -1,0 +1,217 @@
+"""The objective: weighs loss terms, joins the samples of an example, reports every part apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+import tensorflow as tf
+
+from vae_research.losses.term import Likelihood, LossTerm
+from vae_research.probability import log_mean_exp, sum_over_event
+from vae_research.schedules import Schedule, value_at
+from vae_research.tensors import Tensors
+
+# Names in the logs that no term may take.
+RESERVED_NAMES = ("loss", "elbo", "regularization")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossReport:
+    """What the objective says of a batch. Everything is in nats and float32.
+
+    Attributes:
+        bound: `[batch]`, what is reported as loss.
+        surrogate: `[batch]`, what is differentiated; the same tensor unless an estimator needs
+            another.
+        values: unweighted values by name, `[batch]` or a scalar, joined over samples by the mean.
+        weights: weights by name, scalars; terms that are only watched have none.
+        elbo: `[batch]`, log-likelihood minus KL divergence whatever is trained, or None where
+            there is no likelihood or no posterior.
+    """
+
+    bound: tf.Tensor
+    surrogate: tf.Tensor
+    values: dict[str, tf.Tensor]
+    weights: dict[str, tf.Tensor]
+    elbo: tf.Tensor | None
+
+    @property
+    def contributions(self) -> dict[str, tf.Tensor]:
+        """Weight times value by name, for the terms that are trained."""
+        return {name: weight * self.values[name] for name, weight in self.weights.items()}
+
+
+class Objective:
+    """A list of loss terms, and how the samples of one example are joined.
+
+    Args:
+        terms: the loss terms, exactly one of them a `Likelihood`.
+        num_samples: samples of z for each example, K.
+        importance_weighted: train the importance-weighted bound (Burda et al. 2016,
+            arXiv:1509.00519, equation 8) instead of the mean over samples.
+
+    Raises:
+        ValueError: no likelihood or several, two terms of one name, a name that is reserved, or a
+            term that cannot be part of an importance-weighted bound.
+        TypeError: an element of `terms` is no loss term.
+    """
+
+    def __init__(
+        self,
+        terms: Iterable[LossTerm],
+        *,
+        num_samples: int = 1,
+        importance_weighted: bool = False,
+    ) -> None:
+        self.terms = tuple(terms)
+        self.num_samples = num_samples
+        self.importance_weighted = importance_weighted
+        self._check()
+        self.likelihood = next(term for term in self.terms if isinstance(term, Likelihood))
+        if importance_weighted:
+            self._check_importance_weighting()
+
+    def _check(self) -> None:
+        for term in self.terms:
+            if not isinstance(term, LossTerm):
+                raise TypeError(f"{term!r} is not a LossTerm. Subclass LossTerm, or make one of it.")
+        if isinstance(self.num_samples, bool) or self.num_samples != int(self.num_samples):
+            raise ValueError(f"num_samples must be an integer, got {self.num_samples!r}.")
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}.")
+        labels = [term.label for term in self.terms]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(
+                    f"Two loss terms are called {label!r}: {', '.join(labels)}. Remove one, or "
+                    "give it another name: Term(name='...')."
+                )
+            if label in RESERVED_NAMES:
+                raise ValueError(f"No loss term may be called {label!r}: the logs use that name.")
+        likelihoods = [term.label for term in self.terms if isinstance(term, Likelihood)]
+        if len(likelihoods) != 1:
+            found = ", ".join(likelihoods) or "none"
+            raise ValueError(
+                "Exactly one loss term must be a likelihood, for example Bernoulli() or "
+                f"Gaussian(); got {found} among the terms {', '.join(labels) or '(none)'}."
+            )
+
+    def in_steps(self, steps_per_epoch: int) -> Self:
+        """Returns the objective with all lengths in epochs turned into optimizer steps."""
+        return type(self)(
+            [term.in_steps(steps_per_epoch) for term in self.terms],
+            num_samples=self.num_samples,
+            importance_weighted=self.importance_weighted,
+        )
+
+    def schedules(self) -> dict[str, list[Schedule]]:
+        """Returns the schedules of each term by its name: its weight and its settings."""
+        return {
+            term.label: [
+                value
+                for field in dataclasses.fields(term)
+                if isinstance(value := getattr(term, field.name), Schedule)
+            ]
+            for term in self.terms
+        }
+
+    def weights(self, step: int | tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the weights of the trained terms at an optimizer step, by name."""
+        return {
+            term.label: value_at(term.weight, step)
+            for term in self.terms
+            if term.weight is not None
+        }
+
+    def effective_beta(self, step: int | tf.Tensor) -> float | None:
+        """Returns the weight of the KL divergence over that of the likelihood, at a step.
+
+        None where no term called `kl` is trained, or the likelihood has no weight.
+        """
+        weights = self.weights(step)
+        likelihood = float(weights.get(self.likelihood.label, 0.0))
+        return float(weights["kl"]) / likelihood if "kl" in weights and likelihood else None
+
+    def __call__(
+        self, tensors: Tensors, regularization: Iterable[tf.Tensor] = ()
+    ) -> LossReport:
+        """Returns the report of a batch.
+
+        Args:
+            tensors: the forward pass; after the encoder, `num_samples` rows for each example.
+            regularization: scalars that layers added, counted as a term of weight 1.
+        """
+        rows = {term.label: term(tensors) for term in self.terms}
+        weights = self.weights(tensors["step"])
+        elbo = None
+        if (divergence := _divergence(tensors)) is not None:
+            elbo = self._mean_over_samples(-rows[self.likelihood.label] - divergence)
+            # Where no term has the name, the divergence that is part of the ELBO is shown by it.
+            rows.setdefault("kl", divergence)
+        values = {name: self._mean_over_samples(value) for name, value in rows.items()}
+        if self.importance_weighted:
+            bound = self._importance_weighted_bound(rows, weights)
+            outside = [name for name in weights if name not in self._inside_importance_weight()]
+        else:
+            bound = tf.zeros_like(values[self.likelihood.label])
+            outside = list(weights)
+        for name in outside:
+            bound += weights[name] * values[name]
+        if regularization := list(regularization):
+            values["regularization"] = tf.add_n([tf.cast(x, tf.float32) for x in regularization])
+            weights["regularization"] = tf.constant(1.0)
+            bound += values["regularization"]
+        return LossReport(bound, bound, values, weights, elbo)
+
+    def _mean_over_samples(self, values: tf.Tensor) -> tf.Tensor:
+        if values.shape.rank == 0 or self.num_samples == 1:
+            return values
+        return tf.reduce_mean(tf.reshape(values, [-1, self.num_samples]), axis=1)
+
+    def _importance_weighted_bound(
+        self, rows: Mapping[str, tf.Tensor], weights: Mapping[str, tf.Tensor]
+    ) -> tf.Tensor:
+        # log w = log p(x|z) + log p(z) - log q(z|x), one row for each sample.
+        log_weight = -sum(weights[name] * rows[name] for name in self._inside_importance_weight())
+        return -log_mean_exp(tf.reshape(log_weight, [-1, self.num_samples]), axis=1)
+
+    def _inside_importance_weight(self) -> list[str]:
+        return [
+            term.label
+            for term in self.terms
+            if term.weight is not None
+            and (term is self.likelihood or {"log_posterior", "log_prior"} & term.reads())
+        ]
+
+    def _check_importance_weighting(self) -> None:
+        trained = [term for term in self.terms if term.weight is not None]
+        for term in trained:
+            if "kl" in term.reads():
+                raise ValueError(
+                    f"Loss term {term.label!r} ({type(term).__name__}) reads the closed-form 'kl', "
+                    "which cannot be part of an importance-weighted bound: its mean over z is "
+                    "already taken, and the result would not be a bound of log p(x). Use "
+                    "MonteCarloKL(), or watch the term with weight=None."
+                )
+            if term.batch_statistic:
+                raise ValueError(
+                    f"Loss term {term.label!r} is a statistic of the whole batch, and an "
+                    "importance weight belongs to one example. Watch the term with weight=None, "
+                    "or train without importance_weighted=True."
+                )
+        if len(self._inside_importance_weight()) < 2:
+            raise ValueError(
+                "An importance-weighted bound needs log q(z|x) - log p(z): add MonteCarloKL() to "
+                f"the terms {', '.join(term.label for term in self.terms)}."
+            )
+
+
+def _divergence(tensors: Tensors) -> tf.Tensor | None:
+    """Returns `[rows]`: the KL divergence in the ELBO, in closed form where there is one."""
+    if "kl" in tensors:
+        return sum_over_event(tensors.read("ELBO", "kl"))
+    if "log_posterior" in tensors and "log_prior" in tensors:
+        return tensors.read("ELBO", "log_posterior") - tensors.read("ELBO", "log_prior")
+    return None

@@ -1,0 +1,138 @@
+"""Pure mathematics of the objective: log-densities, KL divergences, sums and means of them.
+
+Everything is in nats, element by element, without reduction, unless a name says otherwise.
+Arguments are cast to float32: sums over hundreds of dimensions lose their meaning in 16 bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+LOG_TWO_PI = math.log(2.0 * math.pi)
+
+
+def sum_over_event(values: tf.Tensor) -> tf.Tensor:
+    """Returns `[rows]`: the sum over all axes but the first.
+
+    >>> sum_over_event(tf.ones([2, 3, 4])).numpy().tolist()
+    [12.0, 12.0]
+    """
+    values = _float32(values)
+    return tf.reduce_sum(values, axis=list(range(1, values.shape.rank)))
+
+
+def log_mean_exp(values: tf.Tensor, axis: int) -> tf.Tensor:
+    """Returns `log(mean(exp(values)))` along `axis`, without overflow.
+
+    >>> float(log_mean_exp(tf.constant([1000.0, 1000.0]), axis=0))
+    1000.0
+    """
+    count = tf.cast(tf.shape(values)[axis], values.dtype)
+    return tf.reduce_logsumexp(values, axis=axis) - tf.math.log(count)
+
+
+@tf.custom_gradient
+def _bernoulli_log_density(targets: tf.Tensor, logits: tf.Tensor):
+    # log p = x * l - log(1 + e^l). softplus(-|l|) keeps the exponential below one.
+    softplus = tf.maximum(logits, 0.0) + tf.math.log1p(tf.exp(-tf.abs(logits)))
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return upstream * logits, upstream * (targets - tf.sigmoid(logits))
+
+    return targets * logits - softplus, gradient
+
+
+def bernoulli_log_density(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns `log Bernoulli(targets; sigmoid(logits))`, finite for every finite logit.
+
+    The gradient is written out as `targets - sigmoid(logits)`: it does not vanish where a wrong
+    prediction saturates, costs one operation, and has one consumer of the logits, so that its
+    sum has one order.
+
+    Args:
+        targets: in [0, 1]; a probability only where they are 0 or 1.
+        logits: same shape, `log(p / (1 - p))`.
+    """
+    return _bernoulli_log_density(_float32(targets), _float32(logits))
+
+
+def continuous_bernoulli_log_normaliser(logits: tf.Tensor) -> tf.Tensor:
+    """Returns `log C`, the logarithm of the continuous Bernoulli's normalising constant.
+
+    In logits, `C = logits / tanh(logits / 2)`, with the limit 2 at zero. Below |logits| = 1 a
+    series takes over, because the quotient loses its digits there.
+    Loaiza-Ganem and Cunningham 2019 (arXiv:1907.06845), equation 8.
+    """
+    logits = _float32(logits)
+    size = tf.abs(logits)
+    near = size < 1.0
+    half_squared = tf.square(tf.where(near, logits, 0.0) / 2.0)
+    # log(x / tanh x) = x^2/3 - 7x^4/90 + 62x^6/2835 - 127x^8/18900 + ...
+    series = half_squared * (
+        1 / 3 - half_squared * (7 / 90 - half_squared * (62 / 2835 - half_squared * 127 / 18900))
+    )
+    far = tf.where(near, 1.0, size)  # a harmless value where the other branch is taken
+    quotient = tf.math.log(far) - tf.math.log(tf.tanh(far / 2.0))
+    return tf.where(near, math.log(2.0) + series, quotient)
+
+
+def continuous_bernoulli_log_density(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns the log-density of the continuous Bernoulli on [0, 1] (arXiv:1907.06845)."""
+    return bernoulli_log_density(targets, logits) + continuous_bernoulli_log_normaliser(logits)
+
+
+def continuous_bernoulli_mean(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the mean of the continuous Bernoulli, `1 / (1 - exp(-logits)) - 1 / logits`."""
+    logits = _float32(logits)
+    near = tf.abs(logits) < 0.5
+    small = tf.where(near, logits, 0.0)
+    series = 0.5 + small / 12.0 - small**3 / 720.0 + small**5 / 30240.0
+    far = tf.where(near, 1.0, logits)
+    # expm1 overflows to infinity for very negative logits, and the quotient is then -0: its limit.
+    return tf.where(near, series, -1.0 / tf.math.expm1(-far) - 1.0 / far)
+
+
+def normal_log_density(values: tf.Tensor, mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
+    """Returns `log N(values; mean, exp(log_var))`."""
+    values, mean, log_var = _float32(values), _float32(mean), _float32(log_var)
+    return -0.5 * (tf.square(values - mean) * tf.exp(-log_var) + log_var + LOG_TWO_PI)
+
+
+def standard_normal_log_density(values: tf.Tensor) -> tf.Tensor:
+    """Returns `log N(values; 0, 1)`."""
+    return -0.5 * (tf.square(_float32(values)) + LOG_TWO_PI)
+
+
+def laplace_log_density(values: tf.Tensor, mean: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """Returns `log Laplace(values; mean, exp(log_scale))`."""
+    values, mean, log_scale = _float32(values), _float32(mean), _float32(log_scale)
+    return -tf.abs(values - mean) * tf.exp(-log_scale) - log_scale - math.log(2.0)
+
+
+@tf.custom_gradient
+def _normal_kl_divergence(mean: tf.Tensor, log_var: tf.Tensor):
+    # expm1(v) - v keeps the small values that exp(v) - 1 - v rounds away.
+    excess = tf.math.expm1(log_var)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return upstream * mean, upstream * 0.5 * tf.math.expm1(log_var)
+
+    return 0.5 * (tf.square(mean) + excess - log_var), gradient
+
+
+def normal_kl_divergence(mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
+    """Returns `KL(N(mean, exp(log_var)) || N(0, 1))` per dimension.
+
+    Kingma and Welling 2014 (arXiv:1312.6114), appendix B, written so that divergences near zero
+    keep their digits.
+
+    >>> float(normal_kl_divergence(tf.constant(1.0), tf.constant(0.0)))
+    0.5
+    """
+    return _normal_kl_divergence(_float32(mean), _float32(log_var))
+
+
+def _float32(values: tf.Tensor) -> tf.Tensor:
+    return tf.cast(values, tf.float32)

@@ -1,0 +1,190 @@
+"""Schedules: pure functions from the optimizer step to a number, for weights of loss terms.
+
+A Python number that a callback changes is frozen into the compiled training step; a function of
+the step is not. Lengths are given in `steps` or in `epochs`; `fit` turns epochs into steps.
+
+TensorFlow is imported where it is used: an experiment file may subclass `Schedule` and still have
+its flags checked before TensorFlow is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+from vae_research.declarations import Declaration
+
+
+class Schedule(Declaration):
+    """Base of all schedules. A subclass declares its settings and writes `__call__`.
+
+    >>> class HalfLife(Schedule):
+    ...     '''Halves every `steps` optimizer steps.'''
+    ...     steps: int = 1000
+    ...
+    ...     def __call__(self, step):
+    ...         return 0.5 ** (step / self.steps)
+    >>> float(value_at(HalfLife(), 2000))
+    0.25
+    """
+
+    def __call__(self, step: Any) -> Any:
+        """Returns the value at `step`, a float32 scalar tensor (optimizer steps, from 0)."""
+        raise TypeError(f"{type(self).__name__} must define __call__(self, step).")
+
+    def settled_at(self) -> int | None:
+        """Returns the step from which the value no longer changes, or None if there is none."""
+        return None
+
+
+class _Timed(Schedule):
+    """A schedule with one length, given either in optimizer steps or in epochs."""
+
+    steps: int | None = None
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"{type(self).__name__} takes its length as steps=... or as epochs=..., one of "
+                f"the two; got steps={self.steps}, epochs={self.epochs}."
+            )
+        length = self.steps if self.epochs is None else self.epochs
+        if length <= 0:
+            raise ValueError(f"The length of {type(self).__name__} must be positive, got {length}.")
+
+    def in_steps(self, steps_per_epoch: int) -> Self:
+        """Returns this schedule with its length in optimizer steps (at least one)."""
+        if self.epochs is None:
+            return self
+        steps = max(1, round(self.epochs * steps_per_epoch))
+        return dataclasses.replace(self, steps=steps, epochs=None)
+
+    def fraction(self, step: Any) -> Any:
+        """Returns the elapsed lengths: 0 at step 0, 1 after one length, 1.5 after one and a half.
+
+        Raises:
+            ValueError: the length is in epochs and nobody has said how many steps an epoch has.
+        """
+        if self.steps is None:
+            raise ValueError(
+                f"{self!r} counts in epochs, and the number of steps in an epoch is not known "
+                "yet. `fit` sets it where the data have a length; otherwise give steps=..., or "
+                "call in_steps(steps_per_epoch)."
+            )
+        return step / self.steps
+
+
+class Constant(Schedule):
+    """The same value at every step."""
+
+    value: float = 1.0
+
+    def __call__(self, step: Any) -> Any:
+        """Returns `value`."""
+        return step * 0.0 + self.value
+
+    def settled_at(self) -> int:
+        """Returns 0."""
+        return 0
+
+
+class _Ramp(_Timed):
+    """Goes from `start` to `peak` in one length and stays there."""
+
+    start: float = 0.0
+    peak: float = 1.0
+
+    def settled_at(self) -> int | None:
+        """Returns the step at which `peak` is reached."""
+        return self.steps
+
+
+class LinearWarmup(_Ramp):
+    """Rises in a straight line from `start` to `peak` over `steps` (or `epochs`), then stays.
+
+    Sønderby et al. 2016 (arXiv:1602.02282), section 2.3; Bowman et al. 2016 (arXiv:1511.06349).
+
+    >>> float(value_at(LinearWarmup(peak=4.0, steps=100), 25))
+    1.0
+    """
+
+    def __call__(self, step: Any) -> Any:
+        """Returns `start + (peak - start) * min(step / steps, 1)`."""
+        import tensorflow as tf
+
+        return self.start + (self.peak - self.start) * tf.minimum(self.fraction(step), 1.0)
+
+
+class Cosine(_Ramp):
+    """Goes from `start` to `peak` along half a cosine over `steps` (or `epochs`), then stays.
+
+    The shape of Loshchilov and Hutter 2017 (arXiv:1608.03983), equation 5, without restarts.
+
+    >>> round(float(value_at(Cosine(steps=100), 50)), 6)
+    0.5
+    """
+
+    def __call__(self, step: Any) -> Any:
+        """Returns `start + (peak - start) * (1 - cos(pi * min(step / steps, 1))) / 2`."""
+        import tensorflow as tf
+
+        angle = math.pi * tf.minimum(self.fraction(step), 1.0)
+        return self.start + (self.peak - self.start) * 0.5 * (1.0 - tf.cos(angle))
+
+
+class Cyclical(_Timed):
+    """Linear warm-ups that start again: each cycle of `steps` rises, then holds `peak`.
+
+    `rising` is the fraction of a cycle that is spent on the way from `start` to `peak`. After
+    `cycles` cycles the value stays at `peak`; with `cycles=None` they never end.
+    Fu et al. 2019 (arXiv:1903.10145), equations 6 and 7.
+
+    >>> float(value_at(Cyclical(steps=100, rising=0.5), 125))
+    0.5
+    """
+
+    start: float = 0.0
+    peak: float = 1.0
+    rising: float = 0.5
+    cycles: int | None = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.rising <= 1.0:
+            raise ValueError(f"Cyclical.rising must lie in (0, 1], got {self.rising}.")
+        if self.cycles is not None and self.cycles < 1:
+            raise ValueError(f"Cyclical.cycles must be at least 1 or None, got {self.cycles}.")
+
+    def __call__(self, step: Any) -> Any:
+        """Returns the value of the running cycle, `peak` after the last one."""
+        import tensorflow as tf
+
+        cycle = self.fraction(step)
+        risen = tf.minimum((cycle % 1.0) / self.rising, 1.0)
+        if self.cycles is not None:
+            risen = tf.where(cycle < self.cycles, risen, 1.0)
+        return self.start + (self.peak - self.start) * risen
+
+    def settled_at(self) -> int | None:
+        """Returns the step at which the last cycle has risen, None without a last cycle."""
+        if self.steps is None or self.cycles is None:
+            return None
+        return math.ceil(self.steps * (self.cycles - 1 + self.rising))
+
+
+def value_at(value: float | Schedule | Callable[[Any], Any], step: Any) -> Any:
+    """Returns a number, or the value of a schedule at `step`, as a float32 scalar tensor.
+
+    Args:
+        value: a number, a `Schedule`, or any function of the step.
+        step: scalar, optimizer steps.
+    """
+    import tensorflow as tf
+
+    if callable(value):
+        value = value(tf.cast(step, tf.float32))
+    return tf.cast(value, tf.float32)

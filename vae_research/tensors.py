@@ -1,0 +1,255 @@
+"""The vocabulary of a forward pass, and how a reader gets the tensors that it names.
+
+A forward pass is a dictionary of named tensors: modules write, loss terms and later modules read,
+nothing overwrites. The names that every part of the package agrees on:
+
+| name | shape | written by |
+| --- | --- | --- |
+| `step` | scalar, float32, optimizer steps (0 when not compiled) | model |
+| `seed` | `[2]`, int64: a stateless key of the reader's own | model |
+| `inputs` | `[batch, ...]` | data |
+| `targets` | as `inputs` unless given (Keras' `y`): what is reconstructed | data |
+| `labels`, own names | `[batch, ...]` | data given as a dictionary |
+| `z_mean`, `z_log_var` | `[batch, latent]` | encoder |
+| `z` | `[rows, latent]` | bottleneck |
+| `log_posterior`, `log_prior` | `[rows]`, nats | bottleneck |
+| `kl` | `[rows, latent]`, nats | bottleneck with a closed form |
+| `logits`; `x_mean`, `x_log_var` | as `targets` | decoder |
+| `reconstruction` | as `targets`, in data space | the likelihood's mean |
+
+With K samples a batch, every tensor after the encoder has `rows = K * batch` rows, the K samples
+of one example next to each other.
+"""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from vae_research.declarations import did_you_mean
+
+# Names without a row for every example: never repeated, never counted as data.
+SCALARS = ("step", "seed")
+
+
+class Tensors(dict[str, tf.Tensor]):
+    """The named tensors of one forward pass. A name is written once."""
+
+    def write(self, writer: str, tensors: Mapping[str, tf.Tensor]) -> None:
+        """Adds what `writer` computed.
+
+        Raises:
+            ValueError: a name is there already.
+        """
+        taken = sorted(set(tensors) & set(self))
+        if taken:
+            raise ValueError(
+                f"The {writer} writes {', '.join(map(repr, taken))}, which the forward pass has "
+                f"already: {', '.join(sorted(self))}. Give its output a name of its own, for "
+                "example with named(network, ...)."
+            )
+        self.update(tensors)
+
+    def read(self, reader: str, name: str) -> tf.Tensor:
+        """Returns the tensor `name` for one reader; `seed` is a key that only this reader has.
+
+        Raises:
+            ValueError: nothing of that name was written; the message lists what was.
+        """
+        if name not in self:
+            raise ValueError(
+                f"The {reader} reads {name!r}, but the forward pass wrote "
+                f"{', '.join(sorted(self))}.{did_you_mean(name, self)}"
+            )
+        if name == "seed":
+            return fold_in(self["seed"], reader)
+        # Each reader taps the tap of the reader before it. Every tensor then has at most two
+        # consumers, so that its gradient is a sum of two numbers, which has only one order. A sum
+        # of three may come out in another order at another run.
+        self[name] = tf.identity(self[name])
+        return self[name]
+
+
+def fold_in(seed: tf.Tensor, purpose: str) -> tf.Tensor:
+    """Returns a stateless key for one purpose, `[2]` int64, from the key of a step."""
+    # The run's seed is below 2^32: the purpose has the upper half of the first word to itself.
+    offset = (zlib.crc32(purpose.encode()) >> 1) << 32
+    return tf.stack([seed[0] + offset, seed[1]])
+
+
+def declared_names(function: Callable[..., Any]) -> list[str]:
+    """Returns the names that a method reads: its parameters.
+
+    Raises:
+        TypeError: a parameter has a default value, or is `*args` or `**kwargs`.
+    """
+    names = []
+    for parameter in inspect.signature(function).parameters.values():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if variadic or parameter.default is not parameter.empty:
+            raise TypeError(
+                f"{function.__qualname__} has the parameter '{parameter}'. Its parameters name "
+                "the tensors that it reads, all of them needed; settings are annotated fields of "
+                "the class."
+            )
+        names.append(parameter.name)
+    return names
+
+
+def bind(
+    reader: str,
+    function: Callable[..., Any],
+    tensors: Mapping[str, tf.Tensor],
+    *,
+    rename: Mapping[str, str] | None = None,
+    only_input: str | None = None,
+) -> dict[str, tf.Tensor]:
+    """Returns the tensors that a reader asks for, by its own parameter names.
+
+    A method asks by its parameters, a functional Keras model by the names of its inputs, any other
+    Keras layer by the parameters of its `call`.
+
+    Args:
+        reader: what to call it in a message, for example `decoder`; also what its `seed` is for.
+        function: a method, or a Keras layer or model.
+        tensors: what was written so far.
+        rename: from a parameter's name to the name that is read in its place.
+        only_input: what a network with a single input reads when its input has no name that says
+            otherwise. (`inputs` is what Keras calls the argument of any layer.)
+
+    Raises:
+        ValueError: a name was not written.
+        TypeError: the signature does not name tensors.
+    """
+    if not isinstance(tensors, Tensors):
+        tensors = Tensors(tensors)
+    rename = rename or {}
+    names = _network_inputs(function) if isinstance(function, keras.layers.Layer) else None
+    if names is None:
+        names = declared_names(function)
+    elif len(names) == 1 and only_input and (names[0] == "inputs" or names[0] not in tensors):
+        rename = {names[0]: only_input, **rename}
+    return {name: tensors.read(reader, rename.get(name, name)) for name in names}
+
+
+def _network_inputs(network: keras.layers.Layer) -> list[str]:
+    if isinstance(network, Named):
+        return list(network.reads) if network.reads else _network_inputs(network.network)
+    if isinstance(network, keras.Sequential):
+        return ["inputs"]
+    if isinstance(network, keras.Model) and _is_functional(network):
+        return [tensor.name for tensor in network.inputs]
+    parameters = inspect.signature(network.call).parameters.values()
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.name not in ("training", "mask") and parameter.default is parameter.empty
+    ]
+
+
+def _is_functional(network: keras.Model) -> bool:
+    # keras.Model(inputs, outputs) makes an instance of a class that Keras does not export.
+    return any(cls.__name__ == "Functional" for cls in type(network).__mro__)
+
+
+def call_module(
+    role: str,
+    module: keras.layers.Layer,
+    tensors: Tensors,
+    *,
+    training: bool,
+    only_input: str | None = None,
+) -> None:
+    """Runs a module on the tensors that it names and writes what it returns.
+
+    Raises:
+        ValueError: a name is missing or taken.
+        TypeError: the module returned tensors without names.
+    """
+    arguments = bind(role, module, tensors, only_input=only_input)
+    network = module.network if isinstance(module, Named) else module
+    if isinstance(network, keras.Model) and _is_functional(network):
+        values = list(arguments.values())
+        outputs = module(
+            keras.tree.pack_sequence_as(network.input, values) if len(values) > 1 else values[0],
+            training=training,
+        )
+    else:
+        outputs = module(*arguments.values(), training=training)
+    if not isinstance(outputs, Mapping):
+        count = len(outputs) if isinstance(outputs, (tuple, list)) else 1
+        raise TypeError(
+            f"The {role} {module.name!r} returned {count} tensor{'s' * (count > 1)} without "
+            "names. Return a dictionary, or name them in their order: "
+            "named(network, 'z_mean', 'z_log_var') for an encoder, named(network, 'logits') for a "
+            "decoder."
+        )
+    tensors.write(role, outputs)
+
+
+@keras.saving.register_keras_serializable(package="vae_research")
+class Named(keras.Model):
+    """A network whose outputs have names; see `named`."""
+
+    def __init__(
+        self,
+        network: keras.layers.Layer,
+        outputs: list[str | None],
+        reads: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+        self.outputs_in_order = list(outputs)
+        self.reads = list(reads) if reads else None
+
+    def call(self, *tensors: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the network's outputs by name."""
+        values = self.network(*tensors, training=training)
+        names = self.outputs_in_order
+        if not isinstance(values, (tuple, list)):
+            values = [values] if len(names) == 1 else tf.split(values, len(names), axis=-1)
+        if len(values) != len(names):
+            raise ValueError(
+                f"{self.network.name!r} returns {len(values)} tensors, and named() was given "
+                f"{len(names)} names: {', '.join(map(repr, names))}. Give one name for each, None "
+                "for one that nobody reads."
+            )
+        return {name: value for name, value in zip(names, values, strict=True) if name}
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `from_config` needs."""
+        return {
+            "name": self.name,
+            "network": keras.saving.serialize_keras_object(self.network),
+            "outputs": self.outputs_in_order,
+            "reads": self.reads,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Named:
+        """Returns the network that `get_config` described."""
+        network = keras.saving.deserialize_keras_object(config.pop("network"))
+        return cls(network, **config)
+
+
+def named(
+    network: keras.layers.Layer, *outputs: str | None, reads: list[str] | None = None
+) -> Named:
+    """Gives names to the outputs of a network, in their order.
+
+    A network that returns one tensor and is given several names is split along its last axis into
+    equal parts: `named(sequential, "z_mean", "z_log_var")` for a last layer of `2 * latent_dim`
+    units. `None` drops an output that nobody reads.
+
+    Args:
+        network: any Keras layer or model; it stays as it is, as `.network`.
+        outputs: one name for each output.
+        reads: names of the tensors that are its inputs, where its own do not say so.
+    """
+    return Named(network, list(outputs), reads, name=f"named_{network.name}")
