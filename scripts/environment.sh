@@ -123,9 +123,6 @@ record_origin() {
 install_package() {
     local extra extras log="$venv/install.log" code=0
     extras="$(IFS=, && echo "$*")"
-    for extra in "$venv"/installed_*; do
-        is_installed "${extra##*/installed_}" || rm -f -- "$extra"
-    done
 
     echo "unfinished" >"$lock"
     (cd -- "$checkout" && exec "$venv/bin/python" -m pip install --disable-pip-version-check \

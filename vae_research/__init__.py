@@ -7,6 +7,7 @@ TensorFlow is imported.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -43,6 +44,17 @@ _MODULES = {
     "convolutional_encoder": "networks.convolutional",
     "convolutional_decoder": "networks.convolutional",
     "ProbabilitiesToLogits": "networks.adapters",
+    "Data": "data",
+    "DataError": "data",
+    "load_data": "data",
+    "evaluate": "evaluation",
+    "Figure": "evaluation",
+    "Scalars": "callbacks.scalars",
+    "Latents": "callbacks.latents",
+    "Pictures": "callbacks.pictures",
+    "MetricsFile": "callbacks.records",
+    "Console": "callbacks.console",
+    "load_run": "runs.loading",
     "log_mean_exp": "probability",
     "sum_over_event": "probability",
 }
@@ -58,3 +70,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
+
+
+if "keras" in sys.modules or "tensorflow" in sys.modules:
+    # Nothing is saved by waiting, and keras.models.load_model finds only what has been imported.
+    for _module in sorted(set(_MODULES.values())):
+        importlib.import_module(f"{__name__}.{_module}")

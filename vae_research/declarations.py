@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Declaration:
     """Base of everything that is declared by settings; every subclass is a frozen dataclass.
 
@@ -40,11 +41,20 @@ class Declaration:
             cls.__annotations__ = {**own, **missing}
         # Applied here and not by the author of the subclass: with a forgotten decorator, fields
         # would silently turn into class attributes.
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_setting(type(self).__name__, field.name, getattr(self, field.name))
+
+    def __repr__(self) -> str:
+        """Returns the call that makes an equal object: settings that differ from their default."""
+        settings = [
+            f"{field.name}={value!r}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return f"{type(self).__name__}({', '.join(settings)})"
 
     def in_steps(self, steps_per_epoch: int) -> Self:
         """Returns this declaration with every length in epochs turned into optimizer steps."""
@@ -70,13 +80,14 @@ class Declaration:
 def from_config(config: Mapping[str, Any]) -> Declaration:
     """Returns the declaration that `Declaration.to_config` described.
 
-    The class is looked for among those that are defined now; nothing is imported, so that loading
-    a file runs no code that the reader has not imported.
+    The class is looked for among those of this package and those that are defined now; nothing
+    else is imported, so that loading a file runs no code that the reader has not imported.
 
     Raises:
         ValueError: the class is not defined, or a setting was a plain function.
     """
     name, module = config["declaration"], config["module"]
+    import_own_modules(config)
     candidates = [cls for cls in _subclasses(Declaration) if cls.__qualname__ == name]
     # A class of a script is `__main__`'s when it is saved and the module's own when it is loaded.
     # A notebook cell that ran twice leaves two classes of one name: the later one is meant.
@@ -88,6 +99,22 @@ def from_config(config: Mapping[str, Any]) -> Declaration:
         )
     settings = {key: _from_plain(name, key, value) for key, value in config["settings"].items()}
     return matching[-1](**settings)
+
+
+def import_own_modules(config: Any) -> None:
+    """Imports the modules of this package that a saved configuration names, at any depth.
+
+    Names are loaded on first use, and a class that nobody has used yet would not be found.
+    """
+    if isinstance(config, Mapping):
+        module = config.get("module")
+        if isinstance(module, str) and module.startswith(f"{__package__}."):
+            importlib.import_module(module)
+        config = config.values()
+    elif not isinstance(config, (list, tuple)):
+        return
+    for value in config:
+        import_own_modules(value)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from vae_research.declarations import from_config
+from vae_research.declarations import from_config, import_own_modules
 from vae_research.losses.term import LossTerm
 from vae_research.objective import LossReport, Objective
 from vae_research.tensors import SCALARS, Tensors, bind, call_module
@@ -92,6 +92,7 @@ class VAE(keras.Model):
         *,
         training: bool = False,
         seed: tf.Tensor | None = None,
+        num_samples: int | None = None,
     ) -> Tensors:
         """Returns the named tensors of a forward pass; `vae_research.tensors` lists the names.
 
@@ -99,13 +100,15 @@ class VAE(keras.Model):
             data: `[batch, ...]`, or a dictionary with `inputs` and names of your own.
             training: passed to the networks.
             seed: a stateless key, `[2]` int64; by default that of the first evaluated batch.
+            num_samples: samples of z for each example; by default what the model trains with.
         """
+        num_samples = num_samples or self.objective.num_samples
         tensors = self._start(data, seed)
         call_module("encoder", self.encoder, tensors, training=training, only_input="inputs")
-        if self.objective.num_samples > 1:
-            for key in tensors.keys() - set(SCALARS):
+        if num_samples > 1:
+            for name in tensors.keys() - set(SCALARS):
                 # The K rows of one example are adjacent: Objective reshapes to [batch, K].
-                tensors[key] = tf.repeat(tensors[key], self.objective.num_samples, axis=0)
+                tensors[name] = tf.repeat(tensors[name], num_samples, axis=0)
         call_module("bottleneck", self.bottleneck, tensors, training=training)
         self._run_decoder(tensors, training=training)
         return tensors
@@ -120,7 +123,7 @@ class VAE(keras.Model):
         }
         data.setdefault("targets", data["inputs"])
         if seed is None:
-            seed = self._key(_EVALUATION, 0)
+            seed = self.evaluation_key(0)
         return Tensors(data | {"step": tf.cast(self._step(), tf.float32), "seed": seed})
 
     def _run_decoder(self, tensors: Tensors, *, training: bool) -> None:
@@ -139,6 +142,10 @@ class VAE(keras.Model):
         place = purpose << (_POSITION_BITS + _REPLICA_BITS)
         offset = tf.cast(replica, tf.int64) * 2**_POSITION_BITS + place
         return tf.stack([tf.constant(self.seed, tf.int64), tf.cast(position, tf.int64) + offset])
+
+    def evaluation_key(self, position: tf.Tensor | int) -> tf.Tensor:
+        """Returns the stateless key, `[2]`, of the noise at a position of every evaluation."""
+        return self._key(_EVALUATION, position)
 
     # What a user asks of a model.
 
@@ -160,7 +167,7 @@ class VAE(keras.Model):
             z: `[rows, latent]`.
             tensors: further named tensors that decoder or modules read, for example `labels`.
         """
-        start = {"step": tf.cast(self._step(), tf.float32), "seed": self._key(_EVALUATION, 0)}
+        start = {"step": tf.cast(self._step(), tf.float32), "seed": self.evaluation_key(0)}
         return self._decoded(Tensors(start | {"z": tf.convert_to_tensor(z)} | tensors))
 
     def _decoded(self, tensors: Tensors) -> tf.Tensor:
@@ -170,9 +177,16 @@ class VAE(keras.Model):
     def reconstruct(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the mean of p(x|z) for the code without noise, in data space, as the data."""
         tensors = self._encoded(self._start(data))
-        center = self.bottleneck.center
-        tensors.write("bottleneck", {"z": center(**bind("bottleneck", center, tensors))})
+        tensors.write("bottleneck", {"z": self._center(tensors)})
         return self._decoded(tensors)
+
+    def center(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the codes without noise, `[batch, latent]`: posterior means."""
+        return self._center(self._encoded(self._start(data)))
+
+    def _center(self, tensors: Tensors) -> tf.Tensor:
+        center = self.bottleneck.center
+        return center(**bind("bottleneck", center, tensors))
 
     def sample(self, count: int, *, seed: int = 0, **tensors: tf.Tensor) -> tf.Tensor:
         """Returns `[count, ...]`: the means of p(x|z) for codes from the prior.
@@ -192,6 +206,16 @@ class VAE(keras.Model):
         return self.reconstruct(inputs)
 
     # Training and evaluation.
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far, 0 when not compiled."""
+        return int(self._step())
+
+    @property
+    def examples_seen(self) -> int:
+        """Examples since the running means were last reset: since the epoch or evaluation began."""
+        return int(self._trackers["loss"].count)
 
     def compile(
         self,
@@ -280,7 +304,7 @@ class VAE(keras.Model):
         """The same figures without training. Every evaluation sees the same noise."""
         data, sample_weight = _unpack(data)
         # Keras resets the trackers when an evaluation begins: their count is the position in it.
-        key = self._key(_EVALUATION, self._trackers["loss"].count)
+        key = self.evaluation_key(self._trackers["loss"].count)
         return self._record(self._report(data, key, False), sample_weight)
 
     def _report(self, data: Any, seed: tf.Tensor, training: bool) -> LossReport:
@@ -342,6 +366,7 @@ class VAE(keras.Model):
             ValueError: a term's class is not imported, or a schedule was a plain function.
         """
         config = dict(config)
+        import_own_modules(config)
         terms = [from_config(term) for term in config.pop("terms")]
         steps_per_epoch = config.pop("steps_per_epoch")
         networks = {

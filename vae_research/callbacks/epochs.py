@@ -1,0 +1,93 @@
+"""What happened in an epoch: the record that scalars, the metrics file and the screen share."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import keras
+
+_VALIDATION = "val_"
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochRecord:
+    """The figures of one finished epoch.
+
+    Attributes:
+        epoch: epochs finished so far, from 1.
+        epochs: epochs of this training in all.
+        step: optimizer steps so far.
+        seconds: time spent on training steps, without validation.
+        images_per_second: examples trained in that time.
+        learning_rate: of the optimizer, at the end of the epoch.
+        figures: by split, `train` and where there is one `validation`: loss, elbo and every term
+            by name, in nats, means over the examples of the epoch.
+        weights: weights of the trained terms at `step`.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    seconds: float
+    images_per_second: float
+    learning_rate: float
+    figures: dict[str, dict[str, float]]
+    weights: dict[str, float]
+
+
+class EpochCallback(keras.callbacks.Callback):
+    """Base of callbacks that write one record an epoch; a subclass defines `on_record`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started: float | None = None
+        self._seconds = 0.0
+        self._examples = 0
+
+    def on_record(self, record: EpochRecord) -> None:
+        """Called at the end of every epoch."""
+        raise TypeError(f"{type(self).__name__} must define on_record(self, record).")
+
+    def on_training_part_end(self) -> None:
+        """Called when the last training step of an epoch is done, before validation."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Stops the clock: validation is no training time."""
+        self._end_training_part()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Makes the record."""
+        self._end_training_part()
+        optimizer = self.model.optimizer
+        figures: dict[str, dict[str, float]] = {"train": {}, "validation": {}}
+        for name, value in (logs or {}).items():
+            if name != "learning_rate":  # Keras' schedulers put it among the logs
+                split = "validation" if name.startswith(_VALIDATION) else "train"
+                figures[split][name.removeprefix(_VALIDATION)] = float(value)
+        weights = self.model.objective.weights(self.model.step)
+        self.on_record(
+            EpochRecord(
+                epoch=epoch + 1,
+                epochs=self.params.get("epochs", epoch + 1),
+                step=self.model.step,
+                seconds=self._seconds,
+                images_per_second=self._examples / max(self._seconds, 1e-9),
+                learning_rate=float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
+                figures={split: values for split, values in figures.items() if values},
+                weights={name: float(value) for name, value in weights.items()},
+            )
+        )
+
+    def _end_training_part(self) -> None:
+        if self._started is None:  # an evaluation outside of training, or already stopped
+            return
+        self._seconds = time.perf_counter() - self._started
+        self._examples = self.model.examples_seen
+        self._started = None
+        self.on_training_part_end()

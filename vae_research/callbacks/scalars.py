@@ -1,0 +1,105 @@
+"""Scalars of every epoch, and of every so many steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vae_research.callbacks.epochs import EpochCallback, EpochRecord
+from vae_research.callbacks.writers import Summaries
+
+
+class Scalars(EpochCallback):
+    """Writes loss, ELBO, every term with its weight, learning rate and speed to TensorBoard.
+
+    Tags, the same under `train` and `validation` so that their curves overlay: `loss`, `elbo`,
+    `terms/NAME` unweighted, `weight/NAME`, `contribution/NAME` weight times value, all in nats;
+    and for training alone `learning_rate` and `images_per_second`. The x axis is the optimizer
+    step.
+
+    Args:
+        log_dir: the run directory.
+        every_steps: write the training figures every so many optimizer steps, as means over the
+            steps since they were last written. 0 writes at the end of epochs only.
+
+    Raises:
+        ValueError: `every_steps` is negative.
+    """
+
+    def __init__(self, log_dir: str | Path, *, every_steps: int = 0) -> None:
+        super().__init__()
+        if every_steps < 0:
+            raise ValueError(f"every_steps must be 0 or positive, got {every_steps}.")
+        self.every_steps = every_steps
+        self._summaries = Summaries(log_dir)
+        self._written: dict[str, tuple[float, float]] = {}
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Starts the clock and the means of the first interval."""
+        super().on_epoch_begin(epoch, logs)
+        self._written = {}
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes at every interval."""
+        if self.every_steps and self.model.step % self.every_steps == 0:
+            self._write_interval()
+
+    def on_training_part_end(self) -> None:
+        """Writes what is left of the last interval."""
+        if self.every_steps:
+            self._write_interval()
+
+    def on_record(self, record: EpochRecord) -> None:
+        """Writes the figures of both splits at the step that the epoch ended with."""
+        values = {
+            split: tagged(figures, record.weights)
+            for split, figures in record.figures.items()
+            if split != "train" or not self.every_steps  # then written by step, in the same chart
+        }
+        values["train"] = values.get("train", {}) | {
+            "learning_rate": record.learning_rate,
+            "images_per_second": record.images_per_second,
+        }
+        for split, tags in values.items():
+            self._summaries.scalars(split, tags, record.step)
+            self._summaries.flush(split)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes the event files."""
+        self._summaries.close()
+
+    def _write_interval(self) -> None:
+        means = {}
+        for metric in self.model.metrics:
+            total, count = float(metric.total), float(metric.count)
+            last_total, last_count = self._written.get(metric.name, (0.0, 0.0))
+            if count > last_count:
+                means[metric.name] = (total - last_total) / (count - last_count)
+            self._written[metric.name] = total, count
+        step = self.model.step
+        weights = {name: float(value) for name, value in self.model.objective.weights(step).items()}
+        if means:
+            self._summaries.scalars("train", tagged(means, weights), step)
+
+
+def tagged(figures: dict[str, float], weights: dict[str, float]) -> dict[str, float]:
+    """Returns the figures of one split under their TensorBoard tags.
+
+    A contribution that was recorded is kept: where the weight changes with the step it is the mean
+    of the products. Otherwise it is the constant weight times the value.
+
+    >>> tagged({"loss": 3.0, "kl": 1.5}, {"kl": 2.0})
+    {'loss': 3.0, 'terms/kl': 1.5, 'weight/kl': 2.0, 'contribution/kl': 3.0}
+    """
+    weights = weights | {"regularization": 1.0}
+    tags = {}
+    for name, value in figures.items():
+        if name in ("loss", "elbo") or name.startswith("contribution/"):
+            tags[name] = value
+            continue
+        tags[f"terms/{name}"] = value
+        if name in weights:
+            tags[f"weight/{name}"] = weights[name]
+            recorded = figures.get(f"contribution/{name}")
+            tags[f"contribution/{name}"] = weights[name] * value if recorded is None else recorded
+    return tags

@@ -1,0 +1,164 @@
+"""Figures of a trained model on held-out data, each with its standard error and count."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vae_research.model import VAE
+from vae_research.objective import Objective
+
+# Values of one tensor in decoded data space that a call may hold: 8 MB, so that the temporaries of
+# a call stay near the processor, and a convolutional decoder within a few hundred megabytes.
+VALUES_PER_CALL = 2**21
+
+# Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active where the variance of its
+# posterior mean over the data is above this.
+ACTIVE_VARIANCE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A mean over examples (or a count of units), its standard error, and the number of examples.
+
+    The standard error is None where one example says nothing about spread.
+    """
+
+    value: float
+    standard_error: float | None
+    count: int
+
+    @classmethod
+    def mean_of(cls, values: np.ndarray) -> Figure:
+        """Returns the mean of `[count]` values with the standard error of that mean."""
+        values = np.asarray(values, np.float64)
+        spread = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+        return cls(float(values.mean()), spread, len(values))
+
+
+def evaluate(
+    model: VAE,
+    data: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    num_samples: int = 200,
+    jit_compile: bool = False,
+    verbose: int = 0,
+) -> dict[str, Figure]:
+    """Returns the figures of `data`, in nats per example unless the name says otherwise.
+
+    - `elbo`: log-likelihood minus KL divergence, mean over `num_samples` samples of z.
+    - `negative_log_likelihood`: the importance-weighted estimate of -log p(x) from the same
+      samples. It is an upper bound in expectation, tighter with more samples. Burda et al. 2016
+      (arXiv:1509.00519), equation 8.
+    - `reconstruction` and `kl`: the two parts of the ELBO.
+    - `active_units`: latent dimensions whose posterior mean varies over the data by more than 0.01.
+
+    A model without a posterior has the reconstruction alone.
+
+    Args:
+        model: a VAE whose variables exist.
+        data: `[count, ...]` scaled as in training, or a dictionary of such arrays.
+        num_samples: samples of z for each example.
+        jit_compile: compile with XLA.
+        verbose: 1 shows a progress bar.
+
+    Raises:
+        ValueError: `num_samples` is below 1, or there are no data.
+    """
+    data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
+    count = len(data["inputs"])
+    if num_samples < 1 or count < 1:
+        raise ValueError(
+            f"evaluate needs at least one sample and one example; got num_samples={num_samples} "
+            f"and {count} examples."
+        )
+    rows = max(1, VALUES_PER_CALL // math.prod(data["inputs"].shape[1:]))
+    samples = _parts(num_samples, at_most=rows)
+    examples = max(1, rows // max(samples))
+    call = _compiled_pass(model, jit_compile)
+    bar = keras.utils.Progbar(count, verbose=verbose, unit_name="example")
+    batches = []
+    for start in range(0, count, examples):
+        batch = {name: tf.constant(values[start : start + examples]) for name, values in data.items()}
+        parts = []
+        for index, size in enumerate(samples):
+            key = model.evaluation_key(start * len(samples) + index)
+            parts.append({name: part.numpy() for name, part in call(batch, key, size).items()})
+        batches.append(_join(parts, samples))
+        bar.update(min(start + examples, count))
+    values = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
+    codes = values.pop("code")
+    figures = {name: Figure.mean_of(part) for name, part in values.items()}
+    return figures | {"active_units": active_units(codes)} if "elbo" in figures else figures
+
+
+def active_units(codes: np.ndarray) -> Figure:
+    """Returns the number of latent dimensions whose posterior mean has a variance above 0.01.
+
+    The standard error treats each dimension's variance as normal, with the standard error
+    `sqrt((m4 - variance^2) / count)` from its fourth central moment m4, and the dimensions as
+    independent: `sqrt(sum p (1 - p))`, where p is the probability of being above the threshold.
+
+    Args:
+        codes: `[count, latent]` posterior means.
+    """
+    codes = np.asarray(codes, np.float64)
+    count = len(codes)
+    squared = np.square(codes - codes.mean(axis=0))
+    variance = squared.sum(axis=0) / max(count - 1, 1)
+    active = int((variance > ACTIVE_VARIANCE).sum())
+    if count < 2:
+        return Figure(active, None, count)
+    error = np.sqrt(np.maximum(np.square(squared).mean(axis=0) - np.square(variance), 0.0) / count)
+    distance = (variance - ACTIVE_VARIANCE) / np.maximum(error, np.finfo(np.float64).tiny)
+    above = np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in distance])
+    return Figure(active, float(np.sqrt((above * (1.0 - above)).sum())), count)
+
+
+def _compiled_pass(model: VAE, jit_compile: bool) -> Any:
+    likelihood = model.objective.likelihood
+
+    @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)
+    def call(batch: dict[str, tf.Tensor], key: tf.Tensor, num_samples: int) -> dict[str, tf.Tensor]:
+        tensors = model.forward(batch, seed=key, num_samples=num_samples)
+        objective = Objective([likelihood], num_samples=num_samples)
+        report = objective(tensors)
+        values = {"reconstruction": report.values[likelihood.label], "code": model.center(batch)}
+        if report.elbo is not None:
+            values |= {"elbo": report.elbo, "kl": report.values["kl"]}
+        log_weight = objective.log_importance_weight(tensors)
+        if log_weight is not None:
+            per_sample = tf.reshape(log_weight, [-1, num_samples])
+            values["log_sum_weight"] = tf.reduce_logsumexp(per_sample, axis=1)
+        return values
+
+    return call
+
+
+def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, np.ndarray]:
+    """Returns one value per example from the parts of its samples."""
+    joined = {
+        name: np.average([part[name] for part in parts], axis=0, weights=samples)
+        for name in ("elbo", "reconstruction", "kl")
+        if name in parts[0]
+    }
+    if "log_sum_weight" in parts[0]:
+        log_sum = np.logaddexp.reduce([part["log_sum_weight"].astype(np.float64) for part in parts])
+        joined["negative_log_likelihood"] = math.log(sum(samples)) - log_sum
+    return joined | {"code": parts[0]["code"]}
+
+
+def _parts(total: int, at_most: int) -> list[int]:
+    """Returns `total` as a sum of nearly equal integers, none above `at_most`.
+
+    >>> _parts(200, at_most=90)
+    [67, 67, 66]
+    """
+    number = -(-total // at_most)
+    return [total // number + (index < total % number) for index in range(number)]
