@@ -189,8 +189,10 @@ except ImportError:
 wait_for_lock() {
     "$python" -c '
 import fcntl
+import signal
 import sys
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while waiting is no traceback
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vae_research.data import Data, DataError
+from vae_research.data import Data, DataError, checks
 from vae_research.data.checks import count_shared_rows
 from vae_research.data.scaling import fixed_draw
 
@@ -270,15 +270,21 @@ def test_overlap_is_counted_exactly():
     ]
 
 
-def test_rows_that_differ_in_one_bit_are_no_overlap():
-    # Two bytes changed by 128 cancel in a plain weighted sum modulo 2**64: candidates that the
-    # hash proposes have to be compared bit for bit.
+def test_rows_that_only_share_their_hash_are_no_overlap(monkeypatch):
+    first, second = random_bytes(64, 16), random_bytes(64, 16, seed=1)
+    monkeypatch.setattr(checks, "_row_hashes", lambda array: np.zeros(len(array), np.uint64))
+    assert count_shared_rows(first, second) == 0
+
+
+def test_rows_that_differ_in_two_bits_are_no_overlap():
+    # Two bytes changed by 128 cancel in a plain weighted sum modulo 2**64.
     first = random_bytes(64, 16)
     second = first.copy()
     second[:, 7] ^= 128
     second[:, 15] ^= 128
     assert count_shared_rows(first, second) == 0
     assert count_shared_rows(first, first[::-1].copy()) == 64
+    assert len({*checks._row_hashes(first), *checks._row_hashes(second)}) == 128
 
 
 def test_a_single_image_serves_as_every_split_with_warnings():
@@ -336,6 +342,8 @@ def test_unit_reaches_exactly_one_for_awkward_ranges():
     for _ in range(200):
         train = generator.normal(size=(5, 3)) * 10.0 ** generator.integers(-6, 6)
         assert Data.from_arrays(train, train, train, rescale="unit").value_range() == (0.0, 1.0)
+    train = np.array([[2**24 + 1], [2**24 + 3]])  # in float32 they are 4 apart, not 2
+    assert Data.from_arrays(train, train, train, rescale="unit").value_range() == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("shape", [(400, 3), (60, 5, 4, 3)])
@@ -360,6 +368,13 @@ def test_standardize_leaves_a_constant_column_at_zero():
     train = np.stack([np.full(50, 0.1), np.arange(50.0)], axis=1)
     prepared = Data.from_arrays(train, train, train, rescale="standardize").train.prepare()
     assert np.abs(prepared[:, 0]).max() < 1e-7
+
+
+def test_a_constant_column_is_divided_by_one_even_where_its_mean_is_rounded():
+    train = np.full((51, 1), 1234567890123456789)  # the sum of 51 exceeds the 53 bits of float64
+    data = Data.from_arrays(train, train, train + 2**40, rescale="standardize")
+    # float32 numbers are 2**37 apart there.
+    assert data.test.prepare()[0, 0] == pytest.approx(2**40, abs=2**37)
 
 
 @pytest.mark.parametrize("rescale", ["none", "unit", "standardize"])

@@ -174,8 +174,11 @@ def test_fashion_mnist_found_nowhere_lists_what_was_tried(nowhere):
     message = str(caught.value)
     assert "\n" not in message
     assert "apt install dataset-fashion-mnist" in message
-    assert f"{nowhere / 'debian'} (incomplete: 10600 images, not 70000)" in message
-    assert f"{nowhere / 'keras' / 'datasets' / 'fashion-mnist'} (" in message
+    assert f"Debian's package ({nowhere / 'debian'} holds 10600 images, not 70000)" in message
+    assert (
+        f"Keras' cache ({nowhere / 'keras' / 'datasets' / 'fashion-mnist'} does not exist"
+        in message
+    )
     assert "download by Keras (no network)" in message
 
 

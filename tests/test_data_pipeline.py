@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from vae_research.data import Data, load_data
+from vae_research.data import Data, load_data, pipeline
 
 ROWS, BATCH = 23, 5  # the last batch of an epoch has 3 rows
 SIZES = [5, 5, 5, 5, 3]
@@ -163,6 +164,13 @@ def test_draws_are_independent_over_pixels_rows_batches_and_epochs():
     for name, (first, second) in pairs.items():
         correlation = np.mean(first * second) / 0.25
         assert abs(correlation) < 5 / np.sqrt(first.size), name
+
+
+def test_certain_values_are_drawn_without_fail():
+    # Two million draws: an error of 2**-16 would show about 30 times.
+    key = tf.constant([1, 2], tf.int64)
+    assert not np.any(pipeline.bernoulli(tf.zeros([1999, 1001]), key))
+    assert np.all(pipeline.bernoulli(tf.ones([1999, 1001]), key))
 
 
 def test_evaluation_does_not_see_the_dynamic_draws():

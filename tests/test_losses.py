@@ -202,7 +202,9 @@ def test_support_says_which_values_have_a_density():
 
 @pytest.mark.parametrize("bad", [0.0, -1.0])
 def test_scale_that_is_not_positive_is_refused_by_name(bad):
-    with pytest.raises(ValueError, match=rf"Gaussian.standard_deviation must be positive, got {bad}"):
+    with pytest.raises(
+        ValueError, match=rf"Gaussian.standard_deviation must be positive, got {bad}"
+    ):
         Gaussian(standard_deviation=bad)
     with pytest.raises(ValueError, match=rf"Laplace.scale must be positive, got {bad}"):
         Laplace(scale=bad)
@@ -311,9 +313,7 @@ def test_capacity_is_a_distance_of_the_mean_and_not_a_mean_of_distances():
 @pytest.mark.parametrize(("capacity", "distance", "slope"), [(1.0, 2.0, 0.5), (4.5, 1.5, -0.5)])
 def test_capacity_pulls_the_kl_divergence_from_both_sides(capacity, distance, slope):
     kl = np.array([[0.5, 0.5], [1.0, 4.0]])  # mean 3, as above; two rows share the slope
-    values, gradients = value_and_gradients(
-        CapacityKL(capacity=capacity), {"kl": kl, "step": 0.0}
-    )
+    values, gradients = value_and_gradients(CapacityKL(capacity=capacity), {"kl": kl, "step": 0.0})
     assert values == pytest.approx(distance)
     np.testing.assert_allclose(gradients["kl"], np.full([2, 2], slope))
 
@@ -458,7 +458,9 @@ def test_result_that_is_not_one_value_for_each_row_is_refused(returned, shape):
         def per_example(self, kl):
             return returned(kl)
 
-    with pytest.raises(ValueError, match=rf"'shapeless' returned shape {shape}; .*one value per ex"):
+    with pytest.raises(
+        ValueError, match=rf"'shapeless' returned shape {shape}; .*one value per ex"
+    ):
         Shapeless()({"kl": tf.zeros([3, 2])})
 
 
@@ -591,8 +593,7 @@ def test_terms_are_equal_by_class_and_settings():
 def test_repr_is_the_code_that_makes_the_term():
     term = CapacityKL(capacity=LinearWarmup(steps=10, peak=25.0), weight=30.0, name="capacity")
     assert repr(term) == (
-        "CapacityKL(weight=30.0, name='capacity', "
-        "capacity=LinearWarmup(steps=10, peak=25.0))"
+        "CapacityKL(weight=30.0, name='capacity', capacity=LinearWarmup(steps=10, peak=25.0))"
     )
     assert eval(repr(term)) == term
 
@@ -649,7 +650,9 @@ def test_list_setting_comes_back_equal():
 
 def test_config_of_a_function_says_that_it_is_no_data():
     term = KLDivergence(weight=lambda step: step / 10.0)
-    with pytest.raises(ValueError, match=r"KLDivergence.weight was the function .*subclass of Sched"):
+    with pytest.raises(
+        ValueError, match=r"KLDivergence.weight was the function .*subclass of Sched"
+    ):
         from_config(json.loads(json.dumps(term.to_config())))
 
 

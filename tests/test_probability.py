@@ -249,9 +249,7 @@ def test_branches_of_the_normaliser_meet_to_float32_accuracy():
 # Extremes.
 
 
-@pytest.mark.parametrize(
-    "name", ["bernoulli_log_density", "continuous_bernoulli_log_density"]
-)
+@pytest.mark.parametrize("name", ["bernoulli_log_density", "continuous_bernoulli_log_density"])
 @pytest.mark.parametrize("logit", [-1e4, -200.0, 200.0, 1e4])
 @pytest.mark.parametrize("target", [0.0, 0.5, 1.0])
 def test_value_and_gradient_are_finite_and_right_at_logits_of_1e4(name, logit, target):
@@ -276,9 +274,7 @@ def test_normal_density_is_finite_with_its_gradient_at_log_variances_of_80(log_v
 
 @pytest.mark.parametrize("log_var", [-1e4, -80.0, 80.0])
 def test_kl_divergence_is_finite_with_its_gradient_at_extreme_log_variances(log_var):
-    value, (mean_slope, slope) = value_and_gradients(
-        probability.normal_kl_divergence, 3.0, log_var
-    )
+    value, (mean_slope, slope) = value_and_gradients(probability.normal_kl_divergence, 3.0, log_var)
     assert value == pytest.approx(0.5 * (9.0 + np.exp(log_var) - 1.0 - log_var), rel=1e-5)
     assert mean_slope == 3.0
     assert slope == pytest.approx(0.5 * np.expm1(log_var), rel=1e-5)

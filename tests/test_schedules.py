@@ -50,7 +50,19 @@ TABLES = {
     "cyclical": (
         # Two cycles of 8 steps; each rises for 4, holds for 4, and starts again at the eighth.
         Cyclical(steps=8, cycles=2, peak=2.0),
-        {0: 0.0, 1: 0.5, 3: 1.5, 4: 2.0, 7: 2.0, 8: 0.0, 9: 0.5, 12: 2.0, 15: 2.0, 16: 2.0, 17: 2.0},
+        {
+            0: 0.0,
+            1: 0.5,
+            3: 1.5,
+            4: 2.0,
+            7: 2.0,
+            8: 0.0,
+            9: 0.5,
+            12: 2.0,
+            15: 2.0,
+            16: 2.0,
+            17: 2.0,
+        },
     ),
     "cyclical, rising all the time": (
         Cyclical(steps=4, cycles=2, rising=1.0, start=1.0, peak=3.0),
@@ -138,7 +150,9 @@ def test_cyclical_with_one_full_cycle_is_the_warm_up():
 # What value_at takes.
 
 
-@pytest.mark.parametrize("step", [3, 3.0, np.int64(3), tf.constant(3), tf.Variable(3, dtype=tf.int64)])
+@pytest.mark.parametrize(
+    "step", [3, 3.0, np.int64(3), tf.constant(3), tf.Variable(3, dtype=tf.int64)]
+)
 def test_step_may_be_any_number_or_tensor(step):
     assert float(value_at(LinearWarmup(steps=6), step)) == 0.5
 

@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import Any
 
-__version__ = "0.1.0"
+from vae_research.version import __version__ as __version__
 
 # Public name -> module. A name in this table is part of the interface; others are not.
 _MODULES = {

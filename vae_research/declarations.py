@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -34,11 +35,11 @@ class Declaration:
         super().__init_subclass__(**kwargs)
         # `weight = None` in a subclass means the setting that it inherits; a dataclass would leave
         # the inherited default in force and ignore the line.
-        own = cls.__dict__.get("__annotations__", {})
+        own = inspect.get_annotations(cls)
         inherited = {field.name: field.type for field in dataclasses.fields(cls)}
-        missing = {name: inherited[name] for name in inherited.keys() & vars(cls) if name not in own}
-        if missing:
-            cls.__annotations__ = {**own, **missing}
+        overridden = (inherited.keys() & vars(cls).keys()) - own.keys()
+        if overridden:
+            cls.__annotations__ = own | {name: inherited[name] for name in overridden}
         # Applied here and not by the author of the subclass: with a forgotten decorator, fields
         # would silently turn into class attributes.
         dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)

@@ -85,7 +85,9 @@ def evaluate(
     bar = keras.utils.Progbar(count, verbose=verbose, unit_name="example")
     batches = []
     for start in range(0, count, examples):
-        batch = {name: tf.constant(values[start : start + examples]) for name, values in data.items()}
+        batch = {
+            name: tf.constant(values[start : start + examples]) for name, values in data.items()
+        }
         parts = []
         for index, size in enumerate(samples):
             key = model.evaluation_key(start * len(samples) + index)

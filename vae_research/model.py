@@ -10,7 +10,6 @@ import keras
 import tensorflow as tf
 
 from vae_research.declarations import from_config, import_own_modules
-from vae_research.losses.term import LossTerm
 from vae_research.objective import LossReport, Objective
 from vae_research.tensors import SCALARS, Tensors, bind, call_module
 
@@ -54,7 +53,7 @@ class VAE(keras.Model):
         encoder: keras.layers.Layer,
         bottleneck: keras.layers.Layer,
         decoder: keras.layers.Layer,
-        terms: Iterable[LossTerm],
+        terms: Iterable[Any],
         *,
         modules: Sequence[keras.layers.Layer] = (),
         num_samples: int = 1,
@@ -384,8 +383,9 @@ class VAE(keras.Model):
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Makes every variable by a forward pass over zeros, before weights are loaded."""
-        if config["data"]:
-            self({name: tf.zeros([1, *shape], dtype) for name, (shape, dtype) in config["data"].items()})
+        specs = config["data"].items()
+        if specs:
+            self({name: tf.zeros([1, *shape], dtype) for name, (shape, dtype) in specs})
 
 
 class _ScheduleLengths(keras.callbacks.Callback):
@@ -410,9 +410,9 @@ class _ScheduleLengths(keras.callbacks.Callback):
                 settled = schedule.settled_at()
                 if settled is not None and settled > end:
                     warnings.warn(
-                        f"Loss term {label!r}: {schedule!r} settles at step {settled}, and training "
-                        f"ends at step {end} ({epochs} epochs of {steps} steps): it never gets "
-                        "there. Shorten it or train longer.",
+                        f"Loss term {label!r}: {schedule!r} settles at step {settled}, and "
+                        f"training ends at step {end} ({epochs} epochs of {steps} steps): it never "
+                        "gets there. Shorten it or train longer.",
                         stacklevel=2,
                     )
 

@@ -76,7 +76,9 @@ class Objective:
     def _check(self) -> None:
         for term in self.terms:
             if not isinstance(term, LossTerm):
-                raise TypeError(f"{term!r} is not a LossTerm. Subclass LossTerm, or make one of it.")
+                raise TypeError(
+                    f"{term!r} is not a LossTerm. Subclass LossTerm, or make one of it."
+                )
         if isinstance(self.num_samples, bool) or self.num_samples != int(self.num_samples):
             raise ValueError(f"num_samples must be an integer, got {self.num_samples!r}.")
         if self.num_samples < 1:
@@ -134,9 +136,7 @@ class Objective:
         likelihood = float(weights.get(self.likelihood.label, 0.0))
         return float(weights["kl"]) / likelihood if "kl" in weights and likelihood else None
 
-    def __call__(
-        self, tensors: Tensors, regularization: Iterable[tf.Tensor] = ()
-    ) -> LossReport:
+    def __call__(self, tensors: Tensors, regularization: Iterable[tf.Tensor] = ()) -> LossReport:
         """Returns the report of a batch.
 
         Args:

@@ -64,4 +64,6 @@ def _describe(figures: dict[str, float]) -> str:
     names = {"reconstruction": "reconstruction", "kl": "KL", "elbo": "ELBO"}
     if "elbo" not in figures:
         names = {"loss": "loss"}
-    return " ".join(f"{shown} {figures[name]:.2f}" for name, shown in names.items() if name in figures)
+    return " ".join(
+        f"{shown} {figures[name]:.2f}" for name, shown in names.items() if name in figures
+    )

@@ -192,9 +192,8 @@ def _declared_bytes(archive: zipfile.ZipFile, member: str, where: str) -> int:
 
 def _read_member(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     with archive.open(member) as stream:
-        array = np.lib.format.read_array(stream, allow_pickle=False)
-        stream.read()  # to the end: only there zipfile compares the checksum
-    return array
+        # zipfile compares the checksum when the last byte is read.
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _why_no_zip(path: Path) -> str | None:

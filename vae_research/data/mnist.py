@@ -63,17 +63,18 @@ def load_fashion_mnist(rescale: str | None = None, binarize: str = "none") -> Da
         DataError: found nowhere; lists all that was tried, with reasons.
     """
     sources: tuple[tuple[str, Callable[[], Path]], ...] = (
-        (str(_DEBIAN_FOLDER), lambda: _DEBIAN_FOLDER),
-        (str(_keras_folder()), _keras_folder),
+        ("Debian's package", lambda: _DEBIAN_FOLDER),
+        ("Keras' cache", _keras_folder),
         ("download by Keras", _download),
     )
     tried = []
     for source, folder in sources:
         try:
-            data = load_idx_folder(folder(), rescale, binarize, name="fashion_mnist")
+            place = folder()
+            data = load_idx_folder(place, rescale, binarize, name="fashion_mnist")
             if (counts := tuple(map(len, data.splits))) == _COUNTS:
                 return data
-            tried.append(f"{source} (incomplete: {sum(counts)} images, not {sum(_COUNTS)})")
+            tried.append(f"{source} ({place} holds {sum(counts)} images, not {sum(_COUNTS)})")
         except DataError as error:
             tried.append(f"{source} ({error})")
     raise DataError(

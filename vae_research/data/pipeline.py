@@ -15,7 +15,7 @@ from vae_research.data.arrays import Split
 
 # What a random key is for. Order and noise of one seed must not be correlated.
 _ORDER, _NOISE = 0, 1
-# More threads than this wait for each other; fewer make a GPU wait.
+# A batch of 128 MNIST images costs about 0.6 ms of one core; two at a time stay ahead of the step.
 _PARALLEL_BATCHES = 2
 _PREFETCHED_BATCHES = 2
 

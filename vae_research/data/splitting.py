@@ -65,7 +65,7 @@ def cut_missing(arrays: dict, labels: dict, name: str) -> tuple[dict, dict, list
         return arrays, labels, []
     train, numbers = arrays["train"], labels["train"]
     count = len(train)
-    if len(missing) == 2 and count < 3 or count < 2:
+    if (len(missing) == 2 and count < 3) or count < 2:
         everything = {key: train if key in missing else arrays[key] for key in SPLITS}
         all_labels = {key: numbers if key in missing else labels[key] for key in SPLITS}
         return (

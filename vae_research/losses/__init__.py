@@ -1,1 +1,1 @@
-"""Loss terms. A new one is a subclass of `LossTerm`, in the file of the experiment that needs it."""
+"""Loss terms. A new one subclasses `LossTerm`, in the file of the experiment that needs it."""

@@ -43,9 +43,7 @@ def heads(
         if name.endswith("log_var"):
             scale = keras.layers.Rescaling(1.0 / LOG_VAR_BOUND, dtype="float32")
             squash = keras.layers.Activation("tanh", dtype="float32")
-            restore = keras.layers.Rescaling(
-                LOG_VAR_BOUND, dtype="float32", name=f"{name}_bounded"
-            )
+            restore = keras.layers.Rescaling(LOG_VAR_BOUND, dtype="float32", name=f"{name}_bounded")
             output = restore(squash(scale(output)))
         outputs[name] = output
     return outputs
