@@ -371,9 +371,9 @@ def test_standardize_leaves_a_constant_column_at_zero():
 
 
 def test_a_constant_column_is_divided_by_one_even_where_its_mean_is_rounded():
-    train = np.full((51, 1), 1234567890123456789)  # the sum of 51 exceeds the 53 bits of float64
+    train = np.full((51, 1), 2086050216473581654)  # the sum of 51 exceeds the 53 bits of float64
     data = Data.from_arrays(train, train, train + 2**40, rescale="standardize")
-    # float32 numbers are 2**37 apart there.
+    # float32 numbers are 2**37 apart there. Divided by the rounding error, it would be 2**32.
     assert data.test.prepare()[0, 0] == pytest.approx(2**40, abs=2**37)
 
 

@@ -75,10 +75,10 @@ def test_the_mean_pixel_is_the_published_one(data):
 
 def test_loading_takes_well_under_a_second():
     seconds = []
-    for _ in range(2):  # the machine may be busy once
-        start = time.perf_counter()
-        load_data("mnist").fingerprint  # noqa: B018
-        seconds.append(time.perf_counter() - start)
+    for _ in range(3):
+        start = time.process_time()  # of this process: the machine may be busy with others
+        assert load_data("mnist").fingerprint
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 1.0
 
 

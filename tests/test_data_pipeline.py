@@ -37,6 +37,7 @@ def order(batches: list[np.ndarray]) -> list[int]:
 def test_every_row_exactly_once_per_epoch_and_a_short_last_batch():
     batches = take(numbered(), 3 * PER_EPOCH)
     assert [len(batch) for batch in batches] == 3 * SIZES
+    assert numbered().train.steps(BATCH) == PER_EPOCH
     for epoch in range(3):
         part = batches[epoch * PER_EPOCH : (epoch + 1) * PER_EPOCH]
         assert sorted(order(part)) == list(range(ROWS))

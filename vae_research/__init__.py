@@ -54,6 +54,7 @@ _MODULES = {
     "Pictures": "callbacks.pictures",
     "MetricsFile": "callbacks.records",
     "Console": "callbacks.console",
+    "configure": "runs.flags",
     "load_run": "runs.loading",
     "log_mean_exp": "probability",
     "sum_over_event": "probability",

@@ -88,6 +88,10 @@ class Split:
         values = self.scaling.apply(self.raw[rows])
         return (values > 0.5).astype(np.float32) if self.binarize == "threshold" else values
 
+    def steps(self, batch_size: int) -> int:
+        """Number of batches in an epoch; the last one may be smaller."""
+        return -(-len(self) // batch_size)
+
     def batches(self, batch_size: int, seed: int, first_epoch: int = 0, with_labels: bool = False):
         """Endless `tf.data.Dataset` for training; see `vae_research.data.pipeline.batches`."""
         from vae_research.data import pipeline  # here, so that loading data needs no TensorFlow

@@ -1,0 +1,233 @@
+"""Bottlenecks: reproducible noise, the right distribution, densities that agree with SciPy."""
+
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+from vae_research import Bottleneck, DeterministicBottleneck, GaussianBottleneck
+from vae_research.probability import normal_log_density
+
+FLOAT32 = 1e-6
+SEED = tf.constant([3, 1 << 57], tf.int64)  # a key as the model makes it: run's seed, position
+
+
+def draw(mean, log_var, seed=SEED):
+    mean, log_var = tf.constant(mean, tf.float32), tf.constant(log_var, tf.float32)
+    return GaussianBottleneck(mean.shape[-1])(mean, log_var, seed)
+
+
+def noise(rows=500, latent=4, seed=SEED):
+    """Returns the noise itself: z of a standard normal posterior."""
+    return draw(np.zeros([rows, latent]), np.zeros([rows, latent]), seed)["z"].numpy()
+
+
+# The noise.
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_same_seed_draws_the_same_noise_eager_compiled_and_with_xla(jit_compile):
+    compiled = tf.function(GaussianBottleneck(4), jit_compile=jit_compile)
+    zeros = tf.zeros([500, 4])
+    np.testing.assert_allclose(compiled(zeros, zeros, SEED)["z"], noise(), rtol=1e-5, atol=1e-6)
+
+
+def test_default_algorithm_draws_other_noise_with_xla():
+    # The mutant of the test above: stateless_normal without alg="philox".
+    mutant = lambda: tf.random.stateless_normal([500, 4], SEED)  # noqa: E731
+    with_xla = tf.function(mutant, jit_compile=True)().numpy()
+    assert np.abs(with_xla - mutant().numpy()).max() > 1.0
+
+
+def test_same_seed_repeats_and_every_other_seed_differs():
+    np.testing.assert_array_equal(noise(), noise())
+    drawn = [noise(seed=SEED + tf.constant(step, tf.int64)) for step in ([1, 0], [0, 1], [0, 1 << 40])]
+    for other in drawn:
+        # Independent draws: the correlation of 2000 pairs is within 4 / sqrt(2000) of zero.
+        correlation = np.corrcoef(noise().ravel(), other.ravel())[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(2000)
+
+
+def test_noise_is_standard_normal_and_independent_over_rows_and_dimensions():
+    drawn = noise(rows=20_000, latent=3)
+    # Kolmogorov and Smirnov at a level of 1e-4, with a seed that does not change.
+    assert scipy.stats.kstest(drawn.ravel(), "norm").pvalue > 1e-4
+    bound = 4 / np.sqrt(20_000)
+    correlations = np.corrcoef(drawn.T)
+    assert np.abs(correlations - np.eye(3)).max() < bound
+    assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < bound
+
+
+# The posterior.
+
+MEAN, LOG_VAR = np.array([0.8, -1.5, 0.0]), np.array([-1.2, 0.4, -6.0])
+COUNT = 50_000
+
+
+@pytest.fixture(scope="module")
+def many():
+    tensors = draw(np.tile(MEAN, [COUNT, 1]), np.tile(LOG_VAR, [COUNT, 1]))
+    return {name: tensor.numpy().astype(np.float64) for name, tensor in tensors.items()}
+
+
+def test_z_has_the_mean_and_variance_of_the_posterior(many):
+    variance = np.exp(LOG_VAR)
+    # The standard error of a mean is sigma / sqrt(n), that of a variance sigma^2 sqrt(2 / n).
+    error = np.abs(many["z"].mean(axis=0) - MEAN)
+    assert np.all(error < 4 * np.sqrt(variance / COUNT))
+    error = np.abs(many["z"].var(axis=0) - variance)
+    assert np.all(error < 4 * variance * np.sqrt(2 / COUNT))
+
+
+def test_densities_are_those_of_scipy(many):
+    log_posterior = scipy.stats.norm.logpdf(many["z"], MEAN, np.exp(0.5 * LOG_VAR)).sum(axis=1)
+    log_prior = scipy.stats.norm.logpdf(many["z"]).sum(axis=1)
+    # z is rounded to float32: at 0.8 by 3e-8, against a standard deviation of 0.05 and noise of 4.
+    np.testing.assert_allclose(many["log_posterior"], log_posterior, atol=2e-5)
+    np.testing.assert_allclose(many["log_prior"], log_prior, rtol=FLOAT32, atol=5e-6)
+
+
+def test_difference_of_the_densities_averages_to_the_closed_form_kl(many):
+    difference = many["log_posterior"] - many["log_prior"]
+    closed = many["kl"].sum(axis=1)
+    assert np.ptp(closed) == 0.0
+    assert abs(difference.mean() - closed[0]) < 4 * difference.std() / np.sqrt(COUNT)
+    by_hand = 0.5 * (MEAN**2 + np.exp(LOG_VAR) - 1 - LOG_VAR)
+    np.testing.assert_allclose(many["kl"][0], by_hand, rtol=FLOAT32)
+
+
+def test_density_of_a_narrow_posterior_keeps_its_digits():
+    # sigma = exp(-9) = 1.2e-4 beside a mean of 3, where float32 numbers are 2.4e-7 apart.
+    mean, log_var = np.full([1000, 1], 3.0), np.full([1000, 1], -18.0)
+    tensors = draw(mean, log_var)
+    exact = scipy.stats.norm.logpdf(noise(1000, 1).astype(np.float64))[:, 0] + 9.0
+    np.testing.assert_allclose(tensors["log_posterior"], exact, rtol=FLOAT32, atol=2e-6)
+    # The mutant, the density of the rounded z, has lost them.
+    mutant = normal_log_density(tensors["z"], mean, log_var)[:, 0]
+    assert np.abs(mutant - exact).max() > 1e-3
+
+
+def test_sample_is_reparameterised_with_the_gradients_of_mean_plus_sigma_times_noise():
+    mean, log_var = tf.fill([6, 2], 0.7), tf.fill([6, 2], -1.0)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([mean, log_var])
+        tensors = GaussianBottleneck(2)(mean, log_var, SEED)
+    half_step = 0.5 * np.exp(-0.5) * noise(6, 2)
+    np.testing.assert_array_equal(tape.gradient(tensors["z"], mean), np.ones([6, 2]))
+    np.testing.assert_allclose(tape.gradient(tensors["z"], log_var), half_step, rtol=1e-5)
+    # log q(z|x) of a sample that moves with its posterior: nothing by the mean, -1/2 by log_var.
+    moved = tape.gradient(tensors["log_posterior"], mean, unconnected_gradients="zero")
+    np.testing.assert_array_equal(moved, np.zeros([6, 2]))
+    np.testing.assert_array_equal(
+        tape.gradient(tensors["log_posterior"], log_var), np.full([6, 2], -0.5)
+    )
+    # d log p(z) / d mean = -z.
+    np.testing.assert_allclose(
+        tape.gradient(tensors["log_prior"], mean), -tensors["z"].numpy(), rtol=FLOAT32
+    )
+
+
+def test_everything_is_finite_at_the_bounds_of_the_heads():
+    for bound in (-20.0, 20.0):
+        tensors = draw(np.full([100, 2], 1e3), np.full([100, 2], bound))
+        for name, tensor in tensors.items():
+            assert np.all(np.isfinite(tensor)), name
+
+
+def test_shapes_are_rows_and_latent():
+    tensors = draw(np.zeros([5, 3]), np.zeros([5, 3]))
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "z": (5, 3),
+        "log_posterior": (5,),
+        "log_prior": (5,),
+        "kl": (5, 3),
+    }
+
+
+@pytest.fixture
+def mixed_bfloat16():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.usefixtures("mixed_bfloat16")
+def test_bottlenecks_are_float32_under_a_16_bit_policy():
+    mean, log_var = tf.fill([4, 2], 0.3), tf.fill([4, 2], -0.7)
+    full = GaussianBottleneck(2)(mean, log_var, SEED)
+    for tensor in full.values():
+        assert tensor.dtype == tf.float32
+    # The noise has more digits than 16 bits hold.
+    z = full["z"]
+    assert np.abs(z - tf.cast(tf.cast(z, tf.bfloat16), tf.float32)).max() > 0.0
+    np.testing.assert_allclose(full["kl"][0, 0], 0.5 * (0.09 + np.expm1(-0.7) + 0.7), rtol=1e-5)
+    halved = GaussianBottleneck(2)(tf.cast(mean, tf.bfloat16), tf.cast(log_var, tf.bfloat16), SEED)
+    for tensor in halved.values():
+        assert tensor.dtype == tf.float32
+    assert DeterministicBottleneck(2)(tf.cast(mean, tf.bfloat16))["z"].dtype == tf.float32
+
+
+# The prior.
+
+
+def test_prior_samples_are_standard_normal_and_follow_their_seed():
+    bottleneck = GaussianBottleneck(3)
+    samples = bottleneck.sample_prior(20_000, SEED).numpy()
+    assert samples.shape == (20_000, 3)
+    assert scipy.stats.kstest(samples.ravel(), "norm").pvalue > 1e-4
+    np.testing.assert_array_equal(samples, bottleneck.sample_prior(20_000, SEED))
+    assert np.abs(samples - bottleneck.sample_prior(20_000, SEED + 1)).max() > 1.0
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.5, 2.0, True, "2", None])
+@pytest.mark.parametrize("bottleneck", [GaussianBottleneck, DeterministicBottleneck])
+def test_latent_dim_is_a_positive_integer(bottleneck, bad):
+    with pytest.raises(ValueError, match=f"latent_dim must be an integer >= 1, got {bad!r}"):
+        bottleneck(bad)
+
+
+def test_encoder_of_another_width_is_named_with_its_tensor():
+    with pytest.raises(ValueError, match=r"writes 'z_mean' with shape \(5, 3\).*latent_dim=2\) ne"):
+        GaussianBottleneck(2)(tf.zeros([5, 3]), tf.zeros([5, 2]), SEED)
+    # A log-variance of width 1 would broadcast.
+    with pytest.raises(ValueError, match=r"writes 'z_log_var' with shape \(5, 1\)"):
+        GaussianBottleneck(2)(tf.zeros([5, 2]), tf.zeros([5, 1]), SEED)
+    with pytest.raises(ValueError, match=r"'z_mean' with shape \(5, 3\).*DeterministicBottleneck"):
+        DeterministicBottleneck(2)(tf.zeros([5, 3]))
+
+
+def test_deterministic_bottleneck_passes_the_mean_and_writes_nothing_else():
+    mean = tf.constant([[1.0, -2.0]])
+    bottleneck = DeterministicBottleneck(2)
+    tensors = bottleneck(mean)
+    assert tensors.keys() == {"z"}
+    np.testing.assert_array_equal(tensors["z"], mean)
+    np.testing.assert_array_equal(bottleneck.center(mean), mean)
+
+
+def test_deterministic_bottleneck_has_no_prior_and_says_what_to_do():
+    assert not DeterministicBottleneck.has_prior
+    assert GaussianBottleneck.has_prior
+    with pytest.raises(ValueError, match=r"no prior to sample from.*model.decode\(z\)"):
+        DeterministicBottleneck(2).sample_prior(3, SEED)
+
+
+def test_center_of_a_gaussian_is_its_mean():
+    mean = tf.constant([[1.0, -2.0]], tf.bfloat16)
+    center = GaussianBottleneck(2).center(mean)
+    assert center.dtype == tf.float32
+    np.testing.assert_array_equal(center, [[1.0, -2.0]])
+
+
+def test_own_bottleneck_without_a_prior_sampler_is_asked_for_one():
+    class Own(Bottleneck):
+        def call(self, z_mean):
+            return {"z": z_mean}
+
+    with pytest.raises(TypeError, match=r"Own must define sample_prior\(self, count, seed\)"):
+        Own(2).sample_prior(3, SEED)
