@@ -16,9 +16,9 @@ import pytest
 from vae_research import (
     VAE,
     Bernoulli,
+    Cyclical,
     GaussianBottleneck,
     KLDivergence,
-    LinearWarmup,
     checkpoints,
     dense_decoder,
 )
@@ -54,7 +54,7 @@ def make(seed=1, *, hidden=6, latent=LATENT, batch_normalization=True, optimizer
         keras.Model(inputs, heads),
         GaussianBottleneck(latent),
         dense_decoder(SHAPE, latent, hidden_units=(hidden,)),
-        [Bernoulli(), KLDivergence(weight=LinearWarmup(steps=20))],
+        [Bernoulli(), KLDivergence(weight=Cyclical(steps=20, cycles=None))],
     )
     model.compile(keras.optimizers.Adam(0.02) if optimizer is None else optimizer, run_eagerly=True)
     model.forward(IMAGES[:2])
@@ -218,6 +218,10 @@ def cut(name, keep):
     return damage
 
 
+def lengthen(path):
+    (path / VALUES).write_bytes((path / VALUES).read_bytes() + b"\0")
+
+
 def empty(path):
     for file in path.iterdir():
         file.unlink()
@@ -229,7 +233,7 @@ DAMAGES = {
     "last byte flipped": flip(1.0),
     "values cut": cut(VALUES, 0.9),
     "values of no length": cut(VALUES, 0.0),
-    "values longer": lambda path: open(path / VALUES, "ab").write(b"\0"),
+    "values longer": lengthen,
     "values missing": lambda path: (path / VALUES).unlink(),
     "values of another checkpoint": lambda path: shutil.copy(
         next(other for other in sorted(path.parent.iterdir()) if other != path) / VALUES,
@@ -344,11 +348,11 @@ OTHERS = {
     ),
     "other slots": (
         {"optimizer": lambda: keras.optimizers.SGD(0.1)},
-        r"has adam/\S+_momentum \(16, 6\) where the model has nothing",
+        r"has adam\S*/\S+_momentum \(16, 6\) where the model has nothing",
     ),
     "more slots": (
         {"optimizer": lambda: keras.optimizers.Adam(0.02, amsgrad=True)},
-        r"has nothing where the model has adam/\S+ \(16, 6\)",
+        r"has nothing where the model has adam\S*/\S+ \(16, 6\)",
     ),
 }
 
@@ -358,9 +362,7 @@ def test_another_architecture_is_refused_by_name_and_shape_before_anything_is_ch
     other, original
 ):
     settings, message = OTHERS[other]
-    settings = {
-        name: value() if name == "optimizer" else value for name, value in settings.items()
-    }
+    settings = {name: value() if name == "optimizer" else value for name, value in settings.items()}
     model = make(seed=2, **settings)
     before = values_of(model)
     with pytest.raises(CheckpointError, match=message):
@@ -552,7 +554,7 @@ def test_the_hash_sees_every_variable(group):
     before = checkpoints.weights_sha256(model)
     for variable in checkpoints.state_of(model):
         if GROUPS[group] in variable.path:
-            value = variable.numpy()
+            value = np.array(variable.numpy())
             changed = value.copy()
             changed.flat[-1] += 1
             variable.assign(changed)

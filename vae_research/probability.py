@@ -78,9 +78,20 @@ def continuous_bernoulli_log_normaliser(logits: tf.Tensor) -> tf.Tensor:
     return tf.where(near, math.log(2.0) + series, quotient)
 
 
+@tf.custom_gradient
+def _continuous_bernoulli_log_density(targets: tf.Tensor, logits: tf.Tensor):
+    density = bernoulli_log_density(targets, logits) + continuous_bernoulli_log_normaliser(logits)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # An exponential family: the derivative is the distance of the data from the mean.
+        return upstream * logits, upstream * (targets - continuous_bernoulli_mean(logits))
+
+    return density, gradient
+
+
 def continuous_bernoulli_log_density(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns the log-density of the continuous Bernoulli on [0, 1] (arXiv:1907.06845)."""
-    return bernoulli_log_density(targets, logits) + continuous_bernoulli_log_normaliser(logits)
+    return _continuous_bernoulli_log_density(_float32(targets), _float32(logits))
 
 
 def continuous_bernoulli_mean(logits: tf.Tensor) -> tf.Tensor:

@@ -25,15 +25,18 @@ class GaussianBottleneck(Bottleneck):
         self._check_latent_dim("z_log_var", z_log_var)
         z_mean, z_log_var = tf.cast(z_mean, tf.float32), tf.cast(z_log_var, tf.float32)
         noise = tf.random.stateless_normal(tf.shape(z_mean), seed, alg="philox")
+        # Taps, as in Tensors.read: of three uses, no tensor has more than two.
+        log_var_of_densities = tf.identity(z_log_var)
+        log_var_of_kl = tf.identity(log_var_of_densities)
         z = z_mean + tf.exp(0.5 * z_log_var) * noise
         # log q(z|x) of z = mean + exp(v/2) * noise depends on the noise and v alone. Written this
         # way it has no quotient of two small numbers where the posterior is narrow.
-        log_posterior = probability.standard_normal_log_density(noise) - 0.5 * z_log_var
+        log_posterior = probability.standard_normal_log_density(noise) - 0.5 * log_var_of_densities
         return {
             "z": z,
             "log_posterior": probability.sum_over_event(log_posterior),
             "log_prior": probability.sum_over_event(probability.standard_normal_log_density(z)),
-            "kl": probability.normal_kl_divergence(z_mean, z_log_var),
+            "kl": probability.normal_kl_divergence(z_mean, log_var_of_kl),
         }
 
     def sample_prior(self, count: int, seed: tf.Tensor) -> tf.Tensor:

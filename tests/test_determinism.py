@@ -1,0 +1,75 @@
+"""No gradient is a sum of three or more numbers, whose order could change from run to run."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import vae_research as vr
+
+SHAPE = (8, 8, 1)
+
+
+def model(terms, *, outputs=("logits",), convolutional=False, **settings):
+    encoder = vr.convolutional_encoder if convolutional else vr.dense_encoder
+    decoder = vr.convolutional_decoder if convolutional else vr.dense_decoder
+    return vr.VAE(
+        encoder(SHAPE, 3),
+        vr.GaussianBottleneck(3),
+        decoder(SHAPE, 3, outputs=outputs),
+        terms,
+        **settings,
+    )
+
+
+MODELS = {
+    "vae": lambda: model([vr.Bernoulli(), vr.KLDivergence()]),
+    "convolutional": lambda: model([vr.Bernoulli(), vr.KLDivergence()], convolutional=True),
+    "importance weighted": lambda: model(
+        [vr.Bernoulli(), vr.MonteCarloKL()], num_samples=5, importance_weighted=True
+    ),
+    "every divergence": lambda: model(
+        [
+            vr.Bernoulli(),
+            vr.KLDivergence(),
+            vr.MonteCarloKL(name="monte_carlo"),
+            vr.FreeBits(),
+            vr.CapacityKL(),
+        ]
+    ),
+    "continuous Bernoulli": lambda: model([vr.ContinuousBernoulli(), vr.KLDivergence()]),
+    "Gaussian with variance": lambda: model(
+        [vr.GaussianWithVariance(), vr.KLDivergence()], outputs=("x_mean", "x_log_var")
+    ),
+    "Laplace": lambda: model([vr.Laplace(), vr.KLDivergence()], outputs=("x_mean",)),
+}
+
+
+def sums_of_three(step, *arguments):
+    """Returns the names of the operations that add three or more tensors."""
+    graph = tf.function(step, autograph=False).get_concrete_function(*arguments).graph
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    return [
+        node.name
+        for node in nodes
+        if node.op == "AddN" and len([name for name in node.input if name[0] != "^"]) > 2
+    ]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_step_adds_at_most_two_gradients(name):
+    vae = MODELS[name]()
+    vae.compile()
+    images = np.random.default_rng(0).random((4, *SHAPE), np.float32)
+    vae.train_on_batch(images)  # makes the optimizer's slots outside of the traced step
+    assert sums_of_three(vae.train_step, (tf.constant(images),)) == []
+
+
+def test_the_check_finds_a_sum_of_three():
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = tf.sin(x) + tf.cos(x) + tf.exp(x)
+        return tape.gradient(value, x)
+
+    assert sums_of_three(step, tf.constant(1.0)) != []

@@ -1,0 +1,383 @@
+"""Encoders and decoders: every image size, bounded heads, float32 ends, files without a package."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import scipy.special
+import tensorflow as tf
+
+from vae_research import (
+    ProbabilitiesToLogits,
+    convolutional_decoder,
+    convolutional_encoder,
+    dense_decoder,
+    dense_encoder,
+)
+
+# Even, odd, tall, thin, smaller than a stride, and sizes that no doubling reaches.
+IMAGES = [(28, 28, 1), (32, 32, 3), (7, 5, 2), (1, 1, 1), (33, 17, 1)]
+SMALL = {
+    dense_encoder: {"hidden_units": (6,)},
+    dense_decoder: {"hidden_units": (6,)},
+    convolutional_encoder: {"filters": (3, 4)},
+    convolutional_decoder: {"filters": (4, 3)},
+}
+
+
+def make(network, shape=(7, 5, 2), latent_dim=2, **settings):
+    return network(shape, latent_dim, **SMALL[network] | settings)
+
+
+@pytest.fixture
+def mixed_bfloat16():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+# Shapes and names.
+
+
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+@pytest.mark.parametrize("network", [dense_encoder, convolutional_encoder])
+def test_encoder_writes_mean_and_log_variance_of_every_image_size(network, shape):
+    encoder = make(network, shape, 3)
+    outputs = encoder(tf.random.stateless_uniform([2, *shape], [1, 2]))
+    assert [tensor.name for tensor in encoder.inputs] == ["inputs"]
+    assert {name: tuple(output.shape) for name, output in outputs.items()} == {
+        "z_mean": (2, 3),
+        "z_log_var": (2, 3),
+    }
+
+
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+@pytest.mark.parametrize("network", [dense_decoder, convolutional_decoder])
+def test_decoder_writes_logits_of_every_image_size(network, shape):
+    decoder = make(network, shape, 3)
+    outputs = decoder(tf.random.stateless_normal([2, 3], [1, 2]))
+    assert [tensor.name for tensor in decoder.inputs] == ["z"]
+    assert {name: tuple(output.shape) for name, output in outputs.items()} == {
+        "logits": (2, *shape)
+    }
+    # Every pixel comes from z, none from padding: another code changes each of them.
+    weights = [tf.random.stateless_normal(w.shape, [3, 4]) for w in decoder.weights]
+    decoder.set_weights(weights)
+    images = decoder(tf.random.stateless_normal([40, 3], [1, 2]))["logits"].numpy()
+    assert np.all(images.std(axis=0) > 0.0)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1,), (3, 4)])
+def test_dense_networks_take_data_of_any_rank(shape):
+    encoder, decoder = make(dense_encoder, shape), make(dense_decoder, shape)
+    codes = encoder(tf.zeros([2, *shape]))["z_mean"]
+    assert decoder(codes)["logits"].shape == [2, *shape]
+
+
+@pytest.mark.parametrize("network", [dense_decoder, convolutional_decoder])
+def test_decoder_writes_the_parameters_of_another_likelihood(network):
+    outputs = make(network, outputs=("x_mean", "x_log_var"))(tf.zeros([2, 2]))
+    assert {name: tuple(output.shape) for name, output in outputs.items()} == {
+        "x_mean": (2, 7, 5, 2),
+        "x_log_var": (2, 7, 5, 2),
+    }
+
+
+@pytest.mark.parametrize("network", [dense_encoder, convolutional_encoder])
+def test_encoder_of_a_plain_autoencoder_has_one_head(network):
+    assert make(network, outputs=("z_mean",))(tf.zeros([2, 7, 5, 2])).keys() == {"z_mean"}
+
+
+# Architecture: numbers of weights worked out by hand.
+
+
+def test_dense_networks_have_the_weights_of_their_layer_sizes():
+    # 784-500-20: 784 * 500 + 500 weights, and two heads of 500 * 20 + 20; the mirror has one head
+    # of 500 * 784 + 784.
+    assert dense_encoder((28, 28, 1), 20).count_params() == 784 * 500 + 500 + 2 * (500 * 20 + 20)
+    assert dense_decoder((28, 28, 1), 20).count_params() == 20 * 500 + 500 + 500 * 784 + 784
+    two = dense_encoder((9,), 2, hidden_units=(5, 4), activation="tanh")
+    assert two.count_params() == (9 * 5 + 5) + (5 * 4 + 4) + 2 * (4 * 2 + 2)
+    none = dense_encoder((9,), 2, hidden_units=())
+    assert none.count_params() == 2 * (9 * 2 + 2)
+
+
+def test_convolutional_encoder_halves_the_image_once_for_each_number_of_filters():
+    # 33x17 -> 17x9 -> 9x5, rounded up each time; kernels of 3x3.
+    encoder = convolutional_encoder((33, 17, 1), 2, filters=(3, 4), hidden_units=(6,))
+    convolutions = (9 * 1 * 3 + 3) + (9 * 3 * 4 + 4)
+    dense = 9 * 5 * 4 * 6 + 6
+    assert encoder.count_params() == convolutions + dense + 2 * (6 * 2 + 2)
+
+
+def test_convolutional_decoder_starts_from_the_smallest_grid_that_reaches_the_image():
+    # 33x17 is reached by doubling 9x5 twice (8x4 gives 32x16); then 3x3 kernels and one head.
+    decoder = convolutional_decoder((33, 17, 1), 2, filters=(4, 3), hidden_units=(6,))
+    dense = (2 * 6 + 6) + (6 * 9 * 5 * 4 + 9 * 5 * 4)
+    convolutions = (9 * 4 * 4 + 4) + (9 * 4 * 3 + 3)
+    assert decoder.count_params() == dense + convolutions + (9 * 3 * 1 + 1)
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_activation_of_hidden_layers_is_the_one_that_is_named_and_heads_have_none(network):
+    model = make(network, activation="tanh")
+    hidden = [
+        layer
+        for layer in model.layers
+        if layer.weights and not layer.name.startswith(("z_", "logits"))
+    ]
+    heads = [layer for layer in model.layers if layer.name in ("z_mean", "z_log_var", "logits")]
+    assert {layer.activation.__name__ for layer in hidden} == {"tanh"}
+    assert {layer.activation.__name__ for layer in heads} == {"linear"}
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_network_has_the_name_that_it_is_given(network):
+    assert make(network, name="mine").name == "mine"
+
+
+# Heads that are called log_var are bounded, softly; the others are linear.
+
+
+def linear_head(names=("z_mean", "z_log_var")):
+    """Returns a network whose heads pass their only input on: kernel 1, bias 0."""
+    network = dense_encoder((1,), 1, hidden_units=(), outputs=names)
+    for name in names:
+        network.get_layer(name).set_weights([np.ones([1, 1]), np.zeros(1)])
+    return network
+
+
+def value_and_slope(network, name, values):
+    values = tf.constant(values, tf.float32)[:, None]
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        outputs = network(values)[name]
+    return outputs.numpy()[:, 0], tape.gradient(outputs, values).numpy()[:, 0]
+
+
+@pytest.mark.parametrize("name", ["z_log_var", "x_log_var", "z_top_log_var"])
+def test_log_variance_follows_its_value_where_it_is_of_use_and_stays_within_20(name):
+    raw = np.array([-1e6, -60.0, -20.0, -1.0, 0.0, 1.0, 20.0, 60.0, 1e6])
+    values, slopes = value_and_slope(linear_head((name,)), name, raw)
+    np.testing.assert_allclose(values, 20 * np.tanh(raw / 20), rtol=1e-5)
+    np.testing.assert_allclose(slopes, 1 - np.tanh(raw / 20) ** 2, rtol=1e-3, atol=1e-6)
+    assert np.all(np.abs(values) <= 20.0)
+    assert np.all(np.isfinite(np.exp(values)))
+    # The mutants: exp overflows without a bound, and a hard clip has no way back from outside.
+    with np.errstate(over="ignore"):
+        assert np.isinf(np.exp(np.float32(raw[-1])))
+    tensor = tf.constant(25.0)
+    with tf.GradientTape() as tape:
+        tape.watch(tensor)
+        clipped = tf.clip_by_value(tensor, -20.0, 20.0)
+    assert float(tape.gradient(clipped, tensor)) == 0.0
+    _, (outside,) = value_and_slope(linear_head((name,)), name, [25.0])
+    assert outside == pytest.approx(1 - math.tanh(1.25) ** 2, rel=1e-3) != 0.0
+
+
+def test_head_of_another_name_is_linear():
+    values, slopes = value_and_slope(linear_head(), "z_mean", [-1e6, 0.5, 1e6])
+    np.testing.assert_allclose(values, [-1e6, 0.5, 1e6])
+    np.testing.assert_array_equal(slopes, 1.0)
+
+
+@pytest.mark.parametrize("network", [dense_encoder, convolutional_encoder])
+def test_values_and_gradients_are_finite_at_huge_features(network):
+    encoder = make(network)
+    images = 1e6 * tf.random.stateless_normal([4, 7, 5, 2], [1, 2])
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = encoder(images)
+        total = tf.reduce_sum(tf.exp(outputs["z_log_var"])) + tf.reduce_sum(outputs["z_mean"])
+    assert np.abs(outputs["z_log_var"]).max() <= 20.0
+    for gradient in tape.gradient(total, [images, *encoder.trainable_variables]):
+        assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("network", [dense_decoder, convolutional_decoder])
+def test_every_weight_of_a_decoder_has_a_gradient(network):
+    decoder = make(network, activation="tanh", outputs=("x_mean", "x_log_var"))
+    with tf.GradientTape() as tape:
+        outputs = decoder(tf.random.stateless_normal([8, 2], [1, 2]))
+        total = tf.add_n([tf.reduce_sum((output - 1.0) ** 2) for output in outputs.values()])
+    for gradient in tape.gradient(total, decoder.trainable_variables):
+        assert np.abs(gradient).max() > 0.0
+
+
+# 16-bit policies.
+
+
+@pytest.mark.usefixtures("mixed_bfloat16")
+@pytest.mark.parametrize("network", SMALL)
+def test_heads_are_float32_under_a_16_bit_policy_and_hidden_layers_are_not(network):
+    names = ("x_mean", "x_log_var") if "decoder" in network.__name__ else ("z_mean", "z_log_var")
+    model = make(network, outputs=names)
+    outputs = model(tf.ones([2, *model.inputs[0].shape[1:]]))
+    assert {output.dtype for output in outputs.values()} == {tf.float32}
+    compute = {layer.name: layer.compute_dtype for layer in model.layers if layer.weights}
+    assert {compute.pop(name) for name in names} == {"float32"}
+    assert set(compute.values()) == {"bfloat16"}
+    # More digits than bfloat16 holds: the head's own sum was not rounded to 16 bits.
+    values = outputs[names[1]]
+    assert np.abs(values - tf.cast(tf.cast(values, tf.bfloat16), tf.float32)).max() > 0.0
+
+
+# Sizes that are none.
+
+
+@pytest.mark.parametrize("bad", [0, -3, 2.5, True, "2"])
+@pytest.mark.parametrize("network", SMALL)
+def test_latent_dim_that_is_no_positive_integer_is_refused(network, bad):
+    with pytest.raises(ValueError, match=f"latent_dim must be integers >= 1, got {bad!r}"):
+        make(network, latent_dim=bad)
+
+
+@pytest.mark.parametrize(
+    ("network", "setting"),
+    [
+        (dense_encoder, "hidden_units"),
+        (dense_decoder, "hidden_units"),
+        (convolutional_encoder, "filters"),
+        (convolutional_encoder, "hidden_units"),
+        (convolutional_decoder, "filters"),
+        (convolutional_decoder, "hidden_units"),
+    ],
+)
+@pytest.mark.parametrize("bad", [(0,), (8, -1), (8.0,), [True]])
+def test_layer_size_that_is_no_positive_integer_is_refused_by_name(network, setting, bad):
+    with pytest.raises(ValueError, match=f"{setting} must be integers >= 1, got"):
+        make(network, **{setting: bad})
+
+
+@pytest.mark.parametrize("network", SMALL)
+@pytest.mark.parametrize("shape", [(0, 5, 2), (7, 5, -1), (7, 5.0, 2)])
+def test_shape_with_a_size_that_is_no_positive_integer_is_refused(network, shape):
+    with pytest.raises(ValueError, match="shape must be integers >= 1, got"):
+        make(network, shape)
+
+
+@pytest.mark.parametrize("shape", [(784,), (28, 28), (2, 28, 28, 1), ()])
+@pytest.mark.parametrize("network", [convolutional_encoder, convolutional_decoder])
+def test_convolutional_network_of_no_image_points_to_a_dense_one(network, shape):
+    with pytest.raises(ValueError, match=r"\(height, width, channels\).*Use a dense network"):
+        make(network, shape)
+
+
+@pytest.mark.xfail(raises=IndexError, reason="bug: filters[0] of no filters")
+def test_convolutional_decoder_without_filters_works_as_the_encoder_does_or_says_why_not():
+    try:
+        decoder = convolutional_decoder((4, 4, 1), 2, filters=())
+    except ValueError:
+        return
+    assert decoder(tf.zeros([1, 2]))["logits"].shape == [1, 4, 4, 1]
+
+
+@pytest.mark.xfail(raises=TypeError, reason="bug: a single size passes the check, and fails later")
+@pytest.mark.parametrize("network", [dense_encoder, dense_decoder])
+def test_single_hidden_size_works_or_is_refused_by_name(network):
+    try:
+        model = make(network, hidden_units=6)
+    except ValueError:
+        return
+    assert isinstance(model, keras.Model)
+
+
+# Files.
+
+
+def test_saved_networks_load_and_predict_in_a_process_that_has_no_vae_research(tmp_path):
+    expected = {}
+    for index, network in enumerate(SMALL):
+        names = ("x_mean", "x_log_var") if "decoder" in network.__name__ else ("z_mean", "z_log_var")
+        model = make(network, outputs=names)
+        inputs = tf.random.stateless_normal([3, *model.inputs[0].shape[1:]], [index, 1])
+        model.save(tmp_path / f"{network.__name__}.keras")
+        expected[f"{network.__name__}/inputs"] = inputs
+        expected |= {f"{network.__name__}/{name}": v for name, v in model(inputs).items()}
+    np.savez(tmp_path / "expected.npz", **expected)
+    program = """
+        import sys
+
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] == "vae_research":
+                    raise ModuleNotFoundError(f"no module named {name}")
+
+        sys.meta_path.insert(0, Refuse())
+        import json
+        import keras
+        import numpy as np
+
+        expected = np.load("expected.npz")
+        errors = {}
+        for key in expected:
+            network, _, name = key.partition("/")
+            if name != "inputs":
+                model = keras.models.load_model(f"{network}.keras")
+                found = model(expected[f"{network}/inputs"])[name]
+                errors[key] = float(np.abs(found - expected[key]).max())
+        assert "vae_research" not in sys.modules
+        print(json.dumps(errors))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    errors = json.loads(done.stdout.splitlines()[-1])
+    assert len(errors) == 8  # four networks with two heads each
+    assert max(errors.values()) < 1e-6, errors
+
+
+# Adapters.
+
+
+def test_probabilities_to_logits_undoes_the_sigmoid():
+    logits = np.linspace(-10.0, 10.0, 41).astype(np.float32)
+    found = ProbabilitiesToLogits()(tf.sigmoid(logits))["logits"]
+    # The sigmoid of 10 is 1 - 4.5e-5, known to 6e-8: 6e-8 / 4.5e-5 = 1.3e-3 of the logit.
+    np.testing.assert_allclose(found, logits, atol=2e-3)
+
+
+def test_probabilities_to_logits_is_finite_at_0_and_1_with_its_gradient():
+    probabilities = tf.constant([0.0, 1e-12, 0.5, 1.0 - 1e-7, 1.0])
+    with tf.GradientTape() as tape:
+        tape.watch(probabilities)
+        logits = ProbabilitiesToLogits()(probabilities)["logits"]
+    # log(1e-7) = -16.1 at the cut, and -log(1.19e-7) = 15.9 at the last float32 below 1.
+    np.testing.assert_allclose(logits, [-16.118, -16.118, 0.0, 15.942, 15.942], atol=1e-3)
+    gradient = tape.gradient(logits, probabilities)
+    assert np.all(np.isfinite(gradient))
+    assert gradient[2] == 4.0  # 1 / (p * (1 - p))
+
+
+def test_probabilities_to_logits_gives_the_cross_entropy_of_keras_summed_over_pixels():
+    from vae_research import Bernoulli
+
+    rng = np.random.default_rng(0)
+    targets = rng.uniform(size=(3, 20)).astype(np.float32)
+    probabilities = scipy.special.expit(rng.normal(scale=6.0, size=(3, 20))).astype(np.float32)
+    logits = ProbabilitiesToLogits()(probabilities)
+    ours = Bernoulli()({"targets": tf.constant(targets), **logits})
+    theirs = 20 * keras.losses.binary_crossentropy(targets, probabilities)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("mixed_bfloat16")
+def test_probabilities_to_logits_is_float32_under_a_16_bit_policy():
+    probabilities = tf.constant([0.25], tf.bfloat16)  # exact in 16 bits
+    logits = ProbabilitiesToLogits()(probabilities)["logits"]
+    assert logits.dtype == tf.float32
+    np.testing.assert_allclose(logits, [-np.log(3.0)], rtol=1e-6)
