@@ -23,7 +23,7 @@ ROOT = "vae_research"
 # From the ground up. A part is a module or a folder directly in vae_research; it may import itself
 # and every part of the lines before its own, but none of its own line.
 LAYERS = (
-    ("declarations", "version"),
+    ("declarations", "version", "randomness"),
     ("probability", "schedules", "tensors"),
     ("losses", "bottlenecks", "networks", "layers", "data"),
     ("objective",),
@@ -47,6 +47,7 @@ REQUIRED = {"absl", "keras", "numpy", "tensorboard", "tensorflow"}
 REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "declarations": set(),
     "version": set(),
+    "randomness": {"tensorflow"},
 }
 OPTIONAL = {"matplotlib"}
 

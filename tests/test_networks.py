@@ -14,6 +14,7 @@ import scipy.special
 import tensorflow as tf
 
 from vae_research import (
+    Bernoulli,
     ProbabilitiesToLogits,
     convolutional_decoder,
     convolutional_encoder,
@@ -68,7 +69,7 @@ def test_decoder_writes_logits_of_every_image_size(network, shape):
         "logits": (2, *shape)
     }
     # Every pixel comes from z, none from padding: another code changes each of them.
-    weights = [tf.random.stateless_normal(w.shape, [3, 4]) for w in decoder.weights]
+    weights = [tf.random.stateless_normal(w.shape, [3, 4]).numpy() for w in decoder.weights]
     decoder.set_weights(weights)
     images = decoder(tf.random.stateless_normal([40, 3], [1, 2]))["logits"].numpy()
     assert np.all(images.std(axis=0) > 0.0)
@@ -364,8 +365,6 @@ def test_probabilities_to_logits_is_finite_at_0_and_1_with_its_gradient():
 
 
 def test_probabilities_to_logits_gives_the_cross_entropy_of_keras_summed_over_pixels():
-    from vae_research import Bernoulli
-
     rng = np.random.default_rng(0)
     targets = rng.uniform(size=(3, 20)).astype(np.float32)
     probabilities = scipy.special.expit(rng.normal(scale=6.0, size=(3, 20))).astype(np.float32)

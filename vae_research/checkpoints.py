@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,15 @@ def save(folder: Path, model: Any, *, epoch: int, keep: int = 1) -> Path:
         folder: where checkpoints are collected; made if missing.
         model: a compiled and built Keras model.
         epoch: epochs that are finished.
-        keep: how many of the newest remain. Nothing is removed before the new one is in place.
+        keep: how many remain, this one among them, at least 1. Nothing is removed before the new
+            one is in place.
 
     Raises:
         OSError: it could not be written; older checkpoints are as they were.
+        ValueError: `keep` is below 1.
     """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}.")
     step = int(model.optimizer.iterations)
     target = folder / f"{step:010d}"
     aside = folder / f".writing-{step:010d}-{os.getpid()}"
@@ -53,34 +57,35 @@ def save(folder: Path, model: Any, *, epoch: int, keep: int = 1) -> Path:
     aside.mkdir(parents=True)
     try:
         variables = state_of(model)
-        values = {f"{index:05d}": np.asarray(var.value) for index, var in enumerate(variables)}
+        values = {_key(index): np.asarray(var.value) for index, var in enumerate(variables)}
         with open(aside / _VALUES, "wb") as stream:
             np.savez(stream, **values)
             _flush(stream)
-        manifest = {
+        content = {
             "step": step,
             "epoch": epoch,
-            "sha256": _sha256(aside / _VALUES),
+            "values_sha256": _sha256(aside / _VALUES),
+            "optimizer": type(model.optimizer).__name__,
             "variables": [
                 {"path": var.path, "shape": list(var.shape), "dtype": str(var.dtype)}
                 for var in variables
             ],
         }
         with open(aside / _MANIFEST, "w", encoding="utf-8") as stream:
-            json.dump(manifest, stream, indent=1)
+            json.dump({"content": content, "sha256": _sha256_of_content(content)}, stream, indent=1)
             _flush(stream)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(aside, target)
+        _move_into_place(aside, target)
         _flush_directory(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for old in _candidates(folder)[keep:]:
+    others = [path for path in _candidates(folder) if path != target]
+    for old in others[keep - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Returns the newest checkpoint, by step, or None where there is none.
+    """Returns the newest whole checkpoint, by step, or None where there is none.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them is whole.
@@ -88,11 +93,11 @@ def newest(folder: Path) -> Checkpoint | None:
     problems = []
     for path in _candidates(folder):
         try:
-            manifest = _verify(path)
+            content = _verify(path)
         except CheckpointError as error:
             problems.append(str(error))
         else:
-            return Checkpoint(path, manifest["step"], manifest["epoch"])
+            return Checkpoint(path, content["step"], content["epoch"])
     if problems:
         raise CheckpointError("no checkpoint can be used: " + "; ".join(problems))
     return None
@@ -102,28 +107,33 @@ def restore(model: Any, checkpoint: Checkpoint) -> None:
     """Puts the saved values into a compiled and built model of the same architecture.
 
     Raises:
-        CheckpointError: it is damaged, or a variable differs in shape; nothing is changed then.
+        CheckpointError: it is damaged, or a variable or the optimizer differs; nothing is changed
+            then.
     """
-    manifest = _verify(checkpoint.path)
+    content = _verify(checkpoint.path)
     variables = state_of(model)
-    saved = manifest["variables"]
-    for index in range(max(len(variables), len(saved))):
-        ours = _describe(variables, index)
-        theirs = (
-            f"{saved[index]['path']} {tuple(saved[index]['shape'])}"
-            if index < len(saved)
-            else "nothing"
-        )
-        if index >= min(len(variables), len(saved)) or tuple(saved[index]["shape"]) != tuple(
-            variables[index].shape
-        ):
+    ours = [(var.path, tuple(var.shape)) for var in variables]
+    theirs = [(var["path"], tuple(var["shape"])) for var in content["variables"]]
+    for left, right in itertools.zip_longest(theirs, ours, fillvalue=("nothing", ())):
+        # Names that Keras makes up (dense_3) change from model to model; shapes do not.
+        if left[1] != right[1] or "nothing" in (left[0], right[0]):
             raise CheckpointError(
-                f"{checkpoint.path} is of another architecture: it has {theirs} where the model "
-                f"has {ours}."
+                f"{checkpoint.path} is of another architecture: it has {left[0]} {left[1]} where "
+                f"the model has {right[0]} {right[1]}."
             )
-    with np.load(checkpoint.path / _VALUES, allow_pickle=False) as values:
-        for index, variable in enumerate(variables):
-            variable.assign(values[f"{index:05d}"])
+    optimizer = type(model.optimizer).__name__
+    if optimizer != content["optimizer"]:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained with {content['optimizer']}, and the model has "
+            f"{optimizer}."
+        )
+    try:
+        with np.load(checkpoint.path / _VALUES, allow_pickle=False) as saved:
+            values = [saved[_key(index)] for index in range(len(variables))]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint.path}/{_VALUES} cannot be read ({error})") from error
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def weights_sha256(model: Any) -> str:
@@ -150,21 +160,49 @@ def _candidates(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
+def _move_into_place(aside: Path, target: Path) -> None:
+    """Renames a directory. One that is there already, of the same step, makes room and may return.
+
+    A directory can only be renamed onto an empty one.
+    """
+    if not target.exists():
+        os.rename(aside, target)
+        return
+    before = target.with_name(f".replaced-{target.name}-{os.getpid()}")
+    os.rename(target, before)
+    try:
+        os.rename(aside, target)
+    except OSError:
+        os.rename(before, target)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
 def _verify(path: Path) -> dict[str, Any]:
+    """Returns the content of a manifest after comparing both checksums.
+
+    Raises:
+        CheckpointError: something is missing or has changed.
+    """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        expected, found = manifest["sha256"], _sha256(path / _VALUES)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        content = manifest["content"]
+        expected = manifest["sha256"], content["values_sha256"]
+        found = _sha256_of_content(content), _sha256(path / _VALUES)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not whole ({error})") from error
-    if expected != found:
-        raise CheckpointError(f"{path}/{_VALUES} has changed since it was written (checksum)")
-    return manifest
+    for name, wanted, is_now in zip((_MANIFEST, _VALUES), expected, found, strict=True):
+        if wanted != is_now:
+            raise CheckpointError(f"{path}/{name} has changed since it was written (checksum)")
+    return content
 
 
-def _describe(variables: list[Any], index: int) -> str:
-    if index >= len(variables):
-        return "nothing"
-    return f"{variables[index].path} {tuple(variables[index].shape)}"
+def _key(index: int) -> str:
+    return f"{index:05d}"
+
+
+def _sha256_of_content(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

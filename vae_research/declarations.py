@@ -9,6 +9,7 @@ and still have its flags checked before TensorFlow is loaded.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import difflib
 import importlib
@@ -20,7 +21,7 @@ from typing import Any, Self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Declaration:
+class Declaration(abc.ABC):
     """Base of everything that is declared by settings; every subclass is a frozen dataclass.
 
     Annotated class attributes are settings, given by keyword. Their values are numbers, strings,
@@ -46,7 +47,10 @@ class Declaration:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_setting(type(self).__name__, field.name, getattr(self, field.name))
+            value = getattr(self, field.name)
+            _check_setting(type(self).__name__, field.name, value)
+            if isinstance(value, list):  # a declaration does not change; nor may its settings
+                object.__setattr__(self, field.name, tuple(value))
 
     def __repr__(self) -> str:
         """Returns the call that makes an equal object: settings that differ from their default."""

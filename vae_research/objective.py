@@ -196,7 +196,7 @@ class Objective:
     def _check_importance_weighting(self) -> None:
         trained = [term for term in self.terms if term.weight is not None]
         for term in trained:
-            if "kl" in term.reads():
+            if "kl" in term.reads() | set(term.rename or {}):
                 raise ValueError(
                     f"Loss term {term.label!r} ({type(term).__name__}) reads the closed-form 'kl', "
                     "which cannot be part of an importance-weighted bound: its mean over z is "

@@ -9,6 +9,7 @@ its flags checked before TensorFlow is loaded.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -30,9 +31,9 @@ class Schedule(Declaration):
     0.25
     """
 
+    @abc.abstractmethod
     def __call__(self, step: Any) -> Any:
         """Returns the value at `step`, a float32 scalar tensor (optimizer steps, from 0)."""
-        raise TypeError(f"{type(self).__name__} must define __call__(self, step).")
 
     def settled_at(self) -> int | None:
         """Returns the step from which the value no longer changes, or None if there is none."""

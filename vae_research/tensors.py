@@ -24,7 +24,6 @@ of one example next to each other.
 from __future__ import annotations
 
 import inspect
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +31,7 @@ import keras
 import tensorflow as tf
 
 from vae_research.declarations import did_you_mean
+from vae_research.randomness import fold_in
 
 # Names without a row for every example: never repeated, never counted as data.
 SCALARS = ("step", "seed")
@@ -73,13 +73,6 @@ class Tensors(dict[str, tf.Tensor]):
         # of three may come out in another order at another run.
         self[name] = tf.identity(self[name])
         return self[name]
-
-
-def fold_in(seed: tf.Tensor, purpose: str) -> tf.Tensor:
-    """Returns a stateless key for one purpose, `[2]` int64, from the key of a step."""
-    # The run's seed is below 2^32: the purpose has the upper half of the first word to itself.
-    offset = (zlib.crc32(purpose.encode()) >> 1) << 32
-    return tf.stack([seed[0] + offset, seed[1]])
 
 
 def declared_names(function: Callable[..., Any]) -> list[str]:

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from vae_research import probability
 from vae_research.bottlenecks.bottleneck import Bottleneck
+from vae_research.randomness import standard_normal
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
@@ -24,7 +25,7 @@ class GaussianBottleneck(Bottleneck):
         self._check_latent_dim("z_mean", z_mean)
         self._check_latent_dim("z_log_var", z_log_var)
         z_mean, z_log_var = tf.cast(z_mean, tf.float32), tf.cast(z_log_var, tf.float32)
-        noise = tf.random.stateless_normal(tf.shape(z_mean), seed, alg="philox")
+        noise = standard_normal(tf.shape(z_mean), seed)
         # Taps, as in Tensors.read: of three uses, no tensor has more than two.
         log_var_of_densities = tf.identity(z_log_var)
         log_var_of_kl = tf.identity(log_var_of_densities)
@@ -41,4 +42,4 @@ class GaussianBottleneck(Bottleneck):
 
     def sample_prior(self, count: int, seed: tf.Tensor) -> tf.Tensor:
         """Returns `[count, latent]` standard normal codes."""
-        return tf.random.stateless_normal([count, self.latent_dim], seed, alg="philox")
+        return standard_normal([count, self.latent_dim], seed)

@@ -97,6 +97,7 @@ class GaussianWithVariance(Likelihood):
     ) -> tf.Tensor:
         """Returns `log N(targets; x_mean, exp(x_log_var))`, `[rows]`, nats."""
         _check_shapes(self, targets, x_mean=x_mean)
+        _check_broadcasts(self, targets, x_log_var=x_log_var)
         density = probability.normal_log_density(targets, x_mean, x_log_var)
         return probability.sum_over_event(density)
 
@@ -143,4 +144,18 @@ def _check_shapes(term: Likelihood, targets: tf.Tensor, **parameters: Any) -> No
                 f"Loss term {term.label!r} compares targets of shape {targets.shape} with {name!r} "
                 f"of shape {value.shape}; they must have the same shape. The decoder writes "
                 f"{name!r}."
+            )
+
+
+def _check_broadcasts(term: Likelihood, targets: tf.Tensor, **parameters: Any) -> None:
+    """A parameter with more values than the data would count every pixel several times."""
+    for name, value in parameters.items():
+        try:
+            together = tf.broadcast_static_shape(targets.shape, value.shape)
+        except ValueError:
+            together = None
+        if together is None or not together.is_compatible_with(targets.shape):
+            raise ValueError(
+                f"Loss term {term.label!r}: {name!r} has shape {value.shape}, which does not "
+                f"broadcast to the targets of shape {targets.shape}."
             )

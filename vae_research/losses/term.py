@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -68,12 +69,12 @@ class LossTerm(Declaration):
     def _reader(self) -> Callable[..., Any]:
         return self.per_example
 
+    @abc.abstractmethod
     def per_example(self, *tensors: tf.Tensor) -> tf.Tensor:
-        """Returns `[rows]`, nats, summed over event axes (a scalar for a batch statistic)."""
-        raise TypeError(
-            f"{type(self).__name__} must define per_example(self, ...), whose parameters name the "
-            "tensors that it reads."
-        )
+        """Returns `[rows]`, nats, summed over event axes (a scalar for a batch statistic).
+
+        The parameters of a subclass's method name the tensors that it reads.
+        """
 
     def __call__(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the unweighted values, float32, `[rows]` or a scalar.
@@ -117,13 +118,13 @@ class Likelihood(LossTerm):
     support: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     """Smallest and largest value that the data may have."""
 
+    @abc.abstractmethod
     def log_likelihood(self, *tensors: tf.Tensor) -> tf.Tensor:
         """Returns `[rows]`, nats, normalised on `support` unless `note` says otherwise."""
-        raise TypeError(f"{type(self).__name__} must define log_likelihood(self, targets, ...).")
 
+    @abc.abstractmethod
     def mean(self, *tensors: tf.Tensor) -> tf.Tensor:
         """Returns the mean of p(x|z), in data space, shaped as the targets."""
-        raise TypeError(f"{type(self).__name__} must define mean(self, ...) of its parameters.")
 
     def note(self, grey_values: bool) -> str | None:
         """Returns what has to be said beside figures of this likelihood, if anything.
@@ -135,6 +136,10 @@ class Likelihood(LossTerm):
 
     def _reader(self) -> Callable[..., Any]:
         return self.log_likelihood
+
+    def per_example(self, *tensors: tf.Tensor) -> tf.Tensor:
+        """Returns the negative log-likelihood, `[rows]`, nats."""
+        return -self.log_likelihood(*tensors)
 
     def __call__(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns `-log p(x|z)`, `[rows]`, nats."""

@@ -35,8 +35,14 @@ def convolutional_encoder(
     Raises:
         ValueError: a size is no positive integer, or the shape is not that of an image.
     """
-    _check_image(input_shape)
-    check_sizes(latent_dim=latent_dim, filters=filters, hidden_units=hidden_units)
+    _check_image(input_shape, filters)
+    check_sizes(
+        latent_dim=latent_dim,
+        input_shape=tuple(input_shape),
+        filters=filters,
+        hidden_units=hidden_units,
+        kernel_size=[kernel_size],
+    )
     inputs = keras.Input(tuple(input_shape), name="inputs")
     features = inputs
     for channels in filters:
@@ -77,8 +83,14 @@ def convolutional_decoder(
     Raises:
         ValueError: a size is no positive integer, or the shape is not that of an image.
     """
-    _check_image(output_shape)
-    check_sizes(latent_dim=latent_dim, filters=filters, hidden_units=hidden_units)
+    _check_image(output_shape, filters)
+    check_sizes(
+        latent_dim=latent_dim,
+        output_shape=tuple(output_shape),
+        filters=filters,
+        hidden_units=hidden_units,
+        kernel_size=[kernel_size],
+    )
     height, width, image_channels = output_shape
     stride = 2 ** len(filters)
     grid = -(-height // stride), -(-width // stride), filters[0]
@@ -105,10 +117,11 @@ def convolutional_decoder(
     return keras.Model(z, images, name=name)
 
 
-def _check_image(shape: Sequence[int]) -> None:
+def _check_image(shape: Sequence[int], filters: Sequence[int]) -> None:
     if len(shape) != 3:
         raise ValueError(
             "A convolutional network needs the shape of an image, (height, width, channels); got "
             f"{tuple(shape)}. Use a dense network for vectors."
         )
-    check_sizes(shape=tuple(shape))
+    if not filters:
+        raise ValueError("A convolutional network needs filters, one number for each layer.")

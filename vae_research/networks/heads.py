@@ -15,13 +15,17 @@ import keras
 LOG_VAR_BOUND = 20.0
 
 
-def check_sizes(**sizes: Any) -> None:
-    """Raises ValueError unless every size is a positive integer, or a sequence of them."""
-    for name, value in sizes.items():
-        values = value if isinstance(value, Sequence) else [value]
-        for item in values:
-            if isinstance(item, bool) or not isinstance(item, int) or item < 1:
-                raise ValueError(f"{name} must be integers >= 1, got {value!r}.")
+def check_sizes(*, latent_dim: int, **sequences: Sequence[int]) -> None:
+    """Raises ValueError unless all sizes are positive integers."""
+    if not _is_size(latent_dim):
+        raise ValueError(f"latent_dim must be an integer >= 1, got {latent_dim!r}.")
+    for name, sizes in sequences.items():
+        if not isinstance(sizes, Sequence) or not all(map(_is_size, sizes)):
+            raise ValueError(f"{name} must be a list of integers >= 1, got {sizes!r}.")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def heads(
