@@ -9,7 +9,6 @@ and still have its flags checked before TensorFlow is loaded.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import difflib
 import importlib
@@ -21,7 +20,7 @@ from typing import Any, Self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Declaration(abc.ABC):
+class Declaration:
     """Base of everything that is declared by settings; every subclass is a frozen dataclass.
 
     Annotated class attributes are settings, given by keyword. Their values are numbers, strings,

@@ -18,7 +18,7 @@ from typing import Any, Self
 from vae_research.declarations import Declaration
 
 
-class Schedule(Declaration):
+class Schedule(Declaration, abc.ABC):
     """Base of all schedules. A subclass declares its settings and writes `__call__`.
 
     >>> class HalfLife(Schedule):

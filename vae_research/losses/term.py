@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-class LossTerm(Declaration):
+class LossTerm(Declaration, abc.ABC):
     """One term of the objective: reads named tensors, returns nats per example, unweighted.
 
     A subclass annotates its settings and writes `per_example`, whose parameters are the names of
