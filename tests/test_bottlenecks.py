@@ -37,10 +37,9 @@ def test_same_seed_draws_the_same_noise_eager_and_compiled():
     assert compiled_noise(jit_compile=False) == 0.0
 
 
-@pytest.mark.xfail(reason="bug: stateless_normal draws other numbers with XLA, philox or not")
 def test_same_seed_draws_the_same_noise_with_xla():
-    # XLA has its own erfinv, log and cos: the same bits agree to some 2e-5, not to the last digit.
-    assert compiled_noise(jit_compile=True) < 1e-4
+    # The bits are the same; XLA has a sine, cosine and logarithm of its own, right to 5e-7.
+    assert compiled_noise(jit_compile=True) < 1e-5
 
 
 def test_tensorflow_agrees_with_xla_about_random_bits_and_not_about_normal_numbers():
@@ -60,7 +59,9 @@ def test_tensorflow_agrees_with_xla_about_random_bits_and_not_about_normal_numbe
 
 def test_same_seed_repeats_and_every_other_seed_differs():
     np.testing.assert_array_equal(noise(), noise())
-    drawn = [noise(seed=SEED + tf.constant(step, tf.int64)) for step in ([1, 0], [0, 1], [0, 1 << 40])]
+    drawn = [
+        noise(seed=SEED + tf.constant(step, tf.int64)) for step in ([1, 0], [0, 1], [0, 1 << 40])
+    ]
     for other in drawn:
         # Independent draws: the correlation of 2000 pairs is within 4 / sqrt(2000) of zero.
         correlation = np.corrcoef(noise().ravel(), other.ravel())[0, 1]
@@ -154,7 +155,7 @@ def test_everything_is_finite_at_the_bounds_of_the_heads():
 
 
 def test_shapes_are_rows_and_latent():
-    tensors = draw(np.zeros([5, 3]), np.zeros([5, 3]))
+    tensors = draw(np.zeros([5, 3]), np.zeros([5, 3]))  # an odd number of normal numbers
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
         "z": (5, 3),
         "log_posterior": (5,),

@@ -6,6 +6,8 @@ The columns of W are orthogonal, so that the exact posterior N(P W^T (x - b) / s
 diagonal covariance P = (I + W^T W / s^2)^-1, and a Gaussian bottleneck can represent it.
 """
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -94,9 +96,9 @@ def test_marginal_likelihood_of_this_file_is_prior_times_likelihood_over_posteri
     x = X.astype(np.float64)
     prior = scipy.stats.norm.logpdf(z).sum()
     likelihood = scipy.stats.norm.logpdf(x, W @ z + B, S).sum(axis=1)
-    posterior = scipy.stats.norm.logpdf(
-        z, (x - B) @ EXACT_KERNEL, np.sqrt(POSTERIOR_VARIANCE)
-    ).sum(axis=1)
+    posterior = scipy.stats.norm.logpdf(z, (x - B) @ EXACT_KERNEL, np.sqrt(POSTERIOR_VARIANCE)).sum(
+        axis=1
+    )
     np.testing.assert_allclose(log_p(X), prior + likelihood - posterior, rtol=1e-10)
 
 
@@ -131,7 +133,7 @@ def importance_weighted_bounds():
 
 def test_importance_weighted_bounds_grow_with_the_samples_and_stay_below_log_p():
     bounds = list(importance_weighted_bounds())
-    for (fewer, fewer_error), (more, more_error) in zip(bounds, bounds[1:], strict=False):
+    for (fewer, fewer_error), (more, more_error) in itertools.pairwise(bounds):
         # Larger for each example, beyond chance.
         assert np.all(more - fewer > 4 * np.hypot(fewer_error, more_error))
     for mean, error in bounds:

@@ -227,11 +227,11 @@ def test_decoder_of_another_shape_is_refused_where_it_would_broadcast(term, name
         term(tensors)
 
 
-@pytest.mark.xfail(reason="bug: a variance that broadcasts beyond the targets multiplies the sum")
-def test_variance_of_more_channels_than_the_image_is_refused():
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5), (4, 1, 1, 1), (2, 3, 4, 2, 1)])
+def test_variance_that_would_count_a_pixel_several_times_is_refused(shape):
     tensors = {name: tf.zeros([3, 4, 2, 1]) for name in ("targets", "x_mean")}
-    with pytest.raises(ValueError, match="x_log_var"):
-        GaussianWithVariance()(tensors | {"x_log_var": tf.zeros([3, 4, 2, 5])})
+    with pytest.raises(ValueError, match=r"'x_log_var' has shape .* the targets of shape"):
+        GaussianWithVariance()(tensors | {"x_log_var": tf.zeros(shape)})
 
 
 # Divergences.
@@ -297,7 +297,7 @@ def test_free_bits_of_zero_are_the_mean_kl_divergence_and_never_less():
 
 
 def test_negative_free_bits_are_refused():
-    with pytest.raises(ValueError, match="nats_per_dimension must not be negative, got -0.1"):
+    with pytest.raises(ValueError, match=r"nats_per_dimension must not be negative, got -0\.1"):
         FreeBits(nats_per_dimension=-0.1)
 
 
@@ -415,7 +415,7 @@ def test_term_is_called_by_its_name_or_its_class(term, label):
 
 @pytest.mark.parametrize("name", ["my kl", "kl/top", "kl\n", "k\tl", "kl:0", "ölkl", " "])
 def test_name_that_is_no_tag_is_refused(name):
-    with pytest.raises(ValueError, match="cannot be the name of a loss term.*Use letters"):
+    with pytest.raises(ValueError, match=r"cannot be the name of a loss term.*Use letters"):
         KLDivergence(name=name)
 
 
@@ -475,23 +475,16 @@ def test_batch_statistic_that_is_no_scalar_is_refused():
         Statistic()({"kl": tf.zeros([3, 2])})
 
 
-@pytest.mark.xfail(reason="bug: the base method's own *tensors is refused before it can answer")
-@pytest.mark.parametrize(("base", "method"), [(LossTerm, "per_example"), (Likelihood, "log_likel")])
+@pytest.mark.parametrize(
+    ("base", "method"),
+    [(LossTerm, "per_example"), (Likelihood, "log_likelihood"), (Likelihood, "mean")],
+)
 def test_forgotten_method_is_asked_for_by_name(base, method):
     class Forgetful(base):
         pass
 
-    with pytest.raises(TypeError, match=rf"Forgetful must define {method}"):
-        Forgetful()({"kl": tf.zeros([2, 2])})
-
-
-def test_forgotten_mean_of_a_likelihood_does_not_pass_in_silence():
-    class Meanless(Likelihood):
-        def log_likelihood(self, targets):
-            return targets[:, 0]
-
-    with pytest.raises(TypeError, match="mean"):
-        Meanless().reconstruction({"targets": tf.zeros([2, 2])})
+    with pytest.raises(TypeError, match=rf"Forgetful.* {method}"):
+        Forgetful()
 
 
 def test_parameter_with_a_default_or_a_star_is_refused():
@@ -519,7 +512,7 @@ STATEFUL = {
     "symbolic tensor": lambda: keras.Input((2,)),
     "array": lambda: np.ones(2),
     "layer": lambda: keras.layers.Dense(2),
-    "model": lambda: keras.Sequential(),
+    "model": keras.Sequential,
     "subclassed layer": lambda: GaussianBottleneck(2),
     "inside a tuple": lambda: (1.0, tf.Variable(1.0)),
     "inside a dictionary": lambda: {"a": (keras.layers.Dense(2),)},
@@ -639,13 +632,16 @@ def test_config_is_json_and_makes_an_equal_term():
     assert type(again) is Everything
 
 
-@pytest.mark.xfail(reason="bug: a list setting is accepted, and comes back as a tuple")
-def test_list_setting_comes_back_equal():
+def test_list_setting_becomes_a_tuple_that_nobody_can_change():
     class Listed(LossTerm):
         values: list | tuple = ()
 
+        def per_example(self, kl):
+            return kl[:, 0]
+
     term = Listed(values=[1, 2])
-    assert from_config(term.to_config()) == term
+    assert term.values == (1, 2)
+    assert from_config(term.to_config()) == term == Listed(values=(1, 2))
 
 
 def test_config_of_a_function_says_that_it_is_no_data():
@@ -665,7 +661,8 @@ def test_config_of_an_unknown_class_says_what_to_import():
 def test_class_that_was_defined_twice_is_the_later_one():
     def define():
         class Twice(LossTerm):
-            pass
+            def per_example(self, kl):
+                return kl[:, 0]
 
         return Twice
 

@@ -123,7 +123,6 @@ def test_cycle_starts_again_at_the_exact_step(steps, jit_compile):
     np.testing.assert_allclose(cycle_starts(steps, jit_compile), 0.0, atol=1e-5)
 
 
-@pytest.mark.xfail(reason="bug: a compiled schedule starts its cycle one step late")
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("steps", [41, 47, 55, 61])
 def test_cycle_starts_again_where_the_rounded_reciprocal_falls_short(steps, jit_compile):
@@ -187,8 +186,8 @@ def test_subclass_without_call_says_what_to_define():
     class Empty(Schedule):
         pass
 
-    with pytest.raises(TypeError, match=r"Empty must define __call__\(self, step\)"):
-        value_at(Empty(), 0)
+    with pytest.raises(TypeError, match=r"Empty.* __call__"):
+        Empty()
 
 
 # Lengths.
@@ -320,7 +319,6 @@ def test_in_steps_reaches_a_schedule_inside_a_schedule():
     assert float(value_at(term.weight, 2)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.xfail(reason="bug: in_steps does not look into tuples and dictionaries")
 def test_in_steps_reaches_a_schedule_in_a_tuple_of_settings():
     class Sequence(Schedule):
         parts: tuple = ()

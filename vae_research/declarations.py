@@ -62,12 +62,9 @@ class Declaration:
 
     def in_steps(self, steps_per_epoch: int) -> Self:
         """Returns this declaration with every length in epochs turned into optimizer steps."""
-        changes = {
-            field.name: value.in_steps(steps_per_epoch)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Declaration)
-        }
-        return dataclasses.replace(self, **changes) if changes else self
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changes = {name: _in_steps(value, steps_per_epoch) for name, value in settings.items()}
+        return self if changes == settings else dataclasses.replace(self, **changes)
 
     def to_config(self) -> dict[str, Any]:
         """Returns plain data from which `from_config` makes an equal object."""
@@ -136,6 +133,16 @@ def _subclasses(cls: type) -> Iterable[type]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
+
+
+def _in_steps(value: Any, steps_per_epoch: int) -> Any:
+    if isinstance(value, Declaration):
+        return value.in_steps(steps_per_epoch)
+    if isinstance(value, tuple):
+        return tuple(_in_steps(item, steps_per_epoch) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _in_steps(item, steps_per_epoch) for key, item in value.items()}
+    return value
 
 
 def _check_setting(owner: str, name: str, value: Any) -> None:

@@ -118,8 +118,10 @@ def active_units(codes: np.ndarray) -> Figure:
     if count < 2:
         return Figure(active, None, count)
     error = np.sqrt(np.maximum(np.square(squared).mean(axis=0) - np.square(variance), 0.0) / count)
-    distance = (variance - ACTIVE_VARIANCE) / np.maximum(error, np.finfo(np.float64).tiny)
+    certain = error == 0.0
+    distance = (variance - ACTIVE_VARIANCE) / np.where(certain, 1.0, error)
     above = np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in distance])
+    above = np.where(certain, variance > ACTIVE_VARIANCE, above)
     return Figure(active, float(np.sqrt((above * (1.0 - above)).sum())), count)
 
 

@@ -79,10 +79,9 @@ class Objective:
                 raise TypeError(
                     f"{term!r} is not a LossTerm. Subclass LossTerm, or make one of it."
                 )
-        if isinstance(self.num_samples, bool) or self.num_samples != int(self.num_samples):
-            raise ValueError(f"num_samples must be an integer, got {self.num_samples!r}.")
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}.")
+        samples = self.num_samples
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"num_samples must be an integer >= 1, got {samples!r}.")
         labels = [term.label for term in self.terms]
         for label in labels:
             if labels.count(label) > 1:
@@ -144,6 +143,7 @@ class Objective:
             regularization: scalars that layers added, counted as a term of weight 1.
         """
         rows = {term.label: term(tensors) for term in self.terms}
+        self._check_rows(rows)
         weights = self.weights(tensors["step"])
         elbo = None
         if (divergence := _divergence(tensors)) is not None:
@@ -164,6 +164,17 @@ class Objective:
             weights["regularization"] = tf.constant(1.0)
             bound += values["regularization"]
         return LossReport(bound, bound, values, weights, elbo)
+
+    def _check_rows(self, rows: Mapping[str, tf.Tensor]) -> None:
+        """A value of another number of rows would broadcast, and give a number all the same."""
+        wanted = rows[self.likelihood.label].shape
+        for name, values in rows.items():
+            # A number that is known where the batch's is not cannot be the batch's.
+            if values.shape.rank == 1 and values.shape[0] not in (wanted[0], None):
+                raise ValueError(
+                    f"Loss term {name!r} returned {values.shape[0]} values for {wanted[0]} rows; "
+                    "it must return one for each row."
+                )
 
     def log_importance_weight(self, tensors: Tensors) -> tf.Tensor | None:
         """Returns `log p(x|z) + log p(z) - log q(z|x)`, `[rows]`, nats, or None without a prior."""
@@ -190,13 +201,13 @@ class Objective:
             term.label
             for term in self.terms
             if term.weight is not None
-            and (term is self.likelihood or {"log_posterior", "log_prior"} & term.reads())
+            and (term is self.likelihood or {"log_posterior", "log_prior"} & _meanings(term))
         ]
 
     def _check_importance_weighting(self) -> None:
         trained = [term for term in self.terms if term.weight is not None]
         for term in trained:
-            if "kl" in term.reads() | set(term.rename or {}):
+            if "kl" in _meanings(term):
                 raise ValueError(
                     f"Loss term {term.label!r} ({type(term).__name__}) reads the closed-form 'kl', "
                     "which cannot be part of an importance-weighted bound: its mean over z is "
@@ -214,6 +225,11 @@ class Objective:
                 "An importance-weighted bound needs log q(z|x) - log p(z): add MonteCarloKL() to "
                 f"the terms {', '.join(term.label for term in self.terms)}."
             )
+
+
+def _meanings(term: LossTerm) -> set[str]:
+    """Returns what a term reads, also by the names before `rename`: a level's `kl` is a `kl`."""
+    return term.reads() | set(term.rename or {})
 
 
 def _divergence(tensors: Tensors) -> tf.Tensor | None:

@@ -164,10 +164,12 @@ class Cyclical(_Timed):
         """Returns the value of the running cycle, `peak` after the last one."""
         import tensorflow as tf
 
-        cycle = self.fraction(step)
-        risen = tf.minimum((cycle % 1.0) / self.rising, 1.0)
+        self.fraction(step)  # refuses a length that is not known yet
+        # The remainder of whole steps is exact; that of a rounded quotient may begin a step late.
+        length = float(self.steps)
+        risen = tf.minimum(tf.math.floormod(step, length) / (length * self.rising), 1.0)
         if self.cycles is not None:
-            risen = tf.where(cycle < self.cycles, risen, 1.0)
+            risen = tf.where(step < length * self.cycles, risen, 1.0)
         return self.start + (self.peak - self.start) * risen
 
     def settled_at(self) -> int | None:

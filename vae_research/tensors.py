@@ -141,7 +141,9 @@ def _network_inputs(network: keras.layers.Layer) -> list[str]:
     return [
         parameter.name
         for parameter in parameters
-        if parameter.name not in ("training", "mask") and parameter.default is parameter.empty
+        if parameter.name not in ("training", "mask")
+        and parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
 
 
@@ -197,6 +199,12 @@ class Named(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        given = [name for name in outputs if name]
+        if not given or len(set(given)) < len(given):
+            raise ValueError(
+                f"named() needs a name of its own for each output of {network.name!r} that is "
+                f"read; got {', '.join(map(repr, outputs)) or 'none'}."
+            )
         self.network = network
         self.outputs_in_order = list(outputs)
         self.reads = list(reads) if reads else None
@@ -206,7 +214,7 @@ class Named(keras.Model):
         values = self.network(*tensors, training=training)
         names = self.outputs_in_order
         if not isinstance(values, (tuple, list)):
-            values = [values] if len(names) == 1 else tf.split(values, len(names), axis=-1)
+            values = [values] if len(names) == 1 else self._split(values)
         if len(values) != len(names):
             raise ValueError(
                 f"{self.network.name!r} returns {len(values)} tensors, and named() was given "
@@ -214,6 +222,19 @@ class Named(keras.Model):
                 "for one that nobody reads."
             )
         return {name: value for name, value in zip(names, values, strict=True) if name}
+
+    def _split(self, values: tf.Tensor) -> list[tf.Tensor]:
+        names = self.outputs_in_order
+        if values.shape[-1] % len(names):
+            raise ValueError(
+                f"{self.network.name!r} returns one tensor with {values.shape[-1]} values in its "
+                f"last axis, which does not split into {', '.join(map(repr, names))}."
+            )
+        return tf.split(values, len(names), axis=-1)
+
+    def build(self, *shapes: Any) -> None:
+        """Does nothing: the network inside is built by its first call."""
+        self.built = True
 
     def get_config(self) -> dict[str, Any]:
         """Returns what `from_config` needs."""

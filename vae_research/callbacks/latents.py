@@ -16,8 +16,8 @@ class Latents(keras.callbacks.Callback):
     """Writes active units and the total KL divergence of validation data after every epoch.
 
     Tags, under `validation`: `latent/active_units`, the dimensions whose posterior mean has a
-    variance above 0.01 (Burda et al. 2016, arXiv:1509.00519, section 5.2), and `latent/kl_total`,
-    nats per example.
+    variance above 0.01 (Burda et al. 2016, arXiv:1509.00519, section 5.2), and, where `fit`
+    validates, `latent/kl_total`, nats per example.
 
     Args:
         log_dir: the run directory.
@@ -33,8 +33,8 @@ class Latents(keras.callbacks.Callback):
         """Encodes the data and writes the figures."""
         logs = logs or {}
         values = {"latent/active_units": active_units(self.model.center(self.inputs).numpy()).value}
-        if "elbo" in logs:
-            values["latent/kl_total"] = float(logs.get("val_kl", logs["kl"]))
+        if "val_elbo" in logs:
+            values["latent/kl_total"] = float(logs["val_kl"])
         self._summaries.scalars("validation", values, self.model.step)
         self._summaries.flush("validation")
 

@@ -82,4 +82,5 @@ def tile(rows: list[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
                 scaled = (image[..., :shown] - low) / (high - low)
                 line[:height, left : left + width] = scaled
             lines.append(line)
-    return np.concatenate(lines)[:-gap, :-gap]
+    picture = np.concatenate(lines)
+    return picture[: len(picture) - gap, : picture.shape[1] - gap]

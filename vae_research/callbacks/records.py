@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from vae_research.callbacks.epochs import EpochCallback, EpochRecord
@@ -33,5 +34,7 @@ class MetricsFile(EpochCallback):
         for split, figures in record.figures.items():
             weights = {f"weight/{name}": value for name, value in record.weights.items()}
             line |= {f"{split}/{name}": value for name, value in (figures | weights).items()}
+        # JSON has no NaN and no infinity.
+        line = {key: value if math.isfinite(value) else None for key, value in line.items()}
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

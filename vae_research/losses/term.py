@@ -53,6 +53,11 @@ class LossTerm(Declaration, abc.ABC):
                 f"{self.label!r} cannot be the name of a loss term: it becomes a TensorBoard tag "
                 "and a key of metrics.jsonl. Use letters, digits, '_', '-' and '.'."
             )
+        if self.label.startswith("val_"):
+            raise ValueError(
+                f"{self.label!r} cannot be the name of a loss term: Keras puts 'val_' before the "
+                "figures of validation data."
+            )
 
     @property
     def label(self) -> str:

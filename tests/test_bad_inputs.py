@@ -1,0 +1,399 @@
+"""What a person sees who gives an experiment something that cannot be.
+
+One row for each mistake: the command line, the exit code, and words that must be in the answer. The
+answer is one line on standard error, without a traceback, and nothing on disk is new or changed.
+Rows are numbered as the project's list of bad inputs is, which is why numbers are missing here.
+
+Nearly all answers come before TensorFlow is imported: these commands run with a `tensorflow` and a
+`keras` that end the process with an exit code of their own.
+"""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from vae_research.data import Data
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+TENSORFLOW_WAS_IMPORTED = 99
+
+FLAGS, DATA, FILE_SYSTEM = 2, 3, 7  # exit codes
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (40, 8, 8), dtype=np.uint8)  # cut into 32, 4 and 4
+REALS = RANDOM.uniform(0.0, 1.0, (40, 8, 8)).astype(np.float32)
+LABELS = np.arange(40) % 10
+
+
+def npz(**arrays) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def with_value(value: float) -> np.ndarray:
+    """REALS with one other value, at the index (7, 1, 2)."""
+    array = REALS.copy()
+    array[7, 1, 2] = value
+    return array
+
+
+# An experiment whose loss terms are chosen by a flag.
+TERMS = '''"""Loss terms by name."""
+
+import vae_research as vr
+from vae_research import runs
+
+runs.define_string("names", "kl", "names of the KL terms, with commas between them")
+
+
+def build(config, data):
+    return vr.VAE(
+        vr.dense_encoder(data.shape, 2),
+        vr.GaussianBottleneck(2),
+        vr.dense_decoder(data.shape, 2),
+        [vr.Bernoulli(), *(vr.KLDivergence(name=name) for name in config.names.split(","))],
+    )
+
+
+if __name__ == "__main__":
+    runs.main(build)
+'''
+
+# Made in the current folder where a command mentions them.
+FILES: dict[str, Callable[[], bytes]] = {
+    "images.npz": lambda: npz(train=IMAGES),
+    "text.txt": lambda: b"some text\n",
+    "terms.py": TERMS.encode,
+    "pickled.npz": lambda: npz(train=np.array([{"a": 1}, {}], dtype=object)),
+    "keys.npz": lambda: npz(pictures=IMAGES, names=LABELS),
+    "flat.npz": lambda: npz(train=np.arange(40.0)),
+    "complex.npz": lambda: npz(train=REALS.astype(np.complex64)),
+    "words.npz": lambda: npz(train=np.array([["a", "b"]] * 4)),
+    "truncated.npz": lambda: npz(train=IMAGES)[:1000],
+    "cut_inside.npz": lambda: npz(train=IMAGES).replace(IMAGES[20:].tobytes(), b""),
+    "text.npz": lambda: b"some text\n",
+    "nothing.npz": lambda: b"",
+    "nan.npz": lambda: npz(train=with_value(np.nan)),
+    "infinite.npz": lambda: npz(train=with_value(-np.inf)),
+    "outside.npz": lambda: npz(train=with_value(-0.5)),
+    "up_to_255.npz": lambda: npz(train=IMAGES.astype(np.float32)),
+    "few_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS[:39]),
+    "negative_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS - 1),
+    "float_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS / 2),
+    "no_validation.npz": lambda: npz(train=IMAGES, validation=IMAGES[:0]),
+}
+
+
+class Case(NamedTuple):
+    """A command that is refused; `words` may be pieces of a line in any order."""
+
+    id: str
+    flags: list[str]
+    exit_code: int
+    words: list[str]
+    tensorflow: bool = False
+    experiment: str = "vae_mnist.py"
+
+
+def flag(id: str, given: str, *words: str) -> Case:
+    """One flag with a bad value; the answer quotes it."""
+    return Case(id, [given], FLAGS, [given, *words])
+
+
+def data(id: str, file: str, *words: str) -> Case:
+    """A data set that cannot be used; the answer names its file."""
+    return Case(id, [f"--dataset={file}", "--batch_size=8"], DATA, [file, *words])
+
+
+def run_dir(id: str, name: str, exit_code: int, *words: str) -> Case:
+    return Case(id, [f"--run_dir={name}"], exit_code, list(words))
+
+
+def terms(id: str, names: str, *words: str) -> Case:
+    """Loss terms that cannot be; known when they are built, and their tensors need TensorFlow."""
+    flags = ["--dataset=images.npz", "--batch_size=8", f"--names={names}"]
+    return Case(id, flags, FLAGS, list(words), tensorflow=True, experiment="terms.py")
+
+
+def values(id: str, file: str, exit_code: int, *given: str, low: str, high: str) -> Case:
+    """Values that the likelihood has no density for; the model says what its likelihood is."""
+    flags = [f"--dataset={file}", "--batch_size=8", "--binarize=none", *given]
+    words = [file, f"from {low} to {high}", "Bernoulli", "from 0 to 1", "--rescale=unit"]
+    return Case(id, flags, exit_code, words, tensorflow=True)
+
+
+CASES = [
+    flag("1-latent_dim-zero", "--latent_dim=0", "an integer >= 1"),
+    flag("1-latent_dim-negative", "--latent_dim=-3", "an integer >= 1"),
+    flag("1-latent_dim-fraction", "--latent_dim=2.5", "an integer >= 1"),
+    flag("1-latent_dim-empty", "--latent_dim=", "an integer >= 1"),
+    Case("1-latent_dim-alone", ["--latent_dim"], FLAGS, ["--latent_dim", "value"]),
+    flag("2-kl_weight-nan", "--kl_weight=nan", "a finite number >= 0"),
+    flag("2-kl_weight-infinite", "--kl_weight=inf", "a finite number >= 0"),
+    flag("2-kl_weight-too-large", "--kl_weight=1e400", "a finite number >= 0"),
+    flag("3-kl_weight-negative", "--kl_weight=-1", "a finite number >= 0"),
+    flag("4-batch_size-zero", "--batch_size=0", "an integer >= 1"),
+    Case(
+        "4-batch_size-above-training-set",
+        ["--dataset=images.npz", "--batch_size=33"],
+        FLAGS,
+        ["--batch_size=33", "32 training examples", "images.npz"],
+    ),
+    flag("6-epochs-zero", "--epochs=0", "an integer >= 1"),
+    flag("7-learning_rate-zero", "--learning_rate=0", "a finite number > 0"),
+    flag("7-learning_rate-nan", "--learning_rate=nan", "a finite number > 0"),
+    Case("8-misspelt-own-flag", ["--kl_wieght=2"], FLAGS, ["--kl_wieght", "'kl_weight'"]),
+    Case("8-misspelt-standard-flag", ["--latent_dims=3"], FLAGS, ["--latent_dims", "'latent_dim'"]),
+    Case("8-misspelt-switch", ["--nodebugg"], FLAGS, ["--nodebugg", "'debug'"]),
+    flag("9-list-with-empty-item", "--hidden_units=8,,8", "integers >= 1", "commas"),
+    flag("9-list-with-unknown-item", "--hidden_units=8,a", "integers >= 1", "commas"),
+    flag("9-list-with-zero", "--hidden_units=8,0", "integers >= 1", "commas"),
+    flag("9-unknown-choice", "--network=dens", "dense, convolutional", "Did you mean 'dense'?"),
+    flag("9-unknown-choice-far-off", "--resume=perhaps", "auto, never, must"),
+    Case(
+        "9-unknown-data-set",
+        ["--dataset=mnits"],
+        DATA,
+        ["'mnits'", "mnist, fashion_mnist", "did you mean 'mnist'?"],
+    ),
+    terms("10-same-term-twice", "kl,kl", "Two loss terms are called 'kl'", "another name"),
+    Case("11-stray-argument", ["epochs=3"], FLAGS, ["stray argument 'epochs=3'", "--name=value"]),
+    Case("11-stray-after-flag", ["--epochs", "3", "7"], FLAGS, ["stray argument '7'"]),
+    Case("11-stray-after-dashes", ["--", "--epochs=3"], FLAGS, ["stray argument '--epochs=3'"]),
+    Case(
+        "12-flag-twice",
+        ["--epochs=2", "--kl_weight=1", "--epochs=3"],
+        FLAGS,
+        ["--epochs is given twice", "as 2 and as 3"],
+    ),
+    Case("12-flag-twice-in-two-forms", ["--epochs", "2", "-epochs=3"], FLAGS, ["as 2 and as 3"]),
+    Case(
+        "12-switch-on-and-off",
+        ["--run_eagerly", "--norun_eagerly"],
+        FLAGS,
+        ["--run_eagerly is given twice"],
+    ),
+    values(
+        "13-likelihood-and-data",
+        "up_to_255.npz",
+        FLAGS,
+        "--likelihood=bernoulli",
+        low="0",
+        high="255",
+    ),
+    flag("14-seed-negative", "--seed=-1", ">= 0", "<= 4294967295"),
+    flag("14-seed-too-large", f"--seed={2**32}", ">= 0", "<= 4294967295"),
+    run_dir("20-run_dir-is-a-file", "text.txt", FILE_SYSTEM, "text.txt is a file"),
+    run_dir("20-run_dir-below-a-file", "text.txt/run", FILE_SYSTEM, "text.txt is a file"),
+    run_dir("24-run_dir-with-line-break", "first\nsecond", FLAGS, r"'first\nsecond'", "line break"),
+    run_dir("24-run_dir-with-bell", "ring\a", FLAGS, r"'ring\x07'", "control character"),
+    run_dir("24-run_dir-empty", "", FLAGS, "--run_dir=''", "empty"),
+    run_dir("24-run_dir-too-long", "long" * 100, FILE_SYSTEM, "long"),
+    data("41-pickled-objects", "pickled.npz", "train", "pickled", "not read"),
+    data("41-without-expected-key", "keys.npz", "names, pictures", "train, x_train"),
+    data("41-rank", "flat.npz", "shape (40,)", "reshape"),
+    data("41-dtype-complex", "complex.npz", "complex64", "floats"),
+    data("41-dtype-text", "words.npz", "<U1", "floats"),
+    data("42-truncated", "truncated.npz", "truncated"),
+    data("42-cut-inside", "cut_inside.npz"),
+    data("42-no-zip", "text.npz", "not a zip file"),
+    data("42-zero-bytes", "nothing.npz", "empty"),
+    data("43-nan", "nan.npz", "1 of 2560 values", "first nan at index (7, 1, 2)"),
+    data("43-infinity", "infinite.npz", "1 of 2560 values", "first -inf at index (7, 1, 2)"),
+    data("44-to-be-binarised", "outside.npz", "[-0.5, ", "in [0, 1]", "--rescale=unit"),
+    values("44-outside-the-support", "up_to_255.npz", DATA, low="0", high="255"),
+    data("45-labels-too-few", "few_labels.npz", "39 labels for 40 rows"),
+    data("45-labels-negative", "negative_labels.npz", "4 labels are negative", "index (0,)"),
+    data("45-labels-no-integers", "float_labels.npz", "float64", "integers"),
+    data("46-validation-empty", "no_validation.npz", "validation", "is empty"),
+    terms("61-term-name-with-space", "kl,my kl", "'my kl'", "letters, digits"),
+    terms("61-term-name-with-slash", "kl,my/kl", "'my/kl'", "letters, digits"),
+    terms("61-term-name-with-line-break", "kl,my\nkl", r"'my\nkl'", "letters, digits"),
+]
+
+
+@pytest.fixture(scope="session")
+def without_tensorflow(tmp_path_factory):
+    """A folder to be put before all others: who imports TensorFlow or Keras from it is ended."""
+    folder = tmp_path_factory.mktemp("without_tensorflow")
+    for name in ("tensorflow", "keras"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(
+            f"import os\n\nos._exit({TENSORFLOW_WAS_IMPORTED})\n"
+        )
+    return folder
+
+
+def command(experiment: str | Path, flags: list[str], cwd: Path, first: Path | None = None):
+    """Runs an experiment to its end, as a person would; modules in `first` hide others."""
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    path = [str(first)] if first else []
+    path += [str(CHECKOUT), *filter(None, [environment.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, experiment, *flags],
+        cwd=cwd,
+        env=environment | {"PYTHONPATH": os.pathsep.join(path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+def contents(folder: Path) -> dict[str, tuple]:
+    """Everything below a folder, so that two looks at it can be compared."""
+    return {
+        str(path.relative_to(folder)): (
+            (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else ("folder",)
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def refusal(process, exit_code: int) -> str:
+    """The one line with which a command ended."""
+    assert "Traceback" not in process.stderr
+    assert process.returncode == exit_code, process.stderr
+    assert process.stdout == ""
+    assert re.fullmatch(r"[^\n]+\n", process.stderr)
+    return process.stderr
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_refused_in_one_line_and_nothing_new_on_disk(case, tmp_path, without_tensorflow):
+    mentioned = f"{case.experiment} {' '.join(case.flags)}"
+    for name, make in FILES.items():
+        if name in mentioned:
+            (tmp_path / name).write_bytes(make())
+    here = tmp_path / case.experiment
+    experiment = here if here.exists() else CHECKOUT / "experiments" / case.experiment
+    before = contents(tmp_path)
+    first = None if case.tensorflow else without_tensorflow
+    line = refusal(command(experiment, case.flags, tmp_path, first), case.exit_code)
+    assert line.startswith(f"{Path(case.experiment).stem}: ")
+    assert [word for word in case.words if word not in line] == []
+    assert contents(tmp_path) == before
+
+
+def test_a_row_that_imports_tensorflow_would_be_noticed(tmp_path, without_tensorflow):
+    (tmp_path / "images.npz").write_bytes(FILES["images.npz"]())
+    flags = ["--dataset=images.npz", "--batch_size=8"]
+    process = command(CHECKOUT / "experiments/vae_mnist.py", flags, tmp_path, without_tensorflow)
+    assert process.returncode == TENSORFLOW_WAS_IMPORTED
+
+
+def test_20_run_dir_in_a_folder_without_permission(tmp_path, without_tensorflow):
+    if os.geteuid() == 0:
+        pytest.skip("root may write to every folder")
+    (tmp_path / "closed").mkdir(mode=0o555)
+    flags = ["--run_dir=closed/run"]
+    process = command(CHECKOUT / "experiments/vae_mnist.py", flags, tmp_path, without_tensorflow)
+    assert f"{tmp_path}/closed is not writable" in refusal(process, FILE_SYSTEM)
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
+def test_20_run_dir_where_nobody_can_write(tmp_path):
+    if not Path("/proc/self").exists():
+        pytest.skip("this system has no /proc")
+    # Root is told so by the first attempt to write, which comes after the import of TensorFlow.
+    (tmp_path / "images.npz").write_bytes(FILES["images.npz"]())
+    flags = ["--dataset=images.npz", "--batch_size=8", "--run_dir=/proc/run"]
+    process = command(CHECKOUT / "experiments/vae_mnist.py", flags, tmp_path)
+    assert "/proc" in refusal(process, FILE_SYSTEM)
+
+
+# What is no mistake, and needs a training.
+
+TINY = ["--batch_size=8", "--hidden_units=4", "--latent_dim=2", "--importance_samples=2"]
+STRANGE_NAME = "my run: 🙂 = größer & 'mehr'"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs on strangely stored data, in a directory with a strange name."""
+    folder = tmp_path_factory.mktemp("finished")
+    stored = np.asfortranarray(REALS.astype(">f8"))
+    (folder / "stored.npz").write_bytes(npz(train=stored))
+    flags = [*TINY, "--dataset=stored.npz", f"--run_dir={STRANGE_NAME}", "--epochs=2"]
+    process = command(CHECKOUT / "experiments/vae_mnist.py", flags, folder)
+    assert (process.returncode, process.stderr) == (0, "")
+    return folder, flags, process.stdout
+
+
+def test_24_strange_names_of_run_directories_work(finished):
+    folder, _, output = finished
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["stored.npz", STRANGE_NAME])
+    expected = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "train"}
+    assert expected <= {path.name for path in (folder / STRANGE_NAME).iterdir()}
+    assert list((folder / STRANGE_NAME / "train").glob("events.out.tfevents.*"))
+    assert f"Run directory: {folder / STRANGE_NAME}\n" in output
+
+
+def test_50_big_endian_and_fortran_order_are_converted(finished):
+    folder, *_ = finished
+    config = json.loads((folder / STRANGE_NAME / "config.json").read_text("utf-8"))
+    usual = Data.from_arrays(REALS.astype(np.float64))
+    assert config["data"]["dtype"] == "float32"
+    assert config["data"]["fingerprint"] == usual.fingerprint
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_6_epochs_that_are_trained_already(finished, epochs, without_tensorflow):
+    folder, flags, _ = finished
+    before = contents(folder)
+    again = [*flags[:-1], f"--epochs={epochs}"]
+    experiment = CHECKOUT / "experiments/vae_mnist.py"
+    process = command(experiment, again, folder, without_tensorflow)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert f"{STRANGE_NAME} is already complete: 2 epochs" in process.stdout
+    assert contents(folder) == before
+
+
+def mixed_up() -> bytes:
+    train = IMAGES.copy()
+    train[:2] = [[[0]], [[255]]]
+    return npz(train=train, validation=IMAGES[3:6], test=255 - IMAGES[:10])
+
+
+@pytest.mark.parametrize(
+    ("make", "batch_size", "warnings"),
+    [
+        pytest.param(
+            mixed_up,
+            8,
+            [
+                "3 of 3 validation images are also in train",
+                "2 of 40 train images are constant",
+            ],
+            id="46-splits-overlap-47-constant-images",
+        ),
+        pytest.param(
+            lambda: npz(train=IMAGES[:1]),
+            1,
+            ["train holds one single image"],
+            id="47-one-image",
+        ),
+    ],
+)
+def test_odd_data_are_trained_with_a_warning(make, batch_size, warnings, tmp_path):
+    (tmp_path / "odd.npz").write_bytes(make())
+    flags = [*TINY[1:], "--epochs=1", "--dataset=odd.npz", f"--batch_size={batch_size}"]
+    process = command(CHECKOUT / "experiments/vae_mnist.py", [*flags, "--run_dir=run"], tmp_path)
+    assert process.returncode == 0, process.stderr
+    lines = process.stderr.splitlines()
+    for warning in warnings:
+        assert [line for line in lines if line.startswith("warning: ") and warning in line]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    assert summary["status"] == "done"
+    for warning in warnings:  # also beside the figures, where nobody can miss it later
+        assert any(warning in note for note in summary["notes"])

@@ -1,0 +1,474 @@
+"""Every public term, schedule, bottleneck and network, through the contract of its kind.
+
+A new one is a new entry in `CASES`; `test_every_public_part_is_in_the_table` fails without it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import vae_research
+from vae_research import Bottleneck, Likelihood, LossTerm, Objective, Schedule, value_at
+from vae_research.declarations import from_config
+
+# What others derive from: they are not used as they are, and have no entry.
+BASES = {"LossTerm", "Likelihood", "Schedule", "Bottleneck"}
+
+ROWS, LATENT, IMAGE = 4, 3, (5, 7, 2)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Case:
+    """One public part.
+
+    Attributes:
+        make: returns an instance with settings that are not its defaults.
+        inputs: named tensors as they usually are.
+        extremes: what to replace in `inputs`, one dictionary for each extreme.
+        outputs: names and shapes of what it returns for `inputs`.
+    """
+
+    make: Callable[[], Any]
+    inputs: dict[str, Any]
+    outputs: dict[str, tuple[int, ...]]
+    extremes: tuple[dict[str, Any], ...] = ()
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def uniform(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0.05, 0.95, shape).astype(np.float32)
+
+
+def full(value, *shape):
+    return np.full(shape, value, np.float32)
+
+
+def term(name, settings, extremes, shape=(ROWS,), **inputs):
+    return Case(lambda: getattr(vae_research, name)(**settings), inputs, {"value": shape}, extremes)
+
+
+# A prediction that is as wrong as can be, and one that is as right.
+LOGITS = tuple(
+    {"targets": full(target, ROWS, *IMAGE), "logits": full(logit, ROWS, *IMAGE)}
+    for target in (0.0, 1.0)
+    for logit in (-1e4, 1e4)
+)
+MEANS = ({"x_mean": full(1e6, ROWS, *IMAGE)}, {"x_mean": full(-1e6, ROWS, *IMAGE)})
+# Heads of log-variances are bounded to +-20, so that a KL divergence can reach exp(20) / 2 = 2.4e8.
+LOG_VARS = tuple(
+    {"x_mean": full(1e3, ROWS, *IMAGE), "x_log_var": full(bound, ROWS, *IMAGE)}
+    for bound in (-20.0, 20.0)
+)
+DIVERGENCES = ({"kl": full(0.0, ROWS, LATENT)}, {"kl": full(2.4e8, ROWS, LATENT)})
+DENSITIES = tuple(
+    {"log_posterior": full(v, ROWS), "log_prior": full(-v, ROWS)} for v in (1e9, -1e9)
+)
+STEPS = tuple({"step": np.float32(step)} for step in (0.0, 1.0, 2.0**24, 1e9))
+
+
+def schedule(name, **settings):
+    return Case(
+        lambda: getattr(vae_research, name)(**settings),
+        {"step": np.float32(7.0)},
+        {"value": ()},
+        STEPS,
+    )
+
+
+def network(name, inputs, outputs, **settings):
+    latent = outputs.keys() >= {"z_mean"}
+    return Case(
+        lambda: getattr(vae_research, name)(IMAGE, LATENT, outputs=tuple(outputs), **settings),
+        {inputs: normal(ROWS, *IMAGE) if latent else normal(ROWS, LATENT)},
+        outputs,
+        tuple(
+            {inputs: full(value, ROWS, *(IMAGE if latent else (LATENT,)))}
+            for value in (-1e6, 0.0, 1e6)
+        ),
+    )
+
+
+CODES = {"z_mean": (ROWS, LATENT), "z_log_var": (ROWS, LATENT)}
+PIXELS = {"x_mean": (ROWS, *IMAGE), "x_log_var": (ROWS, *IMAGE)}
+POSTERIOR = {"z_mean": normal(ROWS, LATENT, seed=1), "z_log_var": normal(ROWS, LATENT, seed=2)}
+
+CASES = {
+    "Bernoulli": term(
+        "Bernoulli",
+        {"weight": 0.5},
+        LOGITS,
+        targets=uniform(ROWS, *IMAGE),
+        logits=normal(ROWS, *IMAGE),
+    ),
+    "ContinuousBernoulli": term(
+        "ContinuousBernoulli",
+        {"name": "density"},
+        (*LOGITS, {"logits": full(0.0, ROWS, *IMAGE)}),
+        targets=uniform(ROWS, *IMAGE),
+        logits=normal(ROWS, *IMAGE),
+    ),
+    "Gaussian": term(
+        "Gaussian",
+        {"standard_deviation": 0.25},
+        MEANS,
+        targets=uniform(ROWS, *IMAGE),
+        x_mean=normal(ROWS, *IMAGE),
+    ),
+    "GaussianWithVariance": term(
+        "GaussianWithVariance",
+        {"weight": None},
+        LOG_VARS,
+        targets=uniform(ROWS, *IMAGE),
+        x_mean=normal(ROWS, *IMAGE, seed=1),
+        x_log_var=normal(ROWS, *IMAGE, seed=2),
+    ),
+    "Laplace": term(
+        "Laplace",
+        {"scale": 0.25},
+        (*MEANS, {"x_mean": uniform(ROWS, *IMAGE)}),  # the kink, where prediction and data agree
+        targets=uniform(ROWS, *IMAGE),
+        x_mean=normal(ROWS, *IMAGE),
+    ),
+    "KLDivergence": term(
+        "KLDivergence",
+        {"weight": vae_research.LinearWarmup(steps=10, peak=4.0)},
+        DIVERGENCES,
+        kl=uniform(ROWS, LATENT),
+    ),
+    "MonteCarloKL": term(
+        "MonteCarloKL",
+        {"name": "sampled"},
+        DENSITIES,
+        log_posterior=normal(ROWS, seed=1),
+        log_prior=normal(ROWS, seed=2),
+    ),
+    "FreeBits": term(
+        "FreeBits",
+        {"nats_per_dimension": 0.5},
+        (*DIVERGENCES, {"kl": full(0.5, ROWS, LATENT)}),  # exactly at the bound
+        shape=(),
+        kl=uniform(ROWS, LATENT),
+    ),
+    "CapacityKL": term(
+        "CapacityKL",
+        {"capacity": vae_research.Cosine(steps=10, peak=6.0), "weight": 30.0},
+        (*DIVERGENCES, *STEPS, {"kl": full(2.0, ROWS, LATENT), "step": np.float32(99.0)}),
+        shape=(),
+        kl=uniform(ROWS, LATENT),
+        step=np.float32(7.0),
+    ),
+    "Constant": schedule("Constant", value=0.25),
+    "LinearWarmup": schedule("LinearWarmup", steps=30, start=0.5, peak=4.0),
+    "Cosine": schedule("Cosine", steps=30, start=0.5, peak=4.0),
+    "Cyclical": schedule("Cyclical", steps=30, rising=0.4, peak=4.0, cycles=3),
+    "GaussianBottleneck": Case(
+        lambda: vae_research.GaussianBottleneck(LATENT),
+        POSTERIOR | {"seed": np.array([3, 1], np.int64)},
+        {
+            "z": (ROWS, LATENT),
+            "log_posterior": (ROWS,),
+            "log_prior": (ROWS,),
+            "kl": (ROWS, LATENT),
+        },
+        tuple(
+            {"z_mean": full(1e4, ROWS, LATENT), "z_log_var": full(bound, ROWS, LATENT)}
+            for bound in (-20.0, 20.0)
+        ),
+    ),
+    "DeterministicBottleneck": Case(
+        lambda: vae_research.DeterministicBottleneck(LATENT),
+        {"z_mean": POSTERIOR["z_mean"]},
+        {"z": (ROWS, LATENT)},
+        ({"z_mean": full(1e30, ROWS, LATENT)},),
+    ),
+    "dense_encoder": network("dense_encoder", "inputs", CODES, hidden_units=(6, 5)),
+    "dense_decoder": network("dense_decoder", "z", PIXELS, hidden_units=(6, 5)),
+    "convolutional_encoder": network("convolutional_encoder", "inputs", CODES, filters=(4, 3)),
+    "convolutional_decoder": network("convolutional_decoder", "z", PIXELS, filters=(4, 3)),
+    "ProbabilitiesToLogits": Case(
+        vae_research.ProbabilitiesToLogits,
+        {"probabilities": uniform(ROWS, *IMAGE)},
+        {"logits": (ROWS, *IMAGE)},
+        ({"probabilities": full(0.0, ROWS, *IMAGE)}, {"probabilities": full(1.0, ROWS, *IMAGE)}),
+    ),
+}
+
+
+# The table is complete.
+
+
+def belongs_to_the_table(thing):
+    if isinstance(thing, type) and issubclass(thing, (LossTerm, Schedule, Bottleneck)):
+        return True
+    return getattr(thing, "__module__", "").startswith("vae_research.networks.")
+
+
+def unlisted(public):
+    """Returns the public names that should have an entry in the table, and have none."""
+    names = {name for name, thing in public.items() if belongs_to_the_table(thing)}
+    return sorted(names - CASES.keys() - BASES)
+
+
+def public_names():
+    return {name: getattr(vae_research, name) for name in vae_research.__all__}
+
+
+def test_every_public_part_is_in_the_table():
+    assert not unlisted(public_names()), "public, and not in CASES"
+
+
+def test_table_has_no_entry_that_is_not_public():
+    belonging = {name for name, thing in public_names().items() if belongs_to_the_table(thing)}
+    assert not CASES.keys() - belonging
+    assert belonging >= BASES
+
+
+def fake_network():
+    """Stands for a network function that somebody added."""
+
+
+def test_part_that_nobody_listed_is_found():
+    fake_network.__module__ = "vae_research.networks.fake"
+    fakes = {
+        "Term": type("Term", (LossTerm,), {}),
+        "Likely": type("Likely", (Likelihood,), {}),
+        "Derived": type("Derived", (vae_research.KLDivergence,), {}),
+        "Ramp": type("Ramp", (Schedule,), {}),
+        "Neck": type("Neck", (Bottleneck,), {}),
+        "fake_network": fake_network,
+    }
+    assert unlisted(public_names() | fakes) == sorted(fakes)
+
+
+@pytest.mark.parametrize("base", [LossTerm, Likelihood, Schedule])
+def test_base_cannot_be_used_as_it_is(base):
+    with pytest.raises(TypeError, match=f"abstract class {base.__name__}"):
+        base()
+
+
+def test_bottleneck_base_has_no_call():
+    with pytest.raises(NotImplementedError):
+        Bottleneck(2).call(tf.zeros([2, 2]))
+
+
+# The contract of all kinds.
+
+
+def call(part, tensors):
+    """Returns what a part makes of named tensors, by name."""
+    if isinstance(part, LossTerm):
+        return {"value": part(tensors)}
+    if isinstance(part, Schedule):
+        return {"value": value_at(part, tensors["step"])}
+    if isinstance(part, keras.Model):
+        return part(next(iter(tensors.values())))
+    return part(**tensors)
+
+
+def outputs_and_gradients(part, tensors):
+    """Returns the outputs, and the gradients of their sum by inputs and weights."""
+    sources = {n: t for n, t in tensors.items() if t.dtype.is_floating and n != "step"}
+    with tf.GradientTape() as tape:
+        tape.watch(sources)
+        outputs = call(part, tensors)
+        total = tf.add_n([tf.reduce_sum(tensor) for tensor in outputs.values()])
+    weights = {w.path: w.value for w in getattr(part, "trainable_variables", [])}
+    gradients = tape.gradient(total, sources | weights, unconnected_gradients="zero")
+    return outputs, gradients
+
+
+def as_tensors(values):
+    return {name: tf.constant(value) for name, value in values.items()}
+
+
+@pytest.fixture
+def named_case(request):
+    keras.utils.set_random_seed(0)
+    case = CASES[request.param]
+    return case.make(), case
+
+
+each = pytest.mark.parametrize("named_case", CASES, indirect=True)
+
+
+@each
+def test_outputs_have_their_names_and_shapes_in_float32(named_case):
+    part, case = named_case
+    outputs = call(part, as_tensors(case.inputs))
+    assert {name: tuple(tensor.shape) for name, tensor in outputs.items()} == case.outputs
+    assert {tensor.dtype for tensor in outputs.values()} == {tf.float32}
+
+
+@each
+def test_values_and_gradients_are_finite_at_extremes(named_case):
+    part, case = named_case
+    assert case.extremes
+    for extreme in ({}, *case.extremes):
+        assert extreme.keys() <= case.inputs.keys()
+        outputs, gradients = outputs_and_gradients(part, as_tensors(case.inputs | extreme))
+        for name, tensor in (*outputs.items(), *gradients.items()):
+            assert np.all(np.isfinite(tensor)), f"{name} at {extreme.keys()}"
+
+
+@each
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_compiled_values_and_gradients_are_those_of_eager_execution(named_case, jit_compile):
+    part, case = named_case
+    tensors = as_tensors(case.inputs)
+    call(part, tensors)  # makes the variables
+    compiled = tf.function(
+        lambda values: outputs_and_gradients(part, values), jit_compile=jit_compile
+    )
+    for ours, eager in zip(compiled(tensors), outputs_and_gradients(part, tensors), strict=True):
+        assert ours.keys() == eager.keys()
+        for name, expected in eager.items():
+            np.testing.assert_allclose(ours[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@each
+def test_part_depends_on_every_input(named_case):
+    # A part that ignored what it reads would pass all other tests.
+    part, case = named_case
+    before = call(part, as_tensors(case.inputs))
+    for name, value in case.inputs.items():
+        moved = value + 1 if value.dtype == np.int64 else value * np.float32(0.5)
+        after = call(part, as_tensors(case.inputs | {name: moved}))
+        constant = isinstance(part, vae_research.Constant)
+        assert constant or any(np.any(after[n] != before[n]) for n in after), name
+
+
+@each
+def test_repr_tells_the_class_or_the_name(named_case):
+    part, _ = named_case
+    if isinstance(part, (LossTerm, Schedule)):
+        public = {name: getattr(vae_research, name) for name in CASES}
+        assert eval(repr(part), public) == part
+        assert "object at 0x" not in repr(part)
+    else:
+        assert type(part).__name__ in repr(part)
+        assert part.name in repr(part)
+
+
+@each
+def test_saved_configuration_makes_an_equal_part(named_case):
+    part, case = named_case
+    tensors = as_tensors(case.inputs)
+    before = call(part, tensors)
+    if isinstance(part, (LossTerm, Schedule)):
+        again = from_config(json.loads(json.dumps(part.to_config())))
+        assert again == part
+        assert type(again) is type(part)
+    else:
+        config = json.loads(json.dumps(keras.saving.serialize_keras_object(part)))
+        again = keras.saving.deserialize_keras_object(config)
+        assert again.name == part.name
+        call(again, tensors)  # makes the variables
+        again.set_weights(part.get_weights())
+    assert type(again) is type(part)
+    after = call(again, tensors)
+    for name, expected in before.items():
+        np.testing.assert_array_equal(after[name], expected)
+
+
+# What only one kind promises.
+
+
+def cases_of(kind):
+    names = [
+        name
+        for name in CASES
+        if isinstance(getattr(vae_research, name), type)
+        and issubclass(getattr(vae_research, name), kind)
+    ]
+    return pytest.mark.parametrize("named_case", names, indirect=True)
+
+
+@cases_of(LossTerm)
+def test_term_reads_what_the_table_says_and_nothing_else(named_case):
+    part, case = named_case
+    assert part.reads() == case.inputs.keys()
+    for name in case.inputs:
+        rest = {n: t for n, t in as_tensors(case.inputs).items() if n != name}
+        with pytest.raises(ValueError, match=f"'{part.label}' reads '{name}'"):
+            part(rest)
+
+
+@cases_of(LossTerm)
+def test_term_returns_one_value_for_each_row_or_a_scalar_of_the_batch(named_case):
+    part, case = named_case
+    assert case.outputs["value"] == (() if part.batch_statistic else (ROWS,))
+    if part.batch_statistic:
+        return
+    # Rows do not know of each other: half of the batch has half of the values.
+    whole = part(as_tensors(case.inputs))
+    half = part(
+        as_tensors(
+            {n: value[: ROWS // 2] if np.ndim(value) else value for n, value in case.inputs.items()}
+        )
+    )
+    np.testing.assert_allclose(half, whole[: ROWS // 2], rtol=1e-6)
+
+
+@cases_of(LossTerm)
+def test_term_is_evaluated_without_its_weight(named_case):
+    part, case = named_case
+    other = dataclasses.replace(part, weight=1234.5)
+    tensors = as_tensors(case.inputs)
+    np.testing.assert_array_equal(part(tensors), other(tensors))
+
+
+@cases_of(Likelihood)
+def test_likelihood_reconstructs_in_data_space_from_the_decoder_alone(named_case):
+    part, case = named_case
+    decoder = {name: value for name, value in as_tensors(case.inputs).items() if name != "targets"}
+    mean = part.reconstruction(decoder)
+    assert (mean.dtype, mean.shape) == (tf.float32, [ROWS, *IMAGE])
+    low, high = part.support
+    assert np.all((mean >= low) & (mean <= high))
+    Objective([part])
+
+
+@cases_of(Schedule)
+def test_schedule_is_settled_where_it_says(named_case):
+    part, _ = named_case
+    settled = part.settled_at()
+    assert settled is None or isinstance(settled, int)
+    if settled is not None:
+        values = [float(value_at(part, settled + later)) for later in (0, 1, 1000, 10**6)]
+        assert len(set(values)) == 1
+
+
+@cases_of(Schedule)
+def test_schedule_with_all_lengths_in_steps_is_left_as_it_is(named_case):
+    part, _ = named_case
+    assert part.in_steps(7) == part
+
+
+@cases_of(Bottleneck)
+def test_bottleneck_samples_its_prior_or_says_that_there_is_none(named_case):
+    part, case = named_case
+    seed = tf.constant([3, 1], tf.int64)
+    if part.has_prior:
+        codes = part.sample_prior(5, seed)
+        assert (codes.dtype, codes.shape) == (tf.float32, [5, LATENT])
+        assert {"log_posterior", "log_prior"} <= case.outputs.keys()
+    else:
+        with pytest.raises(ValueError, match="no prior"):
+            part.sample_prior(5, seed)
+        assert not {"log_posterior", "log_prior", "kl"} & case.outputs.keys()
+
+
+@cases_of(Bottleneck)
+def test_center_of_a_bottleneck_has_the_shape_of_its_codes(named_case):
+    part, case = named_case
+    center = part.center(tf.constant(case.inputs["z_mean"]))
+    assert (center.dtype, center.shape) == (tf.float32, case.outputs["z"])

@@ -1,0 +1,814 @@
+"""One run: flags, run directory, going on, ending early, and coming back as Python objects.
+
+Flags are global to a process, and so are signals: what concerns them runs in a process of its own.
+Whatever needs no TensorFlow runs with a `tensorflow` and a `keras` that end the process, which is
+faster, and shows that it needs none. Trainings are tiny: 32 images of 8 x 8 pixels, 2 steps an epoch.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vae_research import checkpoints, evaluate, load_run, runs
+from vae_research.data import DataError
+from vae_research.runs import directory
+from vae_research.runs.errors import UsageError
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+VAE_MNIST = CHECKOUT / "experiments" / "vae_mnist.py"
+IWAE_MNIST = CHECKOUT / "experiments" / "iwae_mnist.py"
+TENSORFLOW_WAS_IMPORTED = 99
+
+RANDOM = np.random.default_rng(0)
+TRAIN = RANDOM.integers(0, 256, (32, 8, 8), dtype=np.uint8)
+HELD_OUT = RANDOM.integers(0, 256, (2, 16, 8, 8), dtype=np.uint8)
+
+TINY = ["--batch_size=16", "--latent_dim=2", "--importance_samples=2"]
+# The weight of the KL divergence depends on the step, which must therefore survive an interruption.
+FLAGS = [*TINY, "--hidden_units=4", "--kl_warmup_steps=3", "--epochs=2"]
+CLOCK = {"seconds", "images_per_second"}
+
+
+@pytest.fixture(scope="session")
+def without_tensorflow(tmp_path_factory):
+    """A folder to be put before all others: who imports TensorFlow or Keras from it is ended."""
+    folder = tmp_path_factory.mktemp("without_tensorflow")
+    for name in ("tensorflow", "keras"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(
+            f"import os\n\nos._exit({TENSORFLOW_WAS_IMPORTED})\n"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, train=TRAIN, validation=HELD_OUT[0], test=HELD_OUT[1])
+    return path
+
+
+def start(*arguments, cwd, first=None, **environment):
+    """Starts Python with these arguments; modules in the folder `first` hide others."""
+    inherited = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    path = [str(first)] if first else []
+    path += [str(CHECKOUT), *filter(None, [inherited.get("PYTHONPATH")])]
+    # A shell that starts pytest in the background has it, and all it starts, ignore Ctrl-C.
+    listen = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{listen}; os.execv(sys.executable, sys.argv[1:])"]
+        + [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=inherited | {"PYTHONPATH": os.pathsep.join(path)} | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+def ended(process):
+    """Waits for a process and keeps what it wrote."""
+    try:
+        process.stdout_text, process.stderr_text = process.communicate(timeout=300)
+    finally:
+        process.kill()  # where the wait itself was interrupted
+    return process
+
+
+def command(*arguments, **options):
+    return ended(start(*arguments, **options))
+
+
+def trained(*arguments, **options):
+    """A command that must succeed; returns what it printed."""
+    process = command(*arguments, **options)
+    assert process.returncode == 0, process.stderr_text
+    return process.stdout_text
+
+
+def refusal(process, exit_code):
+    """The one line with which a command ended."""
+    assert "Traceback" not in process.stderr_text
+    assert process.returncode == exit_code, process.stderr_text
+    assert re.fullmatch(r"[^\n]+\n", process.stderr_text)
+    return process.stderr_text
+
+
+def read_json(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def metrics_of(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def without_clock(record):
+    return {key: value for key, value in record.items() if key not in CLOCK}
+
+
+def contents(folder):
+    """Every file below a folder, so that two looks at it can be compared."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# ---------------------------------------------------------------- flags
+
+# Prints the flags that an experiment gets from a command line.
+PARSE = """
+import json
+import sys
+from vae_research import runs
+from vae_research.runs.errors import RunError
+from vae_research.runs.flags import parse
+
+runs.define_float("kl_weight", 1.0, "weight of the KL divergence")
+runs.define_boolean("shuffle", True, "a switch that is on")
+
+def build(config, data):
+    pass
+
+try:
+    print(json.dumps(parse(build, sys.argv[1:]).as_dict()))
+except RunError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"epochs": 10, "run_eagerly": False, "shuffle": True, "kl_weight": 1.0}),
+        (["--epochs=3", "--epochs=3"], {"epochs": 3}),
+        (["--epochs", "3", "-epochs=3"], {"epochs": 3}),
+        (["--run_eagerly", "--noshuffle"], {"run_eagerly": True, "shuffle": False}),
+        (["--run_eagerly=true", "--shuffle=false"], {"run_eagerly": True, "shuffle": False}),
+        (["--noshuffle", "--noshuffle", "--shuffle=false"], {"shuffle": False}),
+        (["--run_eagerly", "--kl_weight", "2"], {"run_eagerly": True, "kl_weight": 2.0}),
+        (["--dataset=a=b,c d", "--rescale=unit"], {"dataset": "a=b,c d", "rescale": "unit"}),
+        (["--epochs=3", "--epochs=4"], "--epochs is given twice, as 3 and as 4."),
+        (["--shuffle", "--noshuffle"], "--shuffle is given twice, as true and as false."),
+        (["--noshuffle", "--shuffle=true"], "--shuffle is given twice, as false and as true."),
+    ],
+    ids=" ".join,
+)
+def test_forms_of_flags(arguments, expected, tmp_path, without_tensorflow):
+    process = command("-c", PARSE, *arguments, cwd=tmp_path, first=without_tensorflow)
+    if isinstance(expected, str):
+        assert (process.returncode, process.stderr_text) == (1, f"{expected}\n")
+    else:
+        found = json.loads(process.stdout_text)
+        assert {name: found[name] for name in expected} == expected
+
+
+def test_a_config_names_the_nearest_flag():
+    config = runs.Config(latent_dim=3, kl_weight=1.0)
+    assert (config.latent_dim, config.as_dict()) == (3, {"latent_dim": 3, "kl_weight": 1.0})
+    with pytest.raises(AttributeError, match="'latentdim'.*Did you mean 'latent_dim'"):
+        config.latentdim  # noqa: B018
+    assert not hasattr(config, "beta")
+
+
+def test_importing_defines_no_flag_and_needs_no_tensorflow(tmp_path, without_tensorflow):
+    code = """
+from absl import flags
+before = set(flags.FLAGS)
+import vae_research
+from vae_research import load_run, runs
+from vae_research.runs import command, directory, errors, flags as ours, loading
+assert set(flags.FLAGS) == before, set(flags.FLAGS) - before
+print("imported")
+"""
+    process = command("-c", code, cwd=tmp_path, first=without_tensorflow)
+    assert (process.stdout_text, process.stderr_text) == ("imported\n", "")
+
+
+def in_python(code, without_tensorflow):
+    """Runs code with the experiments importable; returns the JSON object that it prints."""
+    process = command("-c", code, cwd=CHECKOUT, first=without_tensorflow)
+    assert process.returncode == 0, process.stderr_text
+    return json.loads(process.stdout_text)
+
+
+def test_configure_gives_the_flags_of_the_command(without_tensorflow):
+    code = """
+import json
+from experiments import vae_mnist
+from vae_research import runs
+from vae_research.runs.errors import UsageError
+from vae_research.runs.flags import parse
+
+found = {}
+config = runs.configure(vae_mnist)
+found["defaults"] = config.as_dict()
+found["by build"] = runs.configure(vae_mnist.build).as_dict()
+given = {"latent_dim": 3, "kl_weight": 0.5, "hidden_units": (8, 4), "rescale": "unit"}
+found["given"] = runs.configure(vae_mnist, **given).as_dict()
+found["afterwards"] = runs.configure(vae_mnist).as_dict()
+bad = [
+    {"latent_dims": 3}, {"latent_dim": 0}, {"latent_dim": 2.5}, {"kl_weight": float("nan")},
+    {"network": "dens"}, {"hidden_units": (8, 0)}, {"seed": 2**32},
+]
+found["errors"] = []
+for values in bad:
+    try:
+        runs.configure(vae_mnist, **values)
+    except UsageError as error:
+        found["errors"].append(str(error))
+found["command"] = parse(vae_mnist.build, []).as_dict()
+print(json.dumps(found))
+"""
+    found = in_python(code, without_tensorflow)
+    usual = {"epochs": 10, "batch_size": 128, "latent_dim": 20, "seed": 0, "dataset": "mnist"}
+    usual |= {"hidden_units": [500], "kl_weight": 1.0, "run_dir": None, "debug": False}
+    assert usual.items() <= found["defaults"].items()
+    assert found["by build"] == found["afterwards"] == found["command"] == found["defaults"]
+    given = {"latent_dim": 3, "kl_weight": 0.5, "hidden_units": [8, 4], "rescale": "unit"}
+    assert found["given"] == found["defaults"] | given
+    expected = ["'latent_dim'", ">= 1", ">= 1", ">= 0", "'dense'", ">= 1", "4294967295"]
+    for part, message in zip(expected, found["errors"], strict=True):
+        assert part in message
+
+
+def test_two_experiments_of_one_process_may_use_the_same_flag(without_tensorflow):
+    code = """
+import json
+from experiments import iwae_mnist, vae_mnist
+from vae_research import runs
+
+print(json.dumps([runs.configure(vae_mnist).hidden_units, runs.configure(iwae_mnist).hidden_units]))
+"""
+    assert in_python(code, without_tensorflow) == [[500], [200, 200]]
+
+
+def test_help_explains_every_flag(tmp_path, without_tensorflow):
+    process = command(VAE_MNIST, "--help", cwd=tmp_path, first=without_tensorflow)
+    assert (process.returncode, process.stderr_text) == (0, "")
+    code = """
+import json
+from experiments import vae_mnist
+from vae_research import runs
+
+print(json.dumps([vae_mnist.__doc__.strip(), runs.configure(vae_mnist).as_dict()]))
+"""
+    document, defaults = in_python(code, without_tensorflow)
+    assert process.stdout_text.startswith(document)
+    entries = re.findall(r"^  --(\w+)(?:=(.*))?\n {8}(.+)$", process.stdout_text, re.MULTILINE)
+    assert sorted(name for name, *_ in entries) == sorted(defaults)
+    for name, default, text in entries:
+        value = defaults[name]
+        if value is None:
+            assert "default" in text  # what happens without the flag, in words
+        else:
+            expected = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            assert default == expected
+        if isinstance(value, int | float | list) and not isinstance(value, bool):
+            assert re.search(r"\((an? |integers)[\w ,<>=.]+\)$", text)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["--help", "-h", "--helpfull"])
+def test_help_is_given_beside_bad_flags_too(form, tmp_path, without_tensorflow):
+    arguments = [VAE_MNIST, "--epochs=0", form]
+    assert "--latent_dim=20" in trained(*arguments, cwd=tmp_path, first=without_tensorflow)
+
+
+# ---------------------------------------------------------------- a finished run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, images):
+    """The directory of a run of two epochs, and what its command printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    flags = [*FLAGS, f"--dataset={images}", f"--run_dir={folder / 'run'}"]
+    process = command(VAE_MNIST, *flags, cwd=folder)
+    assert (process.returncode, process.stderr_text) == (0, "")
+    assert [path.name for path in folder.iterdir()] == ["run"]
+    return folder / "run", process.stdout_text
+
+
+@pytest.fixture(scope="module")
+def loaded(finished):
+    return load_run(finished[0])
+
+
+def test_everything_of_the_contract_is_there_and_nothing_else(finished):
+    run_dir, _ = finished
+    assert sorted(path.name for path in run_dir.iterdir()) == sorted(
+        ["config.json", "metrics.jsonl", "summary.json", "train", "validation", "checkpoints"]
+        + ["figures", "lock", "model.keras", "decoder.keras"]
+    )
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["0000000004"]
+    for split in ("train", "validation"):
+        assert list((run_dir / split).glob("events.out.tfevents.*"))
+
+
+def test_the_screen_says_where_and_how_to_watch_and_what_came_out(finished):
+    run_dir, output = finished
+    assert f"Run directory: {run_dir}\n" in output
+    assert re.search(rf"^Watch it: .*tensorboard --logdir {re.escape(str(run_dir))}$", output, re.M)
+    assert "32 train, 16 validation, 16 test, each 8x8x1" in output
+    assert re.search(r"^Training: epochs 1 to 2, 2 steps each$", output, re.M)
+    assert len(re.findall(r"^epoch [12]/2 \| train .* \| validation .*nats", output, re.M)) == 2
+    _, _, table = output.partition("Test figures:\n")
+    for name, figure in read_json(run_dir / "summary.json")["test"].items():
+        pattern = rf"^  {name} +{figure['value']:.2f} \+- .* 16 examples$"
+        assert re.search(pattern, table, re.M), name
+
+
+def test_config_json(finished, images):
+    run_dir, _ = finished
+    config = read_json(run_dir / "config.json")
+    assert config["experiment"] == "vae_mnist"
+    assert config["file"] == str(VAE_MNIST)
+    given = {"epochs": 2, "batch_size": 16, "latent_dim": 2, "hidden_units": [4], "seed": 0}
+    assert given.items() <= config["flags"].items()
+    terms = {"reconstruction": "Bernoulli()", "kl": "KLDivergence(weight=LinearWarmup(steps=3))"}
+    assert config["terms"] == terms
+    assert set(config["versions"]) == {
+        *("vae_research", "git_commit", "python", "tensorflow", "keras", "numpy")
+    }
+    assert config["versions"]["python"] == platform.python_version()
+    assert config["data"]["name"] == images.name
+    assert config["data"]["counts"] == {"train": 32, "validation": 16, "test": 16}
+    assert config["data"]["shape"] == [8, 8, 1]
+    assert re.fullmatch("[0-9a-f]{64}", config["data"]["fingerprint"])
+    assert config["device"]
+    assert config["effective_beta"] == 1.0
+
+
+def test_metrics_jsonl_has_a_line_for_each_epoch(finished):
+    run_dir, _ = finished
+    records = metrics_of(run_dir)
+    figures = {"loss", "elbo", "reconstruction", "kl", "weight/reconstruction", "weight/kl"}
+    figures |= {"contribution/kl"}  # the mean of products, as the weight changes with the step
+    splits = {f"{split}/{name}" for split in ("train", "validation") for name in figures}
+    for epoch, record in enumerate(records, 1):
+        assert set(record) == {"epoch", "step", *CLOCK} | splits
+        assert (record["epoch"], record["step"]) == (epoch, 2 * epoch)
+        for split in ("train", "validation"):
+            parts = -record[f"{split}/reconstruction"] - record[f"{split}/kl"]
+            assert record[f"{split}/elbo"] == pytest.approx(parts, rel=1e-5)
+    assert len(records) == 2
+    # After 2 of 3 steps the warm-up is at 2/3, after 4 it is over.
+    assert records[0]["train/weight/kl"] == pytest.approx(2 / 3)
+    assert records[1]["train/weight/kl"] == 1.0
+
+
+def test_summary_json(finished, loaded):
+    run_dir, _ = finished
+    summary = read_json(run_dir / "summary.json")
+    assert set(summary) >= {
+        "status",
+        "epochs",
+        "steps",
+        "best_epoch",
+        "parameters",
+        "notes",
+        *CLOCK,
+    }
+    assert (summary["status"], summary["epochs"], summary["steps"]) == ("done", 2, 4)
+    names = ["elbo", "reconstruction", "kl", "negative_log_likelihood", "active_units"]
+    assert sorted(summary["test"]) == sorted(names)
+    for name, figure in summary["test"].items():
+        assert set(figure) == {"value", "standard_error", "count"}, name
+        assert figure["count"] == 16
+        assert figure["standard_error"] >= 0
+    best = max(metrics_of(run_dir), key=lambda record: record["validation/elbo"])
+    assert summary["best_epoch"] == best["epoch"]
+    # Encoder 64-4-(2, 2), decoder 2-4-64, with biases.
+    assert summary["parameters"] == (65 * 4 + 2 * 5 * 2) + (3 * 4 + 5 * 64)
+    assert summary["weights_sha256"] == checkpoints.weights_sha256(loaded.model)
+
+
+def test_figures_are_pictures(finished):
+    import tensorflow as tf
+
+    run_dir, _ = finished
+    shapes = {
+        path.stem: tf.io.decode_png(path.read_bytes()).shape.as_list()
+        for path in (run_dir / "figures").iterdir()
+    }
+    # Ten images of 8 x 8 side by side with gaps of 2: two pairs of rows, and eight rows of samples.
+    assert shapes.pop("reconstructions") == [4 * 10 - 2, 10 * 10 - 2, 1]
+    assert shapes.pop("samples") == [8 * 10 - 2, 10 * 10 - 2, 1]
+    assert set(shapes) <= {"curves"}  # drawn where matplotlib is installed
+
+
+def test_event_files_have_the_same_tags_in_both_splits(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_dir, _ = finished
+    tags, steps = {}, {}
+    for split in ("train", "validation"):
+        names = set()
+        for path in (run_dir / split).glob("events.out.tfevents.*"):
+            events = EventAccumulator(str(path)).Reload()
+            names |= set(events.Tags()["tensors"])
+            for name in events.Tags()["tensors"]:
+                steps[split, name] = [event.step for event in events.Tensors(name)]
+        tags[split] = names
+    shared = {"loss", "elbo"} | {
+        f"{kind}/{name}"
+        for kind in ("terms", "weight", "contribution")
+        for name in ("reconstruction", "kl")
+    }
+    pictures = {"reconstructions", "samples"}
+    latent = {"latent/active_units", "latent/kl_total"}
+    assert tags["train"] == shared | {"learning_rate", "images_per_second"}
+    assert tags["validation"] == shared | latent | pictures
+    assert set(map(tuple, steps.values())) == {(2, 4)}  # the x axis is the optimizer step
+
+
+def test_the_lock_is_free_and_says_who_had_it(finished):
+    run_dir, _ = finished
+    before = (run_dir / "lock").read_text()
+    assert re.fullmatch(rf"process \d+ on {re.escape(platform.node())} since \S+", before.strip())
+    with directory.locked(shutil.copytree(run_dir, run_dir.parent / "copy for the lock")):
+        pass
+
+
+# ---------------------------------------------------------------- back in Python
+
+
+def test_a_loaded_run_gives_the_figures_of_its_summary(finished, loaded):
+    run_dir, _ = finished
+    assert loaded.path == run_dir
+    assert loaded.summary == read_json(run_dir / "summary.json")
+    assert loaded.model.step == 4
+    assert (len(loaded.data.train), loaded.data.name) == (32, "images.npz")
+    figures = evaluate(
+        loaded.model, loaded.data.test.prepare(), num_samples=loaded.config.importance_samples
+    )
+    for name, expected in loaded.summary["test"].items():
+        assert figures[name].value == pytest.approx(expected["value"], rel=1e-6), name
+        error = figures[name].standard_error
+        assert error == pytest.approx(expected["standard_error"], rel=1e-5), name
+
+
+def test_a_loaded_run_has_the_flags_as_they_were_given(loaded):
+    assert loaded.config.latent_dim == 2
+    assert loaded.config.kl_warmup_steps == 3
+    assert loaded.config.hidden_units == (4,)  # not a list, though JSON has no tuples
+
+
+def test_a_moved_run_loads_and_is_complete(finished, loaded, images, tmp_path, without_tensorflow):
+    moved = shutil.copytree(finished[0], tmp_path / "archive" / "moved run")
+    assert checkpoints.weights_sha256(load_run(moved).model) == loaded.summary["weights_sha256"]
+    before = contents(moved)
+    flags = [*FLAGS, f"--dataset={images}", "--run_dir=archive/moved run"]
+    output = trained(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    assert f"{moved} is already complete" in output
+    assert contents(moved) == before
+
+
+def copy_with(run_dir, target, **changes):
+    """A copy of a run with other entries in its config.json."""
+    copy = shutil.copytree(run_dir, target / "copy")
+    config = read_json(copy / "config.json")
+    config["flags"] |= changes.pop("flags", {})
+    directory.write_json(copy / "config.json", config | changes)
+    return copy
+
+
+def test_loading_needs_a_run(tmp_path):
+    with pytest.raises(UsageError, match=re.escape(f"{tmp_path} holds no run")):
+        load_run(tmp_path)
+    with pytest.raises(UsageError, match="holds no run"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_loading_needs_the_experiment_or_its_build(finished, loaded, tmp_path):
+    copy = copy_with(finished[0], tmp_path, file=str(tmp_path / "gone.py"))
+    with pytest.raises(UsageError, match=r"gone\.py.*build="):
+        load_run(copy)
+    build = sys.modules["experiments.vae_mnist"].build
+    model = load_run(copy, build=build).model
+    assert checkpoints.weights_sha256(model) == loaded.summary["weights_sha256"]
+
+
+def test_loading_refuses_a_changed_data_set(finished, tmp_path):
+    changed = TRAIN.copy()
+    changed[3, 4, 5] ^= 1
+    np.savez(tmp_path / "images.npz", train=changed, validation=HELD_OUT[0], test=HELD_OUT[1])
+    copy = copy_with(finished[0], tmp_path, flags={"dataset": str(tmp_path / "images.npz")})
+    with pytest.raises(checkpoints.CheckpointError, match="has changed"):
+        load_run(copy)
+    (tmp_path / "images.npz").unlink()
+    with pytest.raises(DataError, match=r"images\.npz does not exist"):
+        load_run(copy)
+
+
+def test_loading_needs_a_checkpoint(finished, tmp_path):
+    copy = copy_with(finished[0], tmp_path)
+    values = next((copy / "checkpoints").iterdir()) / "variables.npz"
+    damaged = bytearray(values.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    values.write_bytes(damaged)
+    with pytest.raises(checkpoints.CheckpointError, match="checksum"):
+        load_run(copy)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(checkpoints.CheckpointError, match="has no checkpoint"):
+        load_run(copy)
+
+
+def test_saved_networks_load_elsewhere(finished, loaded, tmp_path):
+    run_dir, _ = finished
+    codes = np.array([[0.0, 0.0], [1.0, -2.0]], np.float32)
+    np.save(tmp_path / "codes.npy", codes)
+    alone = f"""
+import sys
+sys.modules["vae_research"] = None  # an import of it now fails
+import keras, numpy
+decoder = keras.models.load_model({str(run_dir / "decoder.keras")!r})
+numpy.save("logits.npy", decoder(numpy.load("codes.npy"))["logits"])
+"""
+    model = f"""
+import vae_research
+import keras, numpy
+model = keras.models.load_model({str(run_dir / "model.keras")!r})
+assert model.step == 4, model.step
+numpy.save("samples.npy", model.sample(3))
+numpy.save("predicted.npy", model.predict(numpy.ones([5, 8, 8, 1], "float32"), verbose=0))
+"""
+    processes = [start("-c", code, cwd=tmp_path) for code in (alone, model)]
+    for process in map(ended, processes):
+        assert process.returncode == 0, process.stderr_text
+    logits = np.load(tmp_path / "logits.npy")
+    np.testing.assert_allclose(logits, loaded.model.decoder(codes)["logits"], rtol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "samples.npy"), loaded.model.sample(3), rtol=1e-5)
+    reconstructed = loaded.model.reconstruct(np.ones([5, 8, 8, 1], np.float32))
+    np.testing.assert_allclose(np.load(tmp_path / "predicted.npy"), reconstructed, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- the same run again
+
+
+def test_a_seed_is_a_run(finished, images, tmp_path):
+    first = read_json(finished[0] / "summary.json")
+    flags = [VAE_MNIST, *FLAGS, f"--dataset={images}"]
+    again = start(*flags, "--run_dir=some/where/run", cwd=tmp_path)
+    other = start(*flags, "--seed=1", cwd=tmp_path)
+    for process in map(ended, (again, other)):
+        assert process.returncode == 0, process.stderr_text
+
+    # A relative directory, with folders that did not exist; its path is printed absolute.
+    run_dir = tmp_path / "some/where/run"
+    assert f"Run directory: {run_dir}\n" in again.stdout_text
+    second = read_json(run_dir / "summary.json")
+    assert second["weights_sha256"] == first["weights_sha256"]
+    assert second["test"] == first["test"]
+    pairs = zip(metrics_of(run_dir), metrics_of(finished[0]), strict=True)
+    assert all(without_clock(ours) == without_clock(theirs) for ours, theirs in pairs)
+
+    # No directory given.
+    (run_dir,) = (tmp_path / "runs" / "vae_mnist").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}", run_dir.name)
+    assert f"Run directory: {run_dir}\n" in other.stdout_text
+    assert read_json(run_dir / "summary.json")["weights_sha256"] != first["weights_sha256"]
+
+
+def test_one_epoch_and_then_another_are_two_epochs_at_once(finished, images, tmp_path):
+    flags = [VAE_MNIST, *FLAGS[:-1], f"--dataset={images}", "--run_dir=run"]
+    trained(*flags, "--epochs=1", cwd=tmp_path)
+    assert [record["epoch"] for record in metrics_of(tmp_path / "run")] == [1]
+    # What changes nothing in the weights may change.
+    output = trained(*flags, "--epochs=2", "--verbose=2", "--resume=must", cwd=tmp_path)
+    assert re.search(r"^Going on after epoch 1 \(step 2\)$", output, re.M)
+
+    broken, unbroken = (
+        read_json(run_dir / "summary.json") for run_dir in (tmp_path / "run", finished[0])
+    )
+    timeless = [name for name in broken if name not in CLOCK]
+    assert {name: broken[name] for name in timeless} == {name: unbroken[name] for name in timeless}
+    pairs = zip(metrics_of(tmp_path / "run"), metrics_of(finished[0]), strict=True)
+    assert all(without_clock(ours) == without_clock(theirs) for ours, theirs in pairs)
+
+
+def again(finished, images, *changes, experiment=VAE_MNIST, **options):
+    """The command of the finished run once more, with changes; it must leave the run alone."""
+    run_dir, _ = finished
+    before = contents(run_dir)
+    flags = [*FLAGS, f"--dataset={images}", f"--run_dir={run_dir}"]
+    names = {change.partition("=")[0] for change in changes}
+    flags = [flag for flag in flags if flag.partition("=")[0] not in names]
+    process = command(experiment, *flags, *changes, cwd=run_dir.parent, **options)
+    assert contents(run_dir) == before
+    return process
+
+
+@pytest.mark.parametrize(
+    ("change", "old", "new"),
+    [
+        ("--kl_weight=2", "1.0", "2.0"),
+        ("--seed=1", "0", "1"),
+        ("--batch_size=8", "16", "8"),
+        ("--hidden_units=4,4", "[4]", "[4, 4]"),
+        ("--learning_rate=0.01", "0.001", "0.01"),
+        ("--rescale=unit", "None", "unit"),
+    ],
+)
+def test_going_on_with_other_flags_is_refused(
+    finished, images, change, old, new, without_tensorflow
+):
+    process = again(finished, images, change, "--epochs=3", first=without_tensorflow)
+    line = refusal(process, 2)
+    name = change.partition("=")[0]
+    assert str(finished[0]) in line
+    assert f"{name} was {old}, now {new}." in line
+
+
+def test_all_changed_flags_are_named_at_once(finished, images, without_tensorflow):
+    line = refusal(
+        again(finished, images, "--seed=1", "--jit=on", "--kl_weight=2", first=without_tensorflow),
+        2,
+    )
+    assert "--kl_weight was 1.0, now 2.0; --seed was 0, now 1." in line
+
+
+def test_resume_never_wants_a_new_directory(finished, images, without_tensorflow):
+    process = again(finished, images, "--resume=never", first=without_tensorflow)
+    assert f"{finished[0]} holds a run already" in refusal(process, 2)
+
+
+def test_resume_must_wants_an_old_directory(finished, images, tmp_path, without_tensorflow):
+    process = again(finished, images, "--resume=must", first=without_tensorflow)
+    assert "already complete" in process.stdout_text
+    flags = [f"--dataset={images}", "--resume=must", "--run_dir=new"]
+    process = command(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    assert f"{tmp_path / 'new'} has no checkpoint" in refusal(process, 4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_another_experiment_is_refused(finished, images, without_tensorflow):
+    changes = ["--kl_warmup_steps=3"]  # which is no flag of the other experiment
+    run_dir, _ = finished
+    before = contents(run_dir)
+    flags = [flag for flag in FLAGS if flag not in changes]
+    flags += [f"--dataset={images}", f"--run_dir={run_dir}"]
+    process = command(IWAE_MNIST, *flags, cwd=run_dir.parent, first=without_tensorflow)
+    line = refusal(process, 2)
+    assert f"{run_dir} holds a run of vae_mnist, not of iwae_mnist" in line
+    assert contents(run_dir) == before
+
+
+def test_a_directory_with_other_files_is_refused(images, tmp_path, without_tensorflow):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    flags = [f"--dataset={images}", "--batch_size=16", "--run_dir=thesis"]
+    process = command(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    assert f"{tmp_path / 'thesis'} is not empty and holds no run" in refusal(process, 2)
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+def test_an_unreadable_config_is_refused(images, tmp_path, without_tensorflow):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"experiment": "vae_m')
+    flags = [f"--dataset={images}", "--batch_size=16", "--run_dir=run"]
+    process = command(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    assert f"{tmp_path / 'run' / 'config.json'} cannot be read" in refusal(process, 2)
+
+
+def test_going_on_with_changed_data_is_refused(finished, tmp_path, without_tensorflow):
+    np.savez(tmp_path / "images.npz", train=255 - TRAIN, validation=HELD_OUT[0], test=HELD_OUT[1])
+    dataset = str(tmp_path / "images.npz")
+    copy = copy_with(finished[0], tmp_path, flags={"dataset": dataset})
+    flags = [*FLAGS[:-1], "--epochs=3", f"--dataset={dataset}", f"--run_dir={copy}"]
+    process = command(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    assert "has changed" in refusal(process, 4)
+
+
+# ---------------------------------------------------------------- refused once TensorFlow is there
+
+# An experiment that does what a flag says.
+OWN = '''"""An experiment of somebody."""
+
+import vae_research as vr
+from vae_research import runs
+
+runs.define_choice("what", "nothing", ("nothing", "bad setting", "explodes"), "what is wrong")
+
+
+def build(config, data):
+    import keras
+
+    setting = 0.0 if config.what == "bad setting" else 1.0
+    model = vr.VAE(
+        vr.dense_encoder(data.shape, 2, hidden_units=(4,)),
+        vr.GaussianBottleneck(2),
+        vr.dense_decoder(data.shape, 2, hidden_units=(4,), outputs=["x_mean"]),
+        [vr.Gaussian(standard_deviation=setting), vr.KLDivergence()],
+    )
+    if config.what == "explodes":
+        rates = keras.optimizers.schedules.PiecewiseConstantDecay([2], [1e-3, 1e30])
+        model.compile(keras.optimizers.Adam(rates))
+    return model
+
+
+if __name__ == "__main__":
+    runs.main(build)
+'''
+
+
+def test_refused_by_the_model_or_the_machine(images, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    flags = [*TINY, f"--dataset={images}", "--run_dir=run"]
+    processes = [
+        start("own.py", *flags, "--what=bad setting", cwd=tmp_path),
+        start("own.py", *flags, "--what=bad setting", "--debug", cwd=tmp_path),
+        start(VAE_MNIST, *flags, "--device=gpu", cwd=tmp_path, CUDA_VISIBLE_DEVICES="-1"),
+    ]
+    plain, debug, gpu = map(ended, processes)
+    line = refusal(plain, 2)
+    assert line.startswith("own: Gaussian.standard_deviation must be positive, got 0.0")
+    assert debug.returncode == 2
+    assert debug.stderr_text.startswith("Traceback")
+    assert 'own.py", line' in debug.stderr_text  # where in the user's file
+    assert debug.stderr_text.endswith(line)
+    assert re.search("--device=gpu.*no GPU.*--device=cpu", refusal(gpu, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
+
+
+def test_a_directory_in_use_is_refused(images, tmp_path):
+    (tmp_path / "run").mkdir()
+    flags = [*TINY, f"--dataset={images}", "--run_dir=run"]
+    with directory.locked(tmp_path / "run"):
+        process = command(VAE_MNIST, *flags, cwd=tmp_path)
+        line = refusal(process, 5)
+    assert f"{tmp_path / 'run'} is in use by process {os.getpid()} on {platform.node()}" in line
+    assert re.search(r"since \d{4}-\d\d-\d\dT", line)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+
+
+# ---------------------------------------------------------------- ends early
+
+
+def test_divergence_ends_the_run_with_the_last_good_checkpoint(images, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    flags = [*TINY, f"--dataset={images}", "--run_dir=run", "--epochs=4", "--what=explodes"]
+    line = refusal(command("own.py", *flags, "--binarize=none", cwd=tmp_path), 6)
+    assert re.search(r"diverged in epoch 2 .*step 4.*loss.*--learning_rate", line)
+    run_dir = tmp_path / "run"
+    assert [record["epoch"] for record in metrics_of(run_dir)] == [1]
+    assert not (run_dir / "summary.json").exists()
+    kept = checkpoints.newest(run_dir / "checkpoints")
+    assert (kept.epoch, kept.step) == (1, 2)
+    run = load_run(run_dir)
+    assert run.summary is None
+    assert all(np.isfinite(weights).all() for weights in run.model.get_weights())
+
+
+def trained_epochs(run_dir):
+    try:
+        return len(metrics_of(run_dir))
+    except (OSError, ValueError):  # not there yet, or in the middle of a line
+        return 0
+
+
+def interrupt(process, number, when):
+    """Sends a signal as soon as `when()`; the process must end by itself."""
+    deadline = time.monotonic() + 200
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    return ended(process)
+
+
+def test_a_run_goes_on_after_sigterm_and_ctrl_c(images, tmp_path):
+    run_dir = tmp_path / "run"
+    flags = [*FLAGS[:-1], f"--dataset={images}", "--run_dir=run", "--epochs=100000", "--verbose=0"]
+
+    process = start(VAE_MNIST, *flags, cwd=tmp_path)
+    process = interrupt(process, signal.SIGTERM, lambda: trained_epochs(run_dir) >= 2)
+    line = refusal(process, 143)
+    assert re.search("terminated.*the same command", line)
+    saved = checkpoints.newest(run_dir / "checkpoints").epoch
+    assert saved >= 1
+    assert not (run_dir / "summary.json").exists()
+
+    process = start(VAE_MNIST, *flags, cwd=tmp_path)  # the lock is free again
+    process = interrupt(process, signal.SIGINT, lambda: trained_epochs(run_dir) >= saved + 3)
+    line = refusal(process, 130)
+    assert re.search("interrupted.*the same command", line)
+
+    records = metrics_of(run_dir)
+    assert [record["epoch"] for record in records] == list(range(1, len(records) + 1))
+    assert [record["step"] for record in records] == [2 * n for n in range(1, len(records) + 1)]
+    last = checkpoints.newest(run_dir / "checkpoints")
+    assert len(records) - 1 <= last.epoch <= len(records)
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [last.path.name]
