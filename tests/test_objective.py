@@ -526,18 +526,10 @@ def test_thing_that_is_no_term_is_refused(bad):
         Objective([Given(), bad])
 
 
-@pytest.mark.parametrize("bad", [0, -1, 2.5, True, "2"])
+@pytest.mark.parametrize("bad", [0, -1, 2.5, 2.0, float("nan"), True, "2", None])
 def test_number_of_samples_is_a_positive_integer(bad):
-    with pytest.raises(ValueError, match="num_samples must be"):
+    with pytest.raises(ValueError, match=f"num_samples must be an integer >= 1, got {bad!r}"):
         Objective([Given()], num_samples=bad)
-
-
-def test_whole_number_of_samples_that_is_a_float_works_or_is_refused():
-    try:
-        objective = Objective([Given()], num_samples=2.0)
-    except ValueError:
-        return
-    objective(draw())
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -546,7 +538,7 @@ def test_term_of_another_number_of_rows_is_refused_by_name(rows):
         def per_example(self, kl):
             return tf.reduce_mean(kl, axis=0)[:rows]
 
-    with pytest.raises(ValueError, match="short"):
+    with pytest.raises(ValueError, match=f"'short' returned {rows} values for 4 rows"):
         Objective([Given(), Short()])(draw())
 
 

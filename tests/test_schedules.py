@@ -230,6 +230,13 @@ def test_length_is_positive(schedule, lengths):
         schedule(**lengths)
 
 
+@pytest.mark.parametrize("schedule", TIMED)
+@pytest.mark.parametrize("steps", [2.5, True])
+def test_number_of_steps_is_whole(schedule, steps):
+    with pytest.raises(ValueError, match="steps"):
+        schedule(steps=steps)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

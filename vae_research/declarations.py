@@ -102,6 +102,25 @@ def from_config(config: Mapping[str, Any]) -> Declaration:
     return matching[-1](**settings)
 
 
+def declared_names(function: Callable[..., Any]) -> list[str]:
+    """Returns the names that a method reads: its parameters.
+
+    Raises:
+        TypeError: a parameter has a default value, or is `*args` or `**kwargs`.
+    """
+    names = []
+    for parameter in inspect.signature(function).parameters.values():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if variadic or parameter.default is not parameter.empty:
+            raise TypeError(
+                f"{function.__qualname__} has the parameter '{parameter}'. Its parameters name "
+                "the tensors that it reads, all of them needed; settings are annotated fields of "
+                "the class."
+            )
+        names.append(parameter.name)
+    return names
+
+
 def import_own_modules(config: Any) -> None:
     """Imports the modules of this package that a saved configuration names, at any depth.
 

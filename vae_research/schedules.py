@@ -53,9 +53,12 @@ class _Timed(Schedule):
                 f"{type(self).__name__} takes its length as steps=... or as epochs=..., one of "
                 f"the two; got steps={self.steps}, epochs={self.epochs}."
             )
-        length = self.steps if self.epochs is None else self.epochs
-        if length <= 0:
-            raise ValueError(f"The length of {type(self).__name__} must be positive, got {length}.")
+        length, kinds = (self.steps, int) if self.epochs is None else (self.epochs, (int, float))
+        if isinstance(length, bool) or not isinstance(length, kinds) or length <= 0:
+            raise ValueError(
+                f"The length of {type(self).__name__} must be positive, whole steps or epochs; got "
+                f"{length!r}."
+            )
 
     def in_steps(self, steps_per_epoch: int) -> Self:
         """Returns this schedule with its length in optimizer steps (at least one)."""

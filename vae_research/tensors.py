@@ -30,7 +30,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from vae_research.declarations import did_you_mean
+from vae_research.declarations import declared_names, did_you_mean
 from vae_research.randomness import fold_in
 
 # Names without a row for every example: never repeated, never counted as data.
@@ -73,25 +73,6 @@ class Tensors(dict[str, tf.Tensor]):
         # of three may come out in another order at another run.
         self[name] = tf.identity(self[name])
         return self[name]
-
-
-def declared_names(function: Callable[..., Any]) -> list[str]:
-    """Returns the names that a method reads: its parameters.
-
-    Raises:
-        TypeError: a parameter has a default value, or is `*args` or `**kwargs`.
-    """
-    names = []
-    for parameter in inspect.signature(function).parameters.values():
-        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if variadic or parameter.default is not parameter.empty:
-            raise TypeError(
-                f"{function.__qualname__} has the parameter '{parameter}'. Its parameters name "
-                "the tensors that it reads, all of them needed; settings are annotated fields of "
-                "the class."
-            )
-        names.append(parameter.name)
-    return names
 
 
 def bind(

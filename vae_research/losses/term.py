@@ -8,7 +8,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vae_research.declarations import Declaration, snake_case
+from vae_research.declarations import (
+    Declaration,
+    declared_names,
+    did_you_mean,
+    snake_case,
+)
 from vae_research.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -48,6 +53,20 @@ class LossTerm(Declaration, abc.ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        weight = self.weight
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not (is_number or weight is None or callable(weight)):
+            raise TypeError(
+                f"The weight of {self.label!r} is {weight!r}; it must be a number, a Schedule, or "
+                "None for a term that is only watched."
+            )
+        readable = self._readable()
+        for parameter in self.rename or {}:
+            if parameter not in readable:
+                raise ValueError(
+                    f"Loss term {self.label!r} renames {parameter!r}, which it does not read; it "
+                    f"reads {', '.join(readable)}.{did_you_mean(parameter, readable)}"
+                )
         if not re.fullmatch(r"[A-Za-z0-9_.\-]+", self.label):
             raise ValueError(
                 f"{self.label!r} cannot be the name of a loss term: it becomes a TensorBoard tag "
@@ -62,17 +81,20 @@ class LossTerm(Declaration, abc.ABC):
     @property
     def label(self) -> str:
         """The name in logs, in TensorBoard and in messages."""
-        return self.name or type(self).default_name or snake_case(type(self).__name__)
+        if self.name is not None:
+            return self.name
+        return type(self).default_name or snake_case(type(self).__name__)
 
     def reads(self) -> set[str]:
         """Returns the names of the tensors that this term reads."""
-        from vae_research.tensors import declared_names
-
         rename = self.rename or {}
         return {rename.get(name, name) for name in declared_names(self._reader())}
 
     def _reader(self) -> Callable[..., Any]:
         return self.per_example
+
+    def _readable(self) -> list[str]:
+        return declared_names(self._reader())
 
     @abc.abstractmethod
     def per_example(self, *tensors: tf.Tensor) -> tf.Tensor:
@@ -141,6 +163,9 @@ class Likelihood(LossTerm):
 
     def _reader(self) -> Callable[..., Any]:
         return self.log_likelihood
+
+    def _readable(self) -> list[str]:
+        return [*declared_names(self.log_likelihood), *declared_names(self.mean)]
 
     def per_example(self, *tensors: tf.Tensor) -> tf.Tensor:
         """Returns the negative log-likelihood, `[rows]`, nats."""

@@ -1,0 +1,273 @@
+"""Every experiment, run as the command in its header says, on a few small images.
+
+Each runs in a process of its own: flags are global to a process. Whatever needs no TensorFlow runs
+with a `tensorflow` and a `keras` that end the process.
+"""
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted((CHECKOUT / "experiments").glob("[!_]*.py"))
+every_experiment = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+TENSORFLOW_WAS_IMPORTED = 99
+
+RANDOM = np.random.default_rng(0)
+SMALLER = {
+    "epochs": "1",
+    "batch_size": "16",
+    "latent_dim": "2",
+    "importance_samples": "2",
+    "hidden_units": "8",
+}
+
+
+@pytest.fixture(scope="session")
+def without_tensorflow(tmp_path_factory):
+    """A folder to be put before all others: who imports TensorFlow or Keras from it is ended."""
+    folder = tmp_path_factory.mktemp("without_tensorflow")
+    for name in ("tensorflow", "keras"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(
+            f"import os\n\nos._exit({TENSORFLOW_WAS_IMPORTED})\n"
+        )
+    return folder
+
+
+def python(*arguments, cwd, first=None):
+    """Runs Python with these arguments; modules in the folder `first` hide others."""
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    path = [str(first)] if first else []
+    path += [str(CHECKOUT), *filter(None, [environment.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=environment | {"PYTHONPATH": os.pathsep.join(path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+def header(path, label):
+    """What follows `label:` in the docstring of a file, up to the next label or an empty line."""
+    document = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    found = re.search(rf"^{label}:\s*(.+?)\s*(?=\n\s*\n|\n[A-Z]\w*:|\Z)", document, re.M | re.S)
+    assert found, f"{path.name} has no line '{label}:' in its header"
+    return found[1]
+
+
+def header_flags(path):
+    """The flags of the command in the header."""
+    program, experiment, *flags = shlex.split(header(path, "Command").replace("\\\n", " "))
+    assert (program, experiment) == ("scripts/run", f"experiments/{path.name}")
+    return flags
+
+
+def parsed(path, flags, without_tensorflow):
+    """The flags of an experiment, as its command line gives them."""
+    code = f"""
+import json
+import sys
+from experiments import {path.stem}
+from vae_research.runs.flags import parse
+
+print(json.dumps(parse({path.stem}.build, sys.argv[1:]).as_dict()))
+"""
+    process = python("-c", code, *flags, cwd=CHECKOUT, first=without_tensorflow)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, without_tensorflow):
+    """Runs an experiment as its header says, but smaller: once, however many tests ask."""
+    folder = tmp_path_factory.mktemp("finished")
+    images = RANDOM.integers(0, 256, (3, 32, 8, 8), dtype=np.uint8)
+    np.savez(folder / "images.npz", train=images[0], validation=images[1][:16], test=images[2][:16])
+    runs = {}
+
+    def run(path, as_module=False):
+        if (path, as_module) not in runs:
+            run_dir = folder / f"{path.stem}{'_as_module' * as_module}"
+            flags = header_flags(path)
+            known = parsed(path, flags, without_tensorflow)
+            ours = {name: value for name, value in SMALLER.items() if name in known}
+            ours |= {"dataset": folder / "images.npz", "run_dir": run_dir}
+            flags = [flag for flag in flags if flag.lstrip("-").partition("=")[0] not in ours]
+            flags += [f"--{name}={value}" for name, value in ours.items()]
+            program = ["-m", f"experiments.{path.stem}"] if as_module else [path]
+            process = python(*program, *flags, cwd=CHECKOUT if as_module else folder)
+            runs[path, as_module] = run_dir, process
+        return runs[path, as_module]
+
+    return run
+
+
+def tensors_of(run_dir, split):
+    """The last value of every tag in the event files of a split, by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    values = {}
+    for path in (run_dir / split).glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(path)).Reload()
+        for tag in events.Tags()["tensors"]:
+            values[tag] = tensor_util.make_ndarray(events.Tensors(tag)[-1].tensor_proto)
+    return values
+
+
+def check_run(run_dir, process):
+    """Asserts that a run came to its end, with figures on the screen and tags in TensorBoard."""
+    assert process.returncode == 0, process.stderr
+    odd = [line for line in process.stderr.splitlines() if not line.startswith("warning: ")]
+    assert odd == []
+    _, _, table = process.stdout.partition("Test figures:\n")
+    summary = json.loads((run_dir / "summary.json").read_text("utf-8"))
+    assert {"elbo", "negative_log_likelihood", "active_units"} <= set(summary["test"])
+    for name, figure in summary["test"].items():
+        assert re.search(rf"^  {name} +{figure['value']:.2f} .*16 examples$", table, re.M), name
+
+    terms = json.loads((run_dir / "config.json").read_text("utf-8"))["terms"]
+    assert {"reconstruction", "kl"} <= set(terms)
+    train, validation = (tensors_of(run_dir, split) for split in ("train", "validation"))
+    expected = {f"terms/{name}" for name in terms} | {"loss", "elbo"}
+    expected |= {f"{kind}/{name}" for name in terms for kind in ("weight", "contribution")}
+    assert set(train) >= expected | {"learning_rate", "images_per_second"}
+    assert set(validation) >= expected | {"latent/active_units", "latent/kl_total"}
+
+
+def test_there_are_experiments():
+    names = {path.stem for path in EXPERIMENTS}
+    assert {"vae_mnist", "iwae_mnist", "own_loss_term"} <= names
+
+
+@every_experiment
+def test_the_header_says_what_a_reader_needs(path, without_tensorflow):
+    document = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    assert re.search(r"^(Paper:|The idea:)", document, re.M)
+    assert re.search(r"\d", header(path, "Time"))
+    assert re.search(r"-?\d+\.\d", header(path, "Expect"))  # a figure, from a run that was made
+    parsed(path, header_flags(path), without_tensorflow)
+
+
+@every_experiment
+def test_the_command_in_the_header_runs(path, finished):
+    check_run(*finished(path))
+
+
+def test_an_experiment_is_a_module_too(finished):
+    before = {path.name for path in CHECKOUT.iterdir()} - {"__pycache__", ".pytest_cache"}
+    check_run(*finished(CHECKOUT / "experiments" / "vae_mnist.py", as_module=True))
+    after = {path.name for path in CHECKOUT.iterdir()} - {"__pycache__", ".pytest_cache"}
+    assert after == before
+
+
+@every_experiment
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [("--latent_dim=0", "--latent_dim=0"), ("--epoch=3", "'epochs'"), ("epochs", "'epochs'")],
+)
+def test_a_bad_flag_is_answered_without_tensorflow(path, given, word, tmp_path, without_tensorflow):
+    process = python(path, given, cwd=tmp_path, first=without_tensorflow)
+    assert process.returncode == 2
+    assert re.fullmatch(rf"{path.stem}: [^\n]*{re.escape(word)}[^\n]*\n", process.stderr)
+    assert process.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- a loss term of one's own
+
+OWN = CHECKOUT / "experiments" / "own_loss_term.py"
+
+
+@pytest.fixture(scope="module")
+def own(finished):
+    """The run of own_loss_term: its directory, and what `load_run` makes of it."""
+    from vae_research import load_run
+
+    run_dir, process = finished(OWN)
+    assert process.returncode == 0, process.stderr
+    return run_dir, load_run(run_dir)
+
+
+def own_classes():
+    """The lines of the classes in own_loss_term.py by the name of their base."""
+    classes = [
+        node for node in ast.parse(OWN.read_text("utf-8")).body if isinstance(node, ast.ClassDef)
+    ]
+    return {ast.unparse(node.bases[0]): node.end_lineno - node.lineno + 1 for node in classes}
+
+
+def test_a_term_and_a_schedule_are_a_few_lines():
+    lines = own_classes()
+    assert set(lines) == {"vr.LossTerm", "vr.Schedule"}
+    assert lines["vr.LossTerm"] <= 8
+    assert sum(lines.values()) < 25
+
+
+def test_the_own_term_is_logged_as_numpy_computes_it(own):
+    run_dir, run = own
+    tensors = run.model.forward(run.data.validation.prepare())  # with the noise of an evaluation
+    expected = np.abs(tensors["z"].numpy().astype(np.float64)).sum(axis=1).mean()
+    assert expected > 0
+    last = json.loads((run_dir / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    assert last["validation/sparse_code"] == pytest.approx(expected, rel=1e-5)
+    validation = tensors_of(run_dir, "validation")
+    assert float(validation["terms/sparse_code"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_own_schedule_gives_the_weight_of_the_step(own):
+    run_dir, run = own
+    step = run.model.step
+    assert step == 2
+    weight = run.config.sparsity * step / (step + 500)
+    for split in ("train", "validation"):
+        tags = tensors_of(run_dir, split)
+        assert float(tags["weight/sparse_code"]) == pytest.approx(weight, rel=1e-6)
+        assert "contribution/sparse_code" in tags
+
+
+def test_the_own_term_is_trained_with_its_weight(own):
+    import tensorflow as tf
+
+    from vae_research import Bernoulli, KLDivergence, Objective
+
+    _, run = own
+    images = run.data.train.prepare(slice(0, 8))
+    variables = run.model.encoder.trainable_variables
+    own_term = sys.modules["experiments.own_loss_term"].SparseCode
+
+    def gradients(*terms, of):
+        with tf.GradientTape() as tape:
+            tensors = run.model.forward(images)
+            loss = tf.reduce_mean(of(Objective(terms)(tensors), tensors))
+        return [gradient.numpy() for gradient in tape.gradient(loss, variables)]
+
+    def surrogate(report, tensors):
+        return report.surrogate
+
+    others = Bernoulli(), KLDivergence()
+    without = gradients(*others, of=surrogate)
+    off = gradients(*others, own_term(weight=0.0), of=surrogate)
+    on = gradients(*others, own_term(weight=1.0), of=surrogate)
+    alone = gradients(*others, of=lambda report, tensors: tf.reduce_sum(tf.abs(tensors["z"]), 1))
+    for index, expected in enumerate(alone):
+        np.testing.assert_allclose(off[index], without[index], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(on[index] - off[index], expected, rtol=1e-3, atol=1e-5)
+    assert max(np.abs(gradient).max() for gradient in alone) > 0.01
+
+    zero = gradients(
+        *others, own_term(weight=0.0), of=lambda report, _: report.contributions["sparse_code"]
+    )
+    assert all((gradient == 0.0).all() for gradient in zero)
