@@ -78,6 +78,15 @@ def test_noise_is_standard_normal_and_independent_over_rows_and_dimensions():
     assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < bound
 
 
+@pytest.mark.parametrize("shape", [(1000, 2), (333, 3), (1, 1), (7, 1)])
+def test_no_number_is_drawn_twice(shape):
+    # Box and Muller make two numbers of two: two cosines would repeat one half in the other. Of
+    # 2000 draws of 24 bits, 2000^2 / 2 / 2^24 = 0.1 pairs are equal by chance.
+    drawn = noise(*shape).ravel()
+    assert len(np.unique(drawn)) >= len(drawn) - 2
+    assert np.all(np.isfinite(drawn))
+
+
 # The posterior.
 
 MEAN, LOG_VAR = np.array([0.8, -1.5, 0.0]), np.array([-1.2, 0.4, -6.0])

@@ -419,6 +419,12 @@ def test_term_returns_one_value_for_each_row_or_a_scalar_of_the_batch(named_case
 
 
 @cases_of(LossTerm)
+def test_term_is_trained_with_weight_1_unless_it_is_said(named_case):
+    part, _ = named_case
+    assert type(part)().weight == 1.0
+
+
+@cases_of(LossTerm)
 def test_term_is_evaluated_without_its_weight(named_case):
     part, case = named_case
     other = dataclasses.replace(part, weight=1234.5)

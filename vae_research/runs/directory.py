@@ -1,0 +1,137 @@
+"""The run directory: where it is, whether it may be used, and what it says of a run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vae_research.runs.errors import DirectoryInUseError, FileSystemError, UsageError
+
+CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", "lock"
+
+
+def choose(run_dir: str | None, experiment: str) -> Path:
+    """Returns the absolute path of the run directory, after checking that it can be written.
+
+    Nothing is created. Without `run_dir` it is `runs/EXPERIMENT/YYYYMMDD-HHMMSS` here.
+
+    Raises:
+        UsageError: a name with control characters, or that is no valid text.
+        FileSystemError: it is a file, or cannot be written.
+    """
+    if run_dir is None:
+        folder = Path("runs", experiment)
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        names = [now, *(f"{now}-{number}" for number in range(2, 1000))]
+        path = next(folder / name for name in names if not (folder / name).exists())
+    else:
+        # What a terminal cannot print, a message about it cannot say and a log cannot hold.
+        if not run_dir.strip() or not run_dir.isprintable():
+            raise UsageError(
+                f"--run_dir={run_dir!r}: the name must not be empty or have line breaks, control "
+                "characters or bytes that are no text."
+            )
+        path = Path(run_dir).expanduser()
+    path = path.absolute()
+    existing = path
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        is_directory = existing.is_dir()
+    except OSError as error:
+        raise FileSystemError(f"{path} cannot be used: {error.strerror}.") from error
+    if not is_directory:
+        raise FileSystemError(
+            f"{path} cannot be the run directory: {existing} is a file. Give another --run_dir."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise FileSystemError(
+            f"{path} cannot be the run directory: {existing} is not writable. Give another "
+            "--run_dir."
+        )
+    if len(os.fsencode(path.name)) > 255:
+        raise FileSystemError(f"The name of the run directory is too long: {path.name[:40]}...")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns a JSON object, or None where there is no file.
+
+    Raises:
+        UsageError: the file is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no JSON object.")
+    return found
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON object, whole or not at all."""
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl; a last line that was cut off is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records
+
+
+def keep_epochs(path: Path, epochs: int) -> None:
+    """Removes the lines of metrics.jsonl after an epoch, those that will be trained again."""
+    records = [record for record in read_metrics(path) if record["epoch"] <= epochs]
+    if path.exists():
+        aside = path.with_name(f".{path.name}.writing")
+        aside.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+        os.replace(aside, path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run directory; a killed holder frees it.
+
+    Raises:
+        DirectoryInUseError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock
+        yield
+        return
+    with open(folder / LOCK, "a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            raise DirectoryInUseError(
+                f"{folder} is in use by {stream.read().strip() or 'another process'}. Wait for it, "
+                "or give another --run_dir."
+            ) from error
+        stream.truncate(0)
+        now = datetime.datetime.now().isoformat(timespec="seconds")
+        stream.write(f"process {os.getpid()} on {os.uname().nodename} since {now}")
+        stream.flush()
+        yield
+
+
+def as_plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns values as JSON gives them back, so that they can be compared with a saved run's."""
+    return json.loads(json.dumps(values))

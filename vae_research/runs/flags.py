@@ -1,0 +1,349 @@
+"""Flags: the standard ones of every experiment, and what an experiment uses to define its own.
+
+All of it is absl. The definitions here differ from absl's own in that numbers are finite and in
+range, messages name the nearest choice, and two experiments of one process may use the same name.
+Importing this module defines no flag.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+from vae_research.declarations import did_you_mean
+from vae_research.runs.errors import UsageError
+
+flags.disclaim_key_flags()  # a flag belongs to the module that asks for its definition
+
+_STANDARD_MODULE = "vae_research.runs"
+LARGEST_SEED = 2**32 - 1
+
+
+class Config:
+    """The values of all flags of a run, as attributes.
+
+    Raises:
+        AttributeError: no such flag; the message names the nearest.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"There is no flag {name!r}.{did_you_mean(name, self.__dict__)}")
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the values by name."""
+        return dict(vars(self))
+
+
+def define_integer(
+    name: str, default: int | None, help: str, *, minimum: int = 0, maximum: int | None = None
+) -> flags.FlagHolder:
+    """Defines a flag that is an integer from `minimum` to `maximum`."""
+    return _define(_Number(int, minimum, maximum), name, default, help)
+
+
+def define_float(
+    name: str,
+    default: float | None,
+    help: str,
+    *,
+    minimum: float | None = 0.0,
+    above: float | None = None,
+) -> flags.FlagHolder:
+    """Defines a flag that is a finite number, at least `minimum` and greater than `above`."""
+    return _define(_Number(float, minimum, None, above), name, default, help)
+
+
+def define_choice(
+    name: str, default: str | None, choices: Sequence[str], help: str
+) -> flags.FlagHolder:
+    """Defines a flag that is one of `choices`."""
+    return _define(_Choice(choices), name, default, help)
+
+
+def define_integers(
+    name: str, default: Sequence[int], help: str, *, minimum: int = 1
+) -> flags.FlagHolder:
+    """Defines a flag that is a list of integers with commas between them."""
+    return _define(_Integers(minimum), name, tuple(default), help)
+
+
+def define_string(name: str, default: str | None, help: str) -> flags.FlagHolder:
+    """Defines a flag that is any text."""
+    return flags.DEFINE_string(name, default, help, allow_override=True)
+
+
+def define_boolean(name: str, default: bool, help: str) -> flags.FlagHolder:
+    """Defines a flag that is on (`--name`) or off (`--noname`)."""
+    return flags.DEFINE_boolean(name, default, help, allow_override=True)
+
+
+def define_standard_flags() -> None:
+    """Defines the flags that every experiment has."""
+    before = set(flags.FLAGS)
+    if "run_dir" in before:
+        return
+    define_string("run_dir", None, "where the run is written; default runs/EXPERIMENT/DATE-TIME")
+    define_integer("epochs", 10, "passes over the training images", minimum=1)
+    define_integer("batch_size", 128, "images in a training step", minimum=1)
+    define_float("learning_rate", 1e-3, "step size of Adam", above=0.0)
+    define_integer(
+        "seed", 0, "of initial weights, data order and noise", minimum=0, maximum=LARGEST_SEED
+    )
+    define_string(
+        "dataset", "mnist", "mnist, fashion_mnist, a .npz or .npy file, or a folder of idx files"
+    )
+    define_choice(
+        "rescale",
+        None,
+        ("none", "unit", "standardize"),
+        "what is done to the values: unit maps them to [0, 1], standardize to mean 0 and variance "
+        "1; default unit for 8-bit images, none for other data",
+    )
+    define_choice(
+        "binarize",
+        "dynamic",
+        ("none", "threshold", "static", "dynamic"),
+        "pixels become 0 or 1: by a threshold of 0.5, by one random draw, or by a new random draw "
+        "in every epoch; held-out images always see the same draw",
+    )
+    define_integer("latent_dim", 20, "latent dimensions", minimum=1)
+    define_integer(
+        "importance_samples", 200, "samples of z for each test image in the NLL", minimum=1
+    )
+    define_choice(
+        "precision", "float32", ("float32", "mixed_bfloat16"), "of the networks' arithmetic"
+    )
+    define_choice(
+        "jit", "auto", ("auto", "on", "off"), "compile with XLA; auto decides and records why"
+    )
+    define_choice("device", "auto", ("auto", "cpu", "gpu"), "auto takes a GPU where there is one")
+    define_boolean("run_eagerly", False, "run step by step in Python, for a debugger")
+    define_integer(
+        "log_every_steps", 0, "steps between training figures in TensorBoard; 0: by epoch"
+    )
+    define_choice(
+        "resume",
+        "auto",
+        ("auto", "never", "must"),
+        "go on with an unfinished run in --run_dir: where there is one, never, or else fail",
+    )
+    define_integer(
+        "verbose", 1, "0 says nothing, 1 shows a progress bar on a terminal, 2 lines only", maximum=2
+    )
+    define_boolean("debug", False, "show the traceback of an error")
+    for name in set(flags.FLAGS) - before:
+        flags.FLAGS.register_flag_by_module(_STANDARD_MODULE, flags.FLAGS[name])
+
+
+def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
+    """Returns the values of all flags.
+
+    Args:
+        build: the experiment's function; its module's flags are the experiment's own.
+        arguments: the command line without the program. `--help` prints and exits with 0.
+
+    Raises:
+        UsageError: an unknown flag, a bad value, a stray argument, a flag given twice.
+    """
+    define_standard_flags()
+    if any(argument.lstrip("-") in ("help", "h", "helpshort", "helpfull") for argument in arguments):
+        print(_help(build))
+        sys.exit(0)
+    _refuse_contradictions(arguments)
+    try:
+        stray = flags.FLAGS([sys.argv[0], *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = _names_of(build)
+        raise UsageError(
+            f"unknown flag --{error.flagname}.{did_you_mean(error.flagname, known)} --help lists "
+            "all flags."
+        ) from error
+    except flags.Error as error:
+        raise UsageError(str(error).replace("\n", " ")) from error
+    if stray:
+        raise UsageError(
+            f"stray argument {stray[0]!r}: flags are written --name=value. --help lists them."
+        )
+    return Config(**{name: flags.FLAGS[name].value for name in _names_of(build)})
+
+
+def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Config:
+    """Returns the config that an experiment's command would have, for use without a command line.
+
+    Args:
+        experiment: the imported experiment, or its `build`.
+        values: flags that differ from their defaults.
+
+    Raises:
+        UsageError: no such flag, or a bad value.
+
+    >>> configure(lambda config, data: None, latent_dim=2).latent_dim
+    2
+    """
+    define_standard_flags()
+    build = experiment.build if isinstance(experiment, ModuleType) else experiment
+    config = {name: flags.FLAGS[name].default for name in _names_of(build)}
+    for name, value in values.items():
+        if name not in config:
+            raise UsageError(f"there is no flag {name!r}.{did_you_mean(name, config)}")
+        try:
+            config[name] = value if value is None else flags.FLAGS[name].parser.parse(value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"flag {name}={value!r}: {error}") from error
+    return Config(**config)
+
+
+def is_given(name: str) -> bool:
+    """Returns whether a flag was on the command line."""
+    return name in flags.FLAGS and flags.FLAGS[name].present > 0
+
+
+class _Number(flags.ArgumentParser):
+    """An integer or a finite float in a range."""
+
+    def __init__(
+        self,
+        kind: type,
+        minimum: float | None,
+        maximum: float | None = None,
+        above: float | None = None,
+    ) -> None:
+        self.kind = kind
+        self.minimum = minimum
+        self.maximum = maximum
+        self.above = above
+        limits = [
+            f"{sign} {limit:g}" if kind is float else f"{sign} {limit}"
+            for sign, limit in ((">=", minimum), (">", above), ("<=", maximum))
+            if limit is not None and (sign, above is None) != (">=", False)
+        ]
+        name = "an integer" if kind is int else "a finite number"
+        self.syntactic_help = " ".join([name, " and ".join(limits)]).strip()
+
+    def parse(self, argument: Any) -> Any:
+        error = ValueError(f"must be {self.syntactic_help}")
+        if isinstance(argument, bool) or (self.kind is int and isinstance(argument, float)):
+            raise error
+        try:
+            value = self.kind(argument)
+        except (TypeError, ValueError, OverflowError):
+            raise error from None
+        outside = (
+            not math.isfinite(value)
+            or (self.minimum is not None and value < self.minimum)
+            or (self.maximum is not None and value > self.maximum)
+            or (self.above is not None and value <= self.above)
+        )
+        if outside:
+            raise error
+        return value
+
+    def flag_type(self) -> str:
+        return self.kind.__name__
+
+
+class _Choice(flags.ArgumentParser):
+    """One of a few words."""
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        self.choices = tuple(choices)
+        self.syntactic_help = f"one of {', '.join(choices)}"
+
+    def parse(self, argument: Any) -> str:
+        if argument not in self.choices:
+            near = did_you_mean(str(argument), self.choices)
+            raise ValueError(f"must be {self.syntactic_help}.{near}")
+        return argument
+
+    def flag_type(self) -> str:
+        return "choice"
+
+
+class _Integers(flags.ArgumentParser):
+    """Integers with commas between them."""
+
+    def __init__(self, minimum: int) -> None:
+        self.item = _Number(int, minimum)
+        self.syntactic_help = f"integers >= {minimum} with commas between them"
+
+    def parse(self, argument: Any) -> tuple[int, ...]:
+        items = argument.split(",") if isinstance(argument, str) else argument
+        try:
+            return tuple(self.item.parse(item) for item in items)
+        except ValueError:
+            raise ValueError(f"must be {self.syntactic_help}") from None
+
+    def flag_type(self) -> str:
+        return "integers"
+
+
+class _Serializer(flags.ArgumentSerializer):
+    def serialize(self, value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _define(
+    parser: flags.ArgumentParser, name: str, default: Any, help: str
+) -> flags.FlagHolder:
+    return flags.DEFINE(
+        parser, name, default, help, serializer=_Serializer(), allow_override=True
+    )
+
+
+def _names_of(build: Callable[..., Any]) -> list[str]:
+    """Returns the standard flags and those that the experiment's file defines."""
+    module = sys.argv[0] if build.__module__ == "__main__" else build.__module__
+    by_module = flags.FLAGS.flags_by_module_dict()
+    found = [*by_module[_STANDARD_MODULE], *by_module.get(module, [])]
+    return list(dict.fromkeys(flag.name for flag in found))
+
+
+def _refuse_contradictions(arguments: Sequence[str]) -> None:
+    """absl takes the last of several values in silence."""
+    seen: dict[str, str] = {}
+    for index, argument in enumerate(arguments):
+        if not argument.startswith("-"):
+            continue
+        name, has_value, value = argument.lstrip("-").partition("=")
+        if not has_value:
+            following = arguments[index + 1 : index + 2]
+            value = following[0] if following and not following[0].startswith("-") else "true"
+            if name.startswith("no") and name[2:] in flags.FLAGS:
+                name, value = name[2:], "false"
+        if seen.setdefault(name, value) != value:
+            raise UsageError(f"--{name} is given twice, as {seen[name]} and as {value}.")
+
+
+def _help(build: Callable[..., Any]) -> str:
+    document = sys.modules[build.__module__].__doc__ or ""
+    standard = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[_STANDARD_MODULE]}
+    own = [name for name in _names_of(build) if name not in standard]
+    lines = [document.strip(), ""]
+    for title, names in (("Flags of this experiment", own), ("Standard flags", standard)):
+        if names:
+            lines += [f"{title}:", *(_help_line(name) for name in sorted(names)), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _help_line(name: str) -> str:
+    flag = flags.FLAGS[name]
+    kind = getattr(flag.parser, "syntactic_help", "")
+    default = "" if flag.default is None else f"={_Serializer().serialize(flag.default)}"
+    return f"  --{name}{default}\n        {flag.help}{f' ({kind})' if kind else ''}"
+
+
+def experiment_file(build: Callable[..., Any]) -> Path:
+    """Returns the file in which an experiment's `build` stands."""
+    return Path(build.__code__.co_filename).absolute()

@@ -1,0 +1,85 @@
+"""A finished run, back in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_research import checkpoints
+from vae_research.data import Data, load_data
+from vae_research.runs import directory
+from vae_research.runs.errors import UsageError
+from vae_research.runs.flags import Config
+
+if TYPE_CHECKING:
+    from vae_research.model import VAE
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that was loaded: the model with its trained weights, its data and its flags.
+
+    Attributes:
+        summary: the contents of summary.json, None for a run that was not finished.
+    """
+
+    path: Path
+    model: VAE
+    data: Data
+    config: Config
+    summary: dict[str, Any] | None
+
+
+def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = None) -> Run:
+    """Returns model, data and config of a run.
+
+    The model is built as the run built it, by the experiment's own file, and then given the values
+    of the newest whole checkpoint.
+
+    Args:
+        path: the run directory.
+        build: the experiment's `build`, where its file has moved.
+
+    Raises:
+        UsageError: there is no run, or its experiment's file is gone.
+        DataError: its data set is gone, or is not what it was.
+        CheckpointError: it has no checkpoint, or one of another model.
+    """
+    from vae_research.runs.training import build_model
+
+    path = Path(path).expanduser().absolute()
+    description = directory.read_json(path / directory.CONFIG)
+    if description is None:
+        raise UsageError(f"{path} holds no run: there is no {directory.CONFIG}.")
+    config = Config(**description["flags"])
+    data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
+    if data.fingerprint != description["data"]["fingerprint"]:
+        raise checkpoints.CheckpointError(
+            f"{config.dataset} has changed since {path} was trained (fingerprint)."
+        )
+    checkpoint = checkpoints.newest(path / "checkpoints")
+    if checkpoint is None:
+        raise checkpoints.CheckpointError(f"{path} has no checkpoint.")
+    model = build_model(build or _build_of(Path(description["file"])), config, data)
+    checkpoints.restore(model, checkpoint)
+    return Run(path, model, data, config, directory.read_json(path / directory.SUMMARY))
+
+
+def _build_of(file: Path) -> Callable[[Config, Data], VAE]:
+    name = f"experiments.{file.stem}"
+    module = sys.modules.get(name)
+    if module is None or getattr(module, "__file__", None) != str(file):
+        if not file.is_file():
+            raise UsageError(
+                f"the experiment's file is gone: {file}. Give its build function: "
+                "load_run(path, build=...)."
+            )
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # a dataclass looks its own module up
+        spec.loader.exec_module(module)
+    return module.build

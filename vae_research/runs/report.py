@@ -1,0 +1,185 @@
+"""What a run says of itself: config.json, the screen, figures and saved networks."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vae_research.callbacks.pictures import reconstructions, samples
+from vae_research.data import Data
+from vae_research.evaluation import Figure
+from vae_research.model import VAE
+from vae_research.runs.directory import as_plain
+from vae_research.runs.flags import Config
+from vae_research.version import __version__
+
+_UNITS = {"active_units": "latent dimensions"}
+
+
+def describe(
+    experiment: str, file: Path, config: Config, data: Data, model: VAE, device: str
+) -> dict[str, Any]:
+    """Returns the contents of config.json."""
+    compiled = "on" if model.jit_compile else "off"
+    why = "asked for" if config.jit == compiled else "XLA slows convolutions down on a CPU"
+    return {
+        "experiment": experiment,
+        "file": str(file),
+        "flags": as_plain(config.as_dict()),
+        "terms": {term.label: repr(term) for term in model.objective.terms},
+        "effective_beta": model.objective.effective_beta(_settled(model)),
+        "optimizer": type(model.optimizer).__name__,
+        "data": data.summary(),
+        "device": device,
+        "jit_compile": f"{compiled}: {why}",
+        "versions": {
+            "vae_research": __version__,
+            "git_commit": _git_commit(),
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def notes(model: VAE, data: Data) -> list[str]:
+    """Returns what has to be said beside the figures of a run."""
+    found = model.objective.likelihood.note(data.grey_values)
+    return [*([found] if found else []), *data.warnings]
+
+
+def print_start(
+    description: dict[str, Any],
+    data: Data,
+    run_dir: Path,
+    steps: int,
+    epochs_before: int,
+    epochs: int,
+) -> None:
+    """Prints what is about to be trained, where it is written and how to watch it."""
+    counts = ", ".join(f"{len(split):,} {split.name}" for split in data.splits)
+    shape = "x".join(map(str, data.shape))
+    beta = description["effective_beta"]
+    print(
+        f"Data: {data.name}, {counts}, each {shape}, binarize {data.binarize}, "
+        f"rescale {data.rescale}\n"
+        f"Device: {description['device']}; XLA {description['jit_compile']}\n"
+        f"Loss terms: {'; '.join(f'{k}: {v}' for k, v in description['terms'].items())}"
+        + ("" if beta is None else f"; effective beta {beta:.4g}")
+        + f"\nRun directory: {run_dir}\n"
+        f"Watch it: {_tensorboard()} --logdir {shlex.quote(str(run_dir))}"
+    )
+    for warning in data.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if epochs_before:
+        print(f"Going on after epoch {epochs_before} (step {epochs_before * steps})")
+    print(f"Training: epochs {epochs_before + 1} to {epochs}, {steps} steps each", flush=True)
+
+
+def print_figures(figures: dict[str, Figure], notes: list[str], num_samples: int) -> None:
+    """Prints the test figures as a table, with what has to be said beside them."""
+    for name, figure in figures.items():
+        error = "" if figure.standard_error is None else f" +- {figure.standard_error:.2f}"
+        unit = _UNITS.get(name, "nats")
+        if name == "negative_log_likelihood":
+            unit += f" ({num_samples} importance samples)"
+        print(f"  {name:<24} {figure.value:9.2f}{error:<9} {unit}, {figure.count:,} examples")
+    for note in notes:
+        print(f"  Note: {note}")
+
+
+def save_figures(
+    folder: Path, model: VAE, data: Data, records: list[dict[str, Any]]
+) -> list[str]:
+    """Writes PNG pictures and returns their names; curves need matplotlib, the rest nothing."""
+    folder.mkdir(exist_ok=True)
+    names = []
+    if data.is_image:
+        pictures = {"reconstructions": reconstructions(model, data.test.prepare(slice(0, 40)), 10)}
+        if model.bottleneck.has_prior:
+            pictures["samples"] = samples(model, 10)
+        for name, picture in pictures.items():
+            encoded = tf.io.encode_png(tf.cast(tf.round(picture * 255.0), tf.uint8))
+            (folder / f"{name}.png").write_bytes(encoded.numpy())
+            names.append(f"figures/{name}.png")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("figures/curves.png needs matplotlib: pip install 'vae_research[figures]'")
+        return names
+    _save_curves(folder / "curves.png", records)
+    return [*names, "figures/curves.png"]
+
+
+def _save_curves(path: Path, records: list[dict[str, Any]]) -> None:
+    from matplotlib.figure import Figure as Canvas  # needs no display and no global state
+
+    names = [name for name in ("reconstruction", "kl", "elbo") if f"train/{name}" in records[0]]
+    names = names if "elbo" in names else ["loss"]
+    canvas = Canvas(figsize=(4 * len(names), 3.2), layout="constrained")
+    epochs = [record["epoch"] for record in records]
+    for axes, name in zip(np.ravel(canvas.subplots(1, len(names))), names, strict=True):
+        for split, style in (("train", "C0-"), ("validation", "C1--")):
+            if f"{split}/{name}" in records[0]:
+                values = [record[f"{split}/{name}"] for record in records]
+                axes.plot(epochs, values, style, marker="o", markersize=3, label=split)
+        axes.set_title({"kl": "KL divergence", "elbo": "ELBO"}.get(name, name))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("nats per example")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    canvas.savefig(path, dpi=120)
+
+
+def save_networks(run_dir: Path, model: VAE) -> list[str]:
+    """Saves the model, and its decoder alone as a Keras model that loads without this package."""
+    decoder = model.decoder.network if hasattr(model.decoder, "network") else model.decoder
+    saved = []
+    for name, network in (("model.keras", model), ("decoder.keras", decoder)):
+        try:
+            network.save(run_dir / name)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            # A user's own layer may not say how it is saved. The checkpoint has its values.
+            print(f"warning: {name} was not written: {error}", file=sys.stderr)
+        else:
+            saved.append(name)
+    return saved
+
+
+def _settled(model: VAE) -> int:
+    """Returns a step at which every schedule that settles has done so."""
+    schedules = [item for found in model.objective.schedules().values() for item in found]
+    return max([0, *(schedule.settled_at() or 0 for schedule in schedules)])
+
+
+def _git_commit() -> str | None:
+    folder = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _tensorboard() -> str:
+    """Returns the command as it works in the user's shell, which may not be in our environment."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    if shutil.which("tensorboard") or not beside.exists():
+        return "tensorboard"
+    return shlex.quote(str(beside))

@@ -1,0 +1,222 @@
+"""Training, validation and test of one run. Imports TensorFlow: flags and data are valid by now."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from vae_research import checkpoints
+from vae_research.callbacks.console import Console
+from vae_research.callbacks.latents import Latents
+from vae_research.callbacks.pictures import Pictures
+from vae_research.callbacks.records import MetricsFile
+from vae_research.callbacks.scalars import Scalars
+from vae_research.data import Data
+from vae_research.evaluation import Figure, evaluate
+from vae_research.model import VAE
+from vae_research.runs import directory, report
+from vae_research.runs.command import refuse_values_outside
+from vae_research.runs.errors import DivergedError, UsageError
+from vae_research.runs.flags import Config, experiment_file
+
+# Validation has no gradients to keep: larger batches than those of training cost less.
+_VALIDATION_BATCH = 500
+
+
+def train(
+    build: Callable[[Config, Data], VAE],
+    experiment: str,
+    config: Config,
+    data: Data,
+    run_dir: Path,
+    checkpoint: checkpoints.Checkpoint | None,
+    device: str,
+) -> None:
+    """Trains a model from the beginning or from a checkpoint, tests it, and writes the run.
+
+    Raises:
+        UsageError: the model cannot be built with these flags and data.
+        DivergedError: the loss is no longer finite.
+    """
+    model = build_model(build, config, data)
+    refuse_values_outside(
+        model.objective.likelihood.support, data, type(model.objective.likelihood).__name__
+    )
+    steps = data.train.steps(config.batch_size)
+    model.set_steps_per_epoch(steps)
+    if checkpoint is not None:
+        checkpoints.restore(model, checkpoint)
+    epochs_before = checkpoint.epoch if checkpoint is not None else 0
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with directory.locked(run_dir):
+        description = report.describe(experiment, experiment_file(build), config, data, model, device)
+        directory.write_json(run_dir / directory.CONFIG, description)
+        directory.keep_epochs(run_dir / directory.METRICS, epochs_before)
+        if config.verbose:
+            report.print_start(description, data, run_dir, steps, epochs_before, config.epochs)
+        started = time.perf_counter()
+        if epochs_before < config.epochs:
+            _fit(model, config, data, run_dir, steps, epochs_before)
+        seconds = time.perf_counter() - started
+        if config.verbose:
+            print("Test figures:", flush=True)
+        figures = evaluate(
+            model,
+            data.test.prepare(),
+            num_samples=config.importance_samples,
+            jit_compile=model.jit_compile,
+            verbose=int(config.verbose == 1 and sys.stdout.isatty()),
+        )
+        _write_results(model, data, run_dir, figures, seconds, config)
+
+
+def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data) -> VAE:
+    """Returns the model of an experiment, compiled, with all its variables.
+
+    Raises:
+        UsageError: `build`, or a forward pass over two examples, found something wrong.
+    """
+    keras.utils.set_random_seed(config.seed)
+    keras.mixed_precision.set_global_policy(config.precision)
+    try:
+        model = build(config, data)
+        if not isinstance(model, VAE):
+            raise TypeError(f"build() returned {model!r}; it must return a VAE.")
+        if not model.compiled:
+            model.compile(
+                keras.optimizers.Adam(config.learning_rate),
+                jit_compile=config.jit == "on",
+                run_eagerly=config.run_eagerly,
+            )
+        # A forward pass makes every variable, and finds what does not fit before anything is
+        # written.
+        model.set_steps_per_epoch(data.train.steps(config.batch_size))
+        model.objective(model.forward(data.validation.prepare(slice(0, 2))))
+    except (ValueError, TypeError) as error:
+        if config.debug:
+            traceback.print_exc()
+        raise UsageError(f"{error} (--debug shows where)") from error
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _fit(
+    model: VAE, config: Config, data: Data, run_dir: Path, steps: int, epochs_before: int
+) -> None:
+    validation = data.validation.prepare()
+    callbacks: list[keras.callbacks.Callback] = [
+        _StopWhenDiverged(),
+        Scalars(run_dir, every_steps=config.log_every_steps),
+        Latents(run_dir, validation),
+        MetricsFile(run_dir / directory.METRICS),
+    ]
+    if data.is_image:
+        callbacks.append(Pictures(run_dir, validation))
+    callbacks.append(_SaveEveryEpoch(run_dir / "checkpoints"))
+    if config.verbose:
+        callbacks.append(Console(bar=None if config.verbose == 1 else False))
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        model.fit(
+            data.train.batches(config.batch_size, config.seed, first_epoch=epochs_before),
+            epochs=config.epochs,
+            initial_epoch=epochs_before,
+            steps_per_epoch=steps,
+            shuffle=False,  # the pipeline does it, as a function of seed and epoch
+            validation_data=validation,
+            validation_batch_size=_VALIDATION_BATCH,
+            callbacks=callbacks,
+            verbose=0,
+        )
+
+
+def _write_results(
+    model: VAE,
+    data: Data,
+    run_dir: Path,
+    figures: dict[str, Figure],
+    seconds: float,
+    config: Config,
+) -> None:
+    records = directory.read_metrics(run_dir / directory.METRICS)
+    best = max(records, key=lambda found: found.get("validation/elbo", -found["validation/loss"]))
+    notes = report.notes(model, data)
+    summary = {
+        "status": "done",
+        "epochs": records[-1]["epoch"],
+        "steps": model.step,
+        "best_epoch": best["epoch"],
+        "seconds": round(seconds, 3),
+        "images_per_second": statistics.median(found["images_per_second"] for found in records),
+        "parameters": model.count_params(),
+        "weights_sha256": checkpoints.weights_sha256(model),
+        "notes": notes,
+        "test": {name: vars(figure) for name, figure in figures.items()},
+    }
+    directory.write_json(run_dir / directory.SUMMARY, summary)
+    kept = report.save_figures(run_dir / "figures", model, data, records)
+    kept += report.save_networks(run_dir, model)
+    if config.verbose:
+        report.print_figures(figures, notes, config.importance_samples)
+        print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
+
+
+def choose_device(wanted: str) -> str:
+    """Returns what the run computes on, in words.
+
+    Raises:
+        UsageError: a GPU is asked for and TensorFlow finds none.
+    """
+    found = tf.config.list_physical_devices("GPU")
+    if wanted == "gpu" and not found:
+        raise UsageError(
+            "--device=gpu, and TensorFlow finds no GPU. pip install 'vae_research[gpu]' brings "
+            "its CUDA libraries; --device=cpu runs without."
+        )
+    if wanted == "cpu" or not found:
+        tf.config.set_visible_devices([], "GPU")
+        reason = "--device=cpu" if wanted == "cpu" else "no GPU found"
+        return f"CPU ({reason})"
+    for gpu in found:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in found]
+    return ", ".join(names)
+
+
+def _print_warning(message: Any, *args: Any, **kwargs: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+class _StopWhenDiverged(keras.callbacks.Callback):
+    """Ends the run before an epoch whose loss is not finite is recorded or saved."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        bad = [name for name, value in (logs or {}).items() if not math.isfinite(float(value))]
+        if bad:
+            raise DivergedError(
+                f"training diverged in epoch {epoch + 1} (step {self.model.step}): "
+                f"{', '.join(bad)} not finite. The checkpoint of the epoch before is kept. A smaller "
+                "--learning_rate is the usual cure."
+            )
+
+
+class _SaveEveryEpoch(keras.callbacks.Callback):
+    """Saves the state after every epoch, after its figures are written."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        checkpoints.save(self.folder, self.model, epoch=epoch + 1)
