@@ -451,6 +451,20 @@ def test_weights_step_and_slots_go_through_a_weights_file(tmp_path):
     assert_goes_on_alike(vae, other)
 
 
+@pytest.mark.filterwarnings("error:Skipping variable loading")
+@pytest.mark.parametrize("called", [False, True], ids=["never called", "called once"])
+def test_weights_load_into_a_compiled_model_that_was_not_trained(called, tmp_path):
+    """Keras would skip step and slots with a warning, and a warm-up would run twice."""
+    vae = trained()
+    vae.save_weights(tmp_path / "w.weights.h5")
+    fresh = build()
+    fresh.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
+    if called:
+        fresh(IMAGES)
+    fresh.load_weights(tmp_path / "w.weights.h5")
+    assert_goes_on_alike(vae, fresh)
+
+
 @pytest.mark.filterwarnings("ignore:Skipping variable loading")
 def test_weights_of_functional_networks_load_into_a_model_that_saw_no_data(tmp_path):
     vae = trained()

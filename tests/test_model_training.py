@@ -611,10 +611,10 @@ def test_a_continued_run_is_the_unbroken_run():
         second = train(continued, epochs=2, initial_epoch=1)
     assert [*first["loss"], *second["loss"]] == whole["loss"]
     assert_same_weights(copies(unbroken), copies(continued))
-    # 8 steps are over; initial_epoch says that of 3 epochs only one is left.
-    longer = standing([Bernoulli(), KLDivergence(weight=LinearWarmup(steps=13))])
-    longer.optimizer.iterations.assign(8)
-    with pytest.warns(UserWarning, match="ends at step 12"):
+    # 9 steps are over, and initial_epoch says that of 3 epochs only one is left.
+    longer = standing([Bernoulli(), KLDivergence(weight=LinearWarmup(steps=14))])
+    longer.optimizer.iterations.assign(9)
+    with pytest.warns(UserWarning, match="ends at step 13"):
         train(longer, epochs=3, initial_epoch=2)
 
 

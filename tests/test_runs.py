@@ -731,6 +731,7 @@ def test_going_on_with_changed_data_is_refused(finished, tmp_path, without_tenso
 # An experiment that does what a flag says.
 OWN = '''"""An experiment of somebody."""
 
+import shutil
 import signal
 
 import vae_research as vr
@@ -738,6 +739,7 @@ from vae_research import runs
 
 WHAT = ("nothing", "bad setting", "explodes", "swallows")
 runs.define_choice("what", "nothing", WHAT, "what is wrong")
+runs.define_string("meanwhile", None, "a run that another process ends here while this one starts")
 
 
 class Swallows(vr.LossTerm):
@@ -754,6 +756,8 @@ class Swallows(vr.LossTerm):
 def build(config, data):
     import keras
 
+    if config.meanwhile:
+        shutil.copytree(config.meanwhile, config.run_dir)
     setting = 0.0 if config.what == "bad setting" else 1.0
     model = vr.VAE(
         vr.dense_encoder(data.shape, 2, hidden_units=(4,)),
@@ -804,6 +808,15 @@ def test_a_directory_in_use_is_refused(images, tmp_path):
     assert f"{tmp_path / 'run'} is in use by process {os.getpid()} on {platform.node()}" in line
     assert re.search(r"since \d{4}-\d\d-\d\dT", line)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+
+
+@reported("what is in the directory is looked at before the lock is taken, and not again")
+def test_a_run_that_ends_while_another_starts_is_not_overwritten(finished, images, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    flags = [*TINY, "--epochs=1", f"--dataset={images}", "--run_dir=run"]
+    command("own.py", *flags, f"--meanwhile={finished[0]}", cwd=tmp_path)
+    assert read_json(tmp_path / "run/summary.json") == read_json(finished[0] / "summary.json")
+    assert metrics_of(tmp_path / "run") == metrics_of(finished[0])
 
 
 # ---------------------------------------------------------------- ends early

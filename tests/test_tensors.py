@@ -169,10 +169,10 @@ def test_input_that_is_called_inputs_is_the_one_of_its_role():
 @pytest.mark.parametrize("structure", ["list", "dictionary", "nested"])
 def test_functional_model_of_many_inputs_reads_each_by_its_name(structure):
     z, labels = keras.Input((1,), name="z"), keras.Input((2,), name="labels")
-    # The keys of a dictionary of inputs are the network's own affair.
+    # Neither the order of the inputs nor that of their names is the order of the tensors.
     inputs = {
         "list": [z, labels],
-        "dictionary": {"b": z, "a": labels},
+        "dictionary": {"z": z, "labels": labels},
         "nested": [{"q": z}, labels],
     }
     network = keras.Model(inputs[structure], {"both": keras.layers.Concatenate()([z, labels])})

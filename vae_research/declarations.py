@@ -14,6 +14,7 @@ import difflib
 import importlib
 import inspect
 import math
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
@@ -46,10 +47,9 @@ class Declaration:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value = _immutable(getattr(self, field.name))
             _check_setting(type(self).__name__, field.name, value)
-            if isinstance(value, list):  # a declaration does not change; nor may its settings
-                object.__setattr__(self, field.name, tuple(value))
+            object.__setattr__(self, field.name, value)
 
     def __repr__(self) -> str:
         """Returns the call that makes an equal object: settings that differ from their default."""
@@ -152,6 +152,17 @@ def _subclasses(cls: type) -> Iterable[type]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
+
+
+def _immutable(value: Any) -> Any:
+    """Returns lists as tuples and NumPy's numbers as Python's, which compare and print as such."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_immutable(item) for item in value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    return value
 
 
 def _in_steps(value: Any, steps_per_epoch: int) -> Any:

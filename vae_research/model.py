@@ -127,10 +127,18 @@ class VAE(keras.Model):
 
     def _run_decoder(self, tensors: Tensors, *, training: bool) -> None:
         call_module("decoder", self.decoder, tensors, training=training, only_input="z")
+        self._write_reconstruction(tensors)
         for index, module in enumerate(self.further_modules):
             call_module(f"module {index}", module, tensors, training=training)
+            self._write_reconstruction(tensors)
         # Every variable exists from here on. Keras asks before it saves, and after it loads.
         self.built = True
+
+    def _write_reconstruction(self, tensors: Tensors) -> None:
+        """Writes the likelihood's mean as soon as its parameters are there, for modules to read."""
+        likelihood = self.objective.likelihood
+        if "reconstruction" not in tensors and likelihood.mean_reads() <= tensors.keys():
+            tensors.write("likelihood", {"reconstruction": likelihood.reconstruction(tensors)})
 
     def _step(self) -> tf.Tensor | int:
         optimizer = getattr(self, "optimizer", None)  # Keras sets the attribute in compile()
@@ -171,7 +179,7 @@ class VAE(keras.Model):
 
     def _decoded(self, tensors: Tensors) -> tf.Tensor:
         self._run_decoder(tensors, training=False)
-        return self.objective.likelihood.reconstruction(tensors)
+        return tensors.read("user", "reconstruction")
 
     def reconstruct(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the mean of p(x|z) for the code without noise, in data space, as the data."""
@@ -376,6 +384,9 @@ class VAE(keras.Model):
         if steps_per_epoch is not None:
             model.set_steps_per_epoch(steps_per_epoch)
         return model
+
+    def build(self, input_shape: Any = None) -> None:
+        """Does nothing: the first forward pass builds the networks."""
 
     def get_build_config(self) -> dict[str, Any]:
         """Returns shapes and types of the data, so that a loaded model has all its variables."""

@@ -65,6 +65,8 @@ class Objective:
         num_samples: int = 1,
         importance_weighted: bool = False,
     ) -> None:
+        if isinstance(terms, LossTerm):
+            raise TypeError(f"terms must be a list of loss terms, got {terms!r} alone.")
         self.terms = tuple(terms)
         self.num_samples = num_samples
         self.importance_weighted = importance_weighted

@@ -21,7 +21,7 @@ def fold_in(seed: tf.Tensor, purpose: str) -> tf.Tensor:
 
 
 def standard_normal(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Returns float32 numbers from N(0, 1), none beyond 5.9 in size.
+    """Returns float32 numbers from N(0, 1), none beyond 5.8 in size.
 
     `tf.random.stateless_normal` draws other numbers under XLA than without, also with Philox (as
     of TensorFlow 2.21). The bits of `stateless_uniform` agree, and Box and Muller 1958 turn them
@@ -31,13 +31,14 @@ def standard_normal(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Ten
         shape: of the result.
         seed: a key, `[2]`.
     """
+    shape = tf.convert_to_tensor(shape, tf.int32)
     count = tf.reduce_prod(shape)
     bits = tf.random.stateless_uniform(
         tf.stack([2, (count + 1) // 2]), seed, None, None, tf.int32, alg="philox"
     )
-    # 24 bits fit a float32 exactly; the half keeps the logarithm away from zero.
-    upper = tf.bitwise.right_shift(tf.bitcast(bits, tf.uint32), tf.constant(8, tf.uint32))
-    uniform = (tf.cast(upper, tf.float32) + 0.5) * 2.0**-24
+    # 23 bits and a half fit a float32 exactly; the half keeps the logarithm away from zero.
+    upper = tf.bitwise.right_shift(tf.bitcast(bits, tf.uint32), tf.constant(9, tf.uint32))
+    uniform = (tf.cast(upper, tf.float32) + 0.5) * 2.0**-23
     radius = tf.sqrt(-2.0 * tf.math.log(uniform[0]))
     angle = 2.0 * math.pi * uniform[1]
     numbers = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)

@@ -62,6 +62,8 @@ class _Timed(Schedule):
 
     def in_steps(self, steps_per_epoch: int) -> Self:
         """Returns this schedule with its length in optimizer steps (at least one)."""
+        if steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}.")
         if self.epochs is None:
             return self
         steps = max(1, round(self.epochs * steps_per_epoch))
@@ -160,8 +162,8 @@ class Cyclical(_Timed):
         super().__post_init__()
         if not 0.0 < self.rising <= 1.0:
             raise ValueError(f"Cyclical.rising must lie in (0, 1], got {self.rising}.")
-        if self.cycles is not None and self.cycles < 1:
-            raise ValueError(f"Cyclical.cycles must be at least 1 or None, got {self.cycles}.")
+        if self.cycles is not None and (not isinstance(self.cycles, int) or self.cycles < 1):
+            raise ValueError(f"Cyclical.cycles must be at least 1 or None, got {self.cycles!r}.")
 
     def __call__(self, step: Any) -> Any:
         """Returns the value of the running cycle, `peak` after the last one."""

@@ -106,8 +106,9 @@ def bind(
     names = _network_inputs(function) if isinstance(function, keras.layers.Layer) else None
     if names is None:
         names = declared_names(function)
-    elif len(names) == 1 and only_input and (names[0] == "inputs" or names[0] not in tensors):
-        rename = {names[0]: only_input, **rename}
+    elif len(names) == 1 and only_input and not (isinstance(function, Named) and function.reads):
+        if names[0] == "inputs" or names[0] not in tensors:
+            rename = {names[0]: only_input, **rename}
     return {name: tensors.read(reader, rename.get(name, name)) for name in names}
 
 
@@ -155,8 +156,10 @@ def call_module(
             keras.tree.pack_sequence_as(network.input, values) if len(values) > 1 else values[0],
             training=training,
         )
-    else:
+    elif isinstance(module, Named) or len(arguments) == 1:
         outputs = module(*arguments.values(), training=training)
+    else:
+        outputs = module(**arguments, training=training)
     if not isinstance(outputs, Mapping):
         count = len(outputs) if isinstance(outputs, (tuple, list)) else 1
         raise TypeError(
@@ -194,6 +197,11 @@ class Named(keras.Model):
         """Returns the network's outputs by name."""
         values = self.network(*tensors, training=training)
         names = self.outputs_in_order
+        if isinstance(values, Mapping):
+            raise ValueError(
+                f"{self.network.name!r} names its outputs itself: {', '.join(values)}. Use it "
+                "without named()."
+            )
         if not isinstance(values, (tuple, list)):
             values = [values] if len(names) == 1 else self._split(values)
         if len(values) != len(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import keras
@@ -27,9 +28,10 @@ class Bottleneck(keras.layers.Layer):
     def __init__(self, latent_dim: int, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
-        if isinstance(latent_dim, bool) or not isinstance(latent_dim, int) or latent_dim < 1:
+        integer = isinstance(latent_dim, numbers.Integral) and not isinstance(latent_dim, bool)
+        if not integer or latent_dim < 1:
             raise ValueError(f"latent_dim must be an integer >= 1, got {latent_dim!r}.")
-        self.latent_dim = latent_dim
+        self.latent_dim = int(latent_dim)
 
     def center(self, z_mean: tf.Tensor) -> tf.Tensor:
         """Returns the code that stands for an example without noise, `[rows, latent]`."""

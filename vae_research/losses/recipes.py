@@ -20,11 +20,19 @@ def pixel_mean_terms(*, factor: float, pixels: int, latent_dim: int) -> list[Los
         pixels: values of one example, height times width times channels.
         latent_dim: number of latent dimensions.
 
+    Raises:
+        ValueError: `pixels` or `latent_dim` is below 1.
+
     >>> from vae_research.objective import Objective
     >>> terms = pixel_mean_terms(factor=6.5e-4, pixels=784, latent_dim=2)
     >>> round(Objective(terms).effective_beta(step=0), 2)
     0.51
     """
+    if pixels < 1 or latent_dim < 1:
+        raise ValueError(
+            f"pixels and latent_dim must be at least 1, got pixels={pixels}, "
+            f"latent_dim={latent_dim}."
+        )
     return [
         Bernoulli(weight=1.0 / pixels),
         KLDivergence(weight=2.0 * factor / latent_dim),

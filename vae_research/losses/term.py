@@ -87,8 +87,11 @@ class LossTerm(Declaration, abc.ABC):
 
     def reads(self) -> set[str]:
         """Returns the names of the tensors that this term reads."""
+        return self._renamed(self._reader())
+
+    def _renamed(self, method: Callable[..., Any]) -> set[str]:
         rename = self.rename or {}
-        return {rename.get(name, name) for name in declared_names(self._reader())}
+        return {rename.get(name, name) for name in declared_names(method)}
 
     def _reader(self) -> Callable[..., Any]:
         return self.per_example
@@ -175,6 +178,10 @@ class Likelihood(LossTerm):
         """Returns `-log p(x|z)`, `[rows]`, nats."""
         _check_targets(self.label, tensors)
         return -super().__call__(tensors)
+
+    def mean_reads(self) -> set[str]:
+        """Returns the names of the tensors that `mean` reads."""
+        return self._renamed(self.mean)
 
     def reconstruction(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the mean of p(x|z), in data space."""

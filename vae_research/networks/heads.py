@@ -6,6 +6,7 @@ Built from Keras' own layers alone, so that a saved network loads without this p
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ def check_sizes(*, latent_dim: int, **sequences: Sequence[int]) -> None:
     for name, sizes in sequences.items():
         if not isinstance(sizes, Sequence) or not all(map(_is_size, sizes)):
             raise ValueError(f"{name} must be a list of integers >= 1, got {sizes!r}.")
+        if name.endswith("_shape") and not sizes:
+            raise ValueError(f"{name} is empty; an example has at least one axis.")
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
 
 
 def heads(
@@ -40,7 +43,12 @@ def heads(
         names: what to write.
         make: a name to the linear layer that computes it; the layer must be float32.
         features: the Keras tensor that the heads read.
+
+    Raises:
+        ValueError: `names` is no list of names.
     """
+    if isinstance(names, str) or not names:
+        raise ValueError(f"outputs must be a list of names, got {names!r}.")
     outputs = {}
     for name in names:
         output = make(name)(features)

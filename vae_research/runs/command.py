@@ -46,8 +46,11 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
         signal.signal(signal.SIGTERM, _terminate)
         _run(build, experiment, arguments)
     except KeyboardInterrupt:
-        _end(experiment, 130, "interrupted; the same command with --run_dir goes on from the last "
-             "finished epoch.")
+        _end(
+            experiment,
+            130,
+            "interrupted; the same command with --run_dir goes on from the last finished epoch.",
+        )
     except RunError as error:
         _end(experiment, error.exit_code, str(error), arguments)
     except DataError as error:
@@ -65,8 +68,10 @@ def _run(build: Callable[[Config, Data], Any], experiment: str, arguments: list[
     if checkpoint is not None and checkpoint.epoch >= config.epochs:
         summary = directory.read_json(run_dir / directory.SUMMARY)
         if summary is not None:
-            print(f"{run_dir} is already complete: {summary['epochs']} epochs. To train on, give "
-                  "more --epochs.")
+            print(
+                f"{run_dir} is already complete: {summary['epochs']} epochs. To train on, give "
+                "more --epochs."
+            )
             return
     data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
     if config.batch_size > len(data.train):
@@ -93,9 +98,7 @@ def _unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.C
     if found is None:
         ours = {directory.LOCK}  # all that a run leaves that stopped before it wrote its config
         if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - ours:
-            raise UsageError(
-                f"{run_dir} is not empty and holds no run. Give another --run_dir."
-            )
+            raise UsageError(f"{run_dir} is not empty and holds no run. Give another --run_dir.")
     elif config.resume == "never":
         raise UsageError(
             f"{run_dir} holds a run already. Give another --run_dir, or leave out --resume=never."

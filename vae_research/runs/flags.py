@@ -140,7 +140,10 @@ def define_standard_flags() -> None:
         "go on with an unfinished run in --run_dir: where there is one, never, or else fail",
     )
     define_integer(
-        "verbose", 1, "0 says nothing, 1 shows a progress bar on a terminal, 2 lines only", maximum=2
+        "verbose",
+        1,
+        "0 says nothing, 1 shows a progress bar on a terminal, 2 lines only",
+        maximum=2,
     )
     define_boolean("debug", False, "show the traceback of an error")
     for name in set(flags.FLAGS) - before:
@@ -158,7 +161,9 @@ def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
         UsageError: an unknown flag, a bad value, a stray argument, a flag given twice.
     """
     define_standard_flags()
-    if any(argument.lstrip("-") in ("help", "h", "helpshort", "helpfull") for argument in arguments):
+    if any(
+        argument.lstrip("-") in ("help", "h", "helpshort", "helpfull") for argument in arguments
+    ):
         print(_help(build))
         sys.exit(0)
     _refuse_contradictions(arguments)
@@ -294,12 +299,8 @@ class _Serializer(flags.ArgumentSerializer):
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _define(
-    parser: flags.ArgumentParser, name: str, default: Any, help: str
-) -> flags.FlagHolder:
-    return flags.DEFINE(
-        parser, name, default, help, serializer=_Serializer(), allow_override=True
-    )
+def _define(parser: flags.ArgumentParser, name: str, default: Any, help: str) -> flags.FlagHolder:
+    return flags.DEFINE(parser, name, default, help, serializer=_Serializer(), allow_override=True)
 
 
 def _names_of(build: Callable[..., Any]) -> list[str]:

@@ -99,9 +99,7 @@ def print_figures(figures: dict[str, Figure], notes: list[str], num_samples: int
         print(f"  Note: {note}")
 
 
-def save_figures(
-    folder: Path, model: VAE, data: Data, records: list[dict[str, Any]]
-) -> list[str]:
+def save_figures(folder: Path, model: VAE, data: Data, records: list[dict[str, Any]]) -> list[str]:
     """Writes PNG pictures and returns their names; curves need matplotlib, the rest nothing."""
     folder.mkdir(exist_ok=True)
     names = []

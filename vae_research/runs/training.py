@@ -60,7 +60,9 @@ def train(
 
     run_dir.mkdir(parents=True, exist_ok=True)
     with directory.locked(run_dir):
-        description = report.describe(experiment, experiment_file(build), config, data, model, device)
+        description = report.describe(
+            experiment, experiment_file(build), config, data, model, device
+        )
         directory.write_json(run_dir / directory.CONFIG, description)
         directory.keep_epochs(run_dir / directory.METRICS, epochs_before)
         if config.verbose:
@@ -190,7 +192,9 @@ def choose_device(wanted: str) -> str:
         return f"CPU ({reason})"
     for gpu in found:
         tf.config.experimental.set_memory_growth(gpu, True)
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in found]
+    names = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in found
+    ]
     return ", ".join(names)
 
 
