@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -82,6 +83,10 @@ class VAE(keras.Model):
         self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
         # Which of the trackers this model has values for is known once a step has been traced.
         self._reported = ["loss", *labels]
+        # Known already where every variable exists; otherwise the first forward pass says so.
+        no_variables_to_come = type(bottleneck).build is keras.layers.Layer.build
+        networks = (encoder, decoder, *modules)
+        self.built = no_variables_to_come and all(network.built for network in networks)
 
     # The forward pass.
 
@@ -117,9 +122,9 @@ class VAE(keras.Model):
         data = {name: tf.convert_to_tensor(value) for name, value in data.items()}
         if "inputs" not in data:
             raise ValueError(f"The data have no 'inputs'; got {', '.join(sorted(data))}.")
-        self._input_specs = {
-            name: (tuple(value.shape[1:]), value.dtype.name) for name, value in data.items()
-        }
+        specs = {name: (tuple(value.shape[1:]), value.dtype.name) for name, value in data.items()}
+        if specs.keys() >= self._input_specs.keys():  # encode() may have been given a part
+            self._input_specs = specs
         data.setdefault("targets", data["inputs"])
         if seed is None:
             seed = self.evaluation_key(0)
@@ -272,15 +277,57 @@ class VAE(keras.Model):
         callbacks: Any = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is."""
-        lengths = _ScheduleLengths(kwargs.get("initial_epoch", 0))
+        """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is.
+
+        Raises:
+            ValueError: `class_weight` is given, or callbacks as a `CallbackList`.
+        """
+        _refuse_class_weight(kwargs.pop("class_weight", None))
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(lengths)
-        elif isinstance(callbacks, keras.callbacks.Callback):
-            callbacks = [lengths, callbacks]
-        else:
-            callbacks = [lengths, *(callbacks or [])]
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+            raise ValueError("fit(callbacks=...) of a VAE takes a list, not a CallbackList.")
+        callbacks = keras.tree.flatten(callbacks) if callbacks is not None else []
+        lengths = _ScheduleLengths(kwargs.get("initial_epoch", 0))
+        x, y = _targets_for_weights(x, y, kwargs.get("sample_weight"))
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, tuple) and len(validation) == 3:
+            inputs, targets = _targets_for_weights(*validation)
+            kwargs["validation_data"] = (inputs, targets, validation[2])
+        return super().fit(x, y, batch_size, epochs, verbose, [lengths, *callbacks], **kwargs)
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Keras' `evaluate`."""
+        x, y = _targets_for_weights(x, y, sample_weight)
+        return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Keras' `train_on_batch`.
+
+        Raises:
+            ValueError: `class_weight` is given.
+        """
+        _refuse_class_weight(class_weight)
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
+
+    def reset_metrics(self) -> None:
+        """Resets all running means, also of terms that the last step did not have."""
+        super().reset_metrics()
+        for tracker in self._trackers.values():
+            tracker.reset_state()
 
     def set_steps_per_epoch(self, steps_per_epoch: int) -> None:
         """Says how many optimizer steps an epoch has, for schedules that count in epochs."""
@@ -300,7 +347,7 @@ class VAE(keras.Model):
         data, sample_weight = _unpack(data)
         with tf.GradientTape() as tape:
             report = self._report(data, self._key(_TRAINING, self.optimizer.iterations), True)
-            loss = tf.reduce_mean(_weighted(report.surrogate, sample_weight))
+            loss = tf.reduce_mean(_weighted(report.surrogate, report, sample_weight))
             loss_to_differentiate = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         gradients = tape.gradient(loss_to_differentiate, variables)
@@ -321,7 +368,7 @@ class VAE(keras.Model):
 
     def _record(self, report: LossReport, sample_weight: tf.Tensor | None) -> dict[str, tf.Tensor]:
         # The loss is weighted as it is trained; other figures describe the data as they are.
-        figures = {"loss": _weighted(report.bound, sample_weight)}
+        figures = {"loss": _weighted(report.bound, report, sample_weight)}
         if report.elbo is not None:
             figures["elbo"] = report.elbo
         figures |= report.values
@@ -372,7 +419,7 @@ class VAE(keras.Model):
         Raises:
             ValueError: a term's class is not imported, or a schedule was a plain function.
         """
-        config = dict(config)
+        config = copy.deepcopy(config)  # deserialisation takes it apart
         import_own_modules(config)
         terms = [from_config(term) for term in config.pop("terms")]
         steps_per_epoch = config.pop("steps_per_epoch")
@@ -393,10 +440,18 @@ class VAE(keras.Model):
         return {"data": {name: list(spec) for name, spec in self._input_specs.items()}}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
-        """Makes every variable by a forward pass over zeros, before weights are loaded."""
+        """Makes every variable by a symbolic forward pass, before weights are loaded."""
         specs = config["data"].items()
         if specs:
-            self({name: tf.zeros([1, *shape], dtype) for name, (shape, dtype) in specs})
+            self({name: keras.KerasTensor((1, *shape), dtype) for name, (shape, dtype) in specs})
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Keras' `load_weights`, with step and slots of the optimizer where they were saved."""
+        # Keras warns, and starts the optimizer from zero, where its slots do not exist yet.
+        optimizer = getattr(self, "optimizer", None)
+        if self.built and optimizer is not None:
+            optimizer.build(self.trainable_variables)
+        super().load_weights(*args, **kwargs)
 
 
 class _ScheduleLengths(keras.callbacks.Callback):
@@ -439,7 +494,26 @@ def _unpack(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
     return tensors, sample_weight
 
 
-def _weighted(values: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.Tensor:
+def _targets_for_weights(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+    """Returns x and y for Keras, which drops the weights of examples where there is no y."""
+    if sample_weight is None or y is not None:
+        return x, y
+    if not isinstance(x, Mapping):
+        return x, x
+    rest = {name: value for name, value in x.items() if name != "targets"}
+    return rest, x.get("targets", x.get("inputs"))
+
+
+def _refuse_class_weight(class_weight: Any) -> None:
+    if class_weight is not None:
+        raise ValueError(
+            "A VAE has no classes to weigh: class_weight is not for it. Give sample_weight, one "
+            "weight for each example."
+        )
+
+
+def _weighted(values: tf.Tensor, report: LossReport, sample_weight: tf.Tensor | None) -> tf.Tensor:
+    """Returns the loss of each example times its weight; regularization has none."""
     if sample_weight is None:
         return values
     sample_weight = tf.cast(sample_weight, values.dtype)
@@ -448,4 +522,5 @@ def _weighted(values: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.Tensor:
             f"sample_weight has shape {sample_weight.shape}; a VAE takes one weight per example, "
             "[batch]."
         )
-    return values * sample_weight
+    regularization = report.values.get("regularization", 0.0)
+    return (values - regularization) * sample_weight + regularization

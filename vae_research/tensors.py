@@ -106,10 +106,15 @@ def bind(
     names = _network_inputs(function) if isinstance(function, keras.layers.Layer) else None
     if names is None:
         names = declared_names(function)
-    elif len(names) == 1 and only_input and not (isinstance(function, Named) and function.reads):
-        if names[0] == "inputs" or names[0] not in tensors:
-            rename = {names[0]: only_input, **rename}
+    elif len(names) == 1 and only_input and _is_unnamed(function, names[0], tensors):
+        rename = {names[0]: only_input, **rename}
     return {name: tensors.read(reader, rename.get(name, name)) for name in names}
+
+
+def _is_unnamed(network: keras.layers.Layer, name: str, tensors: Mapping[str, tf.Tensor]) -> bool:
+    if isinstance(network, Named) and network.reads:
+        return False
+    return name == "inputs" or name not in tensors
 
 
 def _network_inputs(network: keras.layers.Layer) -> list[str]:
@@ -237,6 +242,7 @@ class Named(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Named:
         """Returns the network that `get_config` described."""
+        config = dict(config)
         network = keras.saving.deserialize_keras_object(config.pop("network"))
         return cls(network, **config)
 

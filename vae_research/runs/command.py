@@ -63,6 +63,9 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
 
 def _run(build: Callable[[Config, Data], Any], experiment: str, arguments: list[str]) -> None:
     config = parse(build, arguments)
+    if Path(config.dataset).expanduser().exists():
+        # The run may be continued and loaded from another folder.
+        config.dataset = str(Path(config.dataset).expanduser().absolute())
     run_dir = directory.choose(config.run_dir, experiment)
     checkpoint = _unfinished(config, run_dir, experiment)
     if checkpoint is not None and checkpoint.epoch >= config.epochs:
@@ -74,6 +77,9 @@ def _run(build: Callable[[Config, Data], Any], experiment: str, arguments: list[
             )
             return
     data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
+    if checkpoint is not None:
+        description = directory.read_json(run_dir / directory.CONFIG)
+        directory.refuse_changed_data(run_dir, description, data)
     if config.batch_size > len(data.train):
         raise UsageError(
             f"--batch_size={config.batch_size} is more than the {len(data.train)} training "

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vae_research.checkpoints import CheckpointError
+from vae_research.data import Data
 from vae_research.runs.errors import DirectoryInUseError, FileSystemError, UsageError
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", "lock"
@@ -102,6 +104,21 @@ def keep_epochs(path: Path, epochs: int) -> None:
         aside = path.with_name(f".{path.name}.writing")
         aside.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
         os.replace(aside, path)
+
+
+def refuse_changed_data(run_dir: Path, description: dict[str, Any], data: Data) -> None:
+    """Raises CheckpointError unless the data are those that a run was trained with.
+
+    Args:
+        run_dir: the run, for the message.
+        description: the contents of its config.json.
+        data: what its data set is now.
+    """
+    if data.fingerprint != description["data"]["fingerprint"]:
+        raise CheckpointError(
+            f"{data.name} has changed since {run_dir} was begun (fingerprint). Give another "
+            "--run_dir for a new run."
+        )
 
 
 @contextmanager

@@ -21,8 +21,12 @@ from vae_research.runs.errors import UsageError
 
 flags.disclaim_key_flags()  # a flag belongs to the module that asks for its definition
 
-_STANDARD_MODULE = "vae_research.runs"
+_STANDARD = "vae_research.runs"
 LARGEST_SEED = 2**32 - 1
+
+# Flags by the module that asked for them. absl has one flag for each name in a process, and would
+# give that of the experiment that was imported last.
+_defined: dict[str, dict[str, flags.Flag]] = {}
 
 
 class Config:
@@ -81,18 +85,17 @@ def define_integers(
 
 def define_string(name: str, default: str | None, help: str) -> flags.FlagHolder:
     """Defines a flag that is any text."""
-    return flags.DEFINE_string(name, default, help, allow_override=True)
+    return _define(flags.ArgumentParser(), name, default, help)
 
 
 def define_boolean(name: str, default: bool, help: str) -> flags.FlagHolder:
     """Defines a flag that is on (`--name`) or off (`--noname`)."""
-    return flags.DEFINE_boolean(name, default, help, allow_override=True)
+    return _register(name, flags.DEFINE_boolean(name, default, help, allow_override=True))
 
 
 def define_standard_flags() -> None:
     """Defines the flags that every experiment has."""
-    before = set(flags.FLAGS)
-    if "run_dir" in before:
+    if _STANDARD in _defined:
         return
     define_string("run_dir", None, "where the run is written; default runs/EXPERIMENT/DATE-TIME")
     define_integer("epochs", 10, "passes over the training images", minimum=1)
@@ -140,14 +143,9 @@ def define_standard_flags() -> None:
         "go on with an unfinished run in --run_dir: where there is one, never, or else fail",
     )
     define_integer(
-        "verbose",
-        1,
-        "0 says nothing, 1 shows a progress bar on a terminal, 2 lines only",
-        maximum=2,
+        "verbose", 1, "0 nothing, 1 a progress bar where there is a terminal, 2 lines", maximum=2
     )
     define_boolean("debug", False, "show the traceback of an error")
-    for name in set(flags.FLAGS) - before:
-        flags.FLAGS.register_flag_by_module(_STANDARD_MODULE, flags.FLAGS[name])
 
 
 def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
@@ -161,16 +159,14 @@ def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
         UsageError: an unknown flag, a bad value, a stray argument, a flag given twice.
     """
     define_standard_flags()
-    if any(
-        argument.lstrip("-") in ("help", "h", "helpshort", "helpfull") for argument in arguments
-    ):
+    if {argument.lstrip("-") for argument in arguments} & {"help", "h", "helpshort", "helpfull"}:
         print(_help(build))
         sys.exit(0)
     _refuse_contradictions(arguments)
     try:
         stray = flags.FLAGS([sys.argv[0], *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        known = _names_of(build)
+        known = _flags_of(build)
         raise UsageError(
             f"unknown flag --{error.flagname}.{did_you_mean(error.flagname, known)} --help lists "
             "all flags."
@@ -181,7 +177,7 @@ def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
         raise UsageError(
             f"stray argument {stray[0]!r}: flags are written --name=value. --help lists them."
         )
-    return Config(**{name: flags.FLAGS[name].value for name in _names_of(build)})
+    return Config(**{name: flag.value for name, flag in _flags_of(build).items()})
 
 
 def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Config:
@@ -199,12 +195,13 @@ def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Con
     """
     define_standard_flags()
     build = experiment.build if isinstance(experiment, ModuleType) else experiment
-    config = {name: flags.FLAGS[name].default for name in _names_of(build)}
+    known = _flags_of(build)
+    config = {name: flag.default for name, flag in known.items()}
     for name, value in values.items():
-        if name not in config:
-            raise UsageError(f"there is no flag {name!r}.{did_you_mean(name, config)}")
+        if name not in known:
+            raise UsageError(f"there is no flag {name!r}.{did_you_mean(name, known)}")
         try:
-            config[name] = value if value is None else flags.FLAGS[name].parser.parse(value)
+            config[name] = value if value is None else known[name].parser.parse(value)
         except (TypeError, ValueError) as error:
             raise UsageError(f"flag {name}={value!r}: {error}") from error
     return Config(**config)
@@ -300,15 +297,32 @@ class _Serializer(flags.ArgumentSerializer):
 
 
 def _define(parser: flags.ArgumentParser, name: str, default: Any, help: str) -> flags.FlagHolder:
-    return flags.DEFINE(parser, name, default, help, serializer=_Serializer(), allow_override=True)
+    holder = flags.DEFINE(
+        parser, name, default, help, serializer=_Serializer(), allow_override=True
+    )
+    return _register(name, holder)
 
 
-def _names_of(build: Callable[..., Any]) -> list[str]:
-    """Returns the standard flags and those that the experiment's file defines."""
+def _register(name: str, holder: flags.FlagHolder) -> flags.FlagHolder:
+    depth = 1
+    while sys._getframe(depth).f_globals["__name__"] == __name__:
+        if sys._getframe(depth).f_code.co_name == define_standard_flags.__name__:
+            _defined.setdefault(_STANDARD, {})[name] = flags.FLAGS[name]
+            return holder
+        depth += 1
+    module = sys._getframe(depth).f_globals["__name__"]
+    _defined.setdefault(module, {})[name] = flags.FLAGS[name]
+    return holder
+
+
+def _flags_of(build: Callable[..., Any]) -> dict[str, flags.Flag]:
+    """Returns the standard flags and those of the experiment's file, by name.
+
+    Those that the file defines by absl's own functions are among them.
+    """
     module = sys.argv[0] if build.__module__ == "__main__" else build.__module__
-    by_module = flags.FLAGS.flags_by_module_dict()
-    found = [*by_module[_STANDARD_MODULE], *by_module.get(module, [])]
-    return list(dict.fromkeys(flag.name for flag in found))
+    absl_flags = {flag.name: flag for flag in flags.FLAGS.flags_by_module_dict().get(module, [])}
+    return absl_flags | _defined[_STANDARD] | _defined.get(build.__module__, {})
 
 
 def _refuse_contradictions(arguments: Sequence[str]) -> None:
@@ -329,20 +343,21 @@ def _refuse_contradictions(arguments: Sequence[str]) -> None:
 
 def _help(build: Callable[..., Any]) -> str:
     document = sys.modules[build.__module__].__doc__ or ""
-    standard = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[_STANDARD_MODULE]}
-    own = [name for name in _names_of(build) if name not in standard]
+    known = _flags_of(build)
+    own = [flag for name, flag in known.items() if name not in _defined[_STANDARD]]
+    standard = [flag for name, flag in known.items() if name in _defined[_STANDARD]]
     lines = [document.strip(), ""]
-    for title, names in (("Flags of this experiment", own), ("Standard flags", standard)):
-        if names:
-            lines += [f"{title}:", *(_help_line(name) for name in sorted(names)), ""]
+    for title, found in (("Flags of this experiment", own), ("Standard flags", standard)):
+        if found:
+            described = [_help_line(flag) for flag in sorted(found, key=lambda flag: flag.name)]
+            lines += [f"{title}:", *described, ""]
     return "\n".join(lines).rstrip()
 
 
-def _help_line(name: str) -> str:
-    flag = flags.FLAGS[name]
-    kind = getattr(flag.parser, "syntactic_help", "")
+def _help_line(flag: flags.Flag) -> str:
+    kind = flag.parser.syntactic_help
     default = "" if flag.default is None else f"={_Serializer().serialize(flag.default)}"
-    return f"  --{name}{default}\n        {flag.help}{f' ({kind})' if kind else ''}"
+    return f"  --{flag.name}{default}\n        {flag.help}{f' ({kind})' if kind else ''}"
 
 
 def experiment_file(build: Callable[..., Any]) -> Path:

@@ -55,12 +55,11 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
     description = directory.read_json(path / directory.CONFIG)
     if description is None:
         raise UsageError(f"{path} holds no run: there is no {directory.CONFIG}.")
-    config = Config(**description["flags"])
+    # JSON has lists where a flag has a tuple.
+    values = description["flags"].items()
+    config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
     data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
-    if data.fingerprint != description["data"]["fingerprint"]:
-        raise checkpoints.CheckpointError(
-            f"{config.dataset} has changed since {path} was trained (fingerprint)."
-        )
+    directory.refuse_changed_data(path, description, data)
     checkpoint = checkpoints.newest(path / "checkpoints")
     if checkpoint is None:
         raise checkpoints.CheckpointError(f"{path} has no checkpoint.")

@@ -26,7 +26,7 @@ from vae_research.evaluation import Figure, evaluate
 from vae_research.model import VAE
 from vae_research.runs import directory, report
 from vae_research.runs.command import refuse_values_outside
-from vae_research.runs.errors import DivergedError, UsageError
+from vae_research.runs.errors import DirectoryInUseError, DivergedError, UsageError
 from vae_research.runs.flags import Config, experiment_file
 
 # Validation has no gradients to keep: larger batches than those of training cost less.
@@ -60,6 +60,11 @@ def train(
 
     run_dir.mkdir(parents=True, exist_ok=True)
     with directory.locked(run_dir):
+        if checkpoints.newest(run_dir / "checkpoints") != checkpoint:
+            raise DirectoryInUseError(
+                f"{run_dir} was written to by another process meanwhile. Start again to go on from "
+                "there, or give another --run_dir."
+            )
         description = report.describe(
             experiment, experiment_file(build), config, data, model, device
         )
@@ -210,8 +215,8 @@ class _StopWhenDiverged(keras.callbacks.Callback):
         if bad:
             raise DivergedError(
                 f"training diverged in epoch {epoch + 1} (step {self.model.step}): "
-                f"{', '.join(bad)} not finite. The checkpoint of the epoch before is kept. A smaller "
-                "--learning_rate is the usual cure."
+                f"{', '.join(bad)} not finite. The checkpoint of the epoch before is kept. A "
+                "smaller --learning_rate is the usual cure."
             )
 
 
