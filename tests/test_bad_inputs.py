@@ -312,6 +312,17 @@ def test_20_run_dir_where_nobody_can_write(tmp_path):
     assert "/proc" in refusal(process, FILE_SYSTEM)
 
 
+@pytest.mark.xfail(reason="pathlib says so with a RuntimeError", strict=True)
+@pytest.mark.parametrize(
+    ("name", "exit_code"), [("run_dir", FILE_SYSTEM), ("dataset", DATA)], ids=["20", "36"]
+)
+def test_the_folder_of_an_unknown_user(name, exit_code, tmp_path, without_tensorflow):
+    flags = [f"--{name}=~nobody-of-this-name/folder"]
+    process = command(CHECKOUT / "experiments/vae_mnist.py", flags, tmp_path, without_tensorflow)
+    assert "~nobody-of-this-name" in refusal(process, exit_code)
+    assert list(tmp_path.iterdir()) == []
+
+
 # What is no mistake, and needs a training.
 
 TINY = ["--batch_size=8", "--hidden_units=4", "--latent_dim=2", "--importance_samples=2"]

@@ -27,6 +27,7 @@ LAYERS = (
     ("probability", "schedules", "tensors"),
     ("losses", "bottlenecks", "networks", "layers", "data"),
     ("objective",),
+    ("fitting",),
     ("model",),
     ("evaluation", "checkpoints", "execution"),
     ("callbacks",),
@@ -39,7 +40,7 @@ BOTTOM = (*LAYERS[0], *LAYERS[1])
 # Narrower than the layers: a part, and the only things of this package that it may import.
 ONLY = {
     "objective": ("losses.term", *BOTTOM),
-    "model": ("objective", *BOTTOM),
+    "model": ("objective", "fitting", *BOTTOM),
 }
 
 # What comes from outside: everywhere, at the bottom, and only where it is used (inside a function).

@@ -52,8 +52,9 @@ def save(folder: Path, model: Any, *, epoch: int, keep: int = 1) -> Path:
         raise ValueError(f"keep must be at least 1, got {keep}.")
     step = int(model.optimizer.iterations)
     target = folder / f"{step:010d}"
-    aside = folder / f".writing-{step:010d}-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = folder / f".writing-{step:010d}"
+    for left_behind in folder.glob(".writing-*"):  # by a process that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         variables = state_of(model)
@@ -172,7 +173,7 @@ def _move_into_place(aside: Path, target: Path) -> None:
     os.rename(target, before)
     try:
         os.rename(aside, target)
-    except OSError:
+    except BaseException:  # a signal, too, may end the process here
         os.rename(before, target)
         raise
     shutil.rmtree(before, ignore_errors=True)

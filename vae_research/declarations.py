@@ -90,16 +90,18 @@ def from_config(config: Mapping[str, Any]) -> Declaration:
     name, module = config["declaration"], config["module"]
     import_own_modules(config)
     candidates = [cls for cls in _subclasses(Declaration) if cls.__qualname__ == name]
-    # A class of a script is `__main__`'s when it is saved and the module's own when it is loaded.
-    # A notebook cell that ran twice leaves two classes of one name: the later one is meant.
-    matching = [cls for cls in candidates if cls.__module__ == module] or candidates
+    matching = [cls for cls in candidates if cls.__module__ == module]
+    if not matching:
+        # A class of a script is `__main__`'s when it is saved and the module's own when it is
+        # loaded, or `experiments.NAME`'s and `NAME`'s.
+        matching = [cls for cls in candidates if _is_same_file(cls.__module__, module)]
     if not matching:
         raise ValueError(
             f"The saved model uses {name}, which is not defined here. Import the module that "
             f"defines it (it was {module!r} when the model was saved), then load again."
         )
     settings = {key: _from_plain(name, key, value) for key, value in config["settings"].items()}
-    return matching[-1](**settings)
+    return matching[-1](**settings)  # of a notebook cell that ran twice, the later class
 
 
 def declared_names(function: Callable[..., Any]) -> list[str]:
@@ -119,6 +121,12 @@ def declared_names(function: Callable[..., Any]) -> list[str]:
             )
         names.append(parameter.name)
     return names
+
+
+def _is_same_file(module: str, saved: str) -> bool:
+    if "__main__" in (module, saved):
+        return not {module.partition(".")[0], saved.partition(".")[0]} & {__package__}
+    return module.rpartition(".")[2] == saved.rpartition(".")[2]
 
 
 def import_own_modules(config: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,10 +70,17 @@ def evaluate(
         verbose: 1 shows a progress bar.
 
     Raises:
-        ValueError: `num_samples` is below 1, or there are no data.
+        ValueError: `num_samples` is below 1, or there are no data, or they differ in length.
+        TypeError: `num_samples` is no integer.
     """
     data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
+    if "inputs" not in data:
+        raise ValueError(f"The data have no 'inputs'; got {', '.join(sorted(data))}.")
     count = len(data["inputs"])
+    lengths = {name: len(values) for name, values in data.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The data differ in their number of examples: {lengths}.")
+    num_samples = operator.index(num_samples)
     if num_samples < 1 or count < 1:
         raise ValueError(
             f"evaluate needs at least one sample and one example; got num_samples={num_samples} "

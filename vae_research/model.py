@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,13 @@ import keras
 import tensorflow as tf
 
 from vae_research.declarations import from_config, import_own_modules
+from vae_research.fitting import (
+    refuse_class_weight,
+    targets_for_weights,
+    unpack,
+    weighted,
+    with_schedule_lengths,
+)
 from vae_research.objective import LossReport, Objective
 from vae_research.tensors import SCALARS, Tensors, bind, call_module
 
@@ -78,7 +84,7 @@ class VAE(keras.Model):
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         labels = [term.label for term in self.objective.terms]
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
-        scheduled = [label for label, found in self.objective.schedules().items() if found]
+        scheduled = [term.label for term in self.objective.terms if callable(term.weight)]
         names |= dict.fromkeys(f"contribution/{label}" for label in scheduled)
         self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
         # Which of the trackers this model has values for is known once a step has been traced.
@@ -130,10 +136,13 @@ class VAE(keras.Model):
             seed = self.evaluation_key(0)
         return Tensors(data | {"step": tf.cast(self._step(), tf.float32), "seed": seed})
 
-    def _run_decoder(self, tensors: Tensors, *, training: bool) -> None:
+    def _run_decoder(self, tensors: Tensors, *, training: bool, whole: bool = True) -> None:
+        """Runs decoder and further modules; not `whole` ends where the reconstruction is there."""
         call_module("decoder", self.decoder, tensors, training=training, only_input="z")
         self._write_reconstruction(tensors)
         for index, module in enumerate(self.further_modules):
+            if not whole and "reconstruction" in tensors:
+                return
             call_module(f"module {index}", module, tensors, training=training)
             self._write_reconstruction(tensors)
         # Every variable exists from here on. Keras asks before it saves, and after it loads.
@@ -183,7 +192,7 @@ class VAE(keras.Model):
         return self._decoded(Tensors(start | {"z": tf.convert_to_tensor(z)} | tensors))
 
     def _decoded(self, tensors: Tensors) -> tf.Tensor:
-        self._run_decoder(tensors, training=False)
+        self._run_decoder(tensors, training=False, whole=False)
         return tensors.read("user", "reconstruction")
 
     def reconstruct(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -245,7 +254,8 @@ class VAE(keras.Model):
         XLA makes convolutions slower on a CPU.
 
         Raises:
-            ValueError: a loss, metric or loss weight is given.
+            ValueError: a loss, metric or loss weight is given, or networks compute in float16 and
+                the optimizer does not scale the loss.
         """
         given = {
             "loss": loss,
@@ -260,6 +270,12 @@ class VAE(keras.Model):
                     "Add a LossTerm to VAE(terms=[...]); with weight=None it is only watched."
                 )
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        half = "float16" in (self.encoder.compute_dtype, self.decoder.compute_dtype)
+        if half and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "Networks in mixed_float16 need a scaled loss, or small gradients become zero: "
+                "compile(keras.optimizers.LossScaleOptimizer(optimizer)), or use mixed_bfloat16."
+            )
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as the saved model was, and makes the optimizer's slots to be filled."""
@@ -280,19 +296,16 @@ class VAE(keras.Model):
         """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is.
 
         Raises:
-            ValueError: `class_weight` is given, or callbacks as a `CallbackList`.
+            ValueError: `class_weight` is given.
         """
-        _refuse_class_weight(kwargs.pop("class_weight", None))
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            raise ValueError("fit(callbacks=...) of a VAE takes a list, not a CallbackList.")
-        callbacks = keras.tree.flatten(callbacks) if callbacks is not None else []
-        lengths = _ScheduleLengths(kwargs.get("initial_epoch", 0))
-        x, y = _targets_for_weights(x, y, kwargs.get("sample_weight"))
+        refuse_class_weight(kwargs.pop("class_weight", None))
+        callbacks = with_schedule_lengths(self, callbacks, kwargs.get("initial_epoch", 0))
+        x, y = targets_for_weights(x, y, kwargs.get("sample_weight"))
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple) and len(validation) == 3:
-            inputs, targets = _targets_for_weights(*validation)
+            inputs, targets = targets_for_weights(*validation)
             kwargs["validation_data"] = (inputs, targets, validation[2])
-        return super().fit(x, y, batch_size, epochs, verbose, [lengths, *callbacks], **kwargs)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def evaluate(
         self,
@@ -304,7 +317,7 @@ class VAE(keras.Model):
         **kwargs: Any,
     ) -> Any:
         """Keras' `evaluate`."""
-        x, y = _targets_for_weights(x, y, sample_weight)
+        x, y = targets_for_weights(x, y, sample_weight)
         return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
 
     def train_on_batch(
@@ -320,7 +333,7 @@ class VAE(keras.Model):
         Raises:
             ValueError: `class_weight` is given.
         """
-        _refuse_class_weight(class_weight)
+        refuse_class_weight(class_weight)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
 
     def reset_metrics(self) -> None:
@@ -344,10 +357,10 @@ class VAE(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One optimizer step on a batch; returns the running means of this epoch."""
-        data, sample_weight = _unpack(data)
+        data, sample_weight = unpack(data)
         with tf.GradientTape() as tape:
             report = self._report(data, self._key(_TRAINING, self.optimizer.iterations), True)
-            loss = tf.reduce_mean(_weighted(report.surrogate, report, sample_weight))
+            loss = tf.reduce_mean(weighted(report.surrogate, report, sample_weight))
             loss_to_differentiate = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         gradients = tape.gradient(loss_to_differentiate, variables)
@@ -356,7 +369,7 @@ class VAE(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The same figures without training. Every evaluation sees the same noise."""
-        data, sample_weight = _unpack(data)
+        data, sample_weight = unpack(data)
         # Keras resets the trackers when an evaluation begins: their count is the position in it.
         key = self.evaluation_key(self._trackers["loss"].count)
         return self._record(self._report(data, key, False), sample_weight)
@@ -368,7 +381,7 @@ class VAE(keras.Model):
 
     def _record(self, report: LossReport, sample_weight: tf.Tensor | None) -> dict[str, tf.Tensor]:
         # The loss is weighted as it is trained; other figures describe the data as they are.
-        figures = {"loss": _weighted(report.bound, report, sample_weight)}
+        figures = {"loss": weighted(report.bound, report, sample_weight)}
         if report.elbo is not None:
             figures["elbo"] = report.elbo
         figures |= report.values
@@ -441,9 +454,12 @@ class VAE(keras.Model):
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Makes every variable by a symbolic forward pass, before weights are loaded."""
-        specs = config["data"].items()
+        specs = {
+            name: tf.TensorSpec([None, *shape], dtype)
+            for name, (shape, dtype) in config["data"].items()
+        }
         if specs:
-            self({name: keras.KerasTensor((1, *shape), dtype) for name, (shape, dtype) in specs})
+            tf.function(self.forward, autograph=False).get_concrete_function(specs)
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """Keras' `load_weights`, with step and slots of the optimizer where they were saved."""
@@ -452,75 +468,3 @@ class VAE(keras.Model):
         if self.built and optimizer is not None:
             optimizer.build(self.trainable_variables)
         super().load_weights(*args, **kwargs)
-
-
-class _ScheduleLengths(keras.callbacks.Callback):
-    """Tells the schedules how long an epoch is, and the user when a schedule is longer than that.
-
-    Args:
-        initial_epoch: what `fit` was given.
-    """
-
-    def __init__(self, initial_epoch: int) -> None:
-        super().__init__()
-        self.initial_epoch = initial_epoch
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        steps, epochs = self.params["steps"], self.params["epochs"]
-        if steps is None:
-            return
-        self.model.set_steps_per_epoch(steps)
-        end = int(self.model.optimizer.iterations) + steps * (epochs - self.initial_epoch)
-        for label, schedules in self.model.objective.schedules().items():
-            for schedule in schedules:
-                settled = schedule.settled_at()
-                if settled is not None and settled > end:
-                    warnings.warn(
-                        f"Loss term {label!r}: {schedule!r} settles at step {settled}, and "
-                        f"training ends at step {end} ({epochs} epochs of {steps} steps): it never "
-                        "gets there. Shorten it or train longer.",
-                        stacklevel=2,
-                    )
-
-
-def _unpack(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
-    """Returns named tensors and weights from what Keras hands to a step."""
-    inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    tensors = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
-    if targets is not None:
-        if "targets" in tensors:
-            raise ValueError("Targets are given twice, as y and as 'targets' in the dictionary.")
-        tensors["targets"] = targets
-    return tensors, sample_weight
-
-
-def _targets_for_weights(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
-    """Returns x and y for Keras, which drops the weights of examples where there is no y."""
-    if sample_weight is None or y is not None:
-        return x, y
-    if not isinstance(x, Mapping):
-        return x, x
-    rest = {name: value for name, value in x.items() if name != "targets"}
-    return rest, x.get("targets", x.get("inputs"))
-
-
-def _refuse_class_weight(class_weight: Any) -> None:
-    if class_weight is not None:
-        raise ValueError(
-            "A VAE has no classes to weigh: class_weight is not for it. Give sample_weight, one "
-            "weight for each example."
-        )
-
-
-def _weighted(values: tf.Tensor, report: LossReport, sample_weight: tf.Tensor | None) -> tf.Tensor:
-    """Returns the loss of each example times its weight; regularization has none."""
-    if sample_weight is None:
-        return values
-    sample_weight = tf.cast(sample_weight, values.dtype)
-    if sample_weight.shape.rank not in (None, 1):
-        raise ValueError(
-            f"sample_weight has shape {sample_weight.shape}; a VAE takes one weight per example, "
-            "[batch]."
-        )
-    regularization = report.values.get("regularization", 0.0)
-    return (values - regularization) * sample_weight + regularization

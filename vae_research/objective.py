@@ -14,7 +14,7 @@ from vae_research.schedules import Schedule, value_at
 from vae_research.tensors import Tensors
 
 # Names in the logs that no term may take.
-RESERVED_NAMES = ("loss", "elbo", "regularization")
+RESERVED_NAMES = ("loss", "elbo", "regularization", "learning_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Objective:
             if label in RESERVED_NAMES:
                 raise ValueError(f"No loss term may be called {label!r}: the logs use that name.")
         likelihoods = [term.label for term in self.terms if isinstance(term, Likelihood)]
+        if "kl" in likelihoods:
+            raise ValueError("A likelihood may not be called 'kl': the logs use that name.")
         if len(likelihoods) != 1:
             found = ", ".join(likelihoods) or "none"
             raise ValueError(
@@ -127,6 +129,13 @@ class Objective:
             for term in self.terms
             if term.weight is not None
         }
+
+    def settled_at(self) -> int | None:
+        """Returns the step from which no schedule changes any more, None if there is none."""
+        if any(callable(t.weight) and not isinstance(t.weight, Schedule) for t in self.terms):
+            return None
+        steps = [item.settled_at() for found in self.schedules().values() for item in found]
+        return None if None in steps else max(steps, default=0)
 
     def effective_beta(self, step: int | tf.Tensor) -> float | None:
         """Returns the weight of the KL divergence over that of the likelihood, at a step.
@@ -162,7 +171,8 @@ class Objective:
         for name in outside:
             bound += weights[name] * values[name]
         if regularization := list(regularization):
-            values["regularization"] = tf.add_n([tf.cast(x, tf.float32) for x in regularization])
+            losses = [tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in regularization]
+            values["regularization"] = tf.add_n(losses)
             weights["regularization"] = tf.constant(1.0)
             bound += values["regularization"]
         return LossReport(bound, bound, values, weights, elbo)
@@ -203,7 +213,7 @@ class Objective:
             term.label
             for term in self.terms
             if term.weight is not None
-            and (term is self.likelihood or {"log_posterior", "log_prior"} & _meanings(term))
+            and (term is self.likelihood or {"log_posterior", "log_prior"} <= _meanings(term))
         ]
 
     def _check_importance_weighting(self) -> None:
@@ -222,6 +232,8 @@ class Objective:
                     "importance weight belongs to one example. Watch the term with weight=None, "
                     "or train without importance_weighted=True."
                 )
+        if self.likelihood.weight is None:
+            raise ValueError("An importance-weighted bound needs the likelihood's weight.")
         if len(self._inside_importance_weight()) < 2:
             raise ValueError(
                 "An importance-weighted bound needs log q(z|x) - log p(z): add MonteCarloKL() to "

@@ -103,7 +103,8 @@ def bind(
     if not isinstance(tensors, Tensors):
         tensors = Tensors(tensors)
     rename = rename or {}
-    names = _network_inputs(function) if isinstance(function, keras.layers.Layer) else None
+    is_network = isinstance(function, keras.layers.Layer)
+    names = _network_inputs(function, tensors) if is_network else None
     if names is None:
         names = declared_names(function)
     elif len(names) == 1 and only_input and _is_unnamed(function, names[0], tensors):
@@ -117,9 +118,9 @@ def _is_unnamed(network: keras.layers.Layer, name: str, tensors: Mapping[str, tf
     return name == "inputs" or name not in tensors
 
 
-def _network_inputs(network: keras.layers.Layer) -> list[str]:
+def _network_inputs(network: keras.layers.Layer, tensors: Mapping[str, tf.Tensor]) -> list[str]:
     if isinstance(network, Named):
-        return list(network.reads) if network.reads else _network_inputs(network.network)
+        return list(network.reads) if network.reads else _network_inputs(network.network, tensors)
     if isinstance(network, keras.Sequential):
         return ["inputs"]
     if isinstance(network, keras.Model) and _is_functional(network):
@@ -129,7 +130,8 @@ def _network_inputs(network: keras.layers.Layer) -> list[str]:
         parameter.name
         for parameter in parameters
         if parameter.name not in ("training", "mask")
-        and parameter.default is parameter.empty
+        # What may be left out, `labels=None`, is read where it is there.
+        and (parameter.default is parameter.empty or parameter.name in tensors)
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
 

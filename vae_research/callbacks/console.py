@@ -29,6 +29,7 @@ class Console(EpochCallback):
         self.bar = sys.stdout.isatty() if bar is None else bar
         self._progress: keras.utils.Progbar | None = None
         self._updated = 0.0
+        self._batches = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the bar."""
@@ -38,6 +39,7 @@ class Console(EpochCallback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Moves the bar, a few times a second."""
+        self._batches = batch + 1
         now = time.perf_counter()
         if self._progress is not None and now - self._updated > _SECONDS_BETWEEN_UPDATES:
             self._updated = now
@@ -46,7 +48,8 @@ class Console(EpochCallback):
     def on_training_part_end(self) -> None:
         """Ends the bar."""
         if self._progress is not None:
-            self._progress.update(self.params["steps"], finalize=True)
+            self._progress.target = self._batches  # not known before in an endless pipeline
+            self._progress.update(self._batches, finalize=True)
             self._progress = None
 
     def on_record(self, record: EpochRecord) -> None:

@@ -78,7 +78,7 @@ class EpochCallback(keras.callbacks.Callback):
                 step=self.model.step,
                 seconds=self._seconds,
                 images_per_second=self._examples / max(self._seconds, 1e-9),
-                learning_rate=float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
+                learning_rate=float(optimizer.learning_rate),
                 figures={split: values for split, values in figures.items() if values},
                 weights={name: float(value) for name, value in weights.items()},
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,19 @@ class Latents(keras.callbacks.Callback):
 
     Args:
         log_dir: the run directory.
-        inputs: `[count, ...]` validation data; the first 2000 are used.
+        data: `[count, ...]` validation data, or a dictionary of such arrays; the first 2000
+            examples are used.
     """
 
-    def __init__(self, log_dir: str | Path, inputs: np.ndarray) -> None:
+    def __init__(self, log_dir: str | Path, data: np.ndarray | Mapping[str, np.ndarray]) -> None:
         super().__init__()
-        self.inputs = inputs[:2000]
+        self.data = keras.tree.map_structure(lambda values: values[:2000], data)
         self._summaries = Summaries(log_dir)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Encodes the data and writes the figures."""
         logs = logs or {}
-        values = {"latent/active_units": active_units(self.model.center(self.inputs).numpy()).value}
+        values = {"latent/active_units": active_units(self.model.center(self.data).numpy()).value}
         if "val_elbo" in logs:
             values["latent/kl_total"] = float(logs["val_kl"])
         self._summaries.scalars("validation", values, self.model.step)

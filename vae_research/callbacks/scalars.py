@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from vae_research.callbacks.epochs import EpochCallback, EpochRecord
 from vae_research.callbacks.writers import Summaries
 
@@ -33,15 +35,17 @@ class Scalars(EpochCallback):
         self.every_steps = every_steps
         self._summaries = Summaries(log_dir)
         self._written: dict[str, tuple[float, float]] = {}
+        self._intervals = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock and the means of the first interval."""
         super().on_epoch_begin(epoch, logs)
         self._written = {}
+        self._intervals = self.model.step // self.every_steps if self.every_steps else 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes at every interval."""
-        if self.every_steps and self.model.step % self.every_steps == 0:
+        if self.every_steps and self.model.step // self.every_steps > self._intervals:
             self._write_interval()
 
     def on_training_part_end(self) -> None:
@@ -71,12 +75,15 @@ class Scalars(EpochCallback):
     def _write_interval(self) -> None:
         means = {}
         for metric in self.model.metrics:
+            if not isinstance(metric, keras.metrics.Mean):  # a layer's own, of another kind
+                continue
             total, count = float(metric.total), float(metric.count)
             last_total, last_count = self._written.get(metric.name, (0.0, 0.0))
             if count > last_count:
                 means[metric.name] = (total - last_total) / (count - last_count)
             self._written[metric.name] = total, count
         step = self.model.step
+        self._intervals = step // self.every_steps
         weights = {name: float(value) for name, value in self.model.objective.weights(step).items()}
         if means:
             self._summaries.scalars("train", tagged(means, weights), step)

@@ -16,9 +16,12 @@ from vae_research.data.files import load_npy, load_npz
 from vae_research.data.idx import load_idx_folder
 from vae_research.data.mnist import load_fashion_mnist, load_mnist
 
-__all__ = ["Data", "DataError", "Split", "load_data"]
+__all__ = ["DATASETS", "Data", "DataError", "Split", "load_data"]
 
 _BY_NAME = {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist}
+DATASETS = tuple(_BY_NAME)
+"""Data sets that are known by name."""
+
 _BY_SUFFIX = {".npz": load_npz, ".npy": load_npy}
 
 

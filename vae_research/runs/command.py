@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,10 +13,10 @@ from typing import Any
 from absl import flags
 
 from vae_research import checkpoints
-from vae_research.data import Data, DataError, load_data
-from vae_research.runs import directory
-from vae_research.runs.errors import RunError, TerminatedError, UsageError
-from vae_research.runs.flags import Config, experiment_file, is_given, parse
+from vae_research.data import DATASETS, Data, DataError, load_data
+from vae_research.runs import directory, signals
+from vae_research.runs.errors import RunError, UsageError
+from vae_research.runs.flags import Config, experiment_file, parse
 
 flags.disclaim_key_flags()
 
@@ -43,7 +42,7 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
     experiment = experiment_file(build).stem
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        signal.signal(signal.SIGTERM, _terminate)
+        signals.listen()
         _run(build, experiment, arguments)
     except KeyboardInterrupt:
         _end(
@@ -63,7 +62,7 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
 
 def _run(build: Callable[[Config, Data], Any], experiment: str, arguments: list[str]) -> None:
     config = parse(build, arguments)
-    if Path(config.dataset).expanduser().exists():
+    if config.dataset not in DATASETS and Path(config.dataset).expanduser().exists():
         # The run may be continued and loaded from another folder.
         config.dataset = str(Path(config.dataset).expanduser().absolute())
     run_dir = directory.choose(config.run_dir, experiment)
@@ -97,8 +96,10 @@ def _unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.C
 
     Raises:
         UsageError: the directory holds something else, or a run with other flags.
+        DirectoryInUseError: another process writes to it.
         CheckpointError: `--resume=must` and there is none, or none is whole.
     """
+    directory.refuse_in_use(run_dir)
     found = directory.read_json(run_dir / directory.CONFIG)
     checkpoint = checkpoints.newest(run_dir / "checkpoints") if found is not None else None
     if found is None:
@@ -131,23 +132,6 @@ def _unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.C
     return checkpoint
 
 
-def refuse_values_outside(support: tuple[float, float], data: Data, likelihood: str) -> None:
-    """Raises where the data have values that the likelihood has no density for.
-
-    Raises:
-        UsageError: a flag of the command chose the likelihood or the scale.
-        DataError: the data are so by themselves.
-    """
-    low, high = data.value_range()
-    if support[0] <= low and high <= support[1]:
-        return
-    message = (
-        f"{data.name} has values from {low:g} to {high:g}, and {likelihood} needs values from "
-        f"{support[0]:g} to {support[1]:g}. --rescale=unit maps them to [0, 1]."
-    )
-    raise (UsageError if is_given("rescale") or is_given("likelihood") else DataError)(message)
-
-
 @contextmanager
 def _without_start_up_lines() -> Iterator[None]:
     """Keeps the lines off the screen that TensorFlow prints when it is loaded and looks for GPUs.
@@ -168,12 +152,6 @@ def _without_start_up_lines() -> Iterator[None]:
         finally:
             os.dup2(standard_error, 2)
             os.close(standard_error)
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise TerminatedError(
-        "terminated; the same command with --run_dir goes on from the last finished epoch."
-    )
 
 
 def _end(experiment: str, code: int, message: str, arguments: list[str] | None = None) -> None:

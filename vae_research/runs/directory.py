@@ -27,10 +27,7 @@ def choose(run_dir: str | None, experiment: str) -> Path:
         FileSystemError: it is a file, or cannot be written.
     """
     if run_dir is None:
-        folder = Path("runs", experiment)
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        names = [now, *(f"{now}-{number}" for number in range(2, 1000))]
-        path = next(folder / name for name in names if not (folder / name).exists())
+        path = Path("runs", experiment, datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
     else:
         # What a terminal cannot print, a message about it cannot say and a log cannot hold.
         if not run_dir.strip() or not run_dir.isprintable():
@@ -59,6 +56,28 @@ def choose(run_dir: str | None, experiment: str) -> Path:
     if len(os.fsencode(path.name)) > 255:
         raise FileSystemError(f"The name of the run directory is too long: {path.name[:40]}...")
     return path
+
+
+def create(path: Path, *, may_exist: bool) -> Path:
+    """Makes the run directory and returns its path, that of a neighbour where it is taken.
+
+    Two runs that start in the same second would choose the same name.
+
+    Args:
+        path: what `choose` returned.
+        may_exist: the user named it; what is there already is the run to go on with.
+    """
+    if may_exist:
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    number, free = 1, path
+    while True:
+        try:
+            free.mkdir(parents=True)
+            return free
+        except FileExistsError:
+            number += 1
+            free = path.with_name(f"{path.name}-{number}")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -121,9 +140,20 @@ def refuse_changed_data(run_dir: Path, description: dict[str, Any], data: Data) 
         )
 
 
+def refuse_in_use(folder: Path) -> None:
+    """Raises DirectoryInUseError where another process writes to a run directory."""
+    if (folder / LOCK).exists():
+        with locked(folder, writes=False):
+            pass
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
     """Holds the lock of a run directory; a killed holder frees it.
+
+    Args:
+        folder: the run directory.
+        writes: leave a line in the lock that says who holds it.
 
     Raises:
         DirectoryInUseError: another process holds it.
@@ -142,6 +172,9 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by {stream.read().strip() or 'another process'}. Wait for it, "
                 "or give another --run_dir."
             ) from error
+        if not writes:
+            yield
+            return
         stream.truncate(0)
         now = datetime.datetime.now().isoformat(timespec="seconds")
         stream.write(f"process {os.getpid()} on {os.uname().nodename} since {now}")

@@ -7,7 +7,6 @@ Importing this module defines no flag.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from absl import flags
 
 from vae_research.declarations import did_you_mean
 from vae_research.runs.errors import UsageError
+from vae_research.runs.parsers import Choice, Integers, Number, Serializer
 
 flags.disclaim_key_flags()  # a flag belongs to the module that asks for its definition
 
@@ -54,7 +54,7 @@ def define_integer(
     name: str, default: int | None, help: str, *, minimum: int = 0, maximum: int | None = None
 ) -> flags.FlagHolder:
     """Defines a flag that is an integer from `minimum` to `maximum`."""
-    return _define(_Number(int, minimum, maximum), name, default, help)
+    return _define(Number(int, minimum, maximum), name, default, help)
 
 
 def define_float(
@@ -66,21 +66,21 @@ def define_float(
     above: float | None = None,
 ) -> flags.FlagHolder:
     """Defines a flag that is a finite number, at least `minimum` and greater than `above`."""
-    return _define(_Number(float, minimum, None, above), name, default, help)
+    return _define(Number(float, minimum, None, above), name, default, help)
 
 
 def define_choice(
     name: str, default: str | None, choices: Sequence[str], help: str
 ) -> flags.FlagHolder:
     """Defines a flag that is one of `choices`."""
-    return _define(_Choice(choices), name, default, help)
+    return _define(Choice(choices), name, default, help)
 
 
 def define_integers(
     name: str, default: Sequence[int], help: str, *, minimum: int = 1
 ) -> flags.FlagHolder:
     """Defines a flag that is a list of integers with commas between them."""
-    return _define(_Integers(minimum), name, tuple(default), help)
+    return _define(Integers(minimum), name, tuple(default), help)
 
 
 def define_string(name: str, default: str | None, help: str) -> flags.FlagHolder:
@@ -129,7 +129,10 @@ def define_standard_flags() -> None:
         "precision", "float32", ("float32", "mixed_bfloat16"), "of the networks' arithmetic"
     )
     define_choice(
-        "jit", "auto", ("auto", "on", "off"), "compile with XLA; auto decides and records why"
+        "jit",
+        "auto",
+        ("auto", "on", "off"),
+        "compile with XLA; auto leaves it off: it makes convolutions slower on a CPU",
     )
     define_choice("device", "auto", ("auto", "cpu", "gpu"), "auto takes a GPU where there is one")
     define_boolean("run_eagerly", False, "run step by step in Python, for a debugger")
@@ -159,7 +162,7 @@ def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
         UsageError: an unknown flag, a bad value, a stray argument, a flag given twice.
     """
     define_standard_flags()
-    if {argument.lstrip("-") for argument in arguments} & {"help", "h", "helpshort", "helpfull"}:
+    if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(arguments):
         print(_help(build))
         sys.exit(0)
     _refuse_contradictions(arguments)
@@ -212,94 +215,8 @@ def is_given(name: str) -> bool:
     return name in flags.FLAGS and flags.FLAGS[name].present > 0
 
 
-class _Number(flags.ArgumentParser):
-    """An integer or a finite float in a range."""
-
-    def __init__(
-        self,
-        kind: type,
-        minimum: float | None,
-        maximum: float | None = None,
-        above: float | None = None,
-    ) -> None:
-        self.kind = kind
-        self.minimum = minimum
-        self.maximum = maximum
-        self.above = above
-        limits = [
-            f"{sign} {limit:g}" if kind is float else f"{sign} {limit}"
-            for sign, limit in ((">=", minimum), (">", above), ("<=", maximum))
-            if limit is not None and (sign, above is None) != (">=", False)
-        ]
-        name = "an integer" if kind is int else "a finite number"
-        self.syntactic_help = " ".join([name, " and ".join(limits)]).strip()
-
-    def parse(self, argument: Any) -> Any:
-        error = ValueError(f"must be {self.syntactic_help}")
-        if isinstance(argument, bool) or (self.kind is int and isinstance(argument, float)):
-            raise error
-        try:
-            value = self.kind(argument)
-        except (TypeError, ValueError, OverflowError):
-            raise error from None
-        outside = (
-            not math.isfinite(value)
-            or (self.minimum is not None and value < self.minimum)
-            or (self.maximum is not None and value > self.maximum)
-            or (self.above is not None and value <= self.above)
-        )
-        if outside:
-            raise error
-        return value
-
-    def flag_type(self) -> str:
-        return self.kind.__name__
-
-
-class _Choice(flags.ArgumentParser):
-    """One of a few words."""
-
-    def __init__(self, choices: Sequence[str]) -> None:
-        self.choices = tuple(choices)
-        self.syntactic_help = f"one of {', '.join(choices)}"
-
-    def parse(self, argument: Any) -> str:
-        if argument not in self.choices:
-            near = did_you_mean(str(argument), self.choices)
-            raise ValueError(f"must be {self.syntactic_help}.{near}")
-        return argument
-
-    def flag_type(self) -> str:
-        return "choice"
-
-
-class _Integers(flags.ArgumentParser):
-    """Integers with commas between them."""
-
-    def __init__(self, minimum: int) -> None:
-        self.item = _Number(int, minimum)
-        self.syntactic_help = f"integers >= {minimum} with commas between them"
-
-    def parse(self, argument: Any) -> tuple[int, ...]:
-        items = argument.split(",") if isinstance(argument, str) else argument
-        try:
-            return tuple(self.item.parse(item) for item in items)
-        except ValueError:
-            raise ValueError(f"must be {self.syntactic_help}") from None
-
-    def flag_type(self) -> str:
-        return "integers"
-
-
-class _Serializer(flags.ArgumentSerializer):
-    def serialize(self, value: Any) -> str:
-        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _define(parser: flags.ArgumentParser, name: str, default: Any, help: str) -> flags.FlagHolder:
-    holder = flags.DEFINE(
-        parser, name, default, help, serializer=_Serializer(), allow_override=True
-    )
+    holder = flags.DEFINE(parser, name, default, help, serializer=Serializer(), allow_override=True)
     return _register(name, holder)
 
 
@@ -356,7 +273,7 @@ def _help(build: Callable[..., Any]) -> str:
 
 def _help_line(flag: flags.Flag) -> str:
     kind = flag.parser.syntactic_help
-    default = "" if flag.default is None else f"={_Serializer().serialize(flag.default)}"
+    default = "" if flag.default is None else f"={Serializer().serialize(flag.default)}"
     return f"  --{flag.name}{default}\n        {flag.help}{f' ({kind})' if kind else ''}"
 
 

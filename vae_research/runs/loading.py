@@ -49,6 +49,8 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
         DataError: its data set is gone, or is not what it was.
         CheckpointError: it has no checkpoint, or one of another model.
     """
+    import keras
+
     from vae_research.runs.training import build_model
 
     path = Path(path).expanduser().absolute()
@@ -63,7 +65,12 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
     checkpoint = checkpoints.newest(path / "checkpoints")
     if checkpoint is None:
         raise checkpoints.CheckpointError(f"{path} has no checkpoint.")
-    model = build_model(build or _build_of(Path(description["file"])), config, data)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        model = build_model(build or _build_of(Path(description["file"])), config, data)
+    finally:
+        keras.config.set_dtype_policy(policy)  # the caller's own models have the caller's
     checkpoints.restore(model, checkpoint)
     return Run(path, model, data, config, directory.read_json(path / directory.SUMMARY))
 
@@ -80,5 +87,9 @@ def _build_of(file: Path) -> Callable[[Config, Data], VAE]:
         spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # a dataclass looks its own module up
-        spec.loader.exec_module(module)
+        sys.path.insert(0, str(file.parent))  # as in the command: modules beside it can be imported
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(file.parent))
     return module.build

@@ -30,18 +30,18 @@ def describe(
     experiment: str, file: Path, config: Config, data: Data, model: VAE, device: str
 ) -> dict[str, Any]:
     """Returns the contents of config.json."""
+    settled = model.objective.settled_at()
     compiled = "on" if model.jit_compile else "off"
-    why = "asked for" if config.jit == compiled else "XLA slows convolutions down on a CPU"
     return {
         "experiment": experiment,
         "file": str(file),
         "flags": as_plain(config.as_dict()),
         "terms": {term.label: repr(term) for term in model.objective.terms},
-        "effective_beta": model.objective.effective_beta(_settled(model)),
+        "effective_beta": model.objective.effective_beta(settled) if settled is not None else None,
         "optimizer": type(model.optimizer).__name__,
         "data": data.summary(),
         "device": device,
-        "jit_compile": f"{compiled}: {why}",
+        "jit_compile": f"{compiled} (--jit={config.jit})",
         "versions": {
             "vae_research": __version__,
             "git_commit": _git_commit(),
@@ -84,7 +84,8 @@ def print_start(
         print(f"warning: {warning}", file=sys.stderr)
     if epochs_before:
         print(f"Going on after epoch {epochs_before} (step {epochs_before * steps})")
-    print(f"Training: epochs {epochs_before + 1} to {epochs}, {steps} steps each", flush=True)
+    if epochs_before < epochs:
+        print(f"Training: epochs {epochs_before + 1} to {epochs}, {steps} steps each", flush=True)
 
 
 def print_figures(figures: dict[str, Figure], notes: list[str], num_samples: int) -> None:
@@ -112,8 +113,7 @@ def save_figures(folder: Path, model: VAE, data: Data, records: list[dict[str, A
             (folder / f"{name}.png").write_bytes(encoded.numpy())
             names.append(f"figures/{name}.png")
     if importlib.util.find_spec("matplotlib") is None:
-        print("figures/curves.png needs matplotlib: pip install 'vae_research[figures]'")
-        return names
+        return [*names, "no figures/curves.png (pip install 'vae_research[figures]')"]
     _save_curves(folder / "curves.png", records)
     return [*names, "figures/curves.png"]
 
@@ -154,17 +154,11 @@ def save_networks(run_dir: Path, model: VAE) -> list[str]:
     return saved
 
 
-def _settled(model: VAE) -> int:
-    """Returns a step at which every schedule that settles has done so."""
-    schedules = [item for found in model.objective.schedules().values() for item in found]
-    return max([0, *(schedule.settled_at() or 0 for schedule in schedules)])
-
-
 def _git_commit() -> str | None:
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[2]
     try:
         answer = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-toplevel"],
             capture_output=True,
             text=True,
             timeout=5,
@@ -172,7 +166,9 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None
+    commit, _, top = answer.stdout.strip().partition("\n")
+    # Installed in an environment inside of another checkout, the commit would be that one's.
+    return commit if top and Path(top).resolve() == folder.resolve() else None
 
 
 def _tensorboard() -> str:

@@ -6,7 +6,6 @@ import math
 import statistics
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,12 @@ from vae_research.callbacks.latents import Latents
 from vae_research.callbacks.pictures import Pictures
 from vae_research.callbacks.records import MetricsFile
 from vae_research.callbacks.scalars import Scalars
-from vae_research.data import Data
+from vae_research.data import Data, DataError
 from vae_research.evaluation import Figure, evaluate
 from vae_research.model import VAE
-from vae_research.runs import directory, report
-from vae_research.runs.command import refuse_values_outside
+from vae_research.runs import directory, report, signals
 from vae_research.runs.errors import DirectoryInUseError, DivergedError, UsageError
-from vae_research.runs.flags import Config, experiment_file
+from vae_research.runs.flags import Config, experiment_file, is_given
 
 # Validation has no gradients to keep: larger batches than those of training cost less.
 _VALIDATION_BATCH = 500
@@ -48,23 +46,26 @@ def train(
         UsageError: the model cannot be built with these flags and data.
         DivergedError: the loss is no longer finite.
     """
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.precision)
     model = build_model(build, config, data)
-    refuse_values_outside(
+    _refuse_values_outside(
         model.objective.likelihood.support, data, type(model.objective.likelihood).__name__
     )
     steps = data.train.steps(config.batch_size)
     model.set_steps_per_epoch(steps)
-    if checkpoint is not None:
-        checkpoints.restore(model, checkpoint)
     epochs_before = checkpoint.epoch if checkpoint is not None else 0
-
-    run_dir.mkdir(parents=True, exist_ok=True)
+    config.epochs = max(config.epochs, epochs_before)
+    run_dir = directory.create(run_dir, may_exist=config.run_dir is not None)
     with directory.locked(run_dir):
         if checkpoints.newest(run_dir / "checkpoints") != checkpoint:
             raise DirectoryInUseError(
                 f"{run_dir} was written to by another process meanwhile. Start again to go on from "
                 "there, or give another --run_dir."
             )
+        if checkpoint is not None:
+            checkpoints.restore(model, checkpoint)
+        (run_dir / directory.SUMMARY).unlink(missing_ok=True)  # it speaks of other weights
         description = report.describe(
             experiment, experiment_file(build), config, data, model, device
         )
@@ -94,8 +95,6 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
     Raises:
         UsageError: `build`, or a forward pass over two examples, found something wrong.
     """
-    keras.utils.set_random_seed(config.seed)
-    keras.mixed_precision.set_global_policy(config.precision)
     try:
         model = build(config, data)
         if not isinstance(model, VAE):
@@ -111,8 +110,6 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
         model.set_steps_per_epoch(data.train.steps(config.batch_size))
         model.objective(model.forward(data.validation.prepare(slice(0, 2))))
     except (ValueError, TypeError) as error:
-        if config.debug:
-            traceback.print_exc()
         raise UsageError(f"{error} (--debug shows where)") from error
     model.optimizer.build(model.trainable_variables)
     return model
@@ -123,6 +120,7 @@ def _fit(
 ) -> None:
     validation = data.validation.prepare()
     callbacks: list[keras.callbacks.Callback] = [
+        _StopWhenTerminated(),
         _StopWhenDiverged(),
         Scalars(run_dir, every_steps=config.log_every_steps),
         Latents(run_dir, validation),
@@ -148,6 +146,28 @@ def _fit(
         )
 
 
+def _refuse_values_outside(support: tuple[float, float], data: Data, likelihood: str) -> None:
+    """Raises where the data have values that the likelihood has no density for.
+
+    Raises:
+        UsageError: a flag of the command chose the likelihood or the scale.
+        DataError: the data are so by themselves.
+    """
+    low, high = data.value_range()
+    if support[0] <= low and high <= support[1]:
+        return
+    advice = (
+        "Clip validation and test data to the range of the training data."
+        if data.rescale == "unit"
+        else "--rescale=unit maps them to [0, 1]."
+    )
+    message = (
+        f"{data.name} has values from {low:g} to {high:g}, and {likelihood} needs values from "
+        f"{support[0]:g} to {support[1]:g}. {advice}"
+    )
+    raise (UsageError if is_given("rescale") or is_given("likelihood") else DataError)(message)
+
+
 def _write_results(
     model: VAE,
     data: Data,
@@ -171,9 +191,9 @@ def _write_results(
         "notes": notes,
         "test": {name: vars(figure) for name, figure in figures.items()},
     }
-    directory.write_json(run_dir / directory.SUMMARY, summary)
     kept = report.save_figures(run_dir / "figures", model, data, records)
     kept += report.save_networks(run_dir, model)
+    directory.write_json(run_dir / directory.SUMMARY, summary)  # last: it says that all is there
     if config.verbose:
         report.print_figures(figures, notes, config.importance_samples)
         print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
@@ -205,6 +225,13 @@ def choose_device(wanted: str) -> str:
 
 def _print_warning(message: Any, *args: Any, **kwargs: Any) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+class _StopWhenTerminated(keras.callbacks.Callback):
+    """Ends the run after a step where code that catches everything has caught the signal."""
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        signals.raise_if_terminated()
 
 
 class _StopWhenDiverged(keras.callbacks.Callback):

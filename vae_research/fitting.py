@@ -1,0 +1,112 @@
+"""What stands between Keras' `fit` and the steps of a VAE: batches, weights, lengths of epochs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from vae_research.objective import LossReport
+
+
+def with_schedule_lengths(model: keras.Model, callbacks: Any, initial_epoch: int) -> Any:
+    """Returns the callbacks of a `fit`, and first of them the one that tells schedules the time."""
+    lengths = ScheduleLengths(initial_epoch)
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        return [lengths, *(keras.tree.flatten(callbacks) if callbacks is not None else [])]
+    # A list that Keras made already takes no more of them; it is asked for its length instead.
+    lengths.set_model(model)
+    lengths.set_params(callbacks.params)
+    lengths.on_train_begin()
+    return callbacks
+
+
+class ScheduleLengths(keras.callbacks.Callback):
+    """Tells the schedules how long an epoch is, and the user when a schedule is longer than that.
+
+    Args:
+        initial_epoch: what `fit` was given.
+    """
+
+    def __init__(self, initial_epoch: int) -> None:
+        super().__init__()
+        self.initial_epoch = initial_epoch
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Turns lengths in epochs into steps, before the first step is traced."""
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        if steps is None or epochs is None:
+            return
+        self.model.set_steps_per_epoch(steps)
+        end = self.model.step + steps * (epochs - self.initial_epoch)
+        for label, schedules in self.model.objective.schedules().items():
+            for schedule in schedules:
+                settled = schedule.settled_at()
+                if settled is not None and settled > end:
+                    warnings.warn(
+                        f"Loss term {label!r}: {schedule!r} settles at step {settled}, and "
+                        f"training ends at step {end} ({epochs} epochs of {steps} steps): it never "
+                        "gets there. Shorten it or train longer.",
+                        stacklevel=2,
+                    )
+
+
+def unpack(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
+    """Returns named tensors, and one weight per example or None, from what Keras gives a step.
+
+    Raises:
+        ValueError: the targets are given twice.
+    """
+    inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    tensors = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
+    if targets is not None:
+        if "targets" in tensors:
+            raise ValueError("Targets are given twice, as y and as 'targets' in the dictionary.")
+        tensors["targets"] = targets
+    return tensors, sample_weight
+
+
+def targets_for_weights(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+    """Returns x and y for Keras, which drops the weights of examples where there is no y."""
+    if sample_weight is None or y is not None:
+        return x, y
+    if not isinstance(x, Mapping):
+        return x, x
+    rest = {name: value for name, value in x.items() if name != "targets"}
+    return rest, x.get("targets", x.get("inputs"))
+
+
+def refuse_class_weight(class_weight: Any) -> None:
+    """Raises ValueError where class weights are given."""
+    if class_weight is not None:
+        raise ValueError(
+            "A VAE has no classes to weigh: class_weight is not for it. Give sample_weight, one "
+            "weight for each example."
+        )
+
+
+def weighted(values: tf.Tensor, report: LossReport, sample_weight: tf.Tensor | None) -> tf.Tensor:
+    """Returns the loss of each example times its weight, `[batch]`.
+
+    Statistics of the whole batch and regularization belong to no example and have no weight.
+
+    Raises:
+        ValueError: the weights are not one per example.
+    """
+    if sample_weight is None:
+        return values
+    sample_weight = tf.cast(sample_weight, values.dtype)
+    if sample_weight.shape.rank not in (None, 1):
+        raise ValueError(
+            f"sample_weight has shape {sample_weight.shape}; a VAE takes one weight per example, "
+            "[batch]."
+        )
+    of_the_batch = sum(
+        contribution
+        for name, contribution in report.contributions.items()
+        if report.values[name].shape.rank == 0
+    )
+    return (values - of_the_batch) * sample_weight + of_the_batch
