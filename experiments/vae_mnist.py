@@ -59,6 +59,11 @@ def terms(config, data):
     weight = config.kl_weight
     if config.kl_warmup_steps:
         weight = vr.LinearWarmup(peak=weight, steps=config.kl_warmup_steps)
+    if config.likelihood != "bernoulli" and config.binarize != "none":
+        raise ValueError(
+            f"--likelihood={config.likelihood} is a density of real values, which has no bound on "
+            f"pixels that --binarize={config.binarize} makes 0 or 1. Add --binarize=none."
+        )
     likelihood = getattr(vr, LIKELIHOODS[config.likelihood][0])
     return [likelihood(), vr.KLDivergence(weight=weight)]
 

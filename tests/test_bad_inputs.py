@@ -312,7 +312,6 @@ def test_20_run_dir_where_nobody_can_write(tmp_path):
     assert "/proc" in refusal(process, FILE_SYSTEM)
 
 
-@pytest.mark.xfail(reason="pathlib says so with a RuntimeError", strict=True)
 @pytest.mark.parametrize(
     ("name", "exit_code"), [("run_dir", FILE_SYSTEM), ("dataset", DATA)], ids=["20", "36"]
 )

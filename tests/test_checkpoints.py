@@ -533,7 +533,6 @@ def test_a_step_that_cannot_be_saved_again_is_still_there(failing, folder, monke
     assert names(folder) == ["0000000001", "0000000002"]
 
 
-@pytest.mark.xfail(reason="only OSError moves the old directory back", strict=True)
 def test_a_step_whose_second_saving_is_interrupted_is_still_there(folder, monkeypatch):
     """Ctrl-C, or a signal handler that raises, between the two moves."""
     model = make()

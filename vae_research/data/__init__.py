@@ -45,7 +45,10 @@ def load_data(
     """
     if name in _BY_NAME:
         return _BY_NAME[name](rescale, binarize)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~ of a user that is not there
+        raise DataError(f"data set {str(name)!r}: {error}") from error
     if path.suffix.lower() in _BY_SUFFIX:
         return _BY_SUFFIX[path.suffix.lower()](path, rescale, binarize)
     if path.exists() or len(path.parts) > 1:

@@ -62,9 +62,10 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
 
 def _run(build: Callable[[Config, Data], Any], experiment: str, arguments: list[str]) -> None:
     config = parse(build, arguments)
-    if config.dataset not in DATASETS and Path(config.dataset).expanduser().exists():
+    dataset = os.path.expanduser(config.dataset)
+    if config.dataset not in DATASETS and os.path.exists(dataset):
         # The run may be continued and loaded from another folder.
-        config.dataset = str(Path(config.dataset).expanduser().absolute())
+        config.dataset = os.path.abspath(dataset)
     run_dir = directory.choose(config.run_dir, experiment)
     checkpoint = _unfinished(config, run_dir, experiment)
     if checkpoint is not None and checkpoint.epoch >= config.epochs:

@@ -35,7 +35,10 @@ def choose(run_dir: str | None, experiment: str) -> Path:
                 f"--run_dir={run_dir!r}: the name must not be empty or have line breaks, control "
                 "characters or bytes that are no text."
             )
-        path = Path(run_dir).expanduser()
+        try:
+            path = Path(run_dir).expanduser()
+        except RuntimeError as error:  # ~ of a user that is not there
+            raise FileSystemError(f"{run_dir} cannot be the run directory: {error}") from error
     path = path.absolute()
     existing = path
     try:
