@@ -210,7 +210,12 @@ CASES = [
     data("42-zero-bytes", "nothing.npz", "empty"),
     data("43-nan", "nan.npz", "1 of 2560 values", "first nan at index (7, 1, 2)"),
     data("43-infinity", "infinite.npz", "1 of 2560 values", "first -inf at index (7, 1, 2)"),
-    data("44-to-be-binarised", "outside.npz", "[-0.5, ", "in [0, 1]", "--rescale=unit"),
+    Case(
+        "44-to-be-binarised",
+        ["--dataset=outside.npz", "--batch_size=8", "--binarize=dynamic"],
+        DATA,
+        ["outside.npz", "[-0.5, ", "in [0, 1]", "--rescale=unit"],
+    ),
     values("44-outside-the-support", "up_to_255.npz", DATA, low="0", high="255"),
     data("45-labels-too-few", "few_labels.npz", "39 labels for 40 rows"),
     data("45-labels-negative", "negative_labels.npz", "4 labels are negative", "index (0,)"),

@@ -54,7 +54,7 @@ class Declaration:
     def __repr__(self) -> str:
         """Returns the call that makes an equal object: settings that differ from their default."""
         settings = [
-            f"{field.name}={value!r}"
+            f"{field.name}={_printed(value)}"
             for field in dataclasses.fields(self)
             if (value := getattr(self, field.name)) != field.default
         ]
@@ -160,6 +160,11 @@ def _subclasses(cls: type) -> Iterable[type]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
+
+
+def _printed(value: Any) -> str:
+    is_function = isinstance(value, Callable) and not isinstance(value, Declaration)
+    return getattr(value, "__qualname__", repr(value)) if is_function else repr(value)
 
 
 def _immutable(value: Any) -> Any:

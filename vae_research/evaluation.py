@@ -23,6 +23,9 @@ VALUES_PER_CALL = 2**21
 # posterior mean over the data is above this.
 ACTIVE_VARIANCE = 0.01
 
+# By these names the figures have the parts of the ELBO, whatever terms are called.
+_ELBO_PARTS = ("reconstruction", "kl")
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -57,10 +60,11 @@ def evaluate(
     - `negative_log_likelihood`: the importance-weighted estimate of -log p(x) from the same
       samples. It is an upper bound in expectation, tighter with more samples. Burda et al. 2016
       (arXiv:1509.00519), equation 8.
-    - `reconstruction` and `kl`: the two parts of the ELBO.
+    - `reconstruction` and `kl`, the two parts of the ELBO, and every other term that has a value
+      for one example, unweighted, by its name.
     - `active_units`: latent dimensions whose posterior mean varies over the data by more than 0.01.
 
-    A model without a posterior has the reconstruction alone.
+    A model without a posterior has its terms alone.
 
     Args:
         model: a VAE whose variables exist.
@@ -135,15 +139,23 @@ def active_units(codes: np.ndarray) -> Figure:
 
 def _compiled_pass(model: VAE, jit_compile: bool) -> Any:
     likelihood = model.objective.likelihood
+    # A statistic of the whole batch has no value for one example.
+    own = [
+        term
+        for term in model.objective.terms
+        if not term.batch_statistic and term is not likelihood and term.label not in _ELBO_PARTS
+    ]
 
     @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)
     def call(batch: dict[str, tf.Tensor], key: tf.Tensor, num_samples: int) -> dict[str, tf.Tensor]:
         tensors = model.forward(batch, seed=key, num_samples=num_samples)
-        objective = Objective([likelihood], num_samples=num_samples)
+        objective = Objective([likelihood, *own], num_samples=num_samples)
         report = objective(tensors)
-        values = {"reconstruction": report.values[likelihood.label], "code": model.center(batch)}
+        values = {"code": model.center(batch)}
         if report.elbo is not None:
             values |= {"elbo": report.elbo, "kl": report.values["kl"]}
+        values["reconstruction"] = report.values[likelihood.label]
+        values |= {term.label: report.values[term.label] for term in own}
         log_weight = objective.log_importance_weight(tensors)
         if log_weight is not None:
             per_sample = tf.reshape(log_weight, [-1, num_samples])
@@ -157,8 +169,8 @@ def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, n
     """Returns one value per example from the parts of its samples."""
     joined = {
         name: np.average([part[name] for part in parts], axis=0, weights=samples)
-        for name in ("elbo", "reconstruction", "kl")
-        if name in parts[0]
+        for name in parts[0]
+        if name not in ("code", "log_sum_weight")
     }
     if "log_sum_weight" in parts[0]:
         log_sum = np.logaddexp.reduce([part["log_sum_weight"].astype(np.float64) for part in parts])

@@ -299,13 +299,22 @@ class VAE(keras.Model):
             ValueError: `class_weight` is given.
         """
         refuse_class_weight(kwargs.pop("class_weight", None))
+        optimizer = getattr(self, "optimizer", None)
+        if self.built and optimizer is not None and not optimizer.built:
+            optimizer.build(self.trainable_variables)  # outside of the step, which may fail
         callbacks = with_schedule_lengths(self, callbacks, kwargs.get("initial_epoch", 0))
         x, y = targets_for_weights(x, y, kwargs.get("sample_weight"))
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple) and len(validation) == 3:
             inputs, targets = targets_for_weights(*validation)
             kwargs["validation_data"] = (inputs, targets, validation[2])
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        try:
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        except BaseException:
+            # A step that failed while it was traced cannot be called again; the next fit makes it
+            # anew, and says what is wrong then.
+            self.train_function = self.test_function = None
+            raise
 
     def evaluate(
         self,

@@ -84,6 +84,16 @@ class Objective:
         samples = self.num_samples
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
             raise ValueError(f"num_samples must be an integer >= 1, got {samples!r}.")
+        likelihoods = [term.label for term in self.terms if isinstance(term, Likelihood)]
+        if "kl" in likelihoods:
+            raise ValueError("A likelihood may not be called 'kl': the logs use that name.")
+        if len(likelihoods) != 1:
+            found = ", ".join(likelihoods) or "none"
+            terms = ", ".join(term.label for term in self.terms) or "(none)"
+            raise ValueError(
+                "Exactly one loss term must be a likelihood, for example Bernoulli() or "
+                f"Gaussian(); got {found} among the terms {terms}."
+            )
         labels = [term.label for term in self.terms]
         for label in labels:
             if labels.count(label) > 1:
@@ -93,15 +103,6 @@ class Objective:
                 )
             if label in RESERVED_NAMES:
                 raise ValueError(f"No loss term may be called {label!r}: the logs use that name.")
-        likelihoods = [term.label for term in self.terms if isinstance(term, Likelihood)]
-        if "kl" in likelihoods:
-            raise ValueError("A likelihood may not be called 'kl': the logs use that name.")
-        if len(likelihoods) != 1:
-            found = ", ".join(likelihoods) or "none"
-            raise ValueError(
-                "Exactly one loss term must be a likelihood, for example Bernoulli() or "
-                f"Gaussian(); got {found} among the terms {', '.join(labels) or '(none)'}."
-            )
 
     def in_steps(self, steps_per_epoch: int) -> Self:
         """Returns the objective with all lengths in epochs turned into optimizer steps."""

@@ -38,7 +38,7 @@ from vae_research.data.splitting import (
 __all__ = ["Data", "DataError", "Split"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """One of the three parts of a data set.
 
@@ -55,6 +55,10 @@ class Split:
     labels: np.ndarray | None
     scaling: Scaling
     binarize: str
+
+    def __repr__(self) -> str:
+        """The name and the shape; for the values there is `prepare()`."""
+        return f"Split({self.name!r}, {len(self)} rows of shape {self.shape})"
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -99,7 +103,7 @@ class Split:
         return pipeline.batches(self, batch_size, seed, first_epoch, with_labels)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """A data set in three splits. Made by `load_data` or `Data.from_arrays`.
 
@@ -120,6 +124,14 @@ class Data:
     rescale: str
     binarize: str
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """The name, the splits and what is done to the values."""
+        counts = ", ".join(f"{split.name} {len(split)}" for split in self.splits)
+        return (
+            f"Data({self.name!r}, {counts}, shape {self.shape}, rescale={self.rescale!r}, "
+            f"binarize={self.binarize!r})"
+        )
 
     @property
     def splits(self) -> tuple[Split, Split, Split]:

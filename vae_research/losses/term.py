@@ -126,6 +126,10 @@ class LossTerm(Declaration, abc.ABC):
     def _checked(self, values: Any) -> tf.Tensor:
         import tensorflow as tf
 
+        if values is None:
+            raise ValueError(
+                f"Loss term {self.label!r} returned nothing; does its method end with a return?"
+            )
         values = tf.cast(values, tf.float32)
         if values.shape.rank == (0 if self.batch_statistic else 1):
             return values

@@ -48,7 +48,7 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
         _end(
             experiment,
             130,
-            "interrupted; the same command with --run_dir goes on from the last finished epoch.",
+            "interrupted; a run that has begun goes on with the same command and --run_dir.",
         )
     except RunError as error:
         _end(experiment, error.exit_code, str(error), arguments)

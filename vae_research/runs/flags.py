@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import flags
 
+from vae_research.data import DATASETS
 from vae_research.declarations import did_you_mean
 from vae_research.runs.errors import UsageError
 from vae_research.runs.parsers import Choice, Integers, Number, Serializer
@@ -116,10 +117,11 @@ def define_standard_flags() -> None:
     )
     define_choice(
         "binarize",
-        "dynamic",
+        None,
         ("none", "threshold", "static", "dynamic"),
         "pixels become 0 or 1: by a threshold of 0.5, by one random draw, or by a new random draw "
-        "in every epoch; held-out images always see the same draw",
+        "in every epoch; held-out images always see the same draw; default dynamic for mnist and "
+        "fashion_mnist, none for other data",
     )
     define_integer("latent_dim", 20, "latent dimensions", minimum=1)
     define_integer(
@@ -180,7 +182,7 @@ def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
         raise UsageError(
             f"stray argument {stray[0]!r}: flags are written --name=value. --help lists them."
         )
-    return Config(**{name: flag.value for name, flag in _flags_of(build).items()})
+    return _with_data_defaults({name: flag.value for name, flag in _flags_of(build).items()})
 
 
 def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Config:
@@ -207,7 +209,13 @@ def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Con
             config[name] = value if value is None else known[name].parser.parse(value)
         except (TypeError, ValueError) as error:
             raise UsageError(f"flag {name}={value!r}: {error}") from error
-    return Config(**config)
+    return _with_data_defaults(config)
+
+
+def _with_data_defaults(values: dict[str, Any]) -> Config:
+    if values["binarize"] is None:
+        values["binarize"] = "dynamic" if values["dataset"] in DATASETS else "none"
+    return Config(**values)
 
 
 def is_given(name: str) -> bool:

@@ -159,7 +159,7 @@ def _refuse_values_outside(support: tuple[float, float], data: Data, likelihood:
     advice = (
         "Clip validation and test data to the range of the training data."
         if data.rescale == "unit"
-        else "--rescale=unit maps them to [0, 1]."
+        else "--rescale=unit maps them to [0, 1]; Gaussian and Laplace likelihoods take all values."
     )
     message = (
         f"{data.name} has values from {low:g} to {high:g}, and {likelihood} needs values from "
@@ -238,12 +238,13 @@ class _StopWhenDiverged(keras.callbacks.Callback):
     """Ends the run before an epoch whose loss is not finite is recorded or saved."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        bad = [name for name, value in (logs or {}).items() if not math.isfinite(float(value))]
+        bad = {name for name, value in (logs or {}).items() if not math.isfinite(float(value))}
         if bad:
+            terms = sorted(bad - {"loss", "elbo", "val_loss", "val_elbo"}) or sorted(bad)
             raise DivergedError(
-                f"training diverged in epoch {epoch + 1} (step {self.model.step}): "
-                f"{', '.join(bad)} not finite. The checkpoint of the epoch before is kept. A "
-                "smaller --learning_rate is the usual cure."
+                f"training diverged in epoch {epoch + 1} (step {self.model.step}): not finite are "
+                f"{', '.join(terms)}. Nothing of this epoch is kept. The usual causes are a term "
+                "of your own, and a --learning_rate that is too large."
             )
 
 
