@@ -2,7 +2,12 @@
 
 Paper: Burda, Grosse and Salakhutdinov 2016, Importance Weighted Autoencoders (arXiv:1509.00519),
 the model with one stochastic layer: 784-200-200-z50 and its mirror, tanh, K samples, batch 20, Adam
-with epsilon 1e-4, images binarised anew at every epoch.
+with epsilon 1e-4, images binarised anew in every epoch. The paper trains 3280 epochs with a falling
+learning rate and reports an NLL of 85.54 for K=5 and 86.76 for K=1 (5000 importance samples, table 1).
+
+Command: scripts/run experiments/iwae_mnist.py --latent_dim=50 --batch_size=20
+Time: TIME_IWAE
+Expect: IWAE_EXPECT
 """
 
 import vae_research as vr

@@ -1,9 +1,13 @@
 """A loss term and a schedule of your own, in the experiment's file.
 
-The idea: a sparse code. A penalty on the absolute values of z, which are -log p(z) under a Laplace
+Idea: a sparse code. A penalty on the absolute values of z, which are -log p(z) under a Laplace
 prior up to a constant, pulls latent dimensions to zero that an image does not need. Its weight
 rises along a hyperbola, so that the code forms before it is thinned out. Nothing is registered:
 the term appears in the logs and in TensorBoard as `sparse_code`.
+
+Command: scripts/run experiments/own_loss_term.py
+Time: TIME_OWN
+Expect: OWN_EXPECT
 """
 
 import vae_research as vr

@@ -1,7 +1,13 @@
 """A variational autoencoder on MNIST.
 
 Paper: Kingma and Welling 2014, Auto-Encoding Variational Bayes (arXiv:1312.6114), with the network
-of the Flax example: 784-500-z20-500-784, ReLU, Adam 1e-3, batch 128.
+of the Flax example: 784-500-z20-500-784, ReLU, Adam 1e-3, batch 128, images binarised anew in every
+epoch.
+
+Command: scripts/run experiments/vae_mnist.py
+Time: TIME_VAE
+Expect: test ELBO of -102.6 to -103.0 nats after 10 epochs (seeds 0, 1 and 2), -ELBO20 after 20 (seed 0);
+with --binarize=none -105.8 and -105.9 after 10 (seeds 0 and 1), which no binarised figure compares with
 """
 
 import math

@@ -303,6 +303,8 @@ class VAE(keras.Model):
         if self.built and optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)  # outside of the step, which may fail
         callbacks = with_schedule_lengths(self, callbacks, kwargs.get("initial_epoch", 0))
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle these
         x, y = targets_for_weights(x, y, kwargs.get("sample_weight"))
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple) and len(validation) == 3:

@@ -138,7 +138,6 @@ def _fit(
             epochs=config.epochs,
             initial_epoch=epochs_before,
             steps_per_epoch=steps,
-            shuffle=False,  # the pipeline does it, as a function of seed and epoch
             validation_data=validation,
             validation_batch_size=_VALIDATION_BATCH,
             callbacks=callbacks,
