@@ -155,7 +155,7 @@ def test_there_are_experiments():
 @every_experiment
 def test_the_header_says_what_a_reader_needs(path, without_tensorflow):
     document = ast.get_docstring(ast.parse(path.read_text("utf-8")))
-    assert re.search(r"^(Paper:|The idea:)", document, re.M)
+    assert re.search(r"^(Paper|Idea|The idea): ", document, re.M)
     assert re.search(r"\d", header(path, "Time"))
     assert re.search(r"-?\d+\.\d", header(path, "Expect"))  # a figure, from a run that was made
     parsed(path, header_flags(path), without_tensorflow)

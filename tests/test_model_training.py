@@ -359,6 +359,10 @@ def test_training_and_validation_use_the_same_weights_and_the_elbo_none():
 PLAIN = {"loss", "elbo", "reconstruction", "kl"}
 
 
+def half(step):
+    return 0.5
+
+
 @pytest.mark.parametrize(
     ("terms", "names"),
     [
@@ -371,8 +375,9 @@ PLAIN = {"loss", "elbo", "reconstruction", "kl"}
         ([Bernoulli(), FreeBits()], PLAIN | {"free_bits"}),
         (
             [Bernoulli(), CapacityKL(capacity=LinearWarmup(peak=2.0, steps=2))],
-            PLAIN | {"capacity_kl", "contribution/capacity_kl"},
+            PLAIN | {"capacity_kl"},  # its weight is a number
         ),
+        ([Bernoulli(), KLDivergence(weight=half)], PLAIN | {"contribution/kl"}),
         ([Bernoulli(), KLDivergence(), Watched()], PLAIN | {"watched"}),
         ([Bernoulli(), KLDivergence(name="rate", weight=None)], PLAIN | {"rate"}),
         ([Bernoulli()], PLAIN),
