@@ -885,14 +885,8 @@ def test_a_run_goes_on_after_sigterm_and_ctrl_c(images, tmp_path):
     ("name", "then", "exit_code"),
     [
         ("SIGTERM", "swallowed", 143),
-        pytest.param(
-            *("SIGTERM", "replaced", 143),
-            marks=pytest.mark.xfail(reason="the signal is an exception at once", strict=True),
-        ),
-        pytest.param(
-            *("SIGINT", "swallowed", 130),
-            marks=pytest.mark.xfail(reason="Ctrl-C is not remembered", strict=True),
-        ),
+        ("SIGTERM", "replaced", 143),
+        ("SIGINT", "swallowed", 130),
     ],
 )
 def test_a_signal_is_not_lost_in_code_that_catches_it(name, then, exit_code, images, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -53,6 +53,7 @@ def evaluate(
     num_samples: int = 200,
     jit_compile: bool = False,
     verbose: int = 0,
+    between_calls: Callable[[], None] | None = None,
 ) -> dict[str, Figure]:
     """Returns the figures of `data`, in nats per example unless the name says otherwise.
 
@@ -72,6 +73,7 @@ def evaluate(
         num_samples: samples of z for each example.
         jit_compile: compile with XLA.
         verbose: 1 shows a progress bar.
+        between_calls: called between the compiled calls, to end an evaluation by an exception.
 
     Raises:
         ValueError: `num_samples` is below 1, or there are no data, or they differ in length.
@@ -102,6 +104,8 @@ def evaluate(
         }
         parts = []
         for index, size in enumerate(samples):
+            if between_calls is not None:
+                between_calls()
             key = model.evaluation_key(start * len(samples) + index)
             parts.append({name: part.numpy() for name, part in call(batch, key, size).items()})
         batches.append(_join(parts, samples))

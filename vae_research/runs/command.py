@@ -85,6 +85,7 @@ def _run(build: Callable[[Config, Data], Any], experiment: str, arguments: list[
             f"--batch_size={config.batch_size} is more than the {len(data.train)} training "
             f"examples of {config.dataset}."
         )
+    signals.wait_for_steps()
     with _without_start_up_lines():
         from vae_research.runs.training import choose_device, train
 
@@ -157,7 +158,7 @@ def _without_start_up_lines() -> Iterator[None]:
 
 def _end(experiment: str, code: int, message: str, arguments: list[str] | None = None) -> None:
     """Prints one line and exits; with `--debug` the traceback comes first."""
-    if arguments and {"--debug", "--debug=true", "--debug=True", "-debug"} & set(arguments):
+    if arguments is not None and "debug" in flags.FLAGS and flags.FLAGS["debug"].value:
         import traceback
 
         traceback.print_exc()

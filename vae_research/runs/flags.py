@@ -257,6 +257,8 @@ def _refuse_contradictions(arguments: Sequence[str]) -> None:
         if not argument.startswith("-"):
             continue
         name, has_value, value = argument.lstrip("-").partition("=")
+        if name in ("flagfile", "undefok"):
+            raise UsageError(f"--{name} hides flags from these checks and is not used here.")
         if not has_value:
             following = arguments[index + 1 : index + 2]
             value = following[0] if following and not following[0].startswith("-") else "true"

@@ -5,13 +5,14 @@ Their errors say what a value must be; absl puts the flag's name and the value b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 from vae_research.declarations import did_you_mean
+
+_LARGEST_FLOAT32 = 3.4028235e38
 
 
 class Number(flags.ArgumentParser):
@@ -45,7 +46,7 @@ class Number(flags.ArgumentParser):
         except (TypeError, ValueError, OverflowError):
             raise error from None
         outside = (
-            not math.isfinite(value)
+            not abs(value) <= _LARGEST_FLOAT32  # nor NaN, which compares with nothing
             or (self.minimum is not None and value < self.minimum)
             or (self.maximum is not None and value > self.maximum)
             or (self.above is not None and value <= self.above)

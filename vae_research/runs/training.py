@@ -49,6 +49,7 @@ def train(
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     model = build_model(build, config, data)
+    signals.raise_if_received()
     _refuse_values_outside(
         model.objective.likelihood.support, data, type(model.objective.likelihood).__name__
     )
@@ -84,6 +85,7 @@ def train(
             data.test.prepare(),
             num_samples=config.importance_samples,
             jit_compile=model.jit_compile,
+            between_calls=signals.raise_if_received,
             verbose=int(config.verbose == 1 and sys.stdout.isatty()),
         )
         _write_results(model, data, run_dir, figures, seconds, config)
@@ -120,7 +122,7 @@ def _fit(
 ) -> None:
     validation = data.validation.prepare()
     callbacks: list[keras.callbacks.Callback] = [
-        _StopWhenTerminated(),
+        _StopAtSignal(),
         _StopWhenDiverged(),
         Scalars(run_dir, every_steps=config.log_every_steps),
         Latents(run_dir, validation),
@@ -226,11 +228,17 @@ def _print_warning(message: Any, *args: Any, **kwargs: Any) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-class _StopWhenTerminated(keras.callbacks.Callback):
-    """Ends the run after a step where code that catches everything has caught the signal."""
+class _StopAtSignal(keras.callbacks.Callback):
+    """Ends the run between two steps where a signal has come."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        signals.raise_if_received()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        signals.raise_if_terminated()
+        signals.raise_if_received()
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        signals.raise_if_received()
 
 
 class _StopWhenDiverged(keras.callbacks.Callback):
