@@ -116,8 +116,8 @@ class VAE(keras.Model):
         tensors = self._start(data, seed)
         call_module("encoder", self.encoder, tensors, training=training, only_input="inputs")
         if num_samples > 1:
-            for name in tensors.keys() - set(SCALARS):
-                # The K rows of one example are adjacent: Objective reshapes to [batch, K].
+            # The K rows of one example are adjacent: Objective reshapes to [batch, K].
+            for name in [name for name in tensors if name not in SCALARS]:
                 tensors[name] = tf.repeat(tensors[name], num_samples, axis=0)
         call_module("bottleneck", self.bottleneck, tensors, training=training)
         self._run_decoder(tensors, training=training)
