@@ -19,7 +19,6 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((CHECKOUT / "experiments").glob("[!_]*.py"))
 every_experiment = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-TENSORFLOW_WAS_IMPORTED = 99
 
 RANDOM = np.random.default_rng(0)
 SMALLER = {
@@ -29,18 +28,6 @@ SMALLER = {
     "importance_samples": "2",
     "hidden_units": "8",
 }
-
-
-@pytest.fixture(scope="session")
-def without_tensorflow(tmp_path_factory):
-    """A folder to be put before all others: who imports TensorFlow or Keras from it is ended."""
-    folder = tmp_path_factory.mktemp("without_tensorflow")
-    for name in ("tensorflow", "keras"):
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text(
-            f"import os\n\nos._exit({TENSORFLOW_WAS_IMPORTED})\n"
-        )
-    return folder
 
 
 def python(*arguments, cwd, first=None):

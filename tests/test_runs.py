@@ -27,7 +27,6 @@ from vae_research.runs.errors import UsageError
 CHECKOUT = Path(__file__).resolve().parents[1]
 VAE_MNIST = CHECKOUT / "experiments" / "vae_mnist.py"
 IWAE_MNIST = CHECKOUT / "experiments" / "iwae_mnist.py"
-TENSORFLOW_WAS_IMPORTED = 99
 
 RANDOM = np.random.default_rng(0)
 TRAIN = RANDOM.integers(0, 256, (32, 8, 8), dtype=np.uint8)
@@ -37,18 +36,6 @@ TINY = ["--batch_size=16", "--latent_dim=2", "--importance_samples=2"]
 # The weight of the KL divergence depends on the step, which must therefore survive an interruption.
 FLAGS = [*TINY, "--hidden_units=4", "--kl_warmup_steps=3", "--epochs=2"]
 CLOCK = {"seconds", "images_per_second"}
-
-
-@pytest.fixture(scope="session")
-def without_tensorflow(tmp_path_factory):
-    """A folder to be put before all others: who imports TensorFlow or Keras from it is ended."""
-    folder = tmp_path_factory.mktemp("without_tensorflow")
-    for name in ("tensorflow", "keras"):
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text(
-            f"import os\n\nos._exit({TENSORFLOW_WAS_IMPORTED})\n"
-        )
-    return folder
 
 
 @pytest.fixture(scope="module")

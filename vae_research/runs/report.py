@@ -21,6 +21,7 @@ from vae_research.evaluation import Figure
 from vae_research.model import VAE
 from vae_research.runs.directory import as_plain
 from vae_research.runs.flags import Config
+from vae_research.tensors import Named
 from vae_research.version import __version__
 
 _UNITS = {"active_units": "latent dimensions"}
@@ -141,7 +142,7 @@ def _save_curves(path: Path, records: list[dict[str, Any]]) -> None:
 
 def save_networks(run_dir: Path, model: VAE) -> list[str]:
     """Saves the model, and its decoder alone as a Keras model that loads without this package."""
-    decoder = model.decoder.network if hasattr(model.decoder, "network") else model.decoder
+    decoder = model.decoder.network if isinstance(model.decoder, Named) else model.decoder
     saved = []
     for name, network in (("model.keras", model), ("decoder.keras", decoder)):
         try:
