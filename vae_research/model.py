@@ -18,11 +18,8 @@ from vae_research.fitting import (
     with_schedule_lengths,
 )
 from vae_research.objective import LossReport, Objective
+from vae_research.randomness import evaluation_key, training_key
 from vae_research.tensors import SCALARS, Tensors, bind, call_module
-
-# What a stateless key is for, in the upper bits of its second word; the position is in the lower.
-_TRAINING, _EVALUATION = 0, 1
-_POSITION_BITS, _REPLICA_BITS = 40, 16
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
@@ -158,15 +155,9 @@ class VAE(keras.Model):
         optimizer = getattr(self, "optimizer", None)  # Keras sets the attribute in compile()
         return 0 if optimizer is None else tf.convert_to_tensor(optimizer.iterations)
 
-    def _key(self, purpose: int, position: tf.Tensor | int) -> tf.Tensor:
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        place = purpose << (_POSITION_BITS + _REPLICA_BITS)
-        offset = tf.cast(replica, tf.int64) * 2**_POSITION_BITS + place
-        return tf.stack([tf.constant(self.seed, tf.int64), tf.cast(position, tf.int64) + offset])
-
     def evaluation_key(self, position: tf.Tensor | int) -> tf.Tensor:
         """Returns the stateless key, `[2]`, of the noise at a position of every evaluation."""
-        return self._key(_EVALUATION, position)
+        return evaluation_key(self.seed, position)
 
     # What a user asks of a model.
 
@@ -370,7 +361,7 @@ class VAE(keras.Model):
         """One optimizer step on a batch; returns the running means of this epoch."""
         data, sample_weight = unpack(data)
         with tf.GradientTape() as tape:
-            report = self._report(data, self._key(_TRAINING, self.optimizer.iterations), True)
+            report = self._report(data, training_key(self.seed, self.optimizer.iterations), True)
             loss = tf.reduce_mean(weighted(report.surrogate, report, sample_weight))
             loss_to_differentiate = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables

@@ -13,6 +13,28 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 
+# The second word of a key: what it is for in the upper bits, then the replica, then the position.
+_TRAINING, _EVALUATION = 0, 1
+_POSITION_BITS, _REPLICA_BITS = 40, 16
+
+
+def training_key(seed: int, step: tf.Tensor | int) -> tf.Tensor:
+    """Returns the key of an optimizer step, `[2]` int64; replicas have different ones."""
+    return _key(seed, _TRAINING, step)
+
+
+def evaluation_key(seed: int, position: tf.Tensor | int) -> tf.Tensor:
+    """Returns the key of a position in every evaluation, `[2]` int64."""
+    return _key(seed, _EVALUATION, position)
+
+
+def _key(seed: int, purpose: int, position: tf.Tensor | int) -> tf.Tensor:
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    place = purpose << (_POSITION_BITS + _REPLICA_BITS)
+    offset = tf.cast(replica, tf.int64) * 2**_POSITION_BITS + place
+    return tf.stack([tf.constant(seed, tf.int64), tf.cast(position, tf.int64) + offset])
+
+
 def fold_in(seed: tf.Tensor, purpose: str) -> tf.Tensor:
     """Returns a key for one purpose, `[2]` int64, from the key of a step."""
     # The run's seed is below 2^32: the purpose has the upper half of the first word to itself.

@@ -141,6 +141,38 @@ def _is_functional(network: keras.Model) -> bool:
     return any(cls.__name__ == "Functional" for cls in type(network).__mro__)
 
 
+def without_captured_tensors(
+    reader: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    """Returns what a function makes of its arguments, which have to be all that it uses.
+
+    Raises:
+        ValueError: it used a symbolic tensor from outside, one that stands for a value and has
+            none; the message says what to do instead.
+    """
+    try:
+        results = function(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        # Keras says KerasTensor, TensorFlow that a tensor of another graph is out of scope.
+        if "KerasTensor" in str(error) or "out of scope" in str(error):
+            raise _captured(reader) from error
+        raise
+    if any(isinstance(result, keras.KerasTensor) for result in keras.tree.flatten(results)):
+        raise _captured(reader)
+    return results
+
+
+def _captured(reader: str) -> ValueError:
+    return ValueError(
+        f"The {reader} uses a symbolic tensor that it was not given: one from outside of its "
+        "method, like a keras.Input, what a layer made of it, or a tensor of another graph. Such a "
+        "tensor has no value here. Two rules help. First: every tensor that you use is a parameter "
+        "of the method, by the name in the forward pass, as in per_example(self, z_mean) or "
+        "call(self, z). Second: compute where the tensor arises, in a layer or module right behind "
+        "it, which writes the result under a name that others read."
+    )
+
+
 def call_module(
     role: str,
     module: keras.layers.Layer,
@@ -152,21 +184,23 @@ def call_module(
     """Runs a module on the tensors that it names and writes what it returns.
 
     Raises:
-        ValueError: a name is missing or taken.
+        ValueError: a name is missing or taken, or the module used a symbolic tensor that it was
+            not given.
         TypeError: the module returned tensors without names.
     """
     arguments = bind(role, module, tensors, only_input=only_input)
     network = module.network if isinstance(module, Named) else module
     if isinstance(network, keras.Model) and _is_functional(network):
-        values = list(arguments.values())
-        outputs = module(
-            keras.tree.pack_sequence_as(network.input, values) if len(values) > 1 else values[0],
-            training=training,
-        )
+        positional, by_name = list(arguments.values()), {}
+        if len(positional) > 1:
+            positional = [keras.tree.pack_sequence_as(network.input, positional)]
     elif isinstance(module, Named) or len(arguments) == 1:
-        outputs = module(*arguments.values(), training=training)
+        positional, by_name = list(arguments.values()), {}
     else:
-        outputs = module(**arguments, training=training)
+        positional, by_name = [], arguments
+    outputs = without_captured_tensors(
+        f"{role} {module.name!r}", module, *positional, **by_name, training=training
+    )
     if not isinstance(outputs, Mapping):
         count = len(outputs) if isinstance(outputs, (tuple, list)) else 1
         raise TypeError(

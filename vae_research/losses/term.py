@@ -113,15 +113,17 @@ class LossTerm(Declaration, abc.ABC):
             tensors: the named tensors of a forward pass.
 
         Raises:
-            ValueError: a tensor is missing, or the result has another shape.
+            ValueError: a tensor is missing, the result has another shape, or a symbolic tensor is
+                used that is none of `tensors`.
         """
         return self._checked(self._apply(self._reader(), tensors))
 
     def _apply(self, method: Callable[..., Any], tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        from vae_research.tensors import bind
+        from vae_research.tensors import bind, without_captured_tensors
 
         reader = f"loss term {self.label!r}"
-        return method(**bind(reader, method, tensors, rename=self.rename))
+        arguments = bind(reader, method, tensors, rename=self.rename)
+        return without_captured_tensors(reader, method, **arguments)
 
     def _checked(self, values: Any) -> tf.Tensor:
         import tensorflow as tf
