@@ -1,5 +1,7 @@
 """Fixtures that more than one file of tests needs."""
 
+import math
+
 import pytest
 
 
@@ -11,3 +13,73 @@ def without_tensorflow(tmp_path_factory):
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text("import os\n\nos._exit(99)\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def formulate():
+    """Puts the loss of a VAE at one of four places; see `vae_research.layers`.
+
+    Returns a function of a place, two networks, a factor and a seed. What it returns has `model`,
+    `encoder`, `decoder`, `loss` (for `compile`), `start(step)` and `fit(x)`.
+    """
+    import keras
+
+    import vae_research as vr
+
+    class Formulation:
+        def __init__(self, place, encoder, decoder, factor, seed=0):
+            self.place, self.encoder, self.decoder = place, encoder, decoder
+            self.factor, self.seed, self.loss, self.sampling = factor, seed, None, None
+            if place != "step":
+                self.sampling = vr.SamplingLayer(seed)
+            self.model = getattr(self, f"in_{place}")()
+
+        def in_top(self):  # "Solution I"
+            inputs = keras.Input(self.encoder.input_shape[1:])
+            codes = self.encoder(inputs)
+            logits = self.decoder(self.sampling(codes["z_mean"], codes["z_log_var"]))["logits"]
+            loss = vr.VAELossLayer(self.factor)
+            outputs = loss(codes["z_mean"], codes["z_log_var"], inputs, logits)
+            return keras.Model(inputs, outputs)
+
+        def in_encoder(self):  # strategy 1
+            inputs = keras.Input(self.encoder.input_shape[1:])
+            codes = self.encoder(inputs)
+            codes = vr.KLLossLayer(self.factor)(codes["z_mean"], codes["z_log_var"])
+            whole_encoder = keras.Model(inputs, self.sampling(*codes))
+            self.loss = keras.losses.BinaryCrossentropy(from_logits=True)
+            return keras.Model(inputs, self.decoder(whole_encoder(inputs))["logits"])
+
+        def in_model(self):  # strategy 2
+            model = vr.AddLossModel(self.encoder, self.decoder, self.factor, seed=self.seed)
+            self.sampling = model.sampling
+            return model
+
+        def in_step(self):  # strategy 3
+            latent_dim = self.encoder.output["z_mean"].shape[-1]
+            pixels = math.prod(self.encoder.input_shape[1:])
+            terms = vr.pixel_mean_terms(factor=self.factor, pixels=pixels, latent_dim=latent_dim)
+            bottleneck = vr.GaussianBottleneck(latent_dim)
+            return vr.VAE(self.encoder, bottleneck, self.decoder, terms, seed=self.seed)
+
+        def compile(self, optimizer, **settings):
+            self.model.compile(optimizer, loss=self.loss, **settings)
+            return self
+
+        def start(self, step):
+            """The noise that follows is that of a training step."""
+            self.model.optimizer.iterations.assign(step)
+            if self.sampling is not None:
+                self.sampling.counter.assign(step)
+            return self
+
+        def fit(self, x, **settings):
+            """Returns the figures of every epoch, by name."""
+            arrays = (x, x) if self.place == "encoder" else (x,)
+            settings = {"batch_size": len(x), "shuffle": False, "verbose": 0} | settings
+            return self.model.fit(*arrays, **settings).history
+
+        def weights(self):
+            return self.encoder.get_weights() + self.decoder.get_weights()
+
+    return Formulation

@@ -29,7 +29,7 @@ LAYERS = (
     ("objective",),
     ("fitting",),
     ("model",),
-    ("evaluation", "checkpoints", "execution"),
+    ("evaluation", "checkpoints", "execution", "latent_space", "plots"),
     ("callbacks",),
     ("runs",),
     ("",),  # vae_research/__init__.py, which knows them all
@@ -50,7 +50,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "version": set(),
     "randomness": {"tensorflow"},
 }
-OPTIONAL = {"matplotlib"}
+OPTIONAL = {"matplotlib", "scipy", "sklearn"}
 
 
 class Import(NamedTuple):

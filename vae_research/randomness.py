@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-
 # The second word of a key: what it is for in the upper bits, then the replica, then the position.
 _TRAINING, _EVALUATION = 0, 1
 _POSITION_BITS, _REPLICA_BITS = 40, 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,32 @@ def reconstructions(model: VAE, images: np.ndarray, columns: int) -> np.ndarray:
 def samples(model: VAE, columns: int, rows: int = 8) -> np.ndarray:
     """Returns a picture of means of p(x|z) for codes from the prior, the same at every call."""
     return tile([model.sample(rows * columns, seed=0).numpy()], columns)
+
+
+def decoded_plane(
+    model: VAE, low: Sequence[float], high: Sequence[float], *, columns: int = 20
+) -> np.ndarray:
+    """Returns a picture of means of p(x|z) on a grid of codes over a latent plane.
+
+    The first latent dimension grows to the right, the second upwards.
+
+    Args:
+        model: with two latent dimensions.
+        low: the code of the lower left corner.
+        high: the code of the upper right corner.
+        columns: images along each axis, each in the middle of its part of the plane.
+
+    Raises:
+        ValueError: the model has another number of latent dimensions.
+    """
+    if model.bottleneck.latent_dim != 2:
+        raise ValueError(
+            f"A plane needs 2 latent dimensions; the model has {model.bottleneck.latent_dim}."
+        )
+    middles = (np.arange(columns, dtype=np.float32) + 0.5) / columns
+    x, y = (np.float32(a) + middles * np.float32(b - a) for a, b in zip(low, high, strict=True))
+    codes = np.stack(np.meshgrid(x, y[::-1]), axis=-1).reshape(-1, 2)
+    return tile([model.decode(codes).numpy()], columns, gap=0)
 
 
 def tile(rows: list[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins import projector
 
 
 class Summaries:
@@ -29,6 +30,28 @@ class Summaries:
         """Writes one picture, `[height, width, channels]` in [0, 1]."""
         with self._writer(split).as_default():
             tf.summary.image(tag, picture[np.newaxis], step=step)
+
+    def vectors(
+        self, split: str, name: str, vectors: np.ndarray, labels: np.ndarray | None = None
+    ) -> None:
+        """Writes vectors for the projector, as the only ones of this split.
+
+        Args:
+            split: the folder; it holds an event file from now on, without which the projector does
+                not see it.
+            name: how TensorBoard calls them.
+            vectors: `[count, latent]`.
+            labels: `[count]`, shown beside the points.
+        """
+        self.flush(split)
+        folder = self.log_dir / split
+        config = projector.ProjectorConfig()
+        embedding = config.embeddings.add(tensor_name=name, tensor_path=f"{name}.tsv")
+        np.savetxt(folder / embedding.tensor_path, vectors, fmt="%.6g", delimiter="\t")
+        if labels is not None:
+            embedding.metadata_path = f"{name}_labels.tsv"
+            np.savetxt(folder / embedding.metadata_path, labels, fmt="%s")
+        (folder / "projector_config.pbtxt").write_text(str(config), encoding="utf-8")
 
     def flush(self, split: str) -> None:
         """Makes what was written visible to TensorBoard."""

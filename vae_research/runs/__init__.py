@@ -1,4 +1,4 @@
-"""One run: flags, run directory, seeds, training, test figures.
+"""One run: flags, run directory, seeds, training, test figures. And studies of several runs.
 
     from vae_research import runs
 
@@ -13,29 +13,46 @@
 Importing this package defines no flag and does not import TensorFlow.
 """
 
-from vae_research.runs.command import main
+import importlib
+from typing import Any
+
+from vae_research.runs.command import main, study
+from vae_research.runs.errors import UsageError
 from vae_research.runs.flags import (
     Config,
     configure,
     define_boolean,
     define_choice,
     define_float,
+    define_floats,
     define_integer,
     define_integers,
     define_string,
+    set_defaults,
 )
 from vae_research.runs.loading import Run, load_run
 
 __all__ = [
     "Config",
     "Run",
+    "UsageError",
     "configure",
     "define_boolean",
     "define_choice",
     "define_float",
+    "define_floats",
     "define_integer",
     "define_integers",
     "define_string",
     "load_run",
     "main",
+    "set_defaults",
+    "study",
+    "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # which imports TensorFlow
+        return importlib.import_module("vae_research.runs.studies").train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,13 @@
-"""The command of an experiment: from the command line to an exit code."""
+"""The command of an experiment or a study: from the command line to an exit code."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,11 @@ from absl import flags
 
 from vae_research import checkpoints
 from vae_research.data import DATASETS, Data, DataError, load_data
-from vae_research.runs import directory, signals
+from vae_research.runs import continuing, directory, signals
 from vae_research.runs.errors import RunError, UsageError
 from vae_research.runs.flags import Config, experiment_file, parse
 
 flags.disclaim_key_flags()
-
-# What may differ between an unfinished run and the command that goes on with it.
-_HARMLESS = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
-_HARMLESS |= {"importance_samples", "run_eagerly", "jit"}
 
 
 def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = None) -> None:
@@ -39,11 +37,47 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
     Exit codes: 0 done or already complete, 2 flags, 3 data, 4 checkpoint, 5 directory in use,
     6 diverged, 7 file system, 130 interrupted, 143 terminated.
     """
-    experiment = experiment_file(build).stem
+    _answer(build, _train, arguments)
+
+
+def study(
+    conduct: Callable[[Config, Data, Path], dict[str, Any]],
+    arguments: list[str] | None = None,
+    *,
+    needs: Sequence[str] = (),
+) -> None:
+    """Runs a study from the command line and exits: several models, and what comes of them.
+
+    As `main`, but what is trained is up to `conduct`. It gets the flags, the data and the run
+    directory, which exists and is locked; it writes pictures into its `figures`, from where they
+    also go to TensorBoard, and returns what belongs into summary.json. `runs.train` trains a model
+    as a run of its own in a folder below, so that the same command goes on where it stopped.
+
+    Args:
+        conduct: the study.
+        arguments: as for `main`.
+        needs: modules of the extra `figures` that the study cannot do without, by the names under
+            which they are imported.
+    """
+    _answer(conduct, functools.partial(_study, needs), arguments)
+
+
+def _answer(
+    function: Callable[..., Any],
+    command: Callable[[Callable[..., Any], str, Config], None],
+    arguments: list[str] | None,
+) -> None:
+    """Turns what a command raises into one line and an exit code."""
+    experiment = experiment_file(function).stem
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         signals.listen()
-        _run(build, experiment, arguments)
+        config = parse(function, arguments)
+        dataset = os.path.expanduser(config.dataset)
+        if config.dataset not in DATASETS and os.path.exists(dataset):
+            # The run may be continued and loaded from another folder.
+            config.dataset = os.path.abspath(dataset)
+        command(function, experiment, config)
     except KeyboardInterrupt:
         _end(
             experiment,
@@ -60,31 +94,20 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
         _end(experiment, 7, f"{error.strerror or error}: {error.filename or ''}", arguments)
 
 
-def _run(build: Callable[[Config, Data], Any], experiment: str, arguments: list[str]) -> None:
-    config = parse(build, arguments)
-    dataset = os.path.expanduser(config.dataset)
-    if config.dataset not in DATASETS and os.path.exists(dataset):
-        # The run may be continued and loaded from another folder.
-        config.dataset = os.path.abspath(dataset)
+def _train(build: Callable[[Config, Data], Any], experiment: str, config: Config) -> None:
     run_dir = directory.choose(config.run_dir, experiment)
-    checkpoint = _unfinished(config, run_dir, experiment)
-    if checkpoint is not None and checkpoint.epoch >= config.epochs:
-        summary = directory.read_json(run_dir / directory.SUMMARY)
-        if summary is not None:
-            print(
-                f"{run_dir} is already complete: {summary['epochs']} epochs. To train on, give "
-                "more --epochs."
-            )
-            return
-    data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
+    checkpoint = continuing.unfinished(config, run_dir, experiment)
+    complete = continuing.complete(config, run_dir, checkpoint)
+    if complete is not None:
+        print(
+            f"{run_dir} is already complete: {complete['epochs']} epochs. To train on, give more "
+            "--epochs."
+        )
+        return
+    data = _load(config)
     if checkpoint is not None:
         description = directory.read_json(run_dir / directory.CONFIG)
         directory.refuse_changed_data(run_dir, description, data)
-    if config.batch_size > len(data.train):
-        raise UsageError(
-            f"--batch_size={config.batch_size} is more than the {len(data.train)} training "
-            f"examples of {config.dataset}."
-        )
     signals.wait_for_steps()
     with _without_start_up_lines():
         from vae_research.runs.training import choose_device, train
@@ -93,45 +116,39 @@ def _run(build: Callable[[Config, Data], Any], experiment: str, arguments: list[
     train(build, experiment, config, data, run_dir, checkpoint, device)
 
 
-def _unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.Checkpoint | None:
-    """Returns the checkpoint to go on from, None for a new run.
+def _study(
+    needs: Sequence[str],
+    conduct: Callable[[Config, Data, Path], dict[str, Any]],
+    experiment: str,
+    config: Config,
+) -> None:
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"{experiment} needs {' and '.join(missing)}: pip install 'vae_research[figures]'."
+        )
+    run_dir = directory.choose(config.run_dir, experiment)
+    if continuing.begun_study(config, run_dir, experiment):
+        print(f"{run_dir} is already complete.")
+        return
+    data = _load(config)
+    signals.wait_for_steps()
+    with _without_start_up_lines():
+        from vae_research.runs.studies import carry_out
+        from vae_research.runs.training import choose_device
 
-    Raises:
-        UsageError: the directory holds something else, or a run with other flags.
-        DirectoryInUseError: another process writes to it.
-        CheckpointError: `--resume=must` and there is none, or none is whole.
-    """
-    directory.refuse_in_use(run_dir)
-    found = directory.read_json(run_dir / directory.CONFIG)
-    checkpoint = checkpoints.newest(run_dir / "checkpoints") if found is not None else None
-    if found is None:
-        ours = {directory.LOCK}  # all that a run leaves that stopped before it wrote its config
-        if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - ours:
-            raise UsageError(f"{run_dir} is not empty and holds no run. Give another --run_dir.")
-    elif config.resume == "never":
+        device = choose_device(config.device)
+    carry_out(conduct, experiment, config, data, run_dir, device)
+
+
+def _load(config: Config) -> Data:
+    data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
+    if config.batch_size > len(data.train):
         raise UsageError(
-            f"{run_dir} holds a run already. Give another --run_dir, or leave out --resume=never."
+            f"--batch_size={config.batch_size} is more than the {len(data.train)} training "
+            f"examples of {config.dataset}."
         )
-    elif found.get("experiment") != experiment:
-        raise UsageError(
-            f"{run_dir} holds a run of {found.get('experiment')}, not of {experiment}. Give "
-            "another --run_dir."
-        )
-    else:
-        before, now = found["flags"], directory.as_plain(config.as_dict())
-        changed = [
-            f"--{name} was {before.get(name)}, now {now.get(name)}"
-            for name in sorted(before.keys() | now.keys())
-            if name not in _HARMLESS and before.get(name) != now.get(name)
-        ]
-        if changed:
-            raise UsageError(
-                f"{run_dir} holds a run with other flags: {'; '.join(changed)}. Give another "
-                "--run_dir for a new run."
-            )
-    if checkpoint is None and config.resume == "must":
-        raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} has no checkpoint.")
-    return checkpoint
+    return data
 
 
 @contextmanager

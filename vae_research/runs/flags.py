@@ -18,7 +18,7 @@ from absl import flags
 from vae_research.data import DATASETS
 from vae_research.declarations import did_you_mean
 from vae_research.runs.errors import UsageError
-from vae_research.runs.parsers import Choice, Integers, Number, Serializer
+from vae_research.runs.parsers import Choice, Number, Numbers, Serializer
 
 flags.disclaim_key_flags()  # a flag belongs to the module that asks for its definition
 
@@ -28,6 +28,8 @@ LARGEST_SEED = 2**32 - 1
 # Flags by the module that asked for them. absl has one flag for each name in a process, and would
 # give that of the experiment that was imported last.
 _defined: dict[str, dict[str, flags.Flag]] = {}
+# Defaults of standard flags that an experiment changes, by its module.
+_defaults: dict[str, dict[str, Any]] = {}
 
 
 class Config:
@@ -49,6 +51,10 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Returns the values by name."""
         return dict(vars(self))
+
+    def replace(self, **values: Any) -> Config:
+        """Returns a config with some values changed or added."""
+        return Config(**{**vars(self), **values})
 
 
 def define_integer(
@@ -81,7 +87,14 @@ def define_integers(
     name: str, default: Sequence[int], help: str, *, minimum: int = 1
 ) -> flags.FlagHolder:
     """Defines a flag that is a list of integers with commas between them."""
-    return _define(Integers(minimum), name, tuple(default), help)
+    return _define(Numbers(Number(int, minimum)), name, tuple(default), help)
+
+
+def define_floats(
+    name: str, default: Sequence[float], help: str, *, minimum: float = 0.0
+) -> flags.FlagHolder:
+    """Defines a flag that is a list of finite numbers with commas between them."""
+    return _define(Numbers(Number(float, minimum)), name, tuple(default), help)
 
 
 def define_string(name: str, default: str | None, help: str) -> flags.FlagHolder:
@@ -92,6 +105,11 @@ def define_string(name: str, default: str | None, help: str) -> flags.FlagHolder
 def define_boolean(name: str, default: bool, help: str) -> flags.FlagHolder:
     """Defines a flag that is on (`--name`) or off (`--noname`)."""
     return _register(name, flags.DEFINE_boolean(name, default, help, allow_override=True))
+
+
+def set_defaults(**values: Any) -> None:
+    """Changes defaults of standard flags for the experiment in whose file it is called."""
+    _defaults[sys._getframe(1).f_globals["__name__"]] = values
 
 
 def define_standard_flags() -> None:
@@ -182,7 +200,11 @@ def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
         raise UsageError(
             f"stray argument {stray[0]!r}: flags are written --name=value. --help lists them."
         )
-    return _with_data_defaults({name: flag.value for name, flag in _flags_of(build).items()})
+    known = _flags_of(build)
+    defaults = _defaults_of(build, known)
+    return _with_data_defaults(
+        {name: flag.value if flag.present else defaults[name] for name, flag in known.items()}
+    )
 
 
 def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Config:
@@ -201,7 +223,7 @@ def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Con
     define_standard_flags()
     build = experiment.build if isinstance(experiment, ModuleType) else experiment
     known = _flags_of(build)
-    config = {name: flag.default for name, flag in known.items()}
+    config = _defaults_of(build, known)
     for name, value in values.items():
         if name not in known:
             raise UsageError(f"there is no flag {name!r}.{did_you_mean(name, known)}")
@@ -250,6 +272,23 @@ def _flags_of(build: Callable[..., Any]) -> dict[str, flags.Flag]:
     return absl_flags | _defined[_STANDARD] | _defined.get(build.__module__, {})
 
 
+def _defaults_of(build: Callable[..., Any], known: dict[str, flags.Flag]) -> dict[str, Any]:
+    """Returns the default of every flag.
+
+    Raises:
+        ValueError: the experiment's `set_defaults` names no standard flag, or a bad value.
+    """
+    changed = _defaults.get(build.__module__, {})
+    for name in changed:
+        if name not in _defined[_STANDARD]:
+            raise ValueError(
+                f"set_defaults({name}=...): there is no such standard flag."
+                f"{did_you_mean(name, _defined[_STANDARD])}"
+            )
+    changed = {name: known[name].parser.parse(value) for name, value in changed.items()}
+    return {name: flag.default for name, flag in known.items()} | changed
+
+
 def _refuse_contradictions(arguments: Sequence[str]) -> None:
     """absl takes the last of several values in silence."""
     seen: dict[str, str] = {}
@@ -271,19 +310,20 @@ def _refuse_contradictions(arguments: Sequence[str]) -> None:
 def _help(build: Callable[..., Any]) -> str:
     document = sys.modules[build.__module__].__doc__ or ""
     known = _flags_of(build)
-    own = [flag for name, flag in known.items() if name not in _defined[_STANDARD]]
-    standard = [flag for name, flag in known.items() if name in _defined[_STANDARD]]
+    defaults = _defaults_of(build, known)
+    own = sorted(known.keys() - _defined[_STANDARD].keys())
+    standard = sorted(_defined[_STANDARD])
     lines = [document.strip(), ""]
-    for title, found in (("Flags of this experiment", own), ("Standard flags", standard)):
-        if found:
-            described = [_help_line(flag) for flag in sorted(found, key=lambda flag: flag.name)]
+    for title, names in (("Flags of this experiment", own), ("Standard flags", standard)):
+        if names:
+            described = [_help_line(known[name], defaults[name]) for name in names]
             lines += [f"{title}:", *described, ""]
     return "\n".join(lines).rstrip()
 
 
-def _help_line(flag: flags.Flag) -> str:
+def _help_line(flag: flags.Flag, default: Any) -> str:
     kind = flag.parser.syntactic_help
-    default = "" if flag.default is None else f"={Serializer().serialize(flag.default)}"
+    default = "" if default is None else f"={Serializer().serialize(default)}"
     return f"  --{flag.name}{default}\n        {flag.help}{f' ({kind})' if kind else ''}"
 
 

@@ -64,7 +64,11 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
     directory.refuse_changed_data(path, description, data)
     checkpoint = checkpoints.newest(path / "checkpoints")
     if checkpoint is None:
-        raise checkpoints.CheckpointError(f"{path} has no checkpoint.")
+        runs = sorted(found.parent.name for found in path.glob(f"*/{directory.CONFIG}"))
+        raise checkpoints.CheckpointError(
+            f"{path} has no checkpoint."
+            + (f" It is a study; load one of its runs: {', '.join(runs)}." if runs else "")
+        )
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
     try:

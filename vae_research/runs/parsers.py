@@ -76,14 +76,15 @@ class Choice(flags.ArgumentParser):
         return "choice"
 
 
-class Integers(flags.ArgumentParser):
-    """Integers with commas between them."""
+class Numbers(flags.ArgumentParser):
+    """Numbers with commas between them, at least one."""
 
-    def __init__(self, minimum: int) -> None:
-        self.item = Number(int, minimum)
-        self.syntactic_help = f"integers >= {minimum} with commas between them"
+    def __init__(self, item: Number) -> None:
+        self.item = item
+        kind = "integers" if item.kind is int else "finite numbers"
+        self.syntactic_help = f"{kind} >= {item.minimum:g} with commas between them"
 
-    def parse(self, argument: Any) -> tuple[int, ...]:
+    def parse(self, argument: Any) -> tuple[Any, ...]:
         items = argument.split(",") if isinstance(argument, str) else argument
         try:
             return tuple(self.item.parse(item) for item in items)
@@ -91,7 +92,7 @@ class Integers(flags.ArgumentParser):
             raise ValueError(f"must be {self.syntactic_help}") from None
 
     def flag_type(self) -> str:
-        return "integers"
+        return "numbers"
 
 
 class Serializer(flags.ArgumentSerializer):

@@ -19,6 +19,7 @@ from vae_research.callbacks.pictures import reconstructions, samples
 from vae_research.data import Data
 from vae_research.evaluation import Figure
 from vae_research.model import VAE
+from vae_research.plots import save_curves
 from vae_research.runs.directory import as_plain
 from vae_research.runs.flags import Config
 from vae_research.tensors import Named
@@ -28,21 +29,15 @@ _UNITS = {"active_units": "latent dimensions"}
 
 
 def describe(
-    experiment: str, file: Path, config: Config, data: Data, model: VAE, device: str
+    experiment: str, file: Path, config: Config, data: Data, device: str
 ) -> dict[str, Any]:
-    """Returns the contents of config.json."""
-    settled = model.objective.settled_at()
-    compiled = "on" if model.jit_compile else "off"
+    """Returns what config.json says of every run and study."""
     return {
         "experiment": experiment,
         "file": str(file),
         "flags": as_plain(config.as_dict()),
-        "terms": {term.label: repr(term) for term in model.objective.terms},
-        "effective_beta": model.objective.effective_beta(settled) if settled is not None else None,
-        "optimizer": type(model.optimizer).__name__,
         "data": data.summary(),
         "device": device,
-        "jit_compile": f"{compiled} (--jit={config.jit})",
         "versions": {
             "vae_research": __version__,
             "git_commit": _git_commit(),
@@ -51,6 +46,18 @@ def describe(
             "keras": keras.__version__,
             "numpy": np.__version__,
         },
+    }
+
+
+def describe_model(model: VAE, config: Config) -> dict[str, Any]:
+    """Returns what config.json says of the model of a run."""
+    settled = model.objective.settled_at()
+    compiled = "on" if model.jit_compile else "off"
+    return {
+        "terms": {term.label: repr(term) for term in model.objective.terms},
+        "effective_beta": model.objective.effective_beta(settled) if settled is not None else None,
+        "optimizer": type(model.optimizer).__name__,
+        "jit_compile": f"{compiled} (--jit={config.jit})",
     }
 
 
@@ -69,24 +76,39 @@ def print_start(
     epochs: int,
 ) -> None:
     """Prints what is about to be trained, where it is written and how to watch it."""
-    counts = ", ".join(f"{len(split):,} {split.name}" for split in data.splits)
-    shape = "x".join(map(str, data.shape))
     beta = description["effective_beta"]
+    print_data(data)
     print(
-        f"Data: {data.name}, {counts}, each {shape}, binarize {data.binarize}, "
-        f"rescale {data.rescale}\n"
         f"Device: {description['device']}; XLA {description['jit_compile']}\n"
         f"Loss terms: {'; '.join(f'{k}: {v}' for k, v in description['terms'].items())}"
         + ("" if beta is None else f"; effective beta {beta:.4g}")
-        + f"\nRun directory: {run_dir}\n"
-        f"Watch it: {_tensorboard()} --logdir {shlex.quote(str(run_dir))}"
     )
-    for warning in data.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    print_place(run_dir)
     if epochs_before:
         print(f"Going on after epoch {epochs_before} (step {epochs_before * steps})")
     if epochs_before < epochs:
         print(f"Training: epochs {epochs_before + 1} to {epochs}, {steps} steps each", flush=True)
+
+
+def print_data(data: Data) -> None:
+    """Prints what is trained on, and what is odd about it."""
+    counts = ", ".join(f"{len(split):,} {split.name}" for split in data.splits)
+    shape = "x".join(map(str, data.shape))
+    print(
+        f"Data: {data.name}, {counts}, each {shape}, binarize {data.binarize}, "
+        f"rescale {data.rescale}"
+    )
+    for warning in data.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def print_place(run_dir: Path) -> None:
+    """Prints where a run is written and how to watch it."""
+    print(
+        f"Run directory: {run_dir}\n"
+        f"Watch it: {_tensorboard()} --logdir {shlex.quote(str(run_dir))}",
+        flush=True,
+    )
 
 
 def print_figures(figures: dict[str, Figure], notes: list[str], num_samples: int) -> None:
@@ -115,29 +137,8 @@ def save_figures(folder: Path, model: VAE, data: Data, records: list[dict[str, A
             names.append(f"figures/{name}.png")
     if importlib.util.find_spec("matplotlib") is None:
         return [*names, "no figures/curves.png (pip install 'vae_research[figures]')"]
-    _save_curves(folder / "curves.png", records)
+    save_curves(folder / "curves.png", records)
     return [*names, "figures/curves.png"]
-
-
-def _save_curves(path: Path, records: list[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure as Canvas  # needs no display and no global state
-
-    names = [name for name in ("reconstruction", "kl", "elbo") if f"train/{name}" in records[0]]
-    names = names if "elbo" in names else ["loss"]
-    canvas = Canvas(figsize=(4 * len(names), 3.2), layout="constrained")
-    epochs = [record["epoch"] for record in records]
-    for axes, name in zip(np.ravel(canvas.subplots(1, len(names))), names, strict=True):
-        for split, style in (("train", "C0-"), ("validation", "C1--")):
-            if f"{split}/{name}" in records[0]:
-                values = [record[f"{split}/{name}"] for record in records]
-                axes.plot(epochs, values, style, marker="o", markersize=3, label=split)
-        axes.set_title({"kl": "KL divergence", "elbo": "ELBO"}.get(name, name))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("nats per example")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    canvas.savefig(path, dpi=120)
 
 
 def save_networks(run_dir: Path, model: VAE) -> list[str]:

@@ -7,7 +7,8 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,8 @@ def train(
         if checkpoint is not None:
             checkpoints.restore(model, checkpoint)
         (run_dir / directory.SUMMARY).unlink(missing_ok=True)  # it speaks of other weights
-        description = report.describe(
-            experiment, experiment_file(build), config, data, model, device
-        )
+        description = report.describe(experiment, experiment_file(build), config, data, device)
+        description |= report.describe_model(model, config)
         directory.write_json(run_dir / directory.CONFIG, description)
         directory.keep_epochs(run_dir / directory.METRICS, epochs_before)
         if config.verbose:
@@ -133,8 +133,7 @@ def _fit(
     callbacks.append(_SaveEveryEpoch(run_dir / "checkpoints"))
     if config.verbose:
         callbacks.append(Console(bar=None if config.verbose == 1 else False))
-    with warnings.catch_warnings():
-        warnings.showwarning = _print_warning
+    with printed_warnings():
         model.fit(
             data.train.batches(config.batch_size, config.seed, first_epoch=epochs_before),
             epochs=config.epochs,
@@ -222,6 +221,14 @@ def choose_device(wanted: str) -> str:
         tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in found
     ]
     return ", ".join(names)
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Prints warnings as one line each, without file and line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        yield
 
 
 def _print_warning(message: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,367 @@
+"""Where the loss of a VAE stands in a Keras model: four formulations side by side, and their cost.
+
+Idea: the same convolutional VAE from the same weights, with the same noise and data, once with the
+loss in a layer on top of it (Solution I), once with the KL loss in a layer of the encoder
+(strategy 1), once with the loss added in the combined model (strategy 2) and once in a training
+step of its own (strategy 3). First they train epochs in turn; then blocks of steps are timed in
+turn, compiled with and without XLA, together with variants that answer smaller questions.
+
+Command: scripts/run experiments/kl_formulations.py
+Time: 0 minutes on 2 cores
+Expect: 0.0
+"""
+
+import math
+import statistics
+import time
+
+import vae_research as vr
+from vae_research import runs
+
+runs.set_defaults(epochs=5, latent_dim=16, binarize="none")
+runs.define_float(
+    "kl_factor", 0.5e-4, "in front of the latent mean of -(1 + log_var - mean^2 - var)"
+)
+runs.define_integers("filters", (32, 64), "channels of the encoder's convolutions")
+runs.define_integer("rounds", 7, "blocks of steps that are timed of each variant", minimum=1)
+runs.define_integer("block_steps", 100, "steps of a timed block", minimum=1)
+
+
+# Each function returns a model of the given networks that is compiled but for its optimizer, as
+# `(model, loss)`, and says in its first line where the loss stands.
+
+
+def solution_1(encoder, decoder, config):
+    """A layer on top."""
+    return on_top(encoder, decoder, config, vr.VAELossLayer(config.kl_factor)), None
+
+
+def strategy_1(encoder, decoder, config):
+    """KL in the encoder."""
+    import keras
+
+    inputs = keras.Input(encoder.input_shape[1:], name="inputs")
+    codes = encoder(inputs)
+    z_mean, z_log_var = vr.KLLossLayer(config.kl_factor)(codes["z_mean"], codes["z_log_var"])
+    whole_encoder = keras.Model(inputs, vr.SamplingLayer(config.seed)(z_mean, z_log_var))
+    model = keras.Model(inputs, decoder(whole_encoder(inputs))["logits"])
+    return model, keras.losses.BinaryCrossentropy(from_logits=True)
+
+
+def strategy_2(encoder, decoder, config):
+    """The combined model."""
+    return vr.AddLossModel(encoder, decoder, config.kl_factor, seed=config.seed), None
+
+
+def strategy_3(encoder, decoder, config):
+    """The training step."""
+    pixels = math.prod(encoder.input_shape[1:])
+    terms = vr.pixel_mean_terms(
+        factor=config.kl_factor, pixels=pixels, latent_dim=config.latent_dim
+    )
+    bottleneck = vr.GaussianBottleneck(config.latent_dim)
+    return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.seed), None
+
+
+FORMULATIONS = {
+    "Solution I": solution_1,
+    "strategy 1": strategy_1,
+    "strategy 2": strategy_2,
+    "strategy 3": strategy_3,
+}
+
+
+def on_top(encoder, decoder, config, layer):
+    """Returns a functional VAE that ends in a layer of (z_mean, z_log_var, inputs, logits)."""
+    import keras
+
+    inputs = keras.Input(encoder.input_shape[1:], name="inputs")
+    codes = encoder(inputs)
+    z = vr.SamplingLayer(config.seed)(codes["z_mean"], codes["z_log_var"])
+    logits = decoder(z)["logits"]
+    return keras.Model(inputs, layer(codes["z_mean"], codes["z_log_var"], inputs, logits))
+
+
+def variants(config):
+    """Returns the smaller questions, as functions like those above; none of them has metrics."""
+    import keras
+    import tensorflow as tf
+    from keras import ops
+
+    factor = config.kl_factor
+
+    class InFunction(keras.layers.Layer):
+        def vae_loss(self, z_mean, z_log_var, inputs, logits):
+            reco = tf.nn.sigmoid_cross_entropy_with_logits(inputs, logits)
+            kl = -factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
+            return tf.reduce_mean(reco) + tf.reduce_mean(kl)
+
+        def call(self, z_mean, z_log_var, inputs, logits):
+            self.add_loss(self.vae_loss(z_mean, z_log_var, inputs, logits))
+            return logits
+
+    class InCall(keras.layers.Layer):
+        def call(self, z_mean, z_log_var, inputs, logits):
+            reco = tf.nn.sigmoid_cross_entropy_with_logits(inputs, logits)
+            kl = -factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
+            self.add_loss(tf.reduce_mean(reco) + tf.reduce_mean(kl))
+            return logits
+
+    class WithKerasOps(keras.layers.Layer):
+        def call(self, z_mean, z_log_var, inputs, logits):
+            reco = ops.binary_crossentropy(inputs, logits, from_logits=True)
+            kl = -factor * (1.0 + z_log_var - ops.square(z_mean) - ops.exp(z_log_var))
+            self.add_loss(ops.mean(reco) + ops.mean(kl))
+            return logits
+
+    class KLOnly(keras.layers.Layer):
+        def call(self, z_mean, z_log_var, inputs, logits):
+            kl = -factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
+            self.add_loss(tf.reduce_mean(kl))
+            return logits
+
+    def made_of(layer, loss=None):
+        return lambda encoder, decoder, config: (on_top(encoder, decoder, config, layer()), loss)
+
+    def plain_autoencoder(encoder, decoder, config):
+        inputs, z_mean = encoder.inputs, encoder.output["z_mean"]  # without the other head
+        model = keras.Model(inputs, decoder(z_mean)["logits"])
+        return model, keras.losses.BinaryCrossentropy(from_logits=True)
+
+    return {
+        "loss in a function": made_of(InFunction),
+        "loss in call": made_of(InCall),
+        "keras.ops": made_of(WithKerasOps),
+        "KL only, BCE by Keras": made_of(KLOnly, keras.losses.BinaryCrossentropy(from_logits=True)),
+        "plain autoencoder": plain_autoencoder,
+    }
+
+
+class Candidate:
+    """A model that is trained in turn with others.
+
+    Args:
+        make: one of the functions above.
+        config: the flags.
+        data: what it trains on.
+        settings: passed to `compile`.
+    """
+
+    def __init__(self, make, config, data, **settings):
+        import keras
+
+        keras.utils.set_random_seed(config.seed)  # the same initial weights for all
+        encoder = vr.convolutional_encoder(data.shape, config.latent_dim, filters=config.filters)
+        decoder = vr.convolutional_decoder(
+            data.shape, config.latent_dim, filters=config.filters[::-1]
+        )
+        self.model, loss = make(encoder, decoder, config)
+        self.model.compile(keras.optimizers.Adam(config.learning_rate), loss, **settings)
+        self.batch = pair if loss else alone
+        self.config, self.data = config, data
+
+    def fit(self, epoch, steps):
+        """Trains some steps of an epoch; returns the seconds and the losses."""
+        import keras
+
+        batches = self.data.train.batches(
+            self.config.batch_size, self.config.seed, first_epoch=epoch
+        ).map(self.batch)
+        times = []
+        clock = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda *_: times.append(time.perf_counter()),
+            on_epoch_end=lambda *_: times.append(time.perf_counter()),
+        )
+        history = self.model.fit(
+            batches, steps_per_epoch=steps, callbacks=[clock], shuffle=False, verbose=0
+        ).history
+        return times[1] - times[0], {name: values[-1] for name, values in history.items()}
+
+
+def alone(batch):
+    return batch["inputs"]
+
+
+def pair(batch):
+    return batch["inputs"], batch["inputs"]
+
+
+def reported(model, logs):
+    """Returns total_loss, reco_loss and kl_loss of an epoch, by whatever names a model has them."""
+    if isinstance(model, vr.VAE):  # in nats, unweighted
+        weights = model.objective.weights(model.step)
+        kl_loss = logs["kl"] * float(weights["kl"])
+    else:
+        kl_loss = logs["kl_loss"]
+    return {
+        "total_loss": logs["loss"],
+        "reco_loss": logs["loss"] - kl_loss,
+        "kl_loss": kl_loss,
+    }
+
+
+def train_epochs(config, data, run_dir):
+    """Trains the four formulations, an epoch of each in turn; returns times and losses by name."""
+    candidates = {
+        name: Candidate(make, config, data, jit_compile=False)
+        for name, make in FORMULATIONS.items()
+    }
+    steps = data.train.steps(config.batch_size)
+    seconds = {name: [] for name in candidates}
+    losses = {}
+    summaries = vr.Summaries(run_dir)
+    for epoch in range(config.epochs):
+        for name in in_turn(candidates, epoch):
+            duration, logs = candidates[name].fit(epoch, steps)
+            seconds[name].append(duration)
+            losses[name] = reported(candidates[name].model, logs)
+            values = losses[name] | {"seconds_per_epoch": duration}
+            summaries.scalars(name.replace(" ", "_"), values, (epoch + 1) * steps)
+        say(config, f"epoch {epoch + 1}/{config.epochs}: {describe(seconds, losses)}")
+    summaries.close()
+    return seconds, losses
+
+
+def describe(seconds, losses):
+    return ", ".join(
+        f"{name} {found[-1]:.1f} s, loss {losses[name]['total_loss']:.5f}"
+        for name, found in seconds.items()
+    )
+
+
+def time_blocks(config, data):
+    """Times blocks of steps, in turn; returns seconds for an epoch by name and settings."""
+    graph = {"jit_compile": False}
+    ways = {"graph": graph, "XLA": {"jit_compile": True}}
+    candidates = {
+        (name, way): Candidate(make, config, data, **settings)
+        for way, settings in ways.items()
+        for name, make in FORMULATIONS.items()
+    }
+    for name, make in variants(config).items():
+        candidates[name, "graph"] = Candidate(make, config, data, **graph)
+    for name in ("Solution I", "strategy 3"):
+        settings = {"run_eagerly": True, "jit_compile": False}
+        candidates[name, "eager"] = Candidate(FORMULATIONS[name], config, data, **settings)
+    for candidate in candidates.values():
+        candidate.fit(0, 2)  # traces and compiles
+    scale = data.train.steps(config.batch_size) / config.block_steps
+    seconds = {key: [] for key in candidates}
+    for turn in range(config.rounds):
+        for key in in_turn(candidates, turn):
+            seconds[key].append(candidates[key].fit(turn, config.block_steps)[0] * scale)
+        say(config, f"round {turn + 1}/{config.rounds} of timed blocks is done")
+    return seconds
+
+
+def in_turn(candidates, turn):
+    """Returns the candidates in an order that begins with another one every time."""
+    names = list(candidates)
+    first = turn % len(names)
+    return names[first:] + names[:first]
+
+
+def say(config, text):
+    if config.verbose:
+        print(text, flush=True)
+
+
+def speed(seconds, than):
+    """Returns how many times as fast as another one it is, the median over the turns."""
+    return statistics.median(b / a for a, b in zip(seconds, than, strict=True))
+
+
+def row(name, seconds, than, *more):
+    spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+    return [name, spread, f"{speed(seconds, than):.2f}", *more]
+
+
+def table(*rows):
+    head, *body = ("| " + " | ".join(cells) + " |" for cells in rows)
+    return "\n".join([head, "| " + " | ".join("---" for _ in rows[0]) + " |", *body, ""])
+
+
+def conduct(config, data, run_dir):
+    """Trains, times, and writes tables and the bar chart."""
+    epochs, losses = train_epochs(config, data, run_dir)
+    blocks = time_blocks(config, data)
+    # The first epoch traces.
+    after_first = {name: found[1:] or found for name, found in epochs.items()}
+    where = {name: make.__doc__.rstrip(".") for name, make in FORMULATIONS.items()}
+    head = ["seconds per epoch, median (min to max)", "times as fast as Solution I"]
+    trained = table(
+        ["trained in turn", "the loss stands in", *head, "total", "reconstruction", "KL"],
+        *(
+            [name, where[name], *row(name, found, after_first["Solution I"])[1:]]
+            + [f"{value:.6f}" for value in losses[name].values()]
+            for name, found in after_first.items()
+        ),
+    )
+    best = {
+        name: min(("graph", "XLA"), key=lambda way: statistics.median(blocks[name, way]))
+        for name in FORMULATIONS
+    }
+    at_best = table(
+        ["at its best", *head, "compiled as"],
+        *(
+            row(name, blocks[name, way], blocks["Solution I", best["Solution I"]], way)
+            for name, way in best.items()
+        ),
+    )
+    plain = blocks["loss in a function", "graph"]
+    questions = table(
+        ["timed in turn", *head],
+        *(
+            row(f"{name}, {way}", found, blocks["Solution I", "graph"])
+            for (name, way), found in blocks.items()
+        ),
+    )
+    claims = {
+        "loss in call instead of a function": speed(blocks["loss in call", "graph"], plain),
+        "BCE by Keras, KL only in the layer": speed(
+            blocks["KL only, BCE by Keras", "graph"], plain
+        ),
+        "TensorFlow operations instead of keras.ops": speed(plain, blocks["keras.ops", "graph"]),
+        "KL loss in the encoder instead of on top": speed(
+            blocks["strategy 1", "graph"], blocks["KL only, BCE by Keras", "graph"]
+        ),
+        "graph instead of eager, Solution I": speed(
+            blocks["Solution I", "graph"], blocks["Solution I", "eager"]
+        ),
+        "graph instead of eager, strategy 3": speed(
+            blocks["strategy 3", "graph"], blocks["strategy 3", "eager"]
+        ),
+        "XLA instead of graph, Solution I": speed(
+            blocks["Solution I", "XLA"], blocks["Solution I", "graph"]
+        ),
+        "no KL loss and no noise at all": speed(
+            blocks["plain autoencoder", "graph"], blocks["Solution I", "graph"]
+        ),
+    }
+    answers = table(
+        ["what is changed", "times as fast"],
+        *([name, f"{ratio:.2f}"] for name, ratio in claims.items()),
+    )
+    text = "\n".join([trained, at_best, questions, answers])
+    say(config, f"\n{text}")
+    (run_dir / "tables.md").write_text(text, encoding="utf-8")
+    vr.save_bars(
+        run_dir / "figures" / "seconds_per_epoch.png",
+        {f"{name}, {way}": found for (name, way), found in blocks.items()},
+        title=f"Convolutional VAE, {len(data.train):,} images, batch {config.batch_size}",
+        unit="seconds per epoch (median; line from smallest to largest)",
+        groups={f"{name}, {way}": way for name, way in blocks},
+    )
+    return {
+        "epochs": config.epochs,
+        "losses": losses,
+        "seconds_per_epoch": {
+            "trained": epochs,
+            **{f"{name}, {way}": found for (name, way), found in blocks.items()},
+        },
+        "times_as_fast": claims,
+    }
+
+
+if __name__ == "__main__":
+    runs.study(conduct, needs=["matplotlib"])

@@ -1,0 +1,387 @@
+"""The layers that bring the loss of a VAE into Keras' own models: figures, noise, saving.
+
+What they train is in test_layers_parity.py.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import scipy.special
+import tensorflow as tf
+
+from vae_research import (
+    VAE,
+    AddLossModel,
+    Bernoulli,
+    GaussianBottleneck,
+    KLDivergence,
+    KLLossLayer,
+    SamplingLayer,
+    VAELossLayer,
+    dense_decoder,
+    dense_encoder,
+    named,
+)
+from vae_research.randomness import evaluation_key, fold_in, standard_normal, training_key
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PLACES = ("top", "encoder", "model", "step")
+LAYERS = PLACES[:3]
+SHAPE, LATENT, FACTOR, SEED = (3, 2, 1), 2, 0.3, 5
+IMAGES = np.random.default_rng(0).random((5, *SHAPE)).astype("float32")
+FIGURES = {"loss", "total_loss", "reco_loss", "kl_loss"}
+RTOL = 1e-5  # of float32 figures
+
+
+def networks(scale=1.0):
+    """Returns the same small encoder and decoder every time."""
+    pair = (
+        dense_encoder(SHAPE, LATENT, hidden_units=(4,), activation="tanh"),
+        dense_decoder(SHAPE, LATENT, hidden_units=(4,), activation="tanh"),
+    )
+    rng = np.random.default_rng(1)
+    for network in pair:
+        network.set_weights([scale * rng.standard_normal(w.shape) for w in network.get_weights()])
+    return pair
+
+
+@pytest.fixture
+def compiled(formulate):
+    """A function that makes one of the formulations, compiled to stand still unless told to."""
+
+    def compiled(place, optimizer=None, pair=None, **settings):
+        settings = {"jit_compile": False} | settings
+        if place == "encoder":
+            entropy = keras.metrics.BinaryCrossentropy(from_logits=True, name="reco_loss")
+            settings["metrics"] = [entropy]
+        formulation = formulate(place, *(pair or networks()), FACTOR, SEED)
+        return formulation.compile(optimizer or keras.optimizers.SGD(0.0), **settings)
+
+    return compiled
+
+
+def figures_by_hand(pair, x, key):
+    """Returns cross-entropy and KL loss of each example, in float64, without the layers."""
+    encoder, decoder = pair
+    codes = {name: code.numpy().astype(np.float64) for name, code in encoder(x).items()}
+    mean, log_var = codes["z_mean"], codes["z_log_var"]
+    noise = standard_normal(mean.shape, fold_in(key, "bottleneck")).numpy()
+    logits = decoder(mean + np.exp(log_var / 2) * noise)["logits"].numpy().astype(np.float64)
+    log_p, log_not_p = scipy.special.log_expit(logits), scipy.special.log_expit(-logits)
+    entropy = -(x * log_p + (1 - x) * log_not_p).mean(axis=(1, 2, 3))
+    return entropy, FACTOR * -(1 + log_var - mean**2 - np.exp(log_var)).mean(axis=1)
+
+
+# Figures.
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("place", LAYERS)
+def test_fit_reports_means_over_examples_also_with_a_short_last_batch(compiled, place, jit_compile):
+    formulation = compiled(place, jit_compile=jit_compile)
+    found = {k: v[0] for k, v in formulation.fit(IMAGES, batch_size=2).items()}
+    pair = formulation.encoder, formulation.decoder
+    batches = [
+        figures_by_hand(pair, IMAGES[2 * step : 2 * step + 2], training_key(SEED, step))
+        for step in range(3)  # of two, two and one examples
+    ]
+    entropy, kl = (np.concatenate(values) for values in zip(*batches, strict=True))
+    assert found.keys() == FIGURES - ({"total_loss"} if place == "encoder" else set())
+    assert found["reco_loss"] == pytest.approx(entropy.mean(), rel=RTOL)
+    assert found["kl_loss"] == pytest.approx(kl.mean(), rel=RTOL)
+    assert found["loss"] == pytest.approx((entropy + kl).mean(), rel=RTOL)
+    assert found.get("total_loss", found["loss"]) == pytest.approx(found["loss"], rel=RTOL)
+    # The mutant, a mean over batches, is another number.
+    assert np.mean([kl.mean() for _, kl in batches]) != pytest.approx(kl.mean(), rel=0.01)
+
+
+@pytest.mark.parametrize("place", LAYERS)
+def test_evaluate_reports_the_same_figures_every_time(compiled, place):
+    formulation = compiled(place)
+    arrays = (IMAGES, IMAGES) if place == "encoder" else (IMAGES,)
+    first, second = (
+        formulation.model.evaluate(*arrays, batch_size=5, verbose=0, return_dict=True)
+        for _ in range(2)
+    )
+    assert first == second
+    pair = formulation.encoder, formulation.decoder
+    entropy, kl = figures_by_hand(pair, IMAGES, evaluation_key(SEED, 0))
+    assert first["reco_loss"] == pytest.approx(entropy.mean(), rel=RTOL)
+    assert first["kl_loss"] == pytest.approx(kl.mean(), rel=RTOL)
+    assert first["loss"] == pytest.approx((entropy + kl).mean(), rel=RTOL)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("place", LAYERS)
+def test_metrics_begin_anew_with_every_epoch_and_evaluation(compiled, place, eager):
+    # The KL loss has no noise: standing still it is the same in every epoch, and another one for
+    # other data, whatever was seen before.
+    formulation = compiled(place, run_eagerly=eager)
+    pair = formulation.encoder, formulation.decoder
+    kl = figures_by_hand(pair, IMAGES, evaluation_key(SEED, 0))[1]
+    validation = (IMAGES[:2], IMAGES[:2]) if place == "encoder" else IMAGES[:2]
+    found = formulation.fit(IMAGES, epochs=3, validation_data=validation)
+    np.testing.assert_allclose(found["kl_loss"], [kl.mean()] * 3, rtol=RTOL)
+    np.testing.assert_allclose(found["val_kl_loss"], [kl[:2].mean()] * 3, rtol=RTOL)
+    assert kl[:2].mean() != pytest.approx(kl.mean(), rel=0.01)
+    # Losses of earlier steps are not added up either.
+    np.testing.assert_allclose(found["loss"], np.add(found["reco_loss"], kl.mean()), rtol=RTOL)
+
+
+# Targets.
+
+
+@pytest.mark.parametrize("place", ["top", "model", "step"])
+def test_fit_needs_no_y(compiled, place):
+    formulation = compiled(place)
+    history = formulation.model.fit(IMAGES, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    dataset = tf.data.Dataset.from_tensor_slices(IMAGES).batch(5)
+    again = formulation.start(0).model.fit(dataset, verbose=0, shuffle=False).history
+    assert again["kl" if place == "step" else "kl_loss"] == pytest.approx(
+        history["kl" if place == "step" else "kl_loss"], rel=RTOL
+    )
+
+
+def test_loss_left_to_keras_needs_a_y(compiled):
+    with pytest.raises(ValueError, match=r"^None values not supported\.$"):
+        compiled("encoder").model.fit(IMAGES, verbose=0)
+
+
+# Saving and loading.
+
+
+def loaded_sampling(model):
+    (layer,) = (v for v in model._flatten_layers() if isinstance(v, SamplingLayer))
+    return layer
+
+
+@pytest.mark.parametrize("place", LAYERS)
+def test_loaded_model_trains_on_as_the_saved_one(compiled, place, tmp_path):
+    formulation = compiled(place, keras.optimizers.SGD(0.5, momentum=0.9))
+    formulation.fit(IMAGES, epochs=3)
+    formulation.model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(formulation.model)
+    assert loaded_sampling(loaded).seed == SEED
+    assert int(loaded_sampling(loaded).counter) == int(loaded.optimizer.iterations) == 3
+    arrays = (IMAGES, IMAGES) if place == "encoder" else (IMAGES,)
+    expected = formulation.fit(IMAGES)
+    found = loaded.fit(*arrays, batch_size=5, shuffle=False, verbose=0).history
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=RTOL)
+    before = keras.models.load_model(tmp_path / "model.keras").get_weights()
+    pairs = zip(loaded.get_weights(), formulation.model.get_weights(), before, strict=True)
+    for a, b, old in pairs:
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert np.max(np.abs(b - old)) > 1e-4, "all weights moved, and the counter"
+
+
+def test_models_are_loaded_by_a_process_that_only_imports_the_package(compiled, tmp_path):
+    for place in LAYERS:
+        formulation = compiled(place, keras.optimizers.SGD(0.5))
+        formulation.fit(IMAGES)
+        formulation.model.save(tmp_path / f"{place}.keras")
+    np.save(tmp_path / "images.npy", IMAGES)
+    program = f"""
+        import keras, vae_research
+        import numpy, pathlib
+        folder = pathlib.Path({str(tmp_path)!r})
+        x = numpy.load(folder / "images.npy")
+        for place in {LAYERS!r}:
+            model = keras.models.load_model(folder / f"{{place}}.keras")
+            losses = model.fit(x, x, epochs=2, verbose=0).history["loss"]
+            assert numpy.isfinite(losses).all()
+            print(place, int(model.optimizer.iterations))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["top 3", "encoder 3", "model 3"]
+
+
+# Noise.
+
+MEAN = np.array([[0.5, -1.0], [2.0, 0.0], [0.0, 0.1]], "float32")
+LOG_VAR = np.array([[0.0, -2.0], [1.0, -8.0], [0.3, 0.0]], "float32")
+
+
+def sample(seed=0, counter=0, training=True):
+    layer = SamplingLayer(seed)
+    layer.counter.assign(counter)
+    return layer(MEAN, LOG_VAR, training=training).numpy()
+
+
+@pytest.mark.parametrize(("seed", "step"), [(0, 0), (5, 7), (2**32 - 1, 123456)])
+def test_noise_is_that_of_a_vae_at_this_step(seed, step):
+    terms = [Bernoulli(), KLDivergence()]
+    vae = VAE(networks()[0], GaussianBottleneck(LATENT), networks()[1], terms, seed=seed)
+    for training, key in ((True, training_key(seed, step)), (False, vae.evaluation_key(0))):
+        tensors = vae.forward(IMAGES, training=training, seed=key)
+        layer = SamplingLayer(seed)
+        layer.counter.assign(step)
+        z = layer(tensors["z_mean"], tensors["z_log_var"], training=training)
+        np.testing.assert_allclose(z, tensors["z"], rtol=1e-6)
+
+
+def test_noise_depends_on_seed_and_step_and_on_nothing_else():
+    np.testing.assert_array_equal(sample(5, 7), sample(5, 7))
+    different = [sample(seed, step) for seed in (0, 1, 5) for step in (0, 1, 7)]
+    for index, one in enumerate(different):
+        assert all(np.abs(one - other).max() > 0.01 for other in different[:index])
+
+
+def test_noise_of_evaluations_is_always_the_same_and_not_that_of_training():
+    evaluated = sample(5, 0, training=False)
+    np.testing.assert_array_equal(sample(5, 7, training=False), evaluated)
+    assert np.abs(sample(6, 0, training=False) - evaluated).max() > 0.01
+    assert np.abs(sample(5, 0) - evaluated).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}, {"jit_compile": "auto"}],
+    ids=str,
+)
+@pytest.mark.parametrize("place", LAYERS)
+def test_counter_counts_training_steps_and_nothing_else(compiled, place, settings):
+    formulation = compiled(place, **settings)
+    model, counter = formulation.model, formulation.sampling.counter
+    arrays = (IMAGES, IMAGES) if place == "encoder" else (IMAGES,)
+    assert int(counter) == 0
+    formulation.fit(IMAGES, batch_size=2, validation_data=arrays)
+    assert int(counter) == 3 == int(model.optimizer.iterations)
+    model.evaluate(*arrays, batch_size=2, verbose=0)
+    model.predict(IMAGES, verbose=0)
+    model(IMAGES)
+    assert int(counter) == 3
+    model.train_on_batch(IMAGES, IMAGES)
+    assert int(counter) == 4
+
+
+def test_sample_has_the_mean_and_the_standard_deviation_that_it_is_given():
+    rows = 40_000
+    mean, deviation = np.array([1.5, -3.0]), np.array([2.0, 0.1])
+    log_var = np.tile(np.float32(2 * np.log(deviation)), [rows, 1])
+    z = SamplingLayer(3)(np.tile(np.float32(mean), [rows, 1]), log_var, training=True).numpy()
+    # Four standard errors: s / sqrt(n) of a mean, s / sqrt(2 n) of a standard deviation.
+    assert np.all(np.abs(z.mean(axis=0) - mean) < 4 * deviation / np.sqrt(rows))
+    assert np.all(np.abs(z.std(axis=0) - deviation) < 4 * deviation / np.sqrt(2 * rows))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, True, 1.5, "1", None])
+def test_bad_seed_is_refused(seed):
+    for make in (SamplingLayer, lambda seed: AddLossModel(*networks(), 1.0, seed=seed)):
+        with pytest.raises(ValueError, match=r"seed must be an integer from 0 to 2\*\*32 - 1, got"):
+            make(seed)
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize("make", [VAELossLayer, KLLossLayer, lambda f: AddLossModel(None, None, f)])
+@pytest.mark.parametrize(
+    "factor", [-0.1, float("nan"), float("inf"), True, "1", None, keras.Input((1,))], ids=str
+)
+def test_bad_factor_is_refused(make, factor):
+    with pytest.raises(ValueError, match=r"factor must be a finite number >= 0, got .+\."):
+        make(factor)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (6,), (3, 2, 3), (2, 3, 1)])
+def test_targets_and_logits_of_different_shapes_are_refused(shape):
+    message = r"targets of shape \(.*3, 2, 1\) with logits of shape .* must have the same shape"
+    with pytest.raises(ValueError, match=message):
+        VAELossLayer(1.0)(MEAN, LOG_VAR, IMAGES[:3], tf.zeros([3, *shape]))
+    model = AddLossModel(networks()[0], dense_decoder(shape, LATENT), 1.0)
+    model.compile("sgd", loss=None)
+    with pytest.raises(ValueError, match=message):
+        model.fit(IMAGES, verbose=0)
+
+
+def sequential(units, *more):
+    return keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(units), *more])
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("which", ["encoder", "decoder"])
+def test_networks_without_names_are_refused_with_the_cure(which, eager):
+    encoder, decoder = networks()
+    if which == "encoder":
+        encoder, wanted = sequential(2 * LATENT), "z_mean and z_log_var"
+    else:
+        decoder, wanted = sequential(6, keras.layers.Reshape(SHAPE)), "logits"
+    model = AddLossModel(encoder, decoder, 1.0)
+    model.compile("sgd", loss=None, run_eagerly=eager)
+    message = rf"must write {wanted}; got outputs without names\. vae_research\.named gives"
+    with pytest.raises(ValueError, match=message):
+        model.fit(IMAGES, verbose=0)
+
+
+def test_networks_with_other_names_are_refused_with_those():
+    other = dense_encoder(SHAPE, LATENT, outputs=("z_mean", "z_scale"))
+    with pytest.raises(ValueError, match="must write z_mean and z_log_var; got z_mean, z_scale"):
+        AddLossModel(other, networks()[1], 1.0)(IMAGES)
+
+
+def test_named_sequential_networks_are_trained_saved_and_loaded(tmp_path):
+    model = AddLossModel(
+        named(sequential(2 * LATENT), "z_mean", "z_log_var"),
+        named(sequential(6, keras.layers.Reshape(SHAPE)), "logits"),
+        FACTOR,
+    )
+    model.compile(keras.optimizers.SGD(0.5), loss=None)
+    losses = model.fit(IMAGES, batch_size=5, epochs=20, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(IMAGES, verbose=0), model(IMAGES), rtol=1e-5)
+
+
+# Sixteen bits.
+
+
+@pytest.mark.parametrize("place", LAYERS)
+def test_layers_compute_in_float32_whatever_the_networks_compute_in(compiled, place):
+    # Heads of one's own are in sixteen bits too; those of this package are not.
+    def pair():
+        x, z = keras.Input(SHAPE), keras.Input((LATENT,))
+        flat = keras.layers.Flatten()(x)
+        codes = {n: keras.layers.Dense(LATENT, name=n)(flat) for n in ("z_mean", "z_log_var")}
+        logits = keras.layers.Reshape(SHAPE)(keras.layers.Dense(6)(z))
+        found = keras.Model(x, codes), keras.Model(z, {"logits": logits})
+        rng = np.random.default_rng(1)
+        for network in found:
+            network.set_weights([rng.standard_normal(w.shape) for w in network.get_weights()])
+        return found
+
+    expected = compiled(place, pair=pair()).fit(IMAGES)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        formulation = compiled(place, pair=pair())
+        assert formulation.encoder(IMAGES)["z_mean"].dtype == "bfloat16"
+        assert formulation.sampling(MEAN, LOG_VAR).dtype == "float32"
+        for layer in (VAELossLayer(1.0), KLLossLayer(1.0), SamplingLayer()):
+            assert layer.compute_dtype == layer.variable_dtype == "float32"
+        found = formulation.fit(IMAGES)
+        mean, log_var = (tf.cast(v, "bfloat16") for v in (0 * MEAN, 0 * LOG_VAR + 0.0625))
+        layer = KLLossLayer(1.0)
+        layer(mean, log_var)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=0.02), name  # bfloat16 has eight bits
+    # exp(1/16) - 1 - 1/16 is 0.0019944589; bfloat16 steps by 0.008 near one.
+    assert float(layer.losses[0]) == pytest.approx(np.expm1(0.0625) - 0.0625, rel=1e-5)

@@ -1,0 +1,143 @@
+"""Plots as PNG files, with matplotlib (the extra `figures`); they need no display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def save_scatter(
+    path: str | Path,
+    codes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    title: str,
+    axes: Sequence[str] = ("z[0]", "z[1]"),
+) -> None:
+    """Writes a picture of codes in a plane, coloured by label.
+
+    Args:
+        path: the PNG file.
+        codes: `[count, 2]`.
+        labels: `[count]` integers; up to 20 colours differ.
+        title: of the picture.
+        axes: what the axes are.
+    """
+    canvas, plot = _canvas(6.4, 5.6)
+    classes = np.unique(labels)
+    colours = "tab10" if len(classes) <= 10 else "tab20"
+    # In the order of the data and not of the labels, so that no class covers the others.
+    points = plot.scatter(
+        *np.asarray(codes).T, c=np.searchsorted(classes, labels), s=3, alpha=0.7, cmap=colours
+    )
+    points.set_clim(-0.5, (10 if len(classes) <= 10 else 20) - 0.5)
+    marks = [
+        plot.scatter([], [], s=25, color=points.to_rgba(index), label=str(label))
+        for index, label in enumerate(classes)
+    ]
+    plot.legend(handles=marks, title="label", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    plot.set(title=title, xlabel=axes[0], ylabel=axes[1])
+    plot.set_aspect("equal", adjustable="datalim")
+    plot.grid(alpha=0.3)
+    canvas.savefig(path, dpi=110)
+
+
+def save_plane(
+    path: str | Path, picture: np.ndarray, low: Sequence[float], high: Sequence[float], title: str
+) -> None:
+    """Writes a picture of images over the part of the latent plane that they were decoded from.
+
+    Args:
+        path: the PNG file.
+        picture: `[height, width, 1 or 3]` in [0, 1], as `decoded_plane` returns it.
+        low: the code of the lower left corner.
+        high: the code of the upper right corner.
+        title: of the picture.
+    """
+    canvas, plot = _canvas(6.0, 5.8)
+    plot.imshow(
+        picture.squeeze(),
+        extent=(low[0], high[0], low[1], high[1]),
+        aspect="auto",
+        cmap="gray",
+        vmin=0.0,
+        vmax=1.0,
+    )
+    plot.set(title=title, xlabel="z[0]", ylabel="z[1]")
+    canvas.savefig(path, dpi=110)
+
+
+def save_bars(
+    path: str | Path,
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    unit: str,
+    groups: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a bar chart of medians, with a line from the smallest to the largest value.
+
+    Args:
+        path: the PNG file.
+        values: measurements by the name of their bar.
+        title: of the picture.
+        unit: what the measurements are, with their unit.
+        groups: names of bars to the name of their group, which has a colour of its own.
+    """
+    canvas, plot = _canvas(8.4, 0.42 * len(values) + 1.6)
+    groups = groups or {}
+    kinds = list(dict.fromkeys(groups.get(name, "") for name in values))
+    seen = set()
+    for row, (name, found) in enumerate(values.items()):
+        middle, kind = float(np.median(found)), groups.get(name, "")
+        spread = [[middle - min(found)], [max(found) - middle]]
+        label = kind if kind and kind not in seen else None
+        seen.add(kind)
+        plot.barh(row, middle, xerr=spread, color=f"C{kinds.index(kind)}", capsize=3, label=label)
+        plot.annotate(
+            f"{middle:.1f}", (max(found), row), (5, 0), textcoords="offset points", va="center"
+        )
+    plot.set_yticks(range(len(values)), list(values))
+    plot.invert_yaxis()
+    plot.set(title=title, xlabel=unit)
+    plot.margins(x=0.12)
+    plot.set_xlim(left=0.0)
+    plot.grid(alpha=0.3, axis="x")
+    if len(kinds) > 1:
+        plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    canvas.savefig(path, dpi=110)
+
+
+def save_curves(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the curves of reconstruction, KL divergence and ELBO, or of the loss, by epoch.
+
+    Args:
+        path: the PNG file.
+        records: the lines of metrics.jsonl.
+    """
+    names = [name for name in ("reconstruction", "kl", "elbo") if f"train/{name}" in records[0]]
+    names = names if "elbo" in names else ["loss"]
+    canvas, plots = _canvas(4 * len(names), 3.2, len(names))
+    epochs = [record["epoch"] for record in records]
+    for plot, name in zip(np.ravel(plots), names, strict=True):
+        for split, style in (("train", "C0-"), ("validation", "C1--")):
+            if f"{split}/{name}" in records[0]:
+                values = [record[f"{split}/{name}"] for record in records]
+                plot.plot(epochs, values, style, marker="o", markersize=3, label=split)
+        plot.set_title({"kl": "KL divergence", "elbo": "ELBO"}.get(name, name))
+        plot.set_xlabel("epoch")
+        plot.set_ylabel("nats per example")
+        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.grid(alpha=0.3)
+        plot.legend()
+    canvas.savefig(path, dpi=120)
+
+
+def _canvas(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # needs no display and no global state
+
+    canvas = Figure(figsize=(width, height), layout="constrained")
+    return canvas, canvas.subplots(1, columns)
