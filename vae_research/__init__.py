@@ -48,6 +48,8 @@ _MODULES = {
     "VAELossLayer": "layers",
     "KLLossLayer": "layers",
     "AddLossModel": "layers",
+    "pixel_mean_cross_entropy": "layers",
+    "latent_mean_kl": "layers",
     "Data": "data",
     "DataError": "data",
     "load_data": "data",
