@@ -71,6 +71,21 @@ FORMULATIONS = {
 }
 
 
+# What is changed: from what is timed before to what is timed after.
+FUNCTION, KL_ONLY = ("loss in a function", "graph"), ("KL only, BCE by Keras", "graph")
+CHANGES = {
+    "loss in call instead of a function": (FUNCTION, ("loss in call", "graph")),
+    "BCE by Keras, KL only in the layer": (FUNCTION, KL_ONLY),
+    "KL loss in the encoder instead of on top": (KL_ONLY, ("strategy 1", "graph")),
+    "TensorFlow operations instead of keras.ops": (("keras.ops", "graph"), FUNCTION),
+    "graph instead of eager, Solution I": (("Solution I", "eager"), ("Solution I", "graph")),
+    "graph instead of eager, strategy 3": (("strategy 3", "eager"), ("strategy 3", "graph")),
+    "XLA instead of graph, Solution I": (("Solution I", "graph"), ("Solution I", "XLA")),
+    "XLA instead of graph, strategy 3": (("strategy 3", "graph"), ("strategy 3", "XLA")),
+    "no KL loss and no noise at all": (("Solution I", "graph"), ("plain autoencoder", "graph")),
+}
+
+
 def on_top(encoder, decoder, config, layer):
     """Returns a functional VAE that ends in a layer of (z_mean, z_log_var, inputs, logits)."""
     import keras
@@ -172,8 +187,9 @@ class Candidate:
             on_epoch_begin=lambda *_: times.append(time.perf_counter()),
             on_epoch_end=lambda *_: times.append(time.perf_counter()),
         )
+        callbacks = [clock, runs.StopAtSignal()]
         history = self.model.fit(
-            batches, steps_per_epoch=steps, callbacks=[clock], shuffle=False, verbose=0
+            batches, steps_per_epoch=steps, callbacks=callbacks, shuffle=False, verbose=0
         ).history
         return times[1] - times[0], {name: values[-1] for name, values in history.items()}
 
@@ -266,101 +282,73 @@ def say(config, text):
         print(text, flush=True)
 
 
-def speed(seconds, than):
-    """Returns how many times as fast as another one it is, the median over the turns."""
-    return statistics.median(b / a for a, b in zip(seconds, than, strict=True))
-
-
-def row(name, seconds, than, *more):
-    spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-    return [name, spread, f"{speed(seconds, than):.2f}", *more]
-
-
-def table(*rows):
-    head, *body = ("| " + " | ".join(cells) + " |" for cells in rows)
-    return "\n".join([head, "| " + " | ".join("---" for _ in rows[0]) + " |", *body, ""])
-
-
 def conduct(config, data, run_dir):
     """Trains, times, and writes tables and the bar chart."""
-    epochs, losses = train_epochs(config, data, run_dir)
+    trained, losses = train_epochs(config, data, run_dir)
     blocks = time_blocks(config, data)
-    # The first epoch traces.
-    after_first = {name: found[1:] or found for name, found in epochs.items()}
-    where = {name: make.__doc__.rstrip(".") for name, make in FORMULATIONS.items()}
+    answers = {
+        change: speed(blocks[after], blocks[before]) for change, (before, after) in CHANGES.items()
+    }
+    vr.save_bars(
+        run_dir / "figures" / "seconds_per_epoch.png",
+        {", ".join(key): found for key, found in blocks.items()},
+        title=f"Convolutional VAE, {len(data.train):,} images, batch {config.batch_size}",
+        unit="seconds per epoch (median; line from smallest to largest)",
+        groups={", ".join(key): key[1] for key in blocks},
+    )
+    return {
+        "tables": "\n".join(tables(trained, losses, blocks, answers)),
+        "epochs": config.epochs,
+        "losses": losses,
+        "seconds_per_epoch": {
+            "trained": trained,
+            "timed": {", ".join(key): found for key, found in blocks.items()},
+        },
+        "times_as_fast": answers,
+    }
+
+
+def tables(trained, losses, blocks, answers):
+    """Returns the formulations trained in turn, at their best, all that was timed, and answers."""
     head = ["seconds per epoch, median (min to max)", "times as fast as Solution I"]
-    trained = table(
+    after_first = {name: found[1:] or found for name, found in trained.items()}  # which traces
+    base = after_first["Solution I"]
+    yield runs.markdown_table(
         ["trained in turn", "the loss stands in", *head, "total", "reconstruction", "KL"],
-        *(
-            [name, where[name], *row(name, found, after_first["Solution I"])[1:]]
+        [
+            [name, FORMULATIONS[name].__doc__.rstrip("."), *cells(found, base)]
             + [f"{value:.6f}" for value in losses[name].values()]
             for name, found in after_first.items()
-        ),
+        ],
     )
     best = {
         name: min(("graph", "XLA"), key=lambda way: statistics.median(blocks[name, way]))
         for name in FORMULATIONS
     }
-    at_best = table(
-        ["at its best", *head, "compiled as"],
-        *(
-            row(name, blocks[name, way], blocks["Solution I", best["Solution I"]], way)
-            for name, way in best.items()
-        ),
+    base = blocks["Solution I", best["Solution I"]]
+    yield runs.markdown_table(
+        ["at its best", *head],
+        [[f"{name}, {way}", *cells(blocks[name, way], base)] for name, way in best.items()],
     )
-    plain = blocks["loss in a function", "graph"]
-    questions = table(
+    base = blocks["Solution I", "graph"]
+    yield runs.markdown_table(
         ["timed in turn", *head],
-        *(
-            row(f"{name}, {way}", found, blocks["Solution I", "graph"])
-            for (name, way), found in blocks.items()
-        ),
+        [[", ".join(key), *cells(found, base)] for key, found in blocks.items()],
     )
-    claims = {
-        "loss in call instead of a function": speed(blocks["loss in call", "graph"], plain),
-        "BCE by Keras, KL only in the layer": speed(
-            blocks["KL only, BCE by Keras", "graph"], plain
-        ),
-        "TensorFlow operations instead of keras.ops": speed(plain, blocks["keras.ops", "graph"]),
-        "KL loss in the encoder instead of on top": speed(
-            blocks["strategy 1", "graph"], blocks["KL only, BCE by Keras", "graph"]
-        ),
-        "graph instead of eager, Solution I": speed(
-            blocks["Solution I", "graph"], blocks["Solution I", "eager"]
-        ),
-        "graph instead of eager, strategy 3": speed(
-            blocks["strategy 3", "graph"], blocks["strategy 3", "eager"]
-        ),
-        "XLA instead of graph, Solution I": speed(
-            blocks["Solution I", "XLA"], blocks["Solution I", "graph"]
-        ),
-        "no KL loss and no noise at all": speed(
-            blocks["plain autoencoder", "graph"], blocks["Solution I", "graph"]
-        ),
-    }
-    answers = table(
+    yield runs.markdown_table(
         ["what is changed", "times as fast"],
-        *([name, f"{ratio:.2f}"] for name, ratio in claims.items()),
+        [[change, f"{ratio:.2f}"] for change, ratio in answers.items()],
     )
-    text = "\n".join([trained, at_best, questions, answers])
-    say(config, f"\n{text}")
-    (run_dir / "tables.md").write_text(text, encoding="utf-8")
-    vr.save_bars(
-        run_dir / "figures" / "seconds_per_epoch.png",
-        {f"{name}, {way}": found for (name, way), found in blocks.items()},
-        title=f"Convolutional VAE, {len(data.train):,} images, batch {config.batch_size}",
-        unit="seconds per epoch (median; line from smallest to largest)",
-        groups={f"{name}, {way}": way for name, way in blocks},
-    )
-    return {
-        "epochs": config.epochs,
-        "losses": losses,
-        "seconds_per_epoch": {
-            "trained": epochs,
-            **{f"{name}, {way}": found for (name, way), found in blocks.items()},
-        },
-        "times_as_fast": claims,
-    }
+
+
+def cells(seconds, than):
+    spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+    return [spread, f"{speed(seconds, than):.2f}"]
+
+
+def speed(seconds, than):
+    """Returns how many times as fast as another one it is, the median over the turns."""
+    return statistics.median(b / a for a, b in zip(seconds, than, strict=True))
 
 
 if __name__ == "__main__":

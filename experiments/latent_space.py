@@ -82,11 +82,8 @@ def conduct(config, data, run_dir):
     )
     separation = separated(wide, run_dir)
     results = compared(planes, config)
-    text = "\n".join([tables(planes, results, config), separation_table(separation, wide)])
-    if config.verbose:
-        print(f"\n{text}", flush=True)
-    (run_dir / "tables.md").write_text(text, encoding="utf-8")
     return {
+        "tables": "\n".join([*tables(planes, results, config), separation_table(separation, wide)]),
         "models": [
             {"kl_factor": factor, "seed": seed} | found for (factor, seed), found in planes.items()
         ],
@@ -196,7 +193,7 @@ def tables(planes, results, config):
         spread = zip(middle, smallest, largest, strict=True)
         cells = [f"{a:.1f} ({b:.1f} to {c:.1f})" for a, b, c in spread]
         ratios.append([f"factor {factor:g}", str(len(found)), *cells])
-    return table(head, *rows) + "\n" + table(head_of_ratios, *ratios)
+    return runs.markdown_table(head, rows), runs.markdown_table(head_of_ratios, ratios)
 
 
 def separated(run, run_dir):
@@ -226,17 +223,15 @@ def separated(run, run_dir):
 
 
 def separation_table(found, run):
-    return table(
+    places = {
+        f"in {found['latent_dim']} latent dimensions": "neighbour_accuracy",
+        "in the t-SNE picture": "neighbour_accuracy_t_sne",
+        "in pixels, for comparison": "neighbour_accuracy_pixels",
+    }
+    return runs.markdown_table(
         [f"{NEIGHBOURS} nearest neighbours right, {titled(run)}", "share"],
-        [f"in {found['latent_dim']} latent dimensions", f"{found['neighbour_accuracy']:.1%}"],
-        ["in the t-SNE picture", f"{found['neighbour_accuracy_t_sne']:.1%}"],
-        ["in pixels, for comparison", f"{found['neighbour_accuracy_pixels']:.1%}"],
+        [[place, f"{found[name]:.1%}"] for place, name in places.items()],
     )
-
-
-def table(*rows):
-    head, *body = ("| " + " | ".join(cells) + " |" for cells in rows)
-    return "\n".join([head, "| " + " | ".join("---" for _ in rows[0]) + " |", *body, ""])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((CHECKOUT / "experiments").glob("[!_]*.py"))
 every_experiment = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+STUDIES = [path for path in EXPERIMENTS if "runs.study(" in path.read_text("utf-8")]
 
 RANDOM = np.random.default_rng(0)
 SMALLER = {
@@ -27,6 +28,11 @@ SMALLER = {
     "latent_dim": "2",
     "importance_samples": "2",
     "hidden_units": "8",
+    "filters": "2,2",
+    "repeats": "1",
+    "wide_latent_dim": "3",
+    "rounds": "1",
+    "block_steps": "1",
 }
 
 
@@ -63,13 +69,14 @@ def header_flags(path):
 
 def parsed(path, flags, without_tensorflow):
     """The flags of an experiment, as its command line gives them."""
+    entry = "conduct" if path in STUDIES else "build"
     code = f"""
 import json
 import sys
 from experiments import {path.stem}
 from vae_research.runs.flags import parse
 
-print(json.dumps(parse({path.stem}.build, sys.argv[1:]).as_dict()))
+print(json.dumps(parse({path.stem}.{entry}, sys.argv[1:]).as_dict()))
 """
     process = python("-c", code, *flags, cwd=CHECKOUT, first=without_tensorflow)
     assert process.returncode == 0, process.stderr
@@ -81,7 +88,9 @@ def finished(tmp_path_factory, without_tensorflow):
     """Runs an experiment as its header says, but smaller: once, however many tests ask."""
     folder = tmp_path_factory.mktemp("finished")
     images = RANDOM.integers(0, 256, (3, 32, 8, 8), dtype=np.uint8)
-    np.savez(folder / "images.npz", train=images[0], validation=images[1][:16], test=images[2][:16])
+    arrays = {"train": images[0], "validation": images[1][:16], "test": images[2][:16]}
+    labels = {f"{name}_labels": 3 + np.arange(len(array)) % 4 for name, array in arrays.items()}
+    np.savez(folder / "images.npz", **arrays, **labels)
     runs = {}
 
     def run(path, as_module=False):
@@ -114,11 +123,28 @@ def tensors_of(run_dir, split):
     return values
 
 
-def check_run(run_dir, process):
-    """Asserts that a run came to its end, with figures on the screen and tags in TensorBoard."""
+def check_end(process):
+    """Asserts that a process came to its end, and that warnings are one line each."""
     assert process.returncode == 0, process.stderr
     odd = [line for line in process.stderr.splitlines() if not line.startswith("warning: ")]
     assert odd == []
+
+
+def check_study(run_dir, process):
+    """Asserts that a study wrote its summary, its tables, and its figures in TensorBoard, too."""
+    check_end(process)
+    assert json.loads((run_dir / "summary.json").read_text("utf-8"))["status"] == "done"
+    assert (run_dir / "tables.md").read_text("utf-8") in process.stdout
+    names = {path.stem for path in (run_dir / "figures").glob("*.png")}
+    assert names
+    assert names == {tag for tag in tensors_of(run_dir, "study") if tag != "step"}
+    for name in names:
+        assert f"figures/{name}.png" in process.stdout
+
+
+def check_run(run_dir, process):
+    """Asserts that a run came to its end, with figures on the screen and tags in TensorBoard."""
+    check_end(process)
     _, _, table = process.stdout.partition("Test figures:\n")
     summary = json.loads((run_dir / "summary.json").read_text("utf-8"))
     assert {"elbo", "negative_log_likelihood", "active_units"} <= set(summary["test"])
@@ -137,6 +163,7 @@ def check_run(run_dir, process):
 def test_there_are_experiments():
     names = {path.stem for path in EXPERIMENTS}
     assert {"vae_mnist", "iwae_mnist", "own_loss_term"} <= names
+    assert {path.stem for path in STUDIES} >= {"kl_formulations", "latent_space"}
 
 
 @every_experiment
@@ -150,7 +177,8 @@ def test_the_header_says_what_a_reader_needs(path, without_tensorflow):
 
 @every_experiment
 def test_the_command_in_the_header_runs(path, finished):
-    check_run(*finished(path))
+    check = check_study if path in STUDIES else check_run
+    check(*finished(path))
 
 
 def test_an_experiment_is_a_module_too(finished):
@@ -170,6 +198,60 @@ def test_a_bad_flag_is_answered_without_tensorflow(path, given, word, tmp_path, 
     assert re.fullmatch(rf"{path.stem}: [^\n]*{re.escape(word)}[^\n]*\n", process.stderr)
     assert process.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def read_summary(folder):
+    return json.loads((folder / "summary.json").read_text("utf-8"))
+
+
+def test_the_four_formulations_train_alike_and_are_timed(finished):
+    run_dir, _ = finished(CHECKOUT / "experiments" / "kl_formulations.py")
+    summary = read_summary(run_dir)
+    losses = summary["losses"]
+    assert set(losses) == {"Solution I", "strategy 1", "strategy 2", "strategy 3"}
+    for name, found in losses.items():
+        assert found["total_loss"] == pytest.approx(found["reco_loss"] + found["kl_loss"])
+        for kind, value in found.items():
+            assert value == pytest.approx(losses["Solution I"][kind], rel=1e-5, abs=1e-7), name
+        tags = tensors_of(run_dir, name.replace(" ", "_"))
+        assert set(tags) == {*found, "seconds_per_epoch"}
+        assert float(tags["kl_loss"]) == pytest.approx(found["kl_loss"])
+    times = summary["seconds_per_epoch"]["timed"]
+    assert all(value > 0.0 for value in summary["seconds_per_epoch"]["trained"]["strategy 3"])
+    assert {f"{name}, {way}" for name in losses for way in ("graph", "XLA")} < set(times)
+    assert {"keras.ops, graph", "loss in call, graph", "strategy 3, eager"} < set(times)
+    ratio = summary["times_as_fast"]["graph instead of eager, strategy 3"]
+    eager, graph = times["strategy 3, eager"][0], times["strategy 3, graph"][0]
+    assert ratio == pytest.approx(eager / graph)  # one round: the median is that round
+
+
+def test_the_latent_space_is_that_of_the_runs_below_the_study(finished):
+    from vae_research import load_run, neighbour_accuracy, occupied_area
+
+    run_dir, process = finished(CHECKOUT / "experiments" / "latent_space.py")
+    summary = read_summary(run_dir)
+    found = {model["kl_factor"]: model for model in summary["models"]}
+    assert set(found) == {None, 6.5e-4, 1e-4, 2.6e-3}
+    assert found[6.5e-4]["effective_beta"] == pytest.approx(2 * 6.5e-4 * 64 / 2)  # 64 pixels, 2 z
+    assert "KL factor 0.00065: effective beta 0.0416" in process.stdout
+    run = load_run(run_dir / "factor_0.00065_z2_seed0")
+    codes, labels = run.model.center(run.data.test.prepare()).numpy(), run.data.test.labels
+    others = codes[labels != 6]
+    expected = {
+        "area_95": occupied_area(codes),
+        "box_area": np.prod(np.ptp(codes, axis=0)),
+        "box_area_left_out": np.prod(np.ptp(others, axis=0)),
+        "neighbour_accuracy": neighbour_accuracy(codes, labels),
+    }
+    for name, value in expected.items():
+        assert found[6.5e-4][name] == pytest.approx(value, rel=1e-5), name
+    assert found[None]["effective_beta"] is None
+    assert "elbo" not in load_run(run_dir / "autoencoder_z2_seed0").summary["test"]
+    (ratios,) = [each for each in summary["autoencoder_over_vae"] if each["kl_factor"] == 6.5e-4]
+    assert ratios["area_95"] == pytest.approx(found[None]["area_95"] / expected["area_95"])
+    assert summary["wide"]["latent_dim"] == 3
+    assert len(np.loadtxt(run_dir / "study" / "codes.tsv")) == 16
+    assert (run_dir / "study" / "projector_config.pbtxt").is_file()
 
 
 # ---------------------------------------------------------------- a loss term of one's own

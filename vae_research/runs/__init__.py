@@ -31,10 +31,12 @@ from vae_research.runs.flags import (
     set_defaults,
 )
 from vae_research.runs.loading import Run, load_run
+from vae_research.runs.tables import markdown_table
 
 __all__ = [
     "Config",
     "Run",
+    "StopAtSignal",
     "UsageError",
     "configure",
     "define_boolean",
@@ -46,13 +48,18 @@ __all__ = [
     "define_string",
     "load_run",
     "main",
+    "markdown_table",
     "set_defaults",
     "study",
     "train",
 ]
 
 
+# What imports TensorFlow is loaded on first use.
+_LATER = {"StopAtSignal": "training", "train": "studies"}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "train":  # which imports TensorFlow
-        return importlib.import_module("vae_research.runs.studies").train
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

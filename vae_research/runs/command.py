@@ -50,8 +50,10 @@ def study(
 
     As `main`, but what is trained is up to `conduct`. It gets the flags, the data and the run
     directory, which exists and is locked; it writes pictures into its `figures`, from where they
-    also go to TensorBoard, and returns what belongs into summary.json. `runs.train` trains a model
-    as a run of its own in a folder below, so that the same command goes on where it stopped.
+    also go to TensorBoard, and returns what belongs into summary.json. Markdown that it returns as
+    `tables` is printed and written to tables.md instead. `runs.train` trains a model as a run of
+    its own in a folder below, so that the same command goes on where it stopped; a study that
+    calls `fit` itself gives it the callback `runs.StopAtSignal`.
 
     Args:
         conduct: the study.

@@ -47,14 +47,17 @@ def carry_out(
         with training.printed_warnings():
             results = conduct(config, data, run_dir)
         seconds = round(time.perf_counter() - started, 3)
+        tables = results.pop("tables", "")
+        if tables:
+            (run_dir / "tables.md").write_text(tables, encoding="utf-8")
         pictures = sorted((run_dir / "figures").glob("*.png"))
         _show(pictures, run_dir)
         directory.write_json(
             run_dir / directory.SUMMARY, {"status": "done", "seconds": seconds, **results}
         )
         if config.verbose:
-            names = ", ".join(f"figures/{path.name}" for path in pictures)
-            print(f"Written to {run_dir}: {names}", flush=True)
+            names = [*(["tables.md"] if tables else []), *(f"figures/{p.name}" for p in pictures)]
+            print(f"\n{tables}\nWritten to {run_dir}: {', '.join(names)}", flush=True)
 
 
 def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_dir: Path) -> Run:

@@ -122,7 +122,7 @@ def _fit(
 ) -> None:
     validation = data.validation.prepare()
     callbacks: list[keras.callbacks.Callback] = [
-        _StopAtSignal(),
+        StopAtSignal(),
         _StopWhenDiverged(),
         Scalars(run_dir, every_steps=config.log_every_steps),
         Latents(run_dir, validation),
@@ -235,8 +235,12 @@ def _print_warning(message: Any, *args: Any, **kwargs: Any) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-class _StopAtSignal(keras.callbacks.Callback):
-    """Ends the run between two steps where a signal has come."""
+class StopAtSignal(keras.callbacks.Callback):
+    """Ends a run or a study between two steps where Ctrl-C or SIGTERM has come.
+
+    Signals are only noted while TensorFlow is at work. A study that calls `fit` itself gives it
+    this callback.
+    """
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         signals.raise_if_received()
