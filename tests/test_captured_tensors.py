@@ -36,6 +36,9 @@ USES = {
     "NumPy": (lambda z: np.asarray(OUTSIDE).sum(axis=-1), True),
     "float": (lambda z: float(OUTSIDE[0, 0]) * z[:, 0], True),
     "if": (lambda z: z[:, 0] if OUTSIDE[0, 0] > 0 else z[:, 1], True),
+    "a list": (lambda z: tf.concat([z, OUTSIDE], axis=0)[:, 0], True),
+    "a loop": (lambda z: next(iter(OUTSIDE)), True),
+    "its value": (lambda z: OUTSIDE.numpy(), True),
     "returned as it is": (lambda z: OUTSIDE, False),
 }
 
@@ -147,6 +150,30 @@ def test_tensor_that_was_kept_while_a_step_was_traced():
 
 
 # What is none of this passes through.
+
+
+@pytest.mark.parametrize("again", ["fit", "evaluate"])
+def test_tensor_of_an_earlier_trace_in_a_compiled_step(again):
+    kept = []
+
+    class Keeps(LossTerm):
+        def per_example(self, z):
+            kept.append(z)
+            return tf.reduce_sum(kept[0], axis=-1)
+
+    models = [vae(Keeps()), vae(Keeps())]
+    for model in models:
+        model.compile("sgd")
+    models[0].fit(IMAGES, verbose=0)  # within one trace it is a tensor like others
+    with pytest.raises(ValueError, match=message("step, or a term or module in it,")):
+        getattr(models[1], again)(IMAGES, verbose=0)
+
+
+def test_tensor_of_an_earlier_trace_that_is_only_handed_on():
+    kept = []
+    tf.function(kept.append)(CODES)
+    with pytest.raises(ValueError, match=message("loss term 'mine'")):
+        term(lambda z: kept[0])({"z_mean": CODES})
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, KeyError])

@@ -218,13 +218,34 @@ def test_bad_factor_is_refused(make, factor):
 
 @pytest.mark.parametrize("shape", [(3, 2), (6,), (3, 2, 3), (2, 3, 1)])
 def test_targets_and_logits_of_different_shapes_are_refused(shape):
-    message = r"targets of shape \(.*3, 2, 1\) with logits of shape .* must have the same shape"
+    message = r"targets of shape \(.*3, 2, 1\) and logits of shape .* must have the same shape"
     with pytest.raises(ValueError, match=message):
         VAELossLayer(1.0)(CODES, CODES, IMAGES, tf.zeros([5, *shape]))
     model = AddLossModel(networks()[0], dense_decoder(shape, LATENT), 1.0)
     model.compile("sgd", loss=None)
     with pytest.raises(ValueError, match=message):
         model.fit(IMAGES, verbose=0)
+
+
+@pytest.mark.parametrize("layer", [KLLossLayer(1.0), VAELossLayer(1.0)], ids=["kl", "whole"])
+def test_mean_and_log_variance_are_not_broadcast(layer):
+    others = () if isinstance(layer, KLLossLayer) else (IMAGES, IMAGES)
+    with pytest.raises(ValueError, match=r"z_mean of shape .* and z_log_var of shape \(5, 1\)"):
+        layer(CODES, CODES[:, :1], *others)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert KLLossLayer(np.float32(0.5)).factor == 0.5
+    assert SamplingLayer(np.int64(3)).get_config()["seed"] == 3
+
+
+def test_a_config_makes_any_number_of_models():
+    config = AddLossModel(*networks(), 0.5, seed=3).get_config()
+    first, second = (AddLossModel.from_config(config) for _ in range(2))
+    assert first.get_config().keys() == second.get_config().keys() == config.keys()
+    assert (second.factor, second.sampling.seed) == (0.5, 3)
+    second.factor = 0.25
+    assert AddLossModel.from_config(second.get_config()).factor == 0.25
 
 
 def sequential(units, *more):

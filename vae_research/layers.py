@@ -11,11 +11,18 @@ All four train the same objective, the one of many Keras recipes: binary cross-e
 over pixels, plus a factor times `-(1 + log_var - mean^2 - var)`, averaged over latent dimensions.
 Both are computed by `vae_research.probability`, from logits. `pixel_mean_terms` says which beta
 that is. The layers compute in float32 under every precision policy.
+
+What a layer adds knows nothing of `y`, which only the loss of `compile` is given, nor of
+`sample_weight`, which Keras applies to that loss alone: for weighted examples take `VAE`.
+Regularisers of the networks are part of Keras' `loss`, and of no other figure. In an evaluation
+`SamplingLayer` draws the same noise for every batch and `VAE` another one for each.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,11 +43,7 @@ def pixel_mean_cross_entropy(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor
     Raises:
         ValueError: the shapes differ.
     """
-    if not targets.shape.is_compatible_with(logits.shape):
-        raise ValueError(
-            f"The cross-entropy compares targets of shape {targets.shape} with logits of shape "
-            f"{logits.shape}; they must have the same shape."
-        )
+    _check_same_shape(targets=targets, logits=logits)
     return -_mean_over_event(probability.bernoulli_log_density(targets, logits))
 
 
@@ -48,8 +51,24 @@ def latent_mean_kl(z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tf.Tensor:
     """Returns `[rows]`: `-(1 + log_var - mean^2 - var)`, averaged over latent dimensions.
 
     That is twice the KL divergence from N(0, 1) in nats per latent dimension.
+
+    Args:
+        z_mean: `[rows, latent]`.
+        z_log_var: of the same shape, logarithm of the variance.
+
+    Raises:
+        ValueError: the shapes differ.
     """
+    _check_same_shape(z_mean=z_mean, z_log_var=z_log_var)
     return 2.0 * _mean_over_event(probability.normal_kl_divergence(z_mean, z_log_var))
+
+
+def _check_same_shape(**tensors: tf.Tensor) -> None:
+    (first, a), (second, b) = ((name, value.shape) for name, value in tensors.items())
+    if not tf.TensorShape(a).is_compatible_with(b):
+        raise ValueError(
+            f"{first} of shape {a} and {second} of shape {b} must have the same shape."
+        )
 
 
 def _mean_over_event(values: tf.Tensor) -> tf.Tensor:
@@ -73,11 +92,11 @@ class SamplingLayer(keras.layers.Layer):
     """
 
     def __init__(self, seed: int = 0, **kwargs: Any) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        is_integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+        if not is_integer or not 0 <= seed < 2**32:
             raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}.")
-        self.seed = seed
+        self.seed = int(seed)
         self.counter = self.add_weight(
             shape=(), initializer="zeros", dtype="int64", trainable=False, name="counter"
         )
@@ -125,8 +144,7 @@ class VAELossLayer(keras.layers.Layer):
     """
 
     def __init__(self, factor: float, **kwargs: Any) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})
         self.factor = _checked_factor(factor)
         self.loss_means = _loss_means()
 
@@ -174,8 +192,7 @@ class KLLossLayer(keras.layers.Layer):
     """
 
     def __init__(self, factor: float, **kwargs: Any) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})
         self.factor = _checked_factor(factor)
         self.kl_mean = keras.metrics.Mean(name="kl_loss")
 
@@ -228,8 +245,7 @@ class AddLossModel(keras.Model):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})
         self.encoder = encoder
         self.decoder = decoder
         self.factor = _checked_factor(factor)
@@ -238,8 +254,8 @@ class AddLossModel(keras.Model):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Adds the loss; returns the logits."""
-        codes = _named(self.encoder(inputs, training=training), "z_mean", "z_log_var")
-        z_mean, z_log_var = (tf.cast(code, tf.float32) for code in codes)
+        codes = self.encoder(inputs, training=training)
+        z_mean, z_log_var = _named(codes, "z_mean", "z_log_var")
         z = self.sampling(z_mean, z_log_var, training=training)
         (logits,) = _named(self.decoder(z, training=training), "logits")
         reconstruction = pixel_mean_cross_entropy(inputs, logits)
@@ -260,11 +276,12 @@ class AddLossModel(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> AddLossModel:
         """Returns the model that `get_config` described."""
+        config = copy.deepcopy(config)  # deserialisation takes it apart
         networks = {
-            name: keras.saving.deserialize_keras_object(config[name])
+            name: keras.saving.deserialize_keras_object(config.pop(name))
             for name in ("encoder", "decoder")
         }
-        return cls(**{**config, **networks})
+        return cls(**networks, **config)
 
 
 def _loss_means() -> list[keras.metrics.Mean]:
@@ -282,7 +299,7 @@ def _record(means: list[keras.metrics.Mean], reconstruction: tf.Tensor, kl: tf.T
 
 
 def _checked_factor(factor: Any) -> float:
-    is_number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+    is_number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
     if not is_number or not math.isfinite(factor) or factor < 0.0:
         raise ValueError(f"factor must be a finite number >= 0, got {factor!r}.")
     return float(factor)

@@ -19,7 +19,7 @@ from vae_research.fitting import (
 )
 from vae_research.objective import LossReport, Objective
 from vae_research.randomness import evaluation_key, training_key
-from vae_research.tensors import SCALARS, Tensors, bind, call_module
+from vae_research.tensors import SCALARS, Tensors, bind, call_module, scope_explained
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
@@ -302,7 +302,8 @@ class VAE(keras.Model):
             inputs, targets = targets_for_weights(*validation)
             kwargs["validation_data"] = (inputs, targets, validation[2])
         try:
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+            with scope_explained():
+                return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         except BaseException:
             # A step that failed while it was traced cannot be called again; the next fit makes it
             # anew, and says what is wrong then.
@@ -320,7 +321,8 @@ class VAE(keras.Model):
     ) -> Any:
         """Keras' `evaluate`."""
         x, y = targets_for_weights(x, y, sample_weight)
-        return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
+        with scope_explained():
+            return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
 
     def train_on_batch(
         self,

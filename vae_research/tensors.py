@@ -24,7 +24,8 @@ of one example next to each other.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -152,14 +153,45 @@ def without_captured_tensors(
     """
     try:
         results = function(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        # Keras says KerasTensor, TensorFlow that a tensor of another graph is out of scope.
-        if "KerasTensor" in str(error) or "out of scope" in str(error):
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        if any(words in str(error) for words in _SAID_OF_SYMBOLIC_TENSORS):
             raise _captured(reader) from error
         raise
-    if any(isinstance(result, keras.KerasTensor) for result in keras.tree.flatten(results)):
+    if any(_has_no_value(result) for result in keras.tree.flatten(results)):
         raise _captured(reader)
     return results
+
+
+# By Keras, by TensorFlow's functions on lists, and by TensorFlow of a tensor of another graph.
+_SAID_OF_SYMBOLIC_TENSORS = (
+    "KerasTensor",
+    "NOT CONVERTIBLE TO TENSOR",
+    "out of scope",
+    "symbolic tf.Tensor",
+)
+
+
+def _has_no_value(result: Any) -> bool:
+    if isinstance(result, keras.KerasTensor):
+        return True
+    return tf.executing_eagerly() and tf.is_tensor(result) and tf.is_symbolic_tensor(result)
+
+
+@contextmanager
+def scope_explained() -> Iterator[None]:
+    """Explains TensorFlow's error of a tensor that a term or module has kept from another trace.
+
+    Where a step is compiled it is raised only when the trace is done and the term has returned.
+
+    Raises:
+        ValueError: in its place.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if "out of scope" in str(error):
+            raise _captured("step, or a term or module in it,") from error
+        raise
 
 
 def _captured(reader: str) -> ValueError:
