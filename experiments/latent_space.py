@@ -60,6 +60,8 @@ def conduct(config, data, run_dir):
         raise vr.DataError(
             f"{data.name}: this study needs more than {NEIGHBOURS} test images with labels."
         )
+    if not data.is_image:
+        raise vr.DataError(f"{data.name} has no images, and this study shows decoded ones.")
     if config.latent_dim != 2:
         raise runs.UsageError("the plane of this study has --latent_dim=2; see --wide_latent_dim.")
     factors = [None, *config.kl_factors]
@@ -120,7 +122,8 @@ def measured(run, run_dir, config):
         vr.save_scatter(figures / f"codes_{name}.png", codes, labels, title=f"{title}: test images")
         low, high = np.quantile(codes, [0.01, 0.99], axis=0)
         picture = vr.decoded_plane(run.model, low, high)
-        vr.save_plane(figures / f"plane_{name}.png", picture, low, high, f"{title}: decoded plane")
+        path = figures / f"plane_{name}.png"
+        vr.save_plane(path, picture, low, high, title=f"{title}: decoded plane")
     others = codes[labels != config.left_out]
     return {
         "effective_beta": None if run.config.kl_factor is None else beta(run),
@@ -199,7 +202,7 @@ def tables(planes, results, config):
 def separated(run, run_dir):
     """Returns how well labels separate in latent space and in its t-SNE picture; draws that."""
     codes, labels = codes_of(run), run.data.test.labels
-    picture = vr.t_sne(codes, seed=run.config.seed)
+    picture = vr.t_sne(codes)
     vr.save_scatter(
         run_dir / "figures" / "t_sne.png",
         picture,

@@ -85,7 +85,7 @@ def test_a_plane_has_two_latent_dimensions(latent_dim):
 def test_a_plane_is_drawn_from_low_to_high(tmp_path):
     """What `save_plane` writes is what `decoded_plane` returns."""
     picture = vr.decoded_plane(known(), (0.0, 0.0), (1.0, 1.0), columns=4)
-    vr.save_plane(tmp_path / "plane.png", picture, (0.0, 0.0), (1.0, 1.0), "plane")
+    vr.save_plane(tmp_path / "plane.png", picture, (0.0, 0.0), (1.0, 1.0), title="plane")
     assert (tmp_path / "plane.png").stat().st_size > 1000
 
 

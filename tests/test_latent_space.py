@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import gaussian_kde
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
@@ -38,9 +39,8 @@ def test_area_of_a_normal_cloud(share):
     codes = np.random.default_rng(1).normal(size=(10_000, 2)) * [3.0, 0.25]
     exact = QUANTILES[share] * math.pi * 3.0 * 0.25
     # 10,000 codes: the share inside of a region is known to sqrt(0.95 * 0.05 / 10000) = 0.2 %,
-    # which is 1.5 % of the area. The kernel adds Scott's 10000^(-1/3) = 5 % of the variance, but
-    # the codes that set the threshold also see their own kernel.
-    assert area(codes, share=share) == pytest.approx(exact, rel=0.05)
+    # which is 1.5 % of the area; the density of 10 neighbours adds some roughness of its edge.
+    assert area(codes, share=share) == pytest.approx(exact, rel=0.1)
 
 
 def test_area_of_a_uniform_square():
@@ -51,19 +51,18 @@ def test_area_of_a_uniform_square():
 def test_area_scales_with_the_codes():
     found = area(NORMAL)
     for scale in (1e-3, 7.0, 1e4):
-        assert area(NORMAL * scale) == pytest.approx(found * scale**2, rel=1e-6)
-    # A stretch along one axis alone: bandwidth and grid follow it.
-    assert area(NORMAL * [1.0, 50.0]) == pytest.approx(found * 50.0, rel=1e-6)
+        assert area(NORMAL * scale) == pytest.approx(found * scale**2, rel=0.01)
+    # A stretch along one axis alone: distances and grid follow it.
+    assert area(NORMAL * [1.0, 50.0]) == pytest.approx(found * 50.0, rel=0.01)
 
 
 def test_area_knows_no_place_direction_and_order():
     found = area(NORMAL)
-    assert area(NORMAL + np.array([300.0, -20.0])) == pytest.approx(found, rel=1e-6)
-    assert area(NORMAL[::-1]) == pytest.approx(found, rel=1e-6)
-    assert area(NORMAL[:, ::-1]) == pytest.approx(found, rel=1e-6)
-    assert area(rotated(NORMAL, 90)) == pytest.approx(found, rel=1e-6)
-    # Half a turn of a right angle has another grid: the edge of 700 of 6400 cells is cut anew.
-    assert area(rotated(NORMAL * [2.0, 0.5], 45)) == pytest.approx(found, rel=0.03)
+    assert area(NORMAL + np.array([300.0, -20.0])) == pytest.approx(found, rel=0.01)
+    assert area(NORMAL[::-1]) == pytest.approx(found, rel=0.01)
+    assert area(NORMAL[:, ::-1]) == pytest.approx(found, rel=0.01)
+    assert area(rotated(NORMAL, 90)) == pytest.approx(found, rel=0.01)
+    assert area(rotated(NORMAL * [2.0, 0.5], 45)) == pytest.approx(found, rel=0.01)
 
 
 def test_area_of_the_finer_grid_is_the_same():
@@ -74,6 +73,17 @@ def test_area_grows_with_the_share():
     areas = [area(NORMAL, share=share) for share in (0.1, 0.5, 0.9, 0.99)]
     assert areas == sorted(areas)
     assert areas[0] < 0.1 * areas[-1]
+
+
+def test_one_bandwidth_for_all_codes_would_be_caught():
+    """The mutant: a Gaussian kernel of Scott's width calls a star three times as large."""
+    codes = star(2000)
+    density = gaussian_kde(codes.T)
+    axes = [np.linspace(low - 1.0, high + 1.0, 80) for low, high in codes_range(codes)]
+    grid = np.stack(np.meshgrid(*axes), axis=0).reshape(2, -1)
+    inside = density(grid) >= np.quantile(density(codes.T), 0.05)
+    smeared = inside.sum() * math.prod(axis[1] - axis[0] for axis in axes)
+    assert smeared > 2.0 * area(codes)
 
 
 def test_few_codes_far_away_are_left_out():
@@ -88,24 +98,29 @@ def test_two_close_clusters_have_twice_the_area_of_one():
     assert area(NORMAL + apart) == pytest.approx(2.0 * area(NORMAL), rel=0.1)
 
 
-@pytest.mark.xfail(
-    reason="the bandwidth is that of the whole cloud: the clusters are smeared, 12 times as large"
-)
 def test_two_far_clusters_have_twice_the_area_of_one():
     apart = np.where(np.arange(len(NORMAL))[:, np.newaxis] % 2, 100.0, 0.0)
-    found = area(NORMAL + apart, cells=150)
+    found = area(NORMAL + apart, cells=600)
     assert found == pytest.approx(2.0 * area(NORMAL), rel=0.3)
 
 
-@pytest.mark.xfail(reason="the bandwidth is that of the whole star: three times as large")
-def test_area_of_a_star():
+def star(count):
     """Ten rays, 10 long and 1 wide, from 2 to 12 around 0: as an autoencoder lays out classes."""
     random = np.random.default_rng(3)
-    angle = np.arange(2000) % 10 * (2.0 * math.pi / 10.0)
-    along, across = random.uniform(2.0, 12.0, 2000), random.uniform(-0.5, 0.5, 2000)
+    angle = np.arange(count) % 10 * (2.0 * math.pi / 10.0)
+    along, across = random.uniform(2.0, 12.0, count), random.uniform(-0.5, 0.5, count)
     ray, side = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
-    codes = along * ray + across * side
-    assert area(codes.T) == pytest.approx(0.95 * 10 * 10.0, rel=0.3)
+    return (along * ray + across * side).T
+
+
+def codes_range(codes):
+    return zip(codes.min(axis=0), codes.max(axis=0), strict=True)
+
+
+@pytest.mark.parametrize(("count", "tolerance"), [(2000, 0.3), (10_000, 0.1)])
+def test_area_of_a_star(count, tolerance):
+    found = area(star(count), cells=200)
+    assert found == pytest.approx(0.95 * 10 * 10.0, rel=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +138,6 @@ def test_degenerate_codes_occupy_0(codes):
     assert area(codes) == 0.0
 
 
-@pytest.mark.xfail(reason="the covariance of such codes is singular but for rounding")
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 @pytest.mark.parametrize(("slope", "offset"), [(0.0, 3.0), (1.0 / 3.0, 0.0)])
 def test_codes_on_a_line_occupy_0(slope, offset, kind):
@@ -132,8 +146,10 @@ def test_codes_on_a_line_occupy_0(slope, offset, kind):
     assert area(codes, cells=30) == 0.0
 
 
-def test_three_codes_have_an_area():
-    assert area(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])) > 0.0
+def test_more_codes_than_neighbours_have_an_area():
+    assert area(NORMAL[:11]) > 0.0
+    assert area(NORMAL[:10]) == 0.0
+    assert area(NORMAL[:10], neighbours=3) > 0.0
 
 
 @pytest.mark.parametrize("shape", [(10,), (10, 1), (10, 3), (2, 10), (10, 2, 1)])
@@ -244,11 +260,11 @@ def one_thread():
 def test_t_sne_keeps_clusters_apart_and_repeats(one_thread):
     codes, labels = clusters(2, 12, latent=8)
     before = codes.copy()
-    picture = t_sne(codes, seed=3)
+    picture = t_sne(codes)
     assert picture.shape == (24, 2)
     assert np.isfinite(picture).all()
     assert neighbour_accuracy(picture, labels, neighbours=5) == 1.0
-    np.testing.assert_array_equal(t_sne(codes, seed=3), picture)
+    np.testing.assert_array_equal(t_sne(codes), picture)
     np.testing.assert_array_equal(codes, before)
 
 
@@ -259,7 +275,7 @@ def test_t_sne_leaves_numpys_random_numbers_alone(one_thread):
         np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("count", [3, 7])
+@pytest.mark.parametrize("count", [4, 7])
 def test_t_sne_of_few_codes(count, one_thread):
     picture = t_sne(np.random.default_rng(7).normal(size=(count, 5)))
     assert picture.shape == (count, 2)
@@ -267,6 +283,11 @@ def test_t_sne_of_few_codes(count, one_thread):
     assert len(np.unique(picture, axis=0)) == count
 
 
-@pytest.mark.xfail(reason="the start by PCA needs two latent dimensions", raises=ValueError)
-def test_t_sne_of_one_latent_dimension(one_thread):
-    assert t_sne(NORMAL[:7, :1]).shape == (7, 2)
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [(NORMAL[:7, :1], "2 dimensions"), (NORMAL[:3], "4 codes"), (np.ones([7, 3]), "equal")],
+    ids=["one dimension", "three codes", "equal codes"],
+)
+def test_t_sne_of_codes_without_a_picture(codes, words):
+    with pytest.raises(ValueError, match=words):
+        t_sne(codes)

@@ -433,7 +433,6 @@ print(json.dumps([errors, error_of(runs.configure, second)[0]]))
     assert second == "accepted"
 
 
-@pytest.mark.xfail(reason="the parser's message has neither the flag's name nor the value")
 def test_a_bad_default_names_its_flag(in_python):
     code = "print(json.dumps(error_of(runs.configure, first)))"
     _, text = in_python(code, "epochs=0")
@@ -468,7 +467,6 @@ print(json.dumps(found))
     assert found[2:] == [["UsageError", None]] * 4
 
 
-@pytest.mark.xfail(reason="a list from Python may be empty, which a text cannot be")
 def test_define_floats_needs_one_number(in_python):
     code = "print(json.dumps(error_of(runs.configure, first, factors=())))"
     assert in_python(code, defaults="")[0] == "UsageError"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,31 +23,45 @@ def save_scatter(
     Args:
         path: the PNG file.
         codes: `[count, 2]`.
-        labels: `[count]` integers; up to 20 colours differ.
+        labels: `[count]` integers; more than 20 of them have colours that are hard to tell apart.
         title: of the picture.
         axes: what the axes are.
     """
     canvas, plot = _canvas(6.4, 5.6)
     classes = np.unique(labels)
-    colours = "tab10" if len(classes) <= 10 else "tab20"
+    # Palettes of colours that can be told apart, as long as there are enough.
+    colours, number = {0: ("tab10", 10), 1: ("tab20", 20)}.get(
+        (len(classes) - 1) // 10, ("turbo", len(classes))
+    )
     # In the order of the data and not of the labels, so that no class covers the others.
     points = plot.scatter(
         *np.asarray(codes).T, c=np.searchsorted(classes, labels), s=3, alpha=0.7, cmap=colours
     )
-    points.set_clim(-0.5, (10 if len(classes) <= 10 else 20) - 0.5)
+    points.set_clim(-0.5, number - 0.5)
     marks = [
         plot.scatter([], [], s=25, color=points.to_rgba(index), label=str(label))
         for index, label in enumerate(classes)
     ]
-    plot.legend(handles=marks, title="label", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    plot.set(title=title, xlabel=axes[0], ylabel=axes[1])
+    plot.legend(
+        handles=marks,
+        title="label",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        ncols=-(-len(classes) // 18),
+    )
+    plot.set(title=textwrap.fill(title, 60), xlabel=axes[0], ylabel=axes[1])
     plot.set_aspect("equal", adjustable="datalim")
     plot.grid(alpha=0.3)
     canvas.savefig(path, dpi=110)
 
 
 def save_plane(
-    path: str | Path, picture: np.ndarray, low: Sequence[float], high: Sequence[float], title: str
+    path: str | Path,
+    picture: np.ndarray,
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    title: str,
 ) -> None:
     """Writes a picture of images over the part of the latent plane that they were decoded from.
 
@@ -66,7 +81,7 @@ def save_plane(
         vmin=0.0,
         vmax=1.0,
     )
-    plot.set(title=title, xlabel="z[0]", ylabel="z[1]")
+    plot.set(title=textwrap.fill(title, 60), xlabel="z[0]", ylabel="z[1]")
     canvas.savefig(path, dpi=110)
 
 
@@ -82,7 +97,7 @@ def save_bars(
 
     Args:
         path: the PNG file.
-        values: measurements by the name of their bar.
+        values: measurements, 0 or positive, by the name of their bar.
         title: of the picture.
         unit: what the measurements are, with their unit.
         groups: names of bars to the name of their group, which has a colour of its own.
@@ -98,7 +113,7 @@ def save_bars(
         seen.add(kind)
         plot.barh(row, middle, xerr=spread, color=f"C{kinds.index(kind)}", capsize=3, label=label)
         plot.annotate(
-            f"{middle:.1f}", (max(found), row), (5, 0), textcoords="offset points", va="center"
+            f"{middle:.3g}", (max(found), row), (5, 0), textcoords="offset points", va="center"
         )
     plot.set_yticks(range(len(values)), list(values))
     plot.invert_yaxis()
@@ -130,7 +145,7 @@ def save_curves(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
         plot.set_title({"kl": "KL divergence", "elbo": "ELBO"}.get(name, name))
         plot.set_xlabel("epoch")
         plot.set_ylabel("nats per example")
-        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         plot.grid(alpha=0.3)
         plot.legend()
     canvas.savefig(path, dpi=120)

@@ -74,7 +74,7 @@ def decoded_plane(
         columns: images along each axis, each in the middle of its part of the plane.
 
     Raises:
-        ValueError: the model has another number of latent dimensions.
+        ValueError: the model has another number of latent dimensions, or makes no images.
     """
     if model.bottleneck.latent_dim != 2:
         raise ValueError(
@@ -83,7 +83,10 @@ def decoded_plane(
     middles = (np.arange(columns, dtype=np.float32) + 0.5) / columns
     x, y = (np.float32(a) + middles * np.float32(b - a) for a, b in zip(low, high, strict=True))
     codes = np.stack(np.meshgrid(x, y[::-1]), axis=-1).reshape(-1, 2)
-    return tile([model.decode(codes).numpy()], columns, gap=0)
+    images = model.decode(codes).numpy()
+    if images.ndim != 4:
+        raise ValueError(f"The model makes values of shape {images.shape[1:]}, not images.")
+    return tile([images], columns, gap=0)
 
 
 def tile(rows: list[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:

@@ -42,7 +42,12 @@ class Summaries:
             name: how TensorBoard calls them.
             vectors: `[count, latent]`.
             labels: `[count]`, shown beside the points.
+
+        Raises:
+            ValueError: there are not as many labels as vectors.
         """
+        if labels is not None and len(labels) != len(vectors):
+            raise ValueError(f"There are {len(vectors)} vectors and {len(labels)} labels.")
         self.flush(split)
         folder = self.log_dir / split
         config = projector.ProjectorConfig()

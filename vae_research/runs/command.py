@@ -130,7 +130,7 @@ def _study(
             f"{experiment} needs {' and '.join(missing)}: pip install 'vae_research[figures]'."
         )
     run_dir = directory.choose(config.run_dir, experiment)
-    if continuing.begun_study(config, run_dir, experiment):
+    if continuing.completed_study(config, run_dir, experiment):
         print(f"{run_dir} is already complete.")
         return
     data = _load(config)

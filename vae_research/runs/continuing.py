@@ -39,7 +39,7 @@ def complete(
     return directory.read_json(run_dir / directory.SUMMARY)
 
 
-def begun_study(config: Config, run_dir: Path, experiment: str) -> bool:
+def completed_study(config: Config, run_dir: Path, experiment: str) -> bool:
     """Returns whether the directory holds this study, complete.
 
     Raises:

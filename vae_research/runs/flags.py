@@ -211,7 +211,7 @@ def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Con
     """Returns the config that an experiment's command would have, for use without a command line.
 
     Args:
-        experiment: the imported experiment, or its `build`.
+        experiment: the imported experiment, or its `build` (a study's `conduct`).
         values: flags that differ from their defaults.
 
     Raises:
@@ -221,7 +221,9 @@ def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Con
     2
     """
     define_standard_flags()
-    build = experiment.build if isinstance(experiment, ModuleType) else experiment
+    build = experiment
+    if isinstance(experiment, ModuleType):
+        build = experiment.build if hasattr(experiment, "build") else experiment.conduct
     known = _flags_of(build)
     config = _defaults_of(build, known)
     for name, value in values.items():
@@ -278,15 +280,18 @@ def _defaults_of(build: Callable[..., Any], known: dict[str, flags.Flag]) -> dic
     Raises:
         ValueError: the experiment's `set_defaults` names no standard flag, or a bad value.
     """
-    changed = _defaults.get(build.__module__, {})
-    for name in changed:
+    defaults = {name: flag.default for name, flag in known.items()}
+    for name, value in _defaults.get(build.__module__, {}).items():
         if name not in _defined[_STANDARD]:
             raise ValueError(
                 f"set_defaults({name}=...): there is no such standard flag."
                 f"{did_you_mean(name, _defined[_STANDARD])}"
             )
-    changed = {name: known[name].parser.parse(value) for name, value in changed.items()}
-    return {name: flag.default for name, flag in known.items()} | changed
+        try:
+            defaults[name] = known[name].parser.parse(value)
+        except ValueError as error:
+            raise ValueError(f"set_defaults({name}={value!r}): {error}") from error
+    return defaults
 
 
 def _refuse_contradictions(arguments: Sequence[str]) -> None:

@@ -57,11 +57,6 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
     description = directory.read_json(path / directory.CONFIG)
     if description is None:
         raise UsageError(f"{path} holds no run: there is no {directory.CONFIG}.")
-    # JSON has lists where a flag has a tuple.
-    values = description["flags"].items()
-    config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
-    data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
-    directory.refuse_changed_data(path, description, data)
     checkpoint = checkpoints.newest(path / "checkpoints")
     if checkpoint is None:
         runs = sorted(found.parent.name for found in path.glob(f"*/{directory.CONFIG}"))
@@ -69,6 +64,11 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
             f"{path} has no checkpoint."
             + (f" It is a study; load one of its runs: {', '.join(runs)}." if runs else "")
         )
+    # JSON has lists where a flag has a tuple.
+    values = description["flags"].items()
+    config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
+    data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
+    directory.refuse_changed_data(path, description, data)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
     try:

@@ -87,9 +87,12 @@ class Numbers(flags.ArgumentParser):
     def parse(self, argument: Any) -> tuple[Any, ...]:
         items = argument.split(",") if isinstance(argument, str) else argument
         try:
-            return tuple(self.item.parse(item) for item in items)
+            values = tuple(self.item.parse(item) for item in items)
         except ValueError:
-            raise ValueError(f"must be {self.syntactic_help}") from None
+            values = ()
+        if not values:
+            raise ValueError(f"must be {self.syntactic_help}")
+        return values
 
     def flag_type(self) -> str:
         return "numbers"

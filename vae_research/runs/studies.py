@@ -45,7 +45,8 @@ def carry_out(
         tf.get_logger().setLevel("ERROR")
         started = time.perf_counter()
         with training.printed_warnings():
-            results = conduct(config, data, run_dir)
+            results = dict(conduct(config, data, run_dir) or {})
+        signals.raise_if_received()
         seconds = round(time.perf_counter() - started, 3)
         tables = results.pop("tables", "")
         if tables:
@@ -53,7 +54,7 @@ def carry_out(
         pictures = sorted((run_dir / "figures").glob("*.png"))
         _show(pictures, run_dir)
         directory.write_json(
-            run_dir / directory.SUMMARY, {"status": "done", "seconds": seconds, **results}
+            run_dir / directory.SUMMARY, {**results, "status": "done", "seconds": seconds}
         )
         if config.verbose:
             names = [*(["tables.md"] if tables else []), *(f"figures/{p.name}" for p in pictures)]
@@ -62,6 +63,8 @@ def carry_out(
 
 def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_dir: Path) -> Run:
     """Trains a model as a run of its own, goes on with it, or loads it where it is complete.
+
+    Seed and precision of the config become those of Keras.
 
     Args:
         build: makes the model.
@@ -72,6 +75,7 @@ def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_
     Raises:
         UsageError: the folder holds a run with other flags.
     """
+    run_dir = Path(run_dir).expanduser().absolute()
     config = config.replace(run_dir=str(run_dir), resume="auto")
     experiment = experiment_file(build).stem
     checkpoint = continuing.unfinished(config, run_dir, experiment)
