@@ -15,13 +15,13 @@ def occupied_area(
 ) -> float:
     """Returns the area of the region of the plane where a share of the codes lies most densely.
 
-    The density at a place is judged by the distance to its 10th nearest code, in units in which
-    the codes have variance 1 and no correlation. The region is where that distance is at most the
-    one that a share of the codes has to its own 10th neighbour, and its area is counted on a grid.
-    It is a highest density region (Hyndman 1996, doi:10.1080/00031305.1996.10474359) by the nearest
-    neighbour estimate of the density, which follows clusters and rays that one bandwidth for all
-    codes would smear. For one normal cloud with standard deviations a and b and a share of 0.95 it
-    is `5.99 * pi * a * b`. Codes that are all on a line, or no more than neighbours, occupy 0.
+    The density at a place is judged by the distance to its 10th nearest code. The region is where
+    that distance is at most the one that a share of the codes has to its own 10th neighbour, and
+    its area is counted on a grid. It is a highest density region (Hyndman 1996,
+    doi:10.1080/00031305.1996.10474359) by the nearest neighbour estimate of the density, which
+    follows clusters and rays that one bandwidth for all codes would smear. For one normal cloud
+    with standard deviations a and b and a share of 0.95 it is `5.99 * pi * a * b`. Codes that are
+    all on a line, or no more than neighbours, occupy 0.
 
     Args:
         codes: `[count, 2]`.
@@ -41,18 +41,16 @@ def occupied_area(
         raise ValueError(f"share must be above 0 and below 1, got {share}.")
     if len(codes) <= neighbours:
         return 0.0
-    left, lengths, _ = np.linalg.svd(codes - codes.mean(axis=0), full_matrices=False)
+    lengths = np.linalg.svd(codes - codes.mean(axis=0), compute_uv=False)
     if lengths[1] <= 1e-6 * lengths[0]:
         return 0.0
-    white = left * np.sqrt(len(codes))
-    search = NearestNeighbors(n_neighbors=neighbours).fit(white)
+    search = NearestNeighbors(n_neighbors=neighbours).fit(codes)
     limit = np.quantile(search.kneighbors()[0][:, -1], share)
-    edges = zip(white.min(axis=0) - limit, white.max(axis=0) + limit, strict=True)
+    edges = zip(codes.min(axis=0) - limit, codes.max(axis=0) + limit, strict=True)
     axes = [np.linspace(low, high, cells) for low, high in edges]
     grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
     inside = np.count_nonzero(search.kneighbors(grid)[0][:, -1] <= limit)
-    cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
-    return float(inside * cell * math.prod(lengths) / len(codes))
+    return float(inside * math.prod(float(axis[1] - axis[0]) for axis in axes))
 
 
 def neighbour_accuracy(codes: np.ndarray, labels: np.ndarray, *, neighbours: int = 10) -> float:
