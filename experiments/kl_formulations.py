@@ -7,8 +7,10 @@ step of its own (strategy 3). First they train epochs in turn; then blocks of st
 turn, compiled with and without XLA, together with variants that answer smaller questions.
 
 Command: scripts/run experiments/kl_formulations.py
-Time: 0 minutes on 2 cores
-Expect: 0.0
+Time: 20 minutes on 2 cores
+Expect: no formulation more than 4 % faster than another (16.0 to 16.9 s an epoch in graph mode, a
+plain autoencoder 15.3 s), XLA 0.72 times and eager execution 0.37 times as fast; total loss 0.0896
+(strategy 1: 0.0894) after 5 epochs.
 """
 
 import math
