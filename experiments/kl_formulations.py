@@ -14,6 +14,8 @@ plain autoencoder 15.3 s), XLA 0.72 times and eager execution 0.37 times as fast
 """
 
 import math
+import random
+import shutil
 import statistics
 import time
 
@@ -29,8 +31,8 @@ runs.define_integer("rounds", 7, "blocks of steps that are timed of each variant
 runs.define_integer("block_steps", 100, "steps of a timed block", minimum=1)
 
 
-# Each function returns a model of the given networks that is compiled but for its optimizer, as
-# `(model, loss)`, and says in its first line where the loss stands.
+# Each function returns a model of the given networks, and the loss that `compile` is to be given.
+# Its docstring is where the loss stands, for the tables.
 
 
 def solution_1(encoder, decoder, config):
@@ -42,11 +44,7 @@ def strategy_1(encoder, decoder, config):
     """KL in the encoder."""
     import keras
 
-    inputs = keras.Input(encoder.input_shape[1:], name="inputs")
-    codes = encoder(inputs)
-    z_mean, z_log_var = vr.KLLossLayer(config.kl_factor)(codes["z_mean"], codes["z_log_var"])
-    whole_encoder = keras.Model(inputs, vr.SamplingLayer(config.seed)(z_mean, z_log_var))
-    model = keras.Model(inputs, decoder(whole_encoder(inputs))["logits"])
+    model = in_encoder(encoder, decoder, config, vr.KLLossLayer(config.kl_factor))
     return model, keras.losses.BinaryCrossentropy(from_logits=True)
 
 
@@ -73,17 +71,18 @@ FORMULATIONS = {
 }
 
 
+LOSSES = ("total_loss", "reco_loss", "kl_loss")
+
 # What is changed: from what is timed before to what is timed after.
-FUNCTION, KL_ONLY = ("loss in a function", "graph"), ("KL only, BCE by Keras", "graph")
+FUNCTION, KL_ONLY = ("loss in a function", "graph"), ("KL only, on top", "graph")
 CHANGES = {
     "loss in call instead of a function": (FUNCTION, ("loss in call", "graph")),
     "BCE by Keras, KL only in the layer": (FUNCTION, KL_ONLY),
-    "KL loss in the encoder instead of on top": (KL_ONLY, ("strategy 1", "graph")),
+    "KL layer in the encoder instead of on top": (KL_ONLY, ("KL only, in the encoder", "graph")),
     "TensorFlow operations instead of keras.ops": (("keras.ops", "graph"), FUNCTION),
     "graph instead of eager, Solution I": (("Solution I", "eager"), ("Solution I", "graph")),
     "graph instead of eager, strategy 3": (("strategy 3", "eager"), ("strategy 3", "graph")),
-    "XLA instead of graph, Solution I": (("Solution I", "graph"), ("Solution I", "XLA")),
-    "XLA instead of graph, strategy 3": (("strategy 3", "graph"), ("strategy 3", "XLA")),
+    **{f"XLA instead of graph, {name}": ((name, "graph"), (name, "XLA")) for name in FORMULATIONS},
     "no KL loss and no noise at all": (("Solution I", "graph"), ("plain autoencoder", "graph")),
 }
 
@@ -97,6 +96,17 @@ def on_top(encoder, decoder, config, layer):
     z = vr.SamplingLayer(config.seed)(codes["z_mean"], codes["z_log_var"])
     logits = decoder(z)["logits"]
     return keras.Model(inputs, layer(codes["z_mean"], codes["z_log_var"], inputs, logits))
+
+
+def in_encoder(encoder, decoder, config, layer):
+    """Returns a functional VAE with a layer of (z_mean, z_log_var) in front of the sampling."""
+    import keras
+
+    inputs = keras.Input(encoder.input_shape[1:], name="inputs")
+    codes = encoder(inputs)
+    z_mean, z_log_var = layer(codes["z_mean"], codes["z_log_var"])
+    whole_encoder = keras.Model(inputs, vr.SamplingLayer(config.seed)(z_mean, z_log_var))
+    return keras.Model(inputs, decoder(whole_encoder(inputs))["logits"])
 
 
 def variants(config):
@@ -131,25 +141,37 @@ def variants(config):
             self.add_loss(ops.mean(reco) + ops.mean(kl))
             return logits
 
-    class KLOnly(keras.layers.Layer):
+    class KLOnTop(keras.layers.Layer):
         def call(self, z_mean, z_log_var, inputs, logits):
             kl = -factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
             self.add_loss(tf.reduce_mean(kl))
             return logits
 
+    class KLInEncoder(keras.layers.Layer):
+        def call(self, z_mean, z_log_var):
+            kl = -factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
+            self.add_loss(tf.reduce_mean(kl))
+            return z_mean, z_log_var
+
     def made_of(layer, loss=None):
         return lambda encoder, decoder, config: (on_top(encoder, decoder, config, layer()), loss)
+
+    def kl_in_encoder(encoder, decoder, config):
+        return in_encoder(encoder, decoder, config, KLInEncoder()), bce
+
+    bce = keras.losses.BinaryCrossentropy(from_logits=True)
 
     def plain_autoencoder(encoder, decoder, config):
         inputs, z_mean = encoder.inputs, encoder.output["z_mean"]  # without the other head
         model = keras.Model(inputs, decoder(z_mean)["logits"])
-        return model, keras.losses.BinaryCrossentropy(from_logits=True)
+        return model, bce
 
     return {
         "loss in a function": made_of(InFunction),
         "loss in call": made_of(InCall),
         "keras.ops": made_of(WithKerasOps),
-        "KL only, BCE by Keras": made_of(KLOnly, keras.losses.BinaryCrossentropy(from_logits=True)),
+        "KL only, on top": made_of(KLOnTop, bce),
+        "KL only, in the encoder": kl_in_encoder,
         "plain autoencoder": plain_autoencoder,
     }
 
@@ -161,10 +183,11 @@ class Candidate:
         make: one of the functions above.
         config: the flags.
         data: what it trains on.
+        reports: whether its logs have the three losses.
         settings: passed to `compile`.
     """
 
-    def __init__(self, make, config, data, **settings):
+    def __init__(self, make, config, data, *, reports=False, **settings):
         import keras
 
         keras.utils.set_random_seed(config.seed)  # the same initial weights for all
@@ -175,6 +198,7 @@ class Candidate:
         self.model, loss = make(encoder, decoder, config)
         self.model.compile(keras.optimizers.Adam(config.learning_rate), loss, **settings)
         self.batch = pair if loss else alone
+        self.callbacks = [vr.ReportLosses()] if reports else []
         self.config, self.data = config, data
 
     def fit(self, epoch, steps):
@@ -189,7 +213,7 @@ class Candidate:
             on_epoch_begin=lambda *_: times.append(time.perf_counter()),
             on_epoch_end=lambda *_: times.append(time.perf_counter()),
         )
-        callbacks = [clock, runs.StopAtSignal()]
+        callbacks = [clock, runs.StopAtSignal(), runs.StopWhenDiverged(), *self.callbacks]
         history = self.model.fit(
             batches, steps_per_epoch=steps, callbacks=callbacks, shuffle=False, verbose=0
         ).history
@@ -204,26 +228,18 @@ def pair(batch):
     return batch["inputs"], batch["inputs"]
 
 
-def reported(model, logs):
-    """Returns total_loss, reco_loss and kl_loss of an epoch, by whatever names a model has them."""
-    if isinstance(model, vr.VAE):  # in nats, unweighted
-        weights = model.objective.weights(model.step)
-        kl_loss = logs["kl"] * float(weights["kl"])
-    else:
-        kl_loss = logs["kl_loss"]
-    return {
-        "total_loss": logs["loss"],
-        "reco_loss": logs["loss"] - kl_loss,
-        "kl_loss": kl_loss,
-    }
+def folder_of(name, run_dir):
+    return run_dir / name.replace(" ", "_")
 
 
 def train_epochs(config, data, run_dir):
     """Trains the four formulations, an epoch of each in turn; returns times and losses by name."""
     candidates = {
-        name: Candidate(make, config, data, jit_compile=False)
+        name: Candidate(make, config, data, reports=True, jit_compile=False)
         for name, make in FORMULATIONS.items()
     }
+    for name in candidates:  # of a study that was interrupted: this one begins anew
+        shutil.rmtree(folder_of(name, run_dir), ignore_errors=True)
     steps = data.train.steps(config.batch_size)
     seconds = {name: [] for name in candidates}
     losses = {}
@@ -232,9 +248,9 @@ def train_epochs(config, data, run_dir):
         for name in in_turn(candidates, epoch):
             duration, logs = candidates[name].fit(epoch, steps)
             seconds[name].append(duration)
-            losses[name] = reported(candidates[name].model, logs)
+            losses[name] = {kind: logs[kind] for kind in LOSSES}
             values = losses[name] | {"seconds_per_epoch": duration}
-            summaries.scalars(name.replace(" ", "_"), values, (epoch + 1) * steps)
+            summaries.scalars(folder_of(name, run_dir).name, values, (epoch + 1) * steps)
         say(config, f"epoch {epoch + 1}/{config.epochs}: {describe(seconds, losses)}")
     summaries.close()
     return seconds, losses
@@ -273,10 +289,8 @@ def time_blocks(config, data):
 
 
 def in_turn(candidates, turn):
-    """Returns the candidates in an order that begins with another one every time."""
-    names = list(candidates)
-    first = turn % len(names)
-    return names[first:] + names[:first]
+    """Returns the candidates in an order that is another one every time."""
+    return random.Random(turn).sample(list(candidates), len(candidates))
 
 
 def say(config, text):
@@ -289,7 +303,7 @@ def conduct(config, data, run_dir):
     trained, losses = train_epochs(config, data, run_dir)
     blocks = time_blocks(config, data)
     answers = {
-        change: speed(blocks[after], blocks[before]) for change, (before, after) in CHANGES.items()
+        change: ratios(blocks[after], blocks[before]) for change, (before, after) in CHANGES.items()
     }
     vr.save_bars(
         run_dir / "figures" / "seconds_per_epoch.png",
@@ -312,11 +326,11 @@ def conduct(config, data, run_dir):
 
 def tables(trained, losses, blocks, answers):
     """Returns the formulations trained in turn, at their best, all that was timed, and answers."""
-    head = ["seconds per epoch, median (min to max)", "times as fast as Solution I"]
+    head = ["seconds per epoch", "times as fast as Solution I, median (min to max)"]
     after_first = {name: found[1:] or found for name, found in trained.items()}  # which traces
     base = after_first["Solution I"]
     yield runs.markdown_table(
-        ["trained in turn", "the loss stands in", *head, "total", "reconstruction", "KL"],
+        ["trained in turn", "the loss stands in", *head, *LOSSES],
         [
             [name, FORMULATIONS[name].__doc__.rstrip("."), *cells(found, base)]
             + [f"{value:.6f}" for value in losses[name].values()]
@@ -339,18 +353,22 @@ def tables(trained, losses, blocks, answers):
     )
     yield runs.markdown_table(
         ["what is changed", "times as fast"],
-        [[change, f"{ratio:.2f}"] for change, ratio in answers.items()],
+        [[change, spread(found, 2)] for change, found in answers.items()],
     )
 
 
 def cells(seconds, than):
-    spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-    return [spread, f"{speed(seconds, than):.2f}"]
+    return [spread(seconds, 1), spread(ratios(seconds, than), 2)]
 
 
-def speed(seconds, than):
-    """Returns how many times as fast as another one it is, the median over the turns."""
-    return statistics.median(b / a for a, b in zip(seconds, than, strict=True))
+def ratios(seconds, than):
+    """Returns how many times as fast as another one it is, in each turn."""
+    return [b / a for a, b in zip(seconds, than, strict=True)]
+
+
+def spread(values, digits):
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -56,16 +56,23 @@ def build(config, data):
     return vr.VAE(encode, vr.GaussianBottleneck(**sizes), decode, terms, seed=config.seed)
 
 
-def conduct(config, data, run_dir):
-    """Trains all models, each as a run of its own, and measures their codes of the test images."""
-    if data.test.labels is None or len(data.test) <= NEIGHBOURS:
+def check(config, data):
+    """Refuses flags and data that this study cannot use."""
+    if data.test.labels is None or len(data.test) <= NEIGHBOURS or not data.is_image:
         raise vr.DataError(
             f"{data.name}: this study needs more than {NEIGHBOURS} test images with labels."
         )
-    if not data.is_image:
-        raise vr.DataError(f"{data.name} has no images, and this study shows decoded ones.")
     if config.latent_dim != 2:
         raise runs.UsageError("the plane of this study has --latent_dim=2; see --wide_latent_dim.")
+    if config.seed + config.repeats > 2**32:
+        raise runs.UsageError(f"--seed={config.seed} leaves no room for {config.repeats} seeds.")
+    names = [f"{factor:g}" for factor in config.kl_factors]
+    if len(set(names)) < len(names):
+        raise runs.UsageError(f"--kl_factors={','.join(names)}: each of them once.")
+
+
+def conduct(config, data, run_dir):
+    """Trains all models, each as a run of its own, and measures their codes of the test images."""
     factors = [None, *config.kl_factors]
     models = [
         (factor, config.seed + repeat)
@@ -125,7 +132,9 @@ def measured(run, run_dir, config):
         low, high = np.quantile(codes, [0.01, 0.99], axis=0)
         picture = vr.decoded_plane(run.model, low, high)
         path = figures / f"plane_{name}.png"
-        vr.save_plane(path, picture, low, high, title=f"{title}: decoded plane")
+        vr.save_plane(
+            path, picture, low, high, title=f"{title}: decoded plane, 1 % to 99 % of the codes"
+        )
     others = codes[labels != config.left_out]
     return {
         "effective_beta": None if run.config.kl_factor is None else beta(run),
@@ -140,7 +149,12 @@ def measured(run, run_dir, config):
 
 
 def codes_of(run):
-    return run.model.center(run.data.test.prepare()).numpy()
+    """Returns the codes of the test images, and writes them for TensorBoard's projector."""
+    codes = run.model.center(run.data.test.prepare()).numpy()
+    summaries = vr.Summaries(run.path)
+    summaries.vectors("validation", "test_images", codes, run.data.test.labels)
+    summaries.close()
+    return codes
 
 
 def titled(run):
@@ -212,9 +226,6 @@ def separated(run, run_dir):
         title=f"t-SNE of {codes.shape[1]} latent dimensions, {titled(run)}: test images",
         axes=("t-SNE, first axis (no unit)", "t-SNE, second axis (no unit)"),
     )
-    summaries = vr.Summaries(run_dir)
-    summaries.vectors("study", "codes", codes, labels)
-    summaries.close()
     return {
         "kl_factor": run.config.kl_factor,
         "effective_beta": beta(run),
@@ -240,4 +251,4 @@ def separation_table(found, run):
 
 
 if __name__ == "__main__":
-    runs.study(conduct, needs=["matplotlib", "sklearn"])
+    runs.study(conduct, check=check, needs=["matplotlib", "sklearn"])

@@ -48,6 +48,7 @@ _MODULES = {
     "VAELossLayer": "layers",
     "KLLossLayer": "layers",
     "AddLossModel": "layers",
+    "ReportLosses": "layers",
     "pixel_mean_cross_entropy": "layers",
     "latent_mean_kl": "layers",
     "Data": "data",

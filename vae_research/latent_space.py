@@ -16,8 +16,8 @@ def occupied_area(
     """Returns the area of the region of the plane where a share of the codes lies most densely.
 
     The density at a place is judged by the distance to its 10th nearest code. The region is where
-    that distance is at most the one that a share of the codes has to its own 10th neighbour, and
-    its area is counted on a grid. It is a highest density region (Hyndman 1996,
+    that distance is at most the one that a share of the codes has itself, and its area is counted
+    on a grid. It is a highest density region (Hyndman 1996,
     doi:10.1080/00031305.1996.10474359) by the nearest neighbour estimate of the density, which
     follows clusters and rays that one bandwidth for all codes would smear. For one normal cloud
     with standard deviations a and b and a share of 0.95 it is `5.99 * pi * a * b`. Codes that are
@@ -45,7 +45,7 @@ def occupied_area(
     if lengths[1] <= 1e-6 * lengths[0]:
         return 0.0
     search = NearestNeighbors(n_neighbors=neighbours).fit(codes)
-    limit = np.quantile(search.kneighbors()[0][:, -1], share)
+    limit = np.quantile(search.kneighbors(codes)[0][:, -1], share)
     edges = zip(codes.min(axis=0) - limit, codes.max(axis=0) + limit, strict=True)
     axes = [np.linspace(low, high, cells) for low, high in edges]
     grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
@@ -54,7 +54,7 @@ def occupied_area(
 
 
 def neighbour_accuracy(codes: np.ndarray, labels: np.ndarray, *, neighbours: int = 10) -> float:
-    """Returns the share of codes that have the label of most of their nearest neighbours.
+    """Returns the share of codes that have the most frequent label of their nearest neighbours.
 
     Each code is judged by the others (leave one out); of equally frequent labels the smaller wins.
 

@@ -10,7 +10,8 @@
 All four train the same objective, the one of many Keras recipes: binary cross-entropy, averaged
 over pixels, plus a factor times `-(1 + log_var - mean^2 - var)`, averaged over latent dimensions.
 Both are computed by `vae_research.probability`, from logits. `pixel_mean_terms` says which beta
-that is. The layers compute in float32 under every precision policy.
+that is. `ReportLosses` gives all four the same names in the logs. The layers compute in float32
+under every precision policy.
 
 What a layer adds knows nothing of `y`, which only the loss of `compile` is given, nor of
 `sample_weight`, which Keras applies to that loss alone: for weighted examples take `VAE`.
@@ -31,6 +32,7 @@ import tensorflow as tf
 
 from vae_research import probability
 from vae_research.randomness import evaluation_key, fold_in, standard_normal, training_key
+from vae_research.tensors import without_captured_tensors
 
 
 def pixel_mean_cross_entropy(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -48,9 +50,9 @@ def pixel_mean_cross_entropy(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor
 
 
 def latent_mean_kl(z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tf.Tensor:
-    """Returns `[rows]`: `-(1 + log_var - mean^2 - var)`, averaged over latent dimensions.
+    """Returns `[rows]`: the KL divergence from N(0, 1) in nats, averaged over latent dimensions.
 
-    That is twice the KL divergence from N(0, 1) in nats per latent dimension.
+    The `-(1 + log_var - mean^2 - var)` of many recipes, averaged in the same way, is twice that.
 
     Args:
         z_mean: `[rows, latent]`.
@@ -60,7 +62,7 @@ def latent_mean_kl(z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tf.Tensor:
         ValueError: the shapes differ.
     """
     _check_same_shape(z_mean=z_mean, z_log_var=z_log_var)
-    return 2.0 * _mean_over_event(probability.normal_kl_divergence(z_mean, z_log_var))
+    return _mean_over_event(probability.normal_kl_divergence(z_mean, z_log_var))
 
 
 def _check_same_shape(**tensors: tf.Tensor) -> None:
@@ -85,7 +87,8 @@ class SamplingLayer(keras.layers.Layer):
     be compared. Kingma and Welling 2014 (arXiv:1312.6114), section 2.4.
 
     Args:
-        seed: 0 to 2**32 - 1.
+        seed: 0 to 2**32 - 1. Layers of one model with the same seed draw the same noise: give each
+            its own.
 
     Raises:
         ValueError: `seed` is out of range.
@@ -153,7 +156,7 @@ class VAELossLayer(keras.layers.Layer):
     ) -> tf.Tensor:
         """Adds the loss; returns the logits."""
         reconstruction = pixel_mean_cross_entropy(targets, logits)
-        kl = self.factor * latent_mean_kl(z_mean, z_log_var)
+        kl = 2.0 * self.factor * latent_mean_kl(z_mean, z_log_var)
         self.add_loss(tf.reduce_mean(_record(self.loss_means, reconstruction, kl)))
         return logits
 
@@ -168,8 +171,9 @@ class KLLossLayer(keras.layers.Layer):
 
     It returns what it is given, so that the layers behind it see no difference. The reconstruction
     loss is left to Keras: `compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))` and
-    `fit(x, x)`. It reports `kl_loss`, a mean over the examples of an epoch; the total is Keras'
-    own `loss`.
+    `fit(x, x)`. (`loss="binary_crossentropy"` is for a model that ends in a sigmoid, and would take
+    logits for probabilities.) It reports `kl_loss`, a mean over the examples of an epoch; the
+    total is Keras' own `loss`, and `ReportLosses` adds all three names to the logs.
 
     >>> from vae_research import convolutional_decoder, convolutional_encoder
     >>> inputs = keras.Input((28, 28, 1))
@@ -198,7 +202,7 @@ class KLLossLayer(keras.layers.Layer):
 
     def call(self, z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Adds the loss; returns `z_mean` and `z_log_var` as they came."""
-        kl = self.factor * latent_mean_kl(z_mean, z_log_var)
+        kl = 2.0 * self.factor * latent_mean_kl(z_mean, z_log_var)
         self.kl_mean.update_state(kl)
         self.add_loss(tf.reduce_mean(kl))
         return z_mean, z_log_var
@@ -254,12 +258,13 @@ class AddLossModel(keras.Model):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Adds the loss; returns the logits."""
-        codes = self.encoder(inputs, training=training)
+        codes = without_captured_tensors("encoder", self.encoder, inputs, training=training)
         z_mean, z_log_var = _named(codes, "z_mean", "z_log_var")
         z = self.sampling(z_mean, z_log_var, training=training)
-        (logits,) = _named(self.decoder(z, training=training), "logits")
+        outputs = without_captured_tensors("decoder", self.decoder, z, training=training)
+        (logits,) = _named(outputs, "logits")
         reconstruction = pixel_mean_cross_entropy(inputs, logits)
-        kl = self.factor * latent_mean_kl(z_mean, z_log_var)
+        kl = 2.0 * self.factor * latent_mean_kl(z_mean, z_log_var)
         self.add_loss(tf.reduce_mean(_record(self.loss_means, reconstruction, kl)))
         return logits
 
@@ -282,6 +287,32 @@ class AddLossModel(keras.Model):
             for name in ("encoder", "decoder")
         }
         return cls(**networks, **config)
+
+
+class ReportLosses(keras.callbacks.Callback):
+    """Adds `total_loss`, `reco_loss` and `kl_loss` to the logs of a model that has other names.
+
+    Keras calls the total `loss`, and a `VAE` reports its terms in nats. With this callback the logs
+    of all four formulations have the same three names and mean the same; `reco_loss` is what is
+    left of the total without the KL loss.
+    """
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the figures of training."""
+        self._add(logs)
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Adds the figures of an evaluation."""
+        self._add(logs)
+
+    def _add(self, logs: dict[str, Any] | None) -> None:
+        if logs is None or "total_loss" in logs:
+            return
+        if "kl_loss" not in logs:  # a `VAE`: in nats, unweighted
+            weights = self.model.objective.weights(self.model.step)
+            logs["kl_loss"] = float(logs["kl"]) * float(weights["kl"])
+        logs["total_loss"] = float(logs["loss"])
+        logs["reco_loss"] = logs["total_loss"] - float(logs["kl_loss"])
 
 
 def _loss_means() -> list[keras.metrics.Mean]:

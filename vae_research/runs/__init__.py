@@ -37,6 +37,7 @@ __all__ = [
     "Config",
     "Run",
     "StopAtSignal",
+    "StopWhenDiverged",
     "UsageError",
     "configure",
     "define_boolean",
@@ -56,7 +57,7 @@ __all__ = [
 
 
 # What imports TensorFlow is loaded on first use.
-_LATER = {"StopAtSignal": "training", "train": "studies"}
+_LATER = {"StopAtSignal": "training", "StopWhenDiverged": "training", "train": "studies"}
 
 
 def __getattr__(name: str) -> Any:

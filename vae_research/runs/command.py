@@ -44,6 +44,7 @@ def study(
     conduct: Callable[[Config, Data, Path], dict[str, Any]],
     arguments: list[str] | None = None,
     *,
+    check: Callable[[Config, Data], None] | None = None,
     needs: Sequence[str] = (),
 ) -> None:
     """Runs a study from the command line and exits: several models, and what comes of them.
@@ -53,15 +54,17 @@ def study(
     also go to TensorBoard, and returns what belongs into summary.json. Markdown that it returns as
     `tables` is printed and written to tables.md instead. `runs.train` trains a model as a run of
     its own in a folder below, so that the same command goes on where it stopped; a study that
-    calls `fit` itself gives it the callback `runs.StopAtSignal`.
+    calls `fit` itself gives it the callbacks `runs.StopAtSignal` and `runs.StopWhenDiverged`.
 
     Args:
         conduct: the study.
         arguments: as for `main`.
+        check: raises `UsageError` or `DataError` where flags or data are not for this study, before
+            anything is written.
         needs: modules of the extra `figures` that the study cannot do without, by the names under
             which they are imported.
     """
-    _answer(conduct, functools.partial(_study, needs), arguments)
+    _answer(conduct, functools.partial(_study, check, needs), arguments)
 
 
 def _answer(
@@ -119,6 +122,7 @@ def _train(build: Callable[[Config, Data], Any], experiment: str, config: Config
 
 
 def _study(
+    check: Callable[[Config, Data], None] | None,
     needs: Sequence[str],
     conduct: Callable[[Config, Data, Path], dict[str, Any]],
     experiment: str,
@@ -134,6 +138,8 @@ def _study(
         print(f"{run_dir} is already complete.")
         return
     data = _load(config)
+    if check is not None:
+        check(config, data)
     signals.wait_for_steps()
     with _without_start_up_lines():
         from vae_research.runs.studies import carry_out

@@ -54,7 +54,8 @@ def carry_out(
         pictures = sorted((run_dir / "figures").glob("*.png"))
         _show(pictures, run_dir)
         directory.write_json(
-            run_dir / directory.SUMMARY, {**results, "status": "done", "seconds": seconds}
+            run_dir / directory.SUMMARY,
+            {**results, "status": "done", "seconds_of_last_session": seconds},
         )
         if config.verbose:
             names = [*(["tables.md"] if tables else []), *(f"figures/{p.name}" for p in pictures)]

@@ -123,7 +123,7 @@ def _fit(
     validation = data.validation.prepare()
     callbacks: list[keras.callbacks.Callback] = [
         StopAtSignal(),
-        _StopWhenDiverged(),
+        StopWhenDiverged(),
         Scalars(run_dir, every_steps=config.log_every_steps),
         Latents(run_dir, validation),
         MetricsFile(run_dir / directory.METRICS),
@@ -252,15 +252,16 @@ class StopAtSignal(keras.callbacks.Callback):
         signals.raise_if_received()
 
 
-class _StopWhenDiverged(keras.callbacks.Callback):
-    """Ends the run before an epoch whose loss is not finite is recorded or saved."""
+class StopWhenDiverged(keras.callbacks.Callback):
+    """Ends a run or a study where the figures of an epoch are not finite, with exit code 6."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         bad = {name for name, value in (logs or {}).items() if not math.isfinite(float(value))}
         if bad:
             terms = sorted(bad - {"loss", "elbo", "val_loss", "val_elbo"}) or sorted(bad)
+            step = int(self.model.optimizer.iterations)
             raise DivergedError(
-                f"training diverged in epoch {epoch + 1} (step {self.model.step}): not finite are "
+                f"training diverged in epoch {epoch + 1} (step {step}): not finite are "
                 f"{', '.join(terms)}. Nothing of this epoch is kept. The usual causes are a term "
                 "of your own, and a --learning_rate that is too large."
             )
