@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from vae_research import (
     VAE,
+    AddLossModel,
     Bernoulli,
     GaussianBottleneck,
     KLDivergence,
@@ -107,6 +108,22 @@ def test_fit_says_the_same(use, eager):
         model.compile("sgd", run_eagerly=eager)
         with pytest.raises(ValueError, match=message(reader)):
             model.fit(IMAGES, verbose=0)
+
+
+@pytest.mark.parametrize("place", ["encoder", "decoder"])
+def test_networks_of_a_model_that_adds_its_loss_itself(place):
+    class Captures(keras.layers.Layer):
+        def call(self, inputs):
+            return {"z_mean": inputs, "z_log_var": inputs, "logits": inputs + OUTSIDE}
+
+    class Plain(keras.layers.Layer):
+        def call(self, inputs):
+            return {"z_mean": inputs, "z_log_var": inputs, "logits": inputs}
+
+    networks = {"encoder": Plain(), "decoder": Plain()} | {place: Captures()}
+    model = AddLossModel(**networks, factor=1.0)
+    with pytest.raises(ValueError, match=message(place)):
+        model(IMAGES[:, :2])
 
 
 def test_module_behind_the_decoder_says_which_it_is():

@@ -225,6 +225,36 @@ def test_the_four_formulations_train_alike_and_are_timed(finished):
     assert ratio == pytest.approx(eager / graph)
 
 
+@pytest.mark.parametrize(
+    ("given", "code", "words"),
+    [
+        (["--latent_dim=3"], 2, "--wide_latent_dim"),
+        (["--kl_factors=1e-4,0.0001"], 2, "each of them once"),
+        (["--seed=4294967295", "--repeats=2"], 2, "no room for 2 seeds"),
+        (["--dataset=plain.npy"], 3, "test images with labels"),
+    ],
+    ids=["latent_dim", "factors", "seeds", "labels"],
+)
+def test_latent_space_refuses_what_it_cannot_use(given, code, words, tmp_path, without_tensorflow):
+    np.save(tmp_path / "plain.npy", RANDOM.integers(0, 256, (200, 8, 8), dtype=np.uint8))
+    path = CHECKOUT / "experiments" / "latent_space.py"
+    process = python(path, "--run_dir=run", *given, cwd=tmp_path, first=without_tensorflow)
+    assert process.returncode == code
+    assert re.fullmatch(rf"latent_space: [^\n]*{re.escape(words)}[^\n]*\n", process.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_formulations_that_diverge_end_the_study(tmp_path):
+    images = RANDOM.integers(0, 256, (3, 32, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", train=images[0], validation=images[1], test=images[2])
+    path = CHECKOUT / "experiments" / "kl_formulations.py"
+    flags = ["--dataset=images.npz", "--batch_size=16", "--latent_dim=2", "--filters=2,2"]
+    process = python(path, *flags, "--learning_rate=1e30", "--run_dir=run", cwd=tmp_path)
+    assert process.returncode == 6
+    assert re.fullmatch(r"kl_formulations: training diverged in epoch [^\n]+\n", process.stderr)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
 def test_the_latent_space_is_that_of_the_runs_below_the_study(finished):
     from vae_research import load_run, neighbour_accuracy, occupied_area
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 from vae_research import (
     AddLossModel,
     KLLossLayer,
+    ReportLosses,
     SamplingLayer,
     VAELossLayer,
     dense_decoder,
@@ -96,6 +97,20 @@ def test_fit_reports_means_over_examples_also_with_a_short_last_batch(compiled, 
     assert found.get("total_loss", found["loss"]) == pytest.approx(found["loss"], rel=RTOL)
     # The mutant, a mean over batches, is another number.
     assert np.mean([kl.mean() for _, kl in batches]) != pytest.approx(kl.mean(), rel=0.01)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_reports_the_three_losses_by_one_name(compiled, place):
+    formulation = compiled(place)
+    settings = {"callbacks": [ReportLosses()], "validation_data": (IMAGES, IMAGES)}
+    found = {name: values[0] for name, values in formulation.fit(IMAGES, **settings).items()}
+    pair = formulation.encoder, formulation.decoder
+    keys = {"": training_key(SEED, 0), "val_": evaluation_key(SEED, 0)}
+    for prefix, key in keys.items():
+        entropy, kl = (values.mean() for values in figures_by_hand(pair, IMAGES, key))
+        assert found[f"{prefix}reco_loss"] == pytest.approx(entropy, rel=RTOL)
+        assert found[f"{prefix}kl_loss"] == pytest.approx(kl, rel=RTOL)
+        assert found[f"{prefix}total_loss"] == pytest.approx(entropy + kl, rel=RTOL)
 
 
 @pytest.mark.parametrize("place", LAYERS)

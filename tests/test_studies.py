@@ -53,6 +53,13 @@ def build(config, data):
     )
 
 
+def check(config, data):
+    if len(config.kl_weights) != 2:
+        raise runs.UsageError("two --kl_weights, please.")
+    if len(data.test) < 10:
+        raise vr.DataError("too few test images.")
+
+
 def conduct(config, data, run_dir):
     codes = []
     for name, weight in zip("ab", config.kl_weights, strict=True):
@@ -66,7 +73,7 @@ def conduct(config, data, run_dir):
 
 
 if __name__ == "__main__":
-    runs.study(conduct, needs=os.environ.get("NEEDS", "matplotlib sklearn").split())
+    runs.study(conduct, check=check, needs=os.environ.get("NEEDS", "matplotlib sklearn").split())
 '''
 
 
@@ -133,6 +140,17 @@ def finished(place, study):
     return place / "finished", process.stdout
 
 
+# ---------------------------------------------------------------- refused beforehand
+
+
+def test_what_the_study_refuses_leaves_nothing_behind(place, study):
+    assert "two --kl_weights" in refusal(study("refused", "--kl_weights=1"), 2)
+    np.savez(place / "few.npz", **{name: images[:8] for name, images in IMAGES.items()})
+    given = ("--batch_size=8",)
+    assert "too few test" in refusal(study("refused", *given, dataset="few.npz"), 3)
+    assert not (place / "refused").exists()
+
+
 # ---------------------------------------------------------------- a finished study
 
 
@@ -143,7 +161,7 @@ def test_a_study_leaves_its_runs_its_pictures_and_its_answer(finished):
     }
     summary = read_json(run_dir / "summary.json")
     assert (summary["status"], summary["answer"]) == ("done", 42)
-    assert summary["seconds"] > 0.0
+    assert summary["seconds_of_last_session"] > 0.0
     config = read_json(run_dir / "config.json")
     assert config["experiment"] == "tiny_study"
     assert config["file"] == str(run_dir.parent / "tiny_study.py")
