@@ -8,8 +8,8 @@ turn, compiled with and without XLA, together with variants that answer smaller 
 
 Command: scripts/run experiments/kl_formulations.py
 Time: 20 minutes on 2 cores
-Expect: no difference between the four above the spread of 20 % (medians 15.3 to 16.3 s an epoch as a
-graph; a plain autoencoder 14.4 s), XLA 0.67 to 0.79 and eager execution 0.4 times as fast; a loss
+Expect: no difference between the four above the spread of 20 % (medians 15.3 to 16.3 s an epoch as
+a graph; a plain autoencoder 14.4 s), XLA 0.67 to 0.79 and eager execution 0.4 times as fast; a loss
 of 0.0896 (strategy 1: 0.0894) in epoch 5.
 """
 

@@ -8,7 +8,7 @@ factor in nats is printed.
 
 Command: scripts/run experiments/latent_space.py
 Time: 30 minutes on 2 cores
-Expect: with factor 6.5e-4 (beta 0.51) 95 % of the test images lie on an area of 35 (34 to 37, seeds
+Expect: with factor 6.5e-4 (beta 0.51) 95 % of the test images lie on an area of 35 (34 to 38, seeds
 0, 1, 2), those of the autoencoder on one 117 times as large (101 to 117). In 16 dimensions with
 factor 0.5e-4 (beta 0.0049) the 10 nearest neighbours give the right digit for 96.3 % of them.
 """
