@@ -70,7 +70,6 @@ FORMULATIONS = {
     "strategy 3": strategy_3,
 }
 
-
 LOSSES = ("total_loss", "reco_loss", "kl_loss")
 
 # What is changed: from what is timed before to what is timed after.
@@ -159,13 +158,11 @@ def variants(config):
     def kl_in_encoder(encoder, decoder, config):
         return in_encoder(encoder, decoder, config, KLInEncoder()), bce
 
-    bce = keras.losses.BinaryCrossentropy(from_logits=True)
-
     def plain_autoencoder(encoder, decoder, config):
         inputs, z_mean = encoder.inputs, encoder.output["z_mean"]  # without the other head
-        model = keras.Model(inputs, decoder(z_mean)["logits"])
-        return model, bce
+        return keras.Model(inputs, decoder(z_mean)["logits"]), bce
 
+    bce = keras.losses.BinaryCrossentropy(from_logits=True)
     return {
         "loss in a function": made_of(InFunction),
         "loss in call": made_of(InCall),
@@ -298,6 +295,12 @@ def say(config, text):
         print(text, flush=True)
 
 
+def check(config, data):
+    """Refuses data that convolutions are not for."""
+    if not data.is_image:
+        raise vr.DataError(f"{data.name} has no images, which this study needs; see --dataset.")
+
+
 def conduct(config, data, run_dir):
     """Trains, times, and writes tables and the bar chart."""
     trained, losses = train_epochs(config, data, run_dir)
@@ -372,4 +375,4 @@ def spread(values, digits):
 
 
 if __name__ == "__main__":
-    runs.study(conduct, needs=["matplotlib"])
+    runs.study(conduct, check=check, needs=["matplotlib"])

@@ -244,6 +244,16 @@ def test_latent_space_refuses_what_it_cannot_use(given, code, words, tmp_path, w
     assert not (tmp_path / "run").exists()
 
 
+def test_kl_formulations_refuses_what_is_no_image(tmp_path, without_tensorflow):
+    np.save(tmp_path / "plain.npy", RANDOM.random((200, 8)).astype(np.float32))
+    path = CHECKOUT / "experiments" / "kl_formulations.py"
+    flags = ["--dataset=plain.npy", "--run_dir=run"]
+    process = python(path, *flags, cwd=tmp_path, first=without_tensorflow)
+    assert process.returncode == 3
+    assert re.fullmatch(r"kl_formulations: plain.npy has no images[^\n]+\n", process.stderr)
+    assert not (tmp_path / "run").exists()
+
+
 def test_formulations_that_diverge_end_the_study(tmp_path):
     images = RANDOM.integers(0, 256, (3, 32, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", train=images[0], validation=images[1], test=images[2])
