@@ -356,22 +356,17 @@ def tables(trained, losses, blocks, answers):
     )
     yield runs.markdown_table(
         ["what is changed", "times as fast"],
-        [[change, spread(found, 2)] for change, found in answers.items()],
+        [[change, runs.median_and_range(found, 2)] for change, found in answers.items()],
     )
 
 
 def cells(seconds, than):
-    return [spread(seconds, 1), spread(ratios(seconds, than), 2)]
+    return [runs.median_and_range(seconds, 1), runs.median_and_range(ratios(seconds, than), 2)]
 
 
 def ratios(seconds, than):
     """Returns how many times as fast as another one it is, in each turn."""
     return [b / a for a, b in zip(seconds, than, strict=True)]
-
-
-def spread(values, digits):
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ factor 0.5e-4 (beta 0.0049) the 10 nearest neighbours give the right digit for 9
 """
 
 import math
-import statistics
 
 import numpy as np
 
@@ -62,6 +61,8 @@ def check(config, data):
         raise vr.DataError(
             f"{data.name}: this study needs more than {NEIGHBOURS} test images with labels."
         )
+    if (data.test.labels == config.left_out).all():
+        raise runs.UsageError(f"--left_out={config.left_out} leaves no test image.")
     if config.latent_dim != 2:
         raise runs.UsageError("the plane of this study has --latent_dim=2; see --wide_latent_dim.")
     if config.seed + config.repeats > 2**32:
@@ -92,7 +93,7 @@ def conduct(config, data, run_dir):
         latent_dim=config.wide_latent_dim,
     )
     separation = separated(wide, run_dir)
-    results = compared(planes, config)
+    results = compared(planes)
     return {
         "tables": "\n".join([*tables(planes, results, config), separation_table(separation, wide)]),
         "models": [
@@ -175,7 +176,7 @@ def box_area(codes):
 MEASURES = ("area_95", "box_area", "box_area_left_out")
 
 
-def compared(planes, config):
+def compared(planes):
     """Returns how many times the room of a VAE the autoencoder of the same seed takes."""
     return [
         {"kl_factor": factor, "seed": seed}
@@ -206,11 +207,7 @@ def tables(planes, results, config):
     ratios = []
     for factor in dict.fromkeys(result["kl_factor"] for result in results):
         found = [result for result in results if result["kl_factor"] == factor]
-        middle = [statistics.median(result[name] for result in found) for name in MEASURES]
-        smallest = [min(result[name] for result in found) for name in MEASURES]
-        largest = [max(result[name] for result in found) for name in MEASURES]
-        spread = zip(middle, smallest, largest, strict=True)
-        cells = [f"{a:.1f} ({b:.1f} to {c:.1f})" for a, b, c in spread]
+        cells = [runs.median_and_range([result[name] for result in found], 1) for name in MEASURES]
         ratios.append([f"factor {factor:g}", str(len(found)), *cells])
     return runs.markdown_table(head, rows), runs.markdown_table(head_of_ratios, ratios)
 

@@ -401,7 +401,7 @@ import first, second
 def error_of(function, *arguments, **options):
     try:
         return ["accepted", function(*arguments, **options).as_dict()]
-    except Exception as error:
+    except Exception as error:  # its type is what is asked for
         return [type(error).__name__, str(error)]
 """
 

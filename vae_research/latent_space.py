@@ -1,6 +1,6 @@
 """How codes lie in the latent space: the room they take, and how well classes separate.
 
-Needs the extra `figures` (scikit-learn, which brings scipy); NumPy in, NumPy out.
+Needs scikit-learn (the extra `figures`); NumPy in, NumPy out.
 """
 
 from __future__ import annotations

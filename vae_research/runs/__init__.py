@@ -31,7 +31,7 @@ from vae_research.runs.flags import (
     set_defaults,
 )
 from vae_research.runs.loading import Run, load_run
-from vae_research.runs.tables import markdown_table
+from vae_research.runs.tables import markdown_table, median_and_range
 
 __all__ = [
     "Config",
@@ -50,6 +50,7 @@ __all__ = [
     "load_run",
     "main",
     "markdown_table",
+    "median_and_range",
     "set_defaults",
     "study",
     "train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 
@@ -15,3 +16,13 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def median_and_range(values: Sequence[float], digits: int) -> str:
+    """Returns the median of values with the smallest and the largest.
+
+    >>> median_and_range([3.0, 1.0, 1.5], 1)
+    '1.5 (1.0 to 3.0)'
+    """
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
