@@ -27,9 +27,9 @@ LAYERS = (
     ("probability", "schedules", "tensors"),
     ("losses", "bottlenecks", "networks", "layers", "data"),
     ("objective",),
-    ("fitting",),
+    ("fitting", "execution"),
     ("model",),
-    ("evaluation", "checkpoints", "execution", "latent_space", "plots"),
+    ("evaluation", "checkpoints", "latent_space", "plots"),
     ("callbacks",),
     ("runs",),
     ("",),  # vae_research/__init__.py, which knows them all
@@ -40,7 +40,7 @@ BOTTOM = (*LAYERS[0], *LAYERS[1])
 # Narrower than the layers: a part, and the only things of this package that it may import.
 ONLY = {
     "objective": ("losses.term", *BOTTOM),
-    "model": ("objective", "fitting", *BOTTOM),
+    "model": ("objective", "fitting", "execution", "data.pipeline", *BOTTOM),
 }
 
 # What comes from outside: everywhere, at the bottom, and only where it is used (inside a function).

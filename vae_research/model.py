@@ -9,7 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from vae_research.data.pipeline import ResidentBatches
 from vae_research.declarations import from_config, import_own_modules
+from vae_research.execution import resident_function
 from vae_research.fitting import (
     refuse_class_weight,
     targets_for_weights,
@@ -78,6 +80,8 @@ class VAE(keras.Model):
         )
         self.objective = self._declared_objective
         self.steps_per_epoch: int | None = None
+        self._resident: dict[str, ResidentBatches | None] = {"train": None, "test": None}
+        self._resident_functions: dict[Any, Any] = {}
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         labels = [term.label for term in self.objective.terms]
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
@@ -261,6 +265,7 @@ class VAE(keras.Model):
                     "Add a LossTerm to VAE(terms=[...]); with weight=None it is only watched."
                 )
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        self._resident_functions = {}
         half = "float16" in (self.encoder.compute_dtype, self.decoder.compute_dtype)
         if half and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
@@ -286,6 +291,9 @@ class VAE(keras.Model):
     ) -> keras.callbacks.History:
         """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is.
 
+        `x` and `validation_data` may also be `ResidentBatches`, which need no `steps_per_epoch`:
+        `steps_per_execution` steps then run as one compiled loop.
+
         Raises:
             ValueError: `class_weight` is given.
         """
@@ -294,10 +302,13 @@ class VAE(keras.Model):
         if self.built and optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)  # outside of the step, which may fail
         callbacks = with_schedule_lengths(self, callbacks, kwargs.get("initial_epoch", 0))
+        x = self._use("train", x, kwargs, "steps_per_epoch")
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle these
         x, y = targets_for_weights(x, y, kwargs.get("sample_weight"))
         validation = kwargs.get("validation_data")
+        validation = self._use("test", validation, kwargs, "validation_steps")
+        kwargs["validation_data"] = validation
         if isinstance(validation, tuple) and len(validation) == 3:
             inputs, targets = targets_for_weights(*validation)
             kwargs["validation_data"] = (inputs, targets, validation[2])
@@ -308,6 +319,7 @@ class VAE(keras.Model):
             # A step that failed while it was traced cannot be called again; the next fit makes it
             # anew, and says what is wrong then.
             self.train_function = self.test_function = None
+            self._resident_functions = {}
             raise
 
     def evaluate(
@@ -319,7 +331,9 @@ class VAE(keras.Model):
         sample_weight: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Keras' `evaluate`."""
+        """Keras' `evaluate`; `x` may also be `ResidentBatches`."""
+        if "_use_cached_eval_dataset" not in kwargs:  # Keras' word for the evaluations within fit
+            x = self._use("test", x, kwargs, "steps")
         x, y = targets_for_weights(x, y, sample_weight)
         with scope_explained():
             return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
@@ -338,7 +352,59 @@ class VAE(keras.Model):
             ValueError: `class_weight` is given.
         """
         refuse_class_weight(class_weight)
+        self._use("train", x)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
+        """Keras' `test_on_batch`."""
+        self._use("test", x)
+        return super().test_on_batch(x, y, sample_weight, **kwargs)
+
+    def _use(self, kind: str, x: Any, kwargs: dict[str, Any] | None = None, steps: str = "") -> Any:
+        """Returns what Keras is given for the data `x`, after choosing the function that reads it.
+
+        Args:
+            kind: "train" or "test".
+            x: what the user gave.
+            kwargs: of Keras' method; for `ResidentBatches` the number of steps is added.
+            steps: what that argument is called.
+        """
+        resident = x if isinstance(x, ResidentBatches) else None
+        if resident is not self._resident[kind]:
+            self._resident = self._resident | {kind: resident}
+            setattr(self, f"{kind}_function", None)
+        if resident is None:
+            return x
+        kwargs.setdefault(steps, resident.steps)
+        return resident.calls(self.steps_per_execution)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras' `make_train_function`, also for data that stay on the device."""
+        if not self._make_resident_function("train", self.train_step, force):
+            return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Keras' `make_test_function`, also for data that stay on the device."""
+        if not self._make_resident_function("test", self.test_step, force):
+            return super().make_test_function(force)
+
+    def _make_resident_function(self, kind: str, step: Any, force: bool) -> bool:
+        batches = self._resident[kind]
+        if batches is None:
+            return False
+        # Another fit on such data finds the compiled program of the first.
+        key = (kind, batches.reader.steps_alike)
+        if force or key not in self._resident_functions:
+            self._resident_functions[key] = resident_function(
+                step,
+                self.get_metrics_result,
+                batches,
+                jit_compile=self.jit_compile,
+                run_eagerly=self.run_eagerly,
+            )
+        function = self._resident_functions[key]
+        setattr(self, f"{kind}_function", lambda iterator: function(iterator, batches))
+        return True
 
     def reset_metrics(self) -> None:
         """Resets all running means, also of terms that the last step did not have."""
@@ -355,6 +421,7 @@ class VAE(keras.Model):
         self.objective = self._declared_objective.in_steps(steps_per_epoch)
         if self.objective.terms != before:
             # The compiled steps have the old lengths in them.
+            self._resident_functions = {}
             for make in ("train", "test"):
                 if getattr(self, f"{make}_function") is not None:
                     getattr(self, f"make_{make}_function")(force=True)

@@ -39,11 +39,12 @@ class Console(EpochCallback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Moves the bar, a few times a second."""
-        self._batches = batch + 1
+        # The last call of an epoch may be shorter than Keras counts.
+        self._batches = min(batch + 1, self.params["steps"] or batch + 1)
         now = time.perf_counter()
         if self._progress is not None and now - self._updated > _SECONDS_BETWEEN_UPDATES:
             self._updated = now
-            self._progress.update(batch + 1, [("loss", float(logs["loss"]))], finalize=False)
+            self._progress.update(self._batches, [("loss", float(logs["loss"]))], finalize=False)
 
     def on_training_part_end(self) -> None:
         """Ends the bar."""

@@ -102,6 +102,18 @@ class Split:
 
         return pipeline.batches(self, batch_size, seed, first_epoch, with_labels)
 
+    def resident(
+        self,
+        batch_size: int,
+        seed: int | None = None,
+        first_epoch: int = 0,
+        with_labels: bool = False,
+    ):
+        """`ResidentBatches` for `fit` and `evaluate`; see `vae_research.data.pipeline`."""
+        from vae_research.data import pipeline
+
+        return pipeline.ResidentBatches(self, batch_size, seed, first_epoch, with_labels)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:

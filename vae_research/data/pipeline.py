@@ -1,9 +1,9 @@
-"""Training batches as a `tf.data.Dataset`; the only module of this package with TensorFlow.
+"""Training batches with TensorFlow: streamed values, or row numbers of what stays on the device.
 
-Nothing in the pipeline has a state. The order of an epoch is a function of (seed, epoch) and the
-binarisation noise of a batch a function of (seed, epoch, position of the batch), so a stream begun
-at any epoch continues the unbroken one bit for bit. Philox is named everywhere: it draws the same
-numbers on every device, and with or without XLA.
+It is the only module of this package with TensorFlow. Nothing in it has a state. The order of an
+epoch is a function of (seed, epoch) and the binarisation noise of a batch a function of (seed,
+epoch, position of the batch), so a stream begun at any epoch continues the unbroken one bit for
+bit. Philox is named everywhere: it draws the same numbers on every device, and with or without XLA.
 """
 
 import operator
@@ -17,7 +17,67 @@ from vae_research.data.arrays import Split
 _ORDER, _NOISE = 0, 1
 # A batch of 128 MNIST images costs about 0.6 ms of one core; two at a time stay ahead of the step.
 _PARALLEL_BATCHES = 2
-_PREFETCHED_BATCHES = 2
+_PREFETCHED = 2
+
+
+class Reader:
+    """From row numbers to a batch: gathers stored rows, scales and binarises them.
+
+    Args:
+        split: what to read.
+        seed: of the binarisation noise; None reads what evaluation sees, as `Split.prepare`.
+        with_labels: adds "labels".
+
+    Attributes:
+        tensors: what is read from, by name, as stored (one byte per grey value).
+        steps_alike: two readers with equal values read by the same compiled program.
+
+    Raises:
+        ValueError: labels asked for where there are none.
+    """
+
+    def __init__(self, split: Split, seed: int | None, with_labels: bool) -> None:
+        if with_labels and split.labels is None:
+            raise ValueError(f"split {split.name!r} has no labels; give them to Data.from_arrays")
+        drawn = split.binarize == "static" or (split.binarize == "dynamic" and seed is None)
+        self.binarize = "none" if drawn else split.binarize
+        self.is_scaled = not (drawn or split.scaling.is_identity)
+        self.tensors = {"stored": tf.constant(split.fixed_draw if drawn else split.raw)}
+        if self.is_scaled:
+            self.tensors["offset"] = tf.constant(split.scaling.offset)
+            self.tensors["divisor"] = tf.constant(split.scaling.divisor)
+        if self.binarize == "dynamic":
+            self.tensors["key"] = tf.constant([seed, _NOISE], tf.int64)
+        if with_labels:
+            self.tensors["labels"] = tf.constant(split.labels)
+        self.steps_alike = (self.binarize, *sorted(self.tensors))
+
+    def __call__(
+        self,
+        tensors: dict[str, tf.Tensor],
+        epoch: tf.Tensor,
+        position: tf.Tensor,
+        rows: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """Returns {"inputs": float32 [rows, ...]} and, if asked for, "labels": int64 [rows].
+
+        Args:
+            tensors: `self.tensors`, an argument so that a compiled program does not contain them.
+            epoch: of the batch, from 0.
+            position: of the batch in its epoch, from 0.
+            rows: integers [rows].
+        """
+        values = tf.cast(tf.gather(tensors["stored"], rows), tf.float32)
+        if self.is_scaled:
+            # Subtract, then divide, as `Scaling.apply` does: equal to the last bit.
+            values = (values - tensors["offset"]) / tensors["divisor"]
+        if self.binarize == "threshold":
+            values = tf.cast(values > 0.5, tf.float32)
+        elif self.binarize == "dynamic":
+            values = bernoulli(values, _fold_in(tensors["key"], epoch, position))
+        if "labels" not in tensors:
+            return {"inputs": values}
+        return {"inputs": values, "labels": tf.gather(tensors["labels"], rows)}
 
 
 def batches(
@@ -41,49 +101,97 @@ def batches(
     Raises:
         ValueError: an argument outside its range, or labels asked for where there are none.
     """
-    batch_size = _integer("batch_size", batch_size, 1, len(split), " (the rows of the split)")
-    seed = _integer("seed", seed, 0, 2**32 - 1)
-    first_epoch = _integer("first_epoch", first_epoch, 0, 2**31 - 1)
-    if with_labels and split.labels is None:
-        raise ValueError(f"split {split.name!r} has no labels; give them to Data.from_arrays")
-
-    static = split.binarize == "static"
+    batch_size, seed, first_epoch = _checked(split, batch_size, seed, first_epoch)
     with tf.device("/cpu:0"):  # tf.data gathers on the host, whatever devices there are
-        stored = tf.constant(split.fixed_draw if static else split.raw)
-        labels = tf.constant(split.labels) if with_labels else None
-        offset, divisor = tf.constant(split.scaling.offset), tf.constant(split.scaling.divisor)
-    identity = static or split.scaling.is_identity
+        reader = Reader(split, seed, with_labels)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         rows = tf.data.Dataset.from_tensor_slices(epoch_order(len(split), seed, epoch))
         return rows.batch(batch_size).enumerate().map(lambda at, rows: (epoch, at, rows))
 
-    def read(epoch: tf.Tensor, position: tf.Tensor, rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        values = tf.cast(tf.gather(stored, rows), tf.float32)
-        if not identity:
-            # Subtract, then divide, as `Scaling.apply` does: equal to the last bit.
-            values = (values - offset) / divisor
-        if split.binarize == "threshold":
-            values = tf.cast(values > 0.5, tf.float32)
-        elif split.binarize == "dynamic":
-            values = bernoulli(values, _key(seed, _NOISE, epoch, position))
-        batch = {"inputs": values}
-        return batch if labels is None else batch | {"labels": tf.gather(labels, rows)}
+    def read(*place: tf.Tensor) -> dict[str, tf.Tensor]:
+        return reader(reader.tensors, *place)
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     order = epochs.flat_map(one_epoch)
-    return order.map(read, _PARALLEL_BATCHES, deterministic=True).prefetch(_PREFETCHED_BATCHES)
+    return order.map(read, _PARALLEL_BATCHES, deterministic=True).prefetch(_PREFETCHED)
+
+
+class ResidentBatches:
+    """The same batches for `VAE.fit` and `VAE.evaluate`, of rows that stay on the device.
+
+    What moves is row numbers: each step gathers its rows from the stored ones (one byte per grey
+    value), scales and binarises them. Values, order and noise are those of `batches`, bit for bit.
+
+    Args:
+        split: what to read.
+        batch_size: rows, from 1 to the length of the split.
+        seed: 0 to 2**32 - 1; None gives the rows in their order, with the values of evaluation.
+        first_epoch: the epoch to begin with, counted from 0.
+        with_labels: adds "labels".
+
+    Attributes:
+        reader: the `Reader` from row numbers to a batch.
+        steps: batches in an epoch; the last one may be smaller.
+
+    Raises:
+        ValueError: an argument outside its range, or labels asked for where there are none.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int | None = None,
+        first_epoch: int = 0,
+        with_labels: bool = False,
+    ) -> None:
+        batch_size, _, first_epoch = _checked(split, batch_size, seed or 0, first_epoch)
+        self.reader = Reader(split, seed, with_labels)
+        self.steps = split.steps(batch_size)
+        self._rows, self._batch_size = len(split), batch_size
+        self._seed, self._first_epoch = seed, first_epoch
+
+    def calls(self, steps_per_call: int) -> tf.data.Dataset:
+        """Returns, for ever, what the calls of `execution.resident_function` are to do.
+
+        Each is a dictionary of `epoch` and `first` (position of its first batch in the epoch),
+        `rows` `[steps_per_call, batch_size]` of which the first `count` batches are meant, and
+        `rest`, the rows of the epoch's smaller last batch: it follows where `is_last`.
+        """
+        whole = self._rows // self._batch_size
+        number = -(-self.steps // steps_per_call)
+        firsts = np.arange(number) * steps_per_call
+        padding = number * steps_per_call * self._batch_size
+
+        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+            if self._seed is None:
+                order = tf.range(self._rows)
+            else:
+                order = tf.cast(epoch_order(self._rows, self._seed, epoch), tf.int32)
+            in_batches, rest = tf.split(order, [whole * self._batch_size, -1])
+            rows = tf.pad(in_batches, [[0, padding - whole * self._batch_size]])
+            return tf.data.Dataset.from_tensor_slices(
+                {
+                    "epoch": tf.repeat(epoch, number),
+                    "first": tf.constant(firsts, tf.int64),
+                    "rows": tf.reshape(rows, [number, steps_per_call, self._batch_size]),
+                    "count": np.clip(whole - firsts, 0, steps_per_call).astype(np.int32),
+                    "rest": tf.repeat(rest[tf.newaxis], number, axis=0),
+                    "is_last": np.arange(number) == number - 1,
+                }
+            )
+
+        epochs = tf.data.Dataset.range(self._first_epoch, np.iinfo(np.int64).max)
+        return epochs.flat_map(one_epoch).prefetch(_PREFETCHED)
 
 
 def epoch_order(rows: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
     """A permutation of 0..rows-1, int64, that depends on seed and epoch alone."""
+    key = _fold_in(tf.constant([seed, _ORDER], tf.int64), epoch)
     # 63 random bits per row: two equal ones, where the sort would decide, are out of the question.
     draw = tf.random.stateless_uniform(
-        [rows],
-        _key(seed, _ORDER, epoch),
-        maxval=np.iinfo(np.int64).max,
-        dtype=tf.int64,
-        alg="philox",
+        [rows], key, maxval=np.iinfo(np.int64).max, dtype=tf.int64, alg="philox"
     )
     return tf.argsort(draw)
 
@@ -104,12 +212,20 @@ def bernoulli(probability: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     return tf.cast(noise < probability * 2.0**16, tf.float32)
 
 
-def _key(seed: int, purpose: int, *numbers: int | tf.Tensor) -> tf.Tensor:
-    """A stateless random key [2] for a place in the run."""
-    key = tf.constant([seed, purpose], tf.int64)
+def _fold_in(key: tf.Tensor, *numbers: int | tf.Tensor) -> tf.Tensor:
+    """The stateless random key [2] of a place in the run, from that of seed and purpose."""
     for number in numbers:
         key = tf.random.experimental.stateless_fold_in(key, number, alg="philox")
     return key
+
+
+def _checked(split: Split, batch_size, seed, first_epoch) -> tuple[int, int, int]:
+    """Batch size, seed and first epoch as integers in their ranges, or ValueError."""
+    return (
+        _integer("batch_size", batch_size, 1, len(split), " (the rows of the split)"),
+        _integer("seed", seed, 0, 2**32 - 1),
+        _integer("first_epoch", first_epoch, 0, 2**31 - 1),
+    )
 
 
 def _integer(name: str, value, low: int, high: int, why: str = "") -> int:

@@ -18,7 +18,7 @@ from absl import flags
 from vae_research.data import DATASETS
 from vae_research.declarations import did_you_mean
 from vae_research.runs.errors import UsageError
-from vae_research.runs.parsers import Choice, Number, Numbers, Serializer
+from vae_research.runs.parsers import Auto, Choice, Number, Numbers, Serializer
 
 flags.disclaim_key_flags()  # a flag belongs to the module that asks for its definition
 
@@ -74,6 +74,11 @@ def define_float(
 ) -> flags.FlagHolder:
     """Defines a flag that is a finite number, at least `minimum` and greater than `above`."""
     return _define(Number(float, minimum, None, above), name, default, help)
+
+
+def define_auto_integer(name: str, help: str, *, minimum: int = 1) -> flags.FlagHolder:
+    """Defines a flag that is an integer or `auto`, the default, which the config has as None."""
+    return _define(Auto(Number(int, minimum)), name, None, help)
 
 
 def define_choice(
@@ -152,7 +157,13 @@ def define_standard_flags() -> None:
         "jit",
         "auto",
         ("auto", "on", "off"),
-        "compile with XLA; auto leaves it off: it makes convolutions slower on a CPU",
+        "compile with XLA; auto: where it can compile the model and, on a CPU, there are no "
+        "convolutions, which it makes slower",
+    )
+    define_auto_integer(
+        "steps_per_call",
+        "optimizer steps in one compiled call, with --log_every_steps a divisor of that; default "
+        "auto: about half a second of them",
     )
     define_choice("device", "auto", ("auto", "cpu", "gpu"), "auto takes a GPU where there is one")
     define_boolean("run_eagerly", False, "run step by step in Python, for a debugger")

@@ -76,6 +76,25 @@ class Choice(flags.ArgumentParser):
         return "choice"
 
 
+class Auto(flags.ArgumentParser):
+    """The word `auto`, which becomes None, or what another parser takes."""
+
+    def __init__(self, other: flags.ArgumentParser) -> None:
+        self.other = other
+        self.syntactic_help = f"auto or {other.syntactic_help}"
+
+    def parse(self, argument: Any) -> Any:
+        if argument in (None, "auto"):
+            return None
+        try:
+            return self.other.parse(argument)
+        except ValueError:
+            raise ValueError(f"must be {self.syntactic_help}") from None
+
+    def flag_type(self) -> str:
+        return self.other.flag_type()
+
+
 class Numbers(flags.ArgumentParser):
     """Numbers with commas between them, at least one."""
 

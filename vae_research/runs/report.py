@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import platform
 import shlex
@@ -18,6 +19,7 @@ import tensorflow as tf
 from vae_research.callbacks.pictures import reconstructions, samples
 from vae_research.data import Data
 from vae_research.evaluation import Figure
+from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.plots import save_curves
 from vae_research.runs.directory import as_plain
@@ -49,15 +51,14 @@ def describe(
     }
 
 
-def describe_model(model: VAE, config: Config) -> dict[str, Any]:
+def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
     """Returns what config.json says of the model of a run."""
     settled = model.objective.settled_at()
-    compiled = "on" if model.jit_compile else "off"
     return {
         "terms": {term.label: repr(term) for term in model.objective.terms},
         "effective_beta": model.objective.effective_beta(settled) if settled is not None else None,
         "optimizer": type(model.optimizer).__name__,
-        "jit_compile": f"{compiled} (--jit={config.jit})",
+        "execution": dataclasses.asdict(execution),
     }
 
 
@@ -76,10 +77,11 @@ def print_start(
     epochs: int,
 ) -> None:
     """Prints what is about to be trained, where it is written and how to watch it."""
-    beta = description["effective_beta"]
+    beta, run = description["effective_beta"], description["execution"]
     print_data(data)
     print(
-        f"Device: {description['device']}; XLA {description['jit_compile']}\n"
+        f"Device: {description['device']}; XLA {'on' if run['jit_compile'] else 'off'} "
+        f"({run['reason']}), {run['steps_per_call']} steps per call\n"
         f"Loss terms: {'; '.join(f'{k}: {v}' for k, v in description['terms'].items())}"
         + ("" if beta is None else f"; effective beta {beta:.4g}")
     )

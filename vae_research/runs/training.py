@@ -23,6 +23,7 @@ from vae_research.callbacks.records import MetricsFile
 from vae_research.callbacks.scalars import Scalars
 from vae_research.data import Data, DataError
 from vae_research.evaluation import Figure, evaluate
+from vae_research.execution import Execution, choose_jit, steps_per_call
 from vae_research.model import VAE
 from vae_research.runs import directory, report, signals
 from vae_research.runs.errors import DirectoryInUseError, DivergedError, UsageError
@@ -56,6 +57,7 @@ def train(
     )
     steps = data.train.steps(config.batch_size)
     model.set_steps_per_epoch(steps)
+    execution = choose_execution(model, config, data)
     epochs_before = checkpoint.epoch if checkpoint is not None else 0
     config.epochs = max(config.epochs, epochs_before)
     run_dir = directory.create(run_dir, may_exist=config.run_dir is not None)
@@ -69,14 +71,14 @@ def train(
             checkpoints.restore(model, checkpoint)
         (run_dir / directory.SUMMARY).unlink(missing_ok=True)  # it speaks of other weights
         description = report.describe(experiment, experiment_file(build), config, data, device)
-        description |= report.describe_model(model, config)
+        description |= report.describe_model(model, execution)
         directory.write_json(run_dir / directory.CONFIG, description)
         directory.keep_epochs(run_dir / directory.METRICS, epochs_before)
         if config.verbose:
             report.print_start(description, data, run_dir, steps, epochs_before, config.epochs)
         started = time.perf_counter()
         if epochs_before < config.epochs:
-            _fit(model, config, data, run_dir, steps, epochs_before)
+            _fit(model, config, data, run_dir, epochs_before)
         seconds = time.perf_counter() - started
         if config.verbose:
             print("Test figures:", flush=True)
@@ -104,7 +106,6 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
         if not model.compiled:
             model.compile(
                 keras.optimizers.Adam(config.learning_rate),
-                jit_compile=config.jit == "on",
                 run_eagerly=config.run_eagerly,
             )
         # A forward pass makes every variable, and finds what does not fit before anything is
@@ -117,9 +118,38 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
     return model
 
 
-def _fit(
-    model: VAE, config: Config, data: Data, run_dir: Path, steps: int, epochs_before: int
-) -> None:
+def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
+    """Decides how the steps of a model run, and tells the model.
+
+    Raises:
+        UsageError: --jit=on, and XLA cannot compile the model; or --steps_per_call does not fit.
+    """
+    if model.run_eagerly:
+        return Execution(False, 1, "the model runs eagerly")
+    steps = data.train.steps(config.batch_size)
+    asked = config.steps_per_call
+    interval = config.log_every_steps
+    if asked is not None and interval % asked:
+        raise UsageError(
+            f"--log_every_steps={interval} is not a multiple of --steps_per_call={asked}: figures "
+            "are there at the end of a call only."
+        )
+    try:
+        jit_compile, reason = choose_jit(
+            lambda batch: model.objective(model.forward(batch, training=True)).bound,
+            tf.constant(data.validation.prepare(slice(0, 2))),
+            "on" if model.jit_compile else config.jit,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    rows = config.batch_size * model.objective.num_samples
+    calls = steps_per_call(model.count_params() * rows, jit_compile, steps, interval)
+    chosen = Execution(jit_compile, asked or calls, reason)
+    model.jit_compile, model.steps_per_execution = chosen.jit_compile, chosen.steps_per_call
+    return chosen
+
+
+def _fit(model: VAE, config: Config, data: Data, run_dir: Path, epochs_before: int) -> None:
     validation = data.validation.prepare()
     callbacks: list[keras.callbacks.Callback] = [
         StopAtSignal(),
@@ -135,12 +165,10 @@ def _fit(
         callbacks.append(Console(bar=None if config.verbose == 1 else False))
     with printed_warnings():
         model.fit(
-            data.train.batches(config.batch_size, config.seed, first_epoch=epochs_before),
+            data.train.resident(config.batch_size, config.seed, first_epoch=epochs_before),
             epochs=config.epochs,
             initial_epoch=epochs_before,
-            steps_per_epoch=steps,
-            validation_data=validation,
-            validation_batch_size=_VALIDATION_BATCH,
+            validation_data=data.validation.resident(min(_VALIDATION_BATCH, len(data.validation))),
             callbacks=callbacks,
             verbose=0,
         )

@@ -1,0 +1,157 @@
+"""How steps are compiled, and how many of them run in one call.
+
+Keras' `fit` calls a function from Python for every step, or for `steps_per_execution` of them, with
+values that tf.data brought to the device. For data that stay on the device, `resident_function` is
+that function: one call is a compiled loop over several steps, each of which gathers its own batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from vae_research.data.pipeline import ResidentBatches
+
+# XLA on a CPU has no fast kernels for these: a convolutional step took 1.3 to 60 times as long.
+_SLOW_UNDER_XLA_ON_CPU = ("Conv2D", "Conv3D", "DepthwiseConv2d")
+
+# Steps in a call: as many as take about half a second at 100 GFLOP/s, so that a signal or a bar on
+# the screen does not wait longer; beyond 100 nothing is gained. Without XLA only what Python costs
+# between two steps is saved, and a few of them are enough.
+_FLOPS_PER_CALL, _MOST_STEPS, _MOST_STEPS_WITHOUT_XLA = 5e10, 100, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model runs: with XLA or without, how many steps in a call, and why."""
+
+    jit_compile: bool
+    steps_per_call: int
+    reason: str
+
+
+def resident_function(
+    step: Callable[[Any], Any],
+    results: Callable[[], dict[str, tf.Tensor]],
+    batches: ResidentBatches,
+    *,
+    jit_compile: bool,
+    run_eagerly: bool,
+) -> Callable[[Iterator[Any], ResidentBatches], dict[str, tf.Tensor]]:
+    """Returns the function that runs the steps of one call.
+
+    It takes an iterator over `batches.calls(...)` and the batches that it belongs to: these or
+    others of equal `reader.steps_alike`, whose tensors are arguments of the compiled program.
+
+    Args:
+        step: one training or test step on a batch.
+        results: what to return when the steps are done: the running means.
+        batches: an example of what is read.
+        jit_compile: compile with XLA.
+        run_eagerly: run step by step in Python.
+    """
+    read = batches.reader
+
+    def many(tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        def body(index: tf.Tensor) -> tf.Tensor:
+            position = call["first"] + tf.cast(index, tf.int64)
+            step(read(tensors, call["epoch"], position, call["rows"][index]))
+            return index + 1
+
+        tf.while_loop(lambda index: index < call["count"], body, [0], parallel_iterations=1)
+        return results()
+
+    def rest(tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        position = call["first"] + tf.cast(call["count"], tf.int64)
+        step(read(tensors, call["epoch"], position, call["rest"]))
+        return results()
+
+    if not run_eagerly:
+        many, rest = (
+            tf.function(function, jit_compile=jit_compile, autograph=False)
+            for function in (many, rest)
+        )
+
+    def function(iterator: Iterator[Any], batches: ResidentBatches) -> dict[str, tf.Tensor]:
+        call = next(iterator)
+        answer = {}
+        # Both are known on the host, where the iterator is: nothing waits for the device.
+        if call["count"] > 0:
+            answer = many(batches.reader.tensors, call)
+        if call["is_last"] and len(call["rest"]):
+            answer = rest(batches.reader.tensors, call)
+        return answer
+
+    return function
+
+
+def choose_jit(forward: Callable[[Any], Any], example: Any, jit: str) -> tuple[bool, str]:
+    """Returns whether to compile a model with XLA, and why, from what its forward pass consists of.
+
+    The choice depends on nothing that changes from start to start, so that the same command gives
+    the same weights.
+
+    Args:
+        forward: forward pass and loss of a batch.
+        example: a small batch.
+        jit: "on", "off" or "auto".
+
+    Raises:
+        ValueError: `jit` is "on", and there is an operation that XLA cannot compile.
+    """
+    if jit == "off":
+        return False, "asked for"
+    program = tf.function(forward, jit_compile=True, autograph=False)
+    if jit == "auto" and not tf.config.list_logical_devices("GPU"):
+        found = _operations(program.get_concrete_function(example).graph)
+        slow = sorted(name for name in found if name.startswith(_SLOW_UNDER_XLA_ON_CPU))
+        if slow:
+            return False, f"it makes {slow[0]} slower on a CPU"
+    unknown = _unknown_to_xla(program, example)
+    if jit == "on" and unknown is not None:
+        raise ValueError(f"--jit=on, and XLA cannot compile {unknown}. --jit=auto runs without.")
+    if unknown is not None:
+        return False, f"it cannot compile {unknown}"
+    return True, "asked for" if jit == "on" else "it can compile the model"
+
+
+def steps_per_call(weights: int, jit_compile: bool, steps_per_epoch: int, interval: int) -> int:
+    """Returns how many optimizer steps to run in a call, all calls of an epoch about equally long.
+
+    Args:
+        weights: parameters of the model times rows that its decoder sees in a step.
+        jit_compile: whether the call is compiled with XLA.
+        steps_per_epoch: no call is longer than an epoch.
+        interval: steps at which calls have to end, 0 for none: the result divides it.
+
+    >>> steps_per_call(0, True, 391, 0), steps_per_call(0, True, 391, 500)
+    (98, 100)
+    """
+    flops = 6.0 * max(weights, 1)  # two forward, and twice as much backward
+    most = _MOST_STEPS if jit_compile else _MOST_STEPS_WITHOUT_XLA
+    most = max(1, min(most, int(_FLOPS_PER_CALL / flops), steps_per_epoch))
+    if interval:
+        return max(number for number in range(1, most + 1) if interval % number == 0)
+    return -(-steps_per_epoch // -(-steps_per_epoch // most))
+
+
+def _operations(graph: tf.Graph) -> set[str]:
+    """Returns the types of all operations of a graph and the functions that it calls."""
+    functions = graph.as_graph_def().library.function
+    called = {node.op for function in functions for node in function.node_def}
+    return called | {operation.type for operation in graph.get_operations()}
+
+
+def _unknown_to_xla(program: Any, example: Any) -> str | None:
+    """Returns which operation XLA does not know, None where it makes a program of all of them."""
+    try:
+        program.experimental_get_compiler_ir(example)(stage="hlo")
+    except (tf.errors.OpError, ValueError) as error:
+        # One line names the operations: "... on XLA_CPU_JIT: PyFunc (No registered ..."
+        found = sorted(set(re.findall(r"(\w+) \(No registered", str(error))))
+        return ", ".join(found) or str(error).partition("\n")[0]
+    return None
