@@ -57,12 +57,12 @@ def resident_function(
     read = batches.reader
 
     def many(tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        def body(index: tf.Tensor) -> tf.Tensor:
+        def body(index: tf.Tensor) -> tuple[tf.Tensor]:
             position = call["first"] + tf.cast(index, tf.int64)
             step(read(tensors, call["epoch"], position, call["rows"][index]))
-            return index + 1
+            return (index + 1,)
 
-        tf.while_loop(lambda index: index < call["count"], body, [0], parallel_iterations=1)
+        tf.while_loop(lambda index: index < call["count"], body, (0,), parallel_iterations=1)
         return results()
 
     def rest(tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

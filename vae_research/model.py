@@ -119,7 +119,7 @@ class VAE(keras.Model):
         if num_samples > 1:
             # The K rows of one example are adjacent: Objective reshapes to [batch, K].
             for name in [name for name in tensors if name not in SCALARS]:
-                tensors[name] = tf.repeat(tensors[name], num_samples, axis=0)
+                tensors[name] = _repeated(tensors[name], num_samples)
         call_module("bottleneck", self.bottleneck, tensors, training=training)
         self._run_decoder(tensors, training=training)
         return tensors
@@ -539,3 +539,12 @@ class VAE(keras.Model):
         if self.built and optimizer is not None:
             optimizer.build(self.trainable_variables)
         super().load_weights(*args, **kwargs)
+
+
+def _repeated(values: tf.Tensor, times: int) -> tf.Tensor:
+    """Returns `tf.repeat(values, times, axis=0)`, which XLA does not need to hold in memory."""
+    shape = tf.shape(values)
+    rows = tf.expand_dims(values, 1)
+    rows = tf.broadcast_to(rows, tf.concat([shape[:1], [times], shape[1:]], axis=0))
+    repeated = tf.reshape(rows, tf.concat([shape[:1] * times, shape[1:]], axis=0))
+    return tf.ensure_shape(repeated, [None, *values.shape[1:]])

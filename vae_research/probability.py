@@ -19,8 +19,18 @@ def sum_over_event(values: tf.Tensor) -> tf.Tensor:
     >>> sum_over_event(tf.ones([2, 3, 4])).numpy().tolist()
     [12.0, 12.0]
     """
-    values = _float32(values)
+    values = flat_event(_float32(values))
     return tf.reduce_sum(values, axis=list(range(1, values.shape.rank)))
+
+
+def flat_event(values: tf.Tensor) -> tf.Tensor:
+    """Returns `[rows, numbers of an example]` where the shape of an example is known.
+
+    XLA makes faster loops over one long axis than over height, width and a single channel.
+    """
+    if values.shape.rank <= 2 or not values.shape[1:].is_fully_defined():
+        return values
+    return tf.reshape(values, [tf.shape(values)[0], math.prod(values.shape[1:])])
 
 
 def log_mean_exp(values: tf.Tensor, axis: int) -> tf.Tensor:

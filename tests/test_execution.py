@@ -1,0 +1,259 @@
+"""Many steps in one call are the same steps: values, order, figures; and little happens between."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import vae_research as vr
+from vae_research.data import Data
+from vae_research.execution import choose_jit, steps_per_call
+
+ROWS, BATCH, SEED = 203, 8, 3  # 26 steps; the last batch has 3 rows
+STEPS = 26
+
+
+def grey_images(**keywords) -> Data:
+    images = np.random.default_rng(0).integers(0, 256, [ROWS, 6, 6], np.uint8)
+    labels = np.arange(ROWS) % 10
+    return Data.from_arrays(images, images[:50], images[:50], train_labels=labels, **keywords)
+
+
+class LossTrace(keras.callbacks.Callback):
+    """The running mean of the loss after every call, and the index of the call's last step."""
+
+    def on_train_begin(self, logs=None):
+        self.losses, self.batches = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(float(logs["loss"]))
+        self.batches.append(batch)
+
+
+def compiled(terms=None, *, convolutional=False, shape=(6, 6, 1), **settings) -> vr.VAE:
+    keras.utils.set_random_seed(1)
+    encoder = vr.convolutional_encoder if convolutional else vr.dense_encoder
+    decoder = vr.convolutional_decoder if convolutional else vr.dense_decoder
+    sizes = {"filters": (4,)} if convolutional else {"hidden_units": (16,)}
+    vae = vr.VAE(
+        encoder(shape, 3, **sizes),
+        vr.GaussianBottleneck(3),
+        decoder(shape, 3, **sizes),
+        terms or [vr.Bernoulli(), vr.KLDivergence(weight=vr.LinearWarmup(steps=40))],
+        seed=SEED,
+    )
+    vae.compile(keras.optimizers.Adam(1e-3), **settings)
+    return vae
+
+
+def trained(vae: vr.VAE, x, **settings) -> tuple[vr.VAE, LossTrace]:
+    trace = LossTrace()
+    vae.fit(x, verbose=0, callbacks=[trace], **settings)
+    return vae, trace
+
+
+PLAIN = {"steps_per_execution": 1}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"run_eagerly": True},
+        {"steps_per_execution": 1},
+        {"steps_per_execution": 7},
+        {"steps_per_execution": STEPS},
+        {"steps_per_execution": 100},
+        {"steps_per_execution": 7, "jit_compile": True},
+        {"steps_per_execution": 25, "jit_compile": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("binarize", ["none", "dynamic"])
+def test_resident_steps_are_those_of_the_stream(settings, binarize):
+    data = grey_images(binarize=binarize)
+    stream = data.train.batches(BATCH, SEED)
+    plain, slow = trained(compiled(), stream, epochs=2, steps_per_epoch=STEPS)
+    fast, quick = trained(compiled(**settings), data.train.resident(BATCH, SEED), epochs=2)
+    assert fast.step == plain.step == 2 * STEPS
+    assert fast.examples_seen == ROWS  # every image once, those of the short batch too
+    # The running mean at the end of each call is the plain one after the same step.
+    per_call = settings.get("steps_per_execution", 1)
+    ends = [min(end, STEPS) - 1 for end in range(per_call, STEPS + per_call, per_call)]
+    wanted = [slow.losses[epoch * STEPS + end] for epoch in range(2) for end in ends]
+    np.testing.assert_allclose(quick.losses, wanted, rtol=1e-5)
+    for ours, theirs in zip(fast.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_fast_and_plain_losses_agree_over_200_steps_of_mnist(convolutional):
+    data = vr.load_data("mnist", binarize="dynamic")
+    shape = data.shape
+    # 200 batches of 32 of the first 6 390 images: the last batch has 22.
+    data = Data.from_arrays(data.train.raw[:6390], data.test.raw[:9], data.test.raw[:9])
+    plain = compiled(shape=shape, convolutional=convolutional)
+    fast = compiled(shape=shape, convolutional=convolutional, jit_compile=not convolutional)
+    stream = data.train.batches(32, SEED)
+    _, slow = trained(plain, stream, epochs=1, steps_per_epoch=200)
+    _, quick = trained(fast, data.train.resident(32, SEED), epochs=1)
+    np.testing.assert_allclose(quick.losses, slow.losses, rtol=1e-5)
+    assert fast.examples_seen == plain.examples_seen == 6390
+
+
+def test_another_order_or_noise_would_be_noticed():
+    data = grey_images(binarize="dynamic")
+    _, ours = trained(compiled(), data.train.resident(BATCH, SEED), epochs=1)
+    _, other = trained(compiled(), data.train.resident(BATCH, SEED + 1), epochs=1)
+    assert not np.allclose(ours.losses, other.losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_evaluation_of_resident_data_is_that_of_arrays(jit_compile):
+    data = grey_images(binarize="dynamic")
+    vae = compiled(jit_compile=jit_compile, steps_per_execution=5)
+    history = vae.fit(
+        data.train.resident(BATCH, SEED),
+        epochs=1,
+        verbose=0,
+        validation_data=data.validation.resident(BATCH),
+    ).history
+    arrays = vae.evaluate(data.validation.prepare(), batch_size=BATCH, verbose=0, return_dict=True)
+    resident = vae.evaluate(data.validation.resident(BATCH), verbose=0, return_dict=True)
+    for name, value in arrays.items():
+        np.testing.assert_allclose(resident[name], value, rtol=1e-5)
+        np.testing.assert_allclose(history[f"val_{name}"][0], value, rtol=1e-5)
+
+
+def test_labels_and_a_later_first_epoch():
+    data = grey_images()
+    batches = data.train.resident(BATCH, SEED, first_epoch=1, with_labels=True)
+    stream = iter(data.train.batches(BATCH, SEED, first_epoch=1, with_labels=True))
+    for call in batches.calls(4).take(7):  # one epoch
+        for index in range(int(call["count"])):
+            position = call["first"] + index
+            read = batches.reader(
+                batches.reader.tensors, call["epoch"], position, call["rows"][index]
+            )
+            wanted = next(stream)
+            assert read.keys() == wanted.keys() == {"inputs", "labels"}
+            for name, value in wanted.items():
+                np.testing.assert_array_equal(read[name], value)
+    assert bool(call["is_last"])
+    np.testing.assert_array_equal(
+        tf.gather(data.train.labels, call["rest"]), next(stream)["labels"]
+    )
+
+
+def test_the_model_takes_other_data_before_and_after():
+    data = grey_images()
+    vae = compiled(steps_per_execution=5)
+    arrays = data.train.prepare()
+    vae.fit(arrays, batch_size=BATCH, epochs=1, verbose=0)
+    vae.fit(data.train.resident(BATCH, SEED), epochs=1, verbose=0)
+    vae.fit(arrays, batch_size=BATCH, epochs=1, verbose=0)
+    vae.train_on_batch(arrays[:BATCH])
+    assert vae.step == 3 * STEPS + 1
+    vae.evaluate(data.train.resident(BATCH), verbose=0)
+    assert np.isfinite(vae.test_on_batch(arrays[:BATCH])).all()
+
+
+class Counted(vr.VAE):
+    """Counts what happens in Python: traces of a step, and reads of a value by the host."""
+
+    def train_step(self, data):
+        counts["traces"] += 1
+        return super().train_step(data)
+
+
+counts = {"traces": 0, "calls": 0, "reads": 0}
+
+
+def test_between_two_calls_python_does_next_to_nothing(monkeypatch):
+    """The guard of the speed: counters, which unlike a clock do not depend on the machine."""
+    data = grey_images()
+    networks = vr.dense_encoder((6, 6, 1), 3), vr.GaussianBottleneck(3)
+    vae = Counted(*networks, vr.dense_decoder((6, 6, 1), 3), [vr.Bernoulli(), vr.KLDivergence()])
+    vae.compile("adam", jit_compile=True, steps_per_execution=13)
+    batches = data.train.resident(BATCH, SEED)
+    vae.fit(batches, epochs=1, verbose=0)
+    assert counts["traces"] == 2  # the loop's body and the short batch
+    numpy = type(tf.constant(0)).numpy
+    reads = []
+    monkeypatch.setattr(
+        type(tf.constant(0)), "numpy", lambda tensor: reads.append(tensor.shape) or numpy(tensor)
+    )
+    make = vae.make_train_function
+
+    def counting(force=False):
+        make(force)
+        inner = vae.train_function
+
+        def function(iterator):
+            counts["calls"] += 1
+            before = len(reads)
+            answer = inner(iterator)
+            counts["reads"] += len(reads) - before
+            return answer
+
+        vae.train_function = function
+
+    monkeypatch.setattr(vae, "make_train_function", counting)
+    vae.fit(data.train.resident(BATCH, SEED), epochs=3, verbose=0)
+    assert counts["traces"] == 2, "another fit on such data must find the compiled steps"
+    assert counts["calls"] == 3 * 2, "26 steps are two calls of 13"
+    assert counts["reads"] == 0, "no call waits for a value of the device"
+    assert len(reads) <= 3 * 10, "an epoch reads its figures once"
+
+
+class Unknown(vr.LossTerm):
+    """A term that XLA cannot compile."""
+
+    weight = None
+
+    def per_example(self, z):
+        return tf.ensure_shape(tf.numpy_function(lambda z: z.sum(axis=1), [z], tf.float32), [None])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "jit", "wanted"),
+    [
+        ({}, "auto", (True, "it can compile the model")),
+        ({}, "on", (True, "asked for")),
+        ({}, "off", (False, "asked for")),
+        ({"convolutional": True}, "auto", (False, "it makes Conv2D slower on a CPU")),
+        ({"convolutional": True}, "on", (True, "asked for")),
+        (
+            {"terms": [vr.Bernoulli(), vr.KLDivergence(), Unknown()]},
+            "auto",
+            (False, "it cannot compile PyFunc"),
+        ),
+    ],
+)
+def test_xla_is_chosen_by_what_the_model_consists_of(keywords, jit, wanted):
+    vae = compiled(**keywords)
+    images = tf.constant(grey_images().test.prepare())
+    assert choose_jit(lambda batch: vae.objective(vae.forward(batch)).bound, images, jit) == wanted
+
+
+def test_xla_asked_for_and_impossible_names_the_operation():
+    vae = compiled([vr.Bernoulli(), vr.KLDivergence(), Unknown()])
+    images = tf.constant(grey_images().test.prepare())
+    with pytest.raises(ValueError, match="XLA cannot compile PyFunc"):
+        choose_jit(lambda batch: vae.objective(vae.forward(batch)).bound, images, "on")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ((0, True, 391, 0), 98),  # four calls, of 98, 98, 98 and 97 steps
+        ((0, False, 391, 0), 10),
+        ((0, True, 5, 0), 5),
+        ((0, True, 391, 70), 70),
+        ((0, True, 391, 101), 1),  # a prime
+        ((10**9, True, 391, 0), 8),  # 6e9 operations a step
+        ((10**12, True, 391, 0), 1),
+    ],
+)
+def test_steps_per_call(arguments, wanted):
+    assert steps_per_call(*arguments) == wanted
