@@ -1,0 +1,98 @@
+"""This package, as `runs` trains: flags choose execution, the images stay on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import tensorflow as tf
+
+import vae_research as vr
+from benchmarks.keras_fit import Epochs
+from benchmarks.protocol import best_matrix_product, serve
+from benchmarks.works import IMPORTANCE_SAMPLES, LEARNING_RATE, Work
+from vae_research.runs import training
+
+
+class Ours:
+    """Variant: flags of a run that differ from their defaults, such as precision."""
+
+    def __init__(self, work: Work, variant: dict[str, Any]) -> None:
+        def build(config: vr.runs.Config, data: vr.Data) -> vr.VAE:
+            shape, units, latent_dim = data.shape, work.hidden_units, config.latent_dim
+            if work.filters:
+                encoder = vr.convolutional_encoder(
+                    shape, latent_dim, filters=work.filters, hidden_units=units
+                )
+                decoder = vr.convolutional_decoder(shape, latent_dim, filters=work.filters[::-1])
+            else:
+                encoder = vr.dense_encoder(
+                    shape, latent_dim, hidden_units=units, activation=work.activation
+                )
+                decoder = vr.dense_decoder(
+                    shape, latent_dim, hidden_units=units[::-1], activation=work.activation
+                )
+            terms = [vr.Bernoulli(), vr.KLDivergence()]
+            return vr.VAE(encoder, vr.GaussianBottleneck(latent_dim), decoder, terms)
+
+        config = vr.configure(
+            build,
+            latent_dim=work.latent_dim,
+            batch_size=work.batch_size,
+            learning_rate=LEARNING_RATE,
+            **({"binarize": "none"} | variant),
+        )
+        mnist = vr.load_data(config.dataset)
+        data = vr.Data.from_arrays(
+            work.training_images(),
+            mnist.validation.raw,
+            mnist.test.raw,
+            binarize=config.binarize,
+        )
+        keras.utils.set_random_seed(config.seed)
+        keras.config.set_dtype_policy(config.precision)
+        self.work, self.data, self.epoch = work, data, 0
+        self.model = training.build_model(build, config, data)
+        chosen = training.choose_execution(self.model, config, data)
+        self.description = (
+            f"XLA {'on' if chosen.jit_compile else 'off'}, {chosen.steps_per_call} steps per call"
+        )
+        self.batches = data.train.resident(config.batch_size, config.seed)
+
+    def train(self, go_on: Callable[[], bool], step_done: Callable[[], None] | None) -> list[float]:
+        """Trains whole epochs."""
+        if not go_on():
+            return []
+        history = self.model.fit(
+            self.batches, epochs=10**6, callbacks=[Epochs(go_on, step_done)], verbose=0
+        )
+        return [float(loss) for loss in history.history["loss"]]
+
+    def negative_log_likelihood(self, count: int) -> float:
+        """Importance-weighted, as a run's test figures are."""
+        images = self.data.test.prepare(slice(0, count))
+        figures = vr.evaluate(
+            self.model,
+            images,
+            num_samples=IMPORTANCE_SAMPLES,
+            jit_compile=self.model.jit_compile,
+        )
+        return figures["negative_log_likelihood"].value
+
+    def matrix_products(self) -> dict[str, float]:
+        """Returns FLOP/s of one large product."""
+        side, speeds = 2048, {}
+        for dtype in (tf.float32, tf.bfloat16):
+            a, b = (tf.cast(tf.random.normal([side, side]), dtype) for _ in range(2))
+            product = tf.function(tf.matmul)
+            speed = best_matrix_product(lambda p=product, a=a, b=b: p(a, b)[0, 0].numpy(), side)
+            speeds[dtype.name] = speed
+        return speeds
+
+
+if __name__ == "__main__":
+    serve(Ours, ("python", "tensorflow", "keras", "vae_research"))

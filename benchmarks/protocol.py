@@ -1,0 +1,141 @@
+"""How a contender is asked: one JSON object a line to its standard input, one back for each.
+
+A contender is a class with
+
+    __init__(work, variant)         builds model and data
+    train(go_on, step_done)         trains whole epochs while `go_on()`; losses of the epochs, nats
+    negative_log_likelihood(count)  optional: importance-weighted, of the first test images, nats
+    matrix_products()               optional: {"float32": ..., "bfloat16": ...}, FLOP/s
+    description                     optional: how it runs, in words
+
+Its process lives through all rounds, and sleeps while others are measured.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.works import Work
+
+
+def serve(contender: type, packages: Iterable[str]) -> None:
+    """Answers requests until there are no more.
+
+    Args:
+        contender: the class.
+        packages: whose versions are told.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    running = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        match request.pop("do"):
+            case "prepare":
+                # The old model goes before the new one comes: peak memory is that of one.
+                running = None
+                running, answer = _prepare(contender, **request)
+            case "measure":
+                answer = _measure(running, **request)
+            case "nll":
+                answer = _measure_nll(running, **request)
+            case "peak":
+                answer = {"flops": running.matrix_products()}
+            case "versions":
+                answer = {"versions": {name: _version(name) for name in packages}}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _version(name: str) -> str:
+    return platform.python_version() if name == "python" else importlib.metadata.version(name)
+
+
+def _prepare(
+    contender: type, work: dict[str, Any], variant: dict[str, Any], epochs: int
+) -> tuple[Any, dict[str, Any]]:
+    """Builds, trains some epochs, and tells when the first step was done."""
+    first_step = []
+
+    def step_done() -> None:
+        if not first_step:
+            first_step.append(time.time())
+
+    built = contender(Work.from_json(work), variant)
+    losses = built.train(_epochs(epochs), step_done) if epochs else []
+    return built, {
+        "losses": losses,
+        "first_step": first_step[0] if first_step else None,
+        "description": getattr(built, "description", ""),
+    }
+
+
+def _epochs(number: int) -> Callable[[], bool]:
+    left = [number]
+
+    def go_on() -> bool:
+        left[0] -= 1
+        return left[0] >= 0
+
+    return go_on
+
+
+def _measure(running: Any, seconds: float) -> dict[str, Any]:
+    """Trains whole epochs until `seconds` have passed; the time is that of the last epoch's end."""
+    ends = []
+
+    def go_on() -> bool:
+        ends.append(time.perf_counter())
+        return ends[-1] - ends[0] < seconds
+
+    losses = running.train(go_on, None)
+    return {
+        "seconds": ends[-1] - ends[0],
+        "images": len(losses) * running.work.images,
+        "loss": losses[-1],
+        "peak_memory": peak_memory(),
+    }
+
+
+def _measure_nll(running: Any, count: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    value = running.negative_log_likelihood(count)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "images": count, "nll": value, "peak_memory": peak_memory()}
+
+
+def best_matrix_product(multiply: Callable[[], Any], side: int, repeats: int = 8) -> float:
+    """Returns FLOP/s of the fastest of some products of two square matrices.
+
+    Args:
+        multiply: computes the product and waits for it.
+        side: of the matrices.
+        repeats: products.
+    """
+    multiply()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        multiply()
+        times.append(time.perf_counter() - started)
+    return 2.0 * side**3 / min(times)
+
+
+def peak_memory() -> int:
+    """Returns the largest resident size of this process so far, bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the parent had before this program began
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) * 1024
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024

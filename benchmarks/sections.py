@@ -1,0 +1,210 @@
+"""What is measured. Every section returns plain figures for JSON and for `tables.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders import CHECKOUT, Contender, ContenderError, Worker
+from benchmarks.works import Work
+
+_BETWEEN_TURNS_SECONDS = 0.2  # in which the threads of the last one go to sleep
+# A contender this many times slower than the turn that it is given has one turn and no more.
+_FAR_TOO_SLOW = 4.0
+
+
+def turns(work: Work, contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
+    """Measures training, turn by turn, several rounds, and the matrix products in between."""
+    lines = {
+        contender.name: {"title": contender.title, "measured": [], "peaks": []}
+        for contender in contenders
+    }
+    with contextlib.ExitStack() as stack:
+        workers = _prepared(stack, work, contenders, lines, settings)
+        for number in range(settings.rounds):
+            for name, worker in workers.items():
+                _one_turn(lines[name], worker, settings.seconds, number)
+    return {"work": dataclasses.asdict(work), "flops_per_image": work.flops_per_image()} | {
+        "lines": lines
+    }
+
+
+def _prepared(
+    stack: contextlib.ExitStack,
+    work: Work,
+    contenders: Iterable[Contender],
+    lines: dict[str, dict[str, Any]],
+    settings: Namespace,
+) -> dict[str, Worker]:
+    """Starts the processes one after the other; each trains its first epochs, which are checked."""
+    workers = {}
+    for contender in contenders:
+        line = lines[contender.name]
+        if work.name in contender.leaves_out:
+            line["failure"] = contender.leaves_out[work.name]
+            continue
+        _say(f"{work.name}: {contender.name} begins")
+        try:
+            worker = stack.enter_context(Worker(contender))
+            line |= worker.prepare(work, settings.epochs) | worker.ask("versions")
+            workers[contender.name] = worker
+        except ContenderError as error:
+            _say(str(error))
+            line["failure"] = str(error)
+    return workers
+
+
+def _one_turn(line: dict[str, Any], worker: Worker, seconds: float, number: int) -> None:
+    measured = line["measured"]
+    if "failure" in line:
+        return
+    if number and measured[0]["seconds"] > _FAR_TOO_SLOW * seconds:
+        return
+    time.sleep(_BETWEEN_TURNS_SECONDS)
+    try:
+        measured.append(worker.ask("measure", seconds=seconds))
+        if worker.contender.name in ("ours", "pytorch_eager"):
+            line["peaks"].append(worker.ask("peak")["flops"])
+    except ContenderError as error:
+        line["failure"] = str(error)
+        return
+    speed = measured[-1]["images"] / measured[-1]["seconds"]
+    _say(f"  round {number + 1}: {worker.contender.name} {speed:,.0f} images per second")
+
+
+def negative_log_likelihood(
+    work: Work, contenders: Sequence[Contender], settings: Namespace
+) -> dict[str, Any]:
+    """Measures the importance-weighted NLL of a model that was trained some epochs."""
+    contenders = [contender for contender in contenders if contender.has_nll]
+    lines = {contender.name: {"title": contender.title, "measured": []} for contender in contenders}
+    with contextlib.ExitStack() as stack:
+        workers = _prepared(stack, work, contenders, lines, settings)
+        counts = {}
+        for number in range(-1, settings.rounds):
+            for name, worker in workers.items():
+                time.sleep(_BETWEEN_TURNS_SECONDS)
+                # The first turn compiles, and tells how many images fill the seconds of a turn.
+                count = counts.get(name, settings.nll_images)
+                answer = worker.ask("nll", count=count)
+                if number < 0:
+                    answer = worker.ask("nll", count=count)
+                    wanted = round(count * settings.seconds / answer["seconds"], -2)
+                    counts[name] = int(min(max(wanted, settings.nll_images), 10_000))
+                else:
+                    lines[name]["measured"].append(answer)
+                    speed = answer["images"] / answer["seconds"]
+                    _say(f"  round {number + 1}: {name} {speed:,.0f} images per second")
+    return {"work": dataclasses.asdict(work), "lines": lines}
+
+
+def sweep(
+    name: str,
+    works: dict[str, Work],
+    contenders: Sequence[Contender],
+    settings: Namespace,
+    variants: dict[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Measures some contenders over values of one setting, in rounds over all of them.
+
+    Args:
+        name: of what is varied.
+        works: by value.
+        contenders: who.
+        settings: the command line.
+        variants: what is added to the variant, by value.
+    """
+    lines: dict[str, Any] = {contender.name: {} for contender in contenders}
+    for value, work in works.items():
+        with contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(Worker(contender)) for contender in contenders]
+            for worker in workers:
+                worker.prepare(work, 1, **(variants or {}).get(value, {}))
+            for _ in range(settings.rounds):
+                for worker in workers:
+                    time.sleep(_BETWEEN_TURNS_SECONDS)
+                    answer = worker.ask("measure", seconds=settings.seconds / 2)
+                    speed = answer["images"] / answer["seconds"]
+                    lines[worker.contender.name].setdefault(value, []).append(speed)
+        told = ", ".join(
+            f"{key} {statistics.median(line[value]):,.0f}" for key, line in lines.items()
+        )
+        _say(f"{name} {value}: {told}")
+    return {"name": name, "lines": lines, "titles": {c.name: c.title for c in contenders}}
+
+
+def start(work: Work, contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
+    """Measures the time from the command to the first finished step, without and with caches."""
+    lines = {}
+    for contender in contenders:
+        if work.name in contender.leaves_out:
+            continue
+        line = lines[contender.name] = {"title": contender.title}
+        with tempfile.TemporaryDirectory() as folder:
+            for state in ("cold", "warm"):
+                try:
+                    with Worker(contender, Path(folder)) as worker:
+                        answer = worker.prepare(work, 1)
+                        line[state] = answer["first_step"] - worker.started
+                        line["peak_memory"] = worker.ask("measure", seconds=0)["peak_memory"]
+                except ContenderError as error:
+                    line["failure"] = str(error)
+                    break
+        _say(f"start: {contender.name} {line}")
+    return {"lines": lines}
+
+
+# Flags of a run that change what it does beside training.
+RUNS = {
+    "default": [],
+    "training figures every 100 steps": ["--log_every_steps=100"],
+}
+_EPOCHS_SHORT = 2
+
+
+def whole_runs(work: Work, contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
+    """Measures `experiments/vae_mnist.py` as a user starts it, beside bare training of its model.
+
+    The seconds of an epoch are those of a long run less those of a short one: what happens once in
+    a run (imports, compilation, test figures) is in both.
+    """
+    work = dataclasses.replace(work, hidden_units=(500,), latent_dim=20)
+    speeds: dict[str, list[float]] = {"bare training": []} | {name: [] for name in RUNS}
+    with Worker(contenders[0]) as worker:
+        worker.prepare(work, settings.epochs, binarize="dynamic")
+        for number in range(settings.rounds):
+            answer = worker.ask("measure", seconds=settings.seconds)
+            speeds["bare training"].append(answer["images"] / answer["seconds"])
+            for name, flags in RUNS.items():
+                long = _run_seconds(flags, _EPOCHS_SHORT + settings.run_epochs)
+                seconds = long - _run_seconds(flags, _EPOCHS_SHORT)
+                speeds[name].append(work.images * settings.run_epochs / seconds)
+            told = ", ".join(f"{key} {speed[-1]:,.0f}" for key, speed in speeds.items())
+            _say(f"  round {number + 1}: {told}")
+    return {"speeds": speeds, "flags": RUNS}
+
+
+def _run_seconds(flags: list[str], epochs: int) -> float:
+    """Returns what the summary of a run says of its training, without imports and test figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [sys.executable, str(CHECKOUT / "experiments" / "vae_mnist.py")]
+        command += [f"--run_dir={run}", f"--epochs={epochs}", "--importance_samples=1"]
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ContenderError(f"{' '.join(command)}: {done.stderr.strip()[-500:]}")
+        return json.loads((run / "summary.json").read_text())["seconds"]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,157 @@
+"""The figures as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from vae_research import runs
+
+BASE = "keras_fit"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Returns all tables, with the machine and the versions."""
+    machine = results["machine"]
+    parts = [f"Measured on {machine['processor']}, {machine['memory']}; {machine['system']}.\n"]
+    for name, section in results["sections"].items():
+        title, table = _TABLES.get(name, _training)(section)
+        parts.append(f"### {title}\n\n{table}")
+    versions = {}
+    for section in results["sections"].values():
+        for line in section.get("lines", {}).values():
+            versions |= line.get("versions", {})
+    parts.append(f"tcmalloc for PyTorch and pythae: {machine['tcmalloc']}.\n")
+    if versions:
+        parts.append(", ".join(f"{name} {versions[name]}" for name in sorted(versions)) + ".\n")
+    return "\n".join(parts)
+
+
+def _training(section: dict[str, Any]) -> tuple[str, str]:
+    lines = section["lines"]
+    base = _speeds(lines.get(BASE, {}))
+    peaks = _peaks(lines)
+    rows = []
+    for line in lines.values():
+        speeds = _speeds(line)
+        if "failure" in line or not speeds:
+            rows.append([line["title"], line.get("failure", "-"), "", "", "", "", ""])
+            continue
+        flops = statistics.median(speeds) * section["flops_per_image"]
+        rows.append(
+            [
+                line["title"],
+                _whole(speeds),
+                _ratio(speeds, base),
+                f"{flops / peaks['float32']:.0%}" if peaks else "-",
+                f"{line['losses'][-1]:.1f}",
+                f"{max(each['peak_memory'] for each in line['measured']) / 2**20:,.0f} MB",
+                line["description"],
+            ]
+        )
+    epochs = len(next(iter(lines.values()), {}).get("losses", []))
+    head = ["", "images per second", "times Keras `fit`", "of the float32 peak"]
+    head += [f"loss of epoch {epochs}, nats", "peak memory", "how"]
+    table = runs.markdown_table(head, rows)
+    if peaks:
+        told = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {name}" for name, peak in peaks.items())
+        table += (
+            f"\nPeak: one large matrix product, measured between the turns, {told}. A training "
+            f"step has {section['flops_per_image'] / 1e6:.2f} million operations for each image.\n"
+        )
+    return section["work"]["title"], table
+
+
+def _peaks(lines: dict[str, Any]) -> dict[str, float]:
+    """Returns the median of each contender's peaks, the better one of them."""
+    peaks: dict[str, float] = {}
+    for line in lines.values():
+        for name in ("float32", "bfloat16"):
+            found = [each[name] for each in line.get("peaks", [])]
+            if found:
+                peaks[name] = max(peaks.get(name, 0.0), statistics.median(found))
+    return peaks
+
+
+def _nll(section: dict[str, Any]) -> tuple[str, str]:
+    base = _speeds(section["lines"].get("pythae", {}))
+    rows = []
+    for line in section["lines"].values():
+        speeds = _speeds(line)
+        if "failure" in line or not speeds:
+            rows.append([line["title"], line.get("failure", "-"), "", "", ""])
+            continue
+        last = line["measured"][-1]
+        memory = max(each["peak_memory"] for each in line["measured"])
+        row = [line["title"], _whole(speeds), _ratio(speeds, base), f"{last['nll']:.1f}"]
+        rows.append([*row, f"{memory / 2**20:,.0f} MB"])
+    head = ["", "images per second", "times pythae", "NLL, nats", "peak memory"]
+    title = f"importance-weighted NLL with 200 samples, {section['work']['title']}"
+    return title, runs.markdown_table(head, rows)
+
+
+def _sweep(section: dict[str, Any]) -> tuple[str, str]:
+    lines, titles = section["lines"], section["titles"]
+    values = list(next(iter(lines.values()), {}))
+    rows = [
+        [titles[name], *(_whole(line[value]) for value in values)] for name, line in lines.items()
+    ]
+    return (
+        f"images per second by {section['name']}",
+        runs.markdown_table([section["name"], *values], rows),
+    )
+
+
+def _start(section: dict[str, Any]) -> tuple[str, str]:
+    rows = []
+    for line in section["lines"].values():
+        if "failure" in line:
+            rows.append([line["title"], line["failure"], "", ""])
+        else:
+            memory = f"{line['peak_memory'] / 2**20:,.0f} MB"
+            rows.append([line["title"], f"{line['cold']:.1f}", f"{line['warm']:.1f}", memory])
+    head = ["", "seconds to the first step, cold", "with compilers' caches", "peak memory"]
+    return "from the command to the first step", runs.markdown_table(head, rows)
+
+
+def _whole_runs(section: dict[str, Any]) -> tuple[str, str]:
+    speeds = section["speeds"]
+    rows = [
+        [
+            name,
+            " ".join(section["flags"].get(name, [])),
+            _whole(found),
+            _ratio(found, speeds["bare training"]),
+        ]
+        for name, found in speeds.items()
+    ]
+    head = ["", "flags", "images per second", "times bare training"]
+    return "`experiments/vae_mnist.py`, an epoch with all that belongs to it", runs.markdown_table(
+        head, rows
+    )
+
+
+def _speeds(line: dict[str, Any]) -> list[float]:
+    return [each["images"] / each["seconds"] for each in line.get("measured", [])]
+
+
+def _whole(speeds: Sequence[float]) -> str:
+    low, high = min(speeds), max(speeds)
+    return f"{statistics.median(speeds):,.0f} ({low:,.0f} to {high:,.0f})"
+
+
+def _ratio(speeds: Sequence[float], base: Sequence[float]) -> str:
+    """Returns the ratio within each round: what slows the machine slows both."""
+    ratios = [a / b for a, b in zip(speeds, base, strict=False)]
+    return runs.median_and_range(ratios, 2) if ratios else "-"
+
+
+_TABLES = {
+    "nll": _nll,
+    "batch_size": _sweep,
+    "latent_dim": _sweep,
+    "steps_per_call": _sweep,
+    "start": _start,
+    "run": _whole_runs,
+}
