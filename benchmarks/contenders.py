@@ -43,6 +43,7 @@ class Contender:
         variant: what the module is told.
         has_nll: whether it is measured in the evaluation, too.
         leaves_out: reason by name of a work.
+        images: in an epoch, by name of a work, where a contender would take minutes for all.
     """
 
     name: str
@@ -52,6 +53,16 @@ class Contender:
     variant: dict[str, Any] = dataclasses.field(default_factory=dict)
     has_nll: bool = False
     leaves_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    images: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        """Of the matrix products, "float32" or "bfloat16"."""
+        return self.variant.get("precision", "float32").removeprefix("mixed_")
+
+    def images_of(self, work: Work) -> int:
+        """Returns how many images an epoch has."""
+        return min(work.images, self.images.get(work.name, work.images))
 
 
 def _pytorch(title: str, compiled: bool, precision: str) -> Contender:
@@ -76,7 +87,14 @@ CONTENDERS = (
     _pytorch("compiled", True, "float32"),
     _pytorch("eager, bfloat16", False, "bfloat16"),
     _pytorch("compiled, bfloat16", True, "bfloat16"),
-    Contender("jax_step", "JAX, compiled step", "jax_scan", "jax", {"loop": "step"}),
+    Contender(
+        "jax_step",
+        "JAX, compiled step",
+        "jax_scan",
+        "jax",
+        {"loop": "step"},
+        images={"convolutional": 1_280},
+    ),
     Contender(
         "jax_scan",
         "JAX, scan over an epoch",
@@ -201,4 +219,5 @@ class Worker:
     def prepare(self, work: Work, epochs: int, **more: Any) -> dict[str, Any]:
         """Lets it build the model and train some epochs; `more` is added to the variant."""
         variant = self.contender.variant | more
+        work = dataclasses.replace(work, images=self.contender.images_of(work))
         return self.ask("prepare", work=dataclasses.asdict(work), variant=variant, epochs=epochs)

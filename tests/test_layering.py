@@ -217,9 +217,10 @@ def test_the_model_never_imports_a_loss_term(package):
     assert reached <= {f"{ROOT}.losses.term"}
 
 
-def test_experiments_and_scripts_use_public_names_only():
+def test_experiments_benchmarks_and_scripts_use_public_names_only():
     programs = sorted((CHECKOUT / "experiments").glob("*.py"))
     assert programs
+    programs += sorted((CHECKOUT / "benchmarks").glob("*.py"))
     for path in (CHECKOUT / "scripts").iterdir():
         if path.is_file() and re.match(r"#!.*python", path.read_text()):
             programs.append(path)

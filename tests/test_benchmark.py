@@ -1,0 +1,172 @@
+"""scripts/benchmark: what needs no other environment than the project's.
+
+That the figures of a table are right is asserted here; how large they are is not.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import sections, tables
+from benchmarks.contenders import BY_NAME, CONTENDERS, Contender, ContenderError, Worker
+from benchmarks.works import CONVOLUTIONAL, DENSE_20, DENSE_128, WORKS, as_float
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PROGRAM = [sys.executable, "-m", "benchmarks"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of the program, with few images and two contenders."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    flags = ["--only=dense_128,nll", "--contenders=ours,keras_fit", "--rounds=2", "--images=2000"]
+    flags += ["--seconds=0.1", "--epochs=2", "--nll_images=5", f"--output={folder}"]
+    done = subprocess.run([*PROGRAM, *flags], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (written,) = folder.iterdir()
+    assert done.stdout == (written / "tables.md").read_text() + "\n"
+    return json.loads((written / "results.json").read_text())
+
+
+def test_both_train_the_same_model(results):
+    section = results["sections"]["dense_128"]
+    ours, keras = (section["lines"][name]["losses"] for name in ("ours", "keras_fit"))
+    assert len(ours) == len(keras) == 2
+    # About 360 and 220 nats: 16 steps each from other weights, in another order.
+    np.testing.assert_allclose(ours, keras, rtol=0.05)
+    assert tables.disagreeing(section) == []
+
+
+def test_every_turn_trains_whole_epochs(results):
+    for line in results["sections"]["dense_128"]["lines"].values():
+        assert len(line["measured"]) == 2
+        for measured in line["measured"]:
+            assert measured["images"] >= 2000
+            assert measured["images"] % 2000 == 0
+            assert measured["seconds"] >= 0.1
+            assert measured["loss"] < line["losses"][-1]
+            assert measured["peak_memory"] > 2**27
+
+
+def test_likelihood_is_above_that_of_pixels_drawn_by_a_coin(results):
+    lines = results["sections"]["nll"]["lines"]
+    assert list(lines) == ["ours"]
+    assert 50.0 < lines["ours"]["nll"] < 784 * math.log(2.0)
+
+
+def test_tables_have_a_line_for_each_contender(results):
+    text = tables.markdown(results)
+    for name in ("ours", "keras_fit"):
+        assert f"| {BY_NAME[name].title} | " in text
+    assert "tensorflow 2." in text
+    assert "GFLOP/s in float32" in text
+
+
+def line(title, speeds, **more):
+    measured = [{"images": speed, "seconds": 1.0, "peak_memory": 2**30} for speed in speeds]
+    whole = {"losses": [100.0], "images": 50_000, "precision": "float32", "description": "so"}
+    return {"title": title, "measured": measured} | whole | more
+
+
+def test_a_ratio_is_that_of_turns_of_one_round():
+    # The machine was half as fast in the second round; in each round the ratio is 3.
+    lines = {"ours": line("us", [6000, 3000]), "keras_fit": line("them", [2000, 1000])}
+    section = {"work": {"title": "t", "images": 50_000}, "flops_per_image": 1.0, "epochs": 1}
+    text = tables.markdown(
+        {
+            "machine": {"processor": "p", "memory": "m", "system": "s", "tcmalloc": "none"},
+            "sections": {"dense_128": section | {"lines": lines}},
+        }
+    )
+    assert "| us | 4,500 (3,000 to 6,000) | 3.00 (3.00 to 3.00) |" in text
+
+
+def test_another_training_is_named():
+    lines = {name: line(name, [1], losses=[100.0]) for name in "abc"}
+    lines["c"]["losses"] = [106.0]
+    lines["few"] = line("few", [1], losses=[300.0], images=1280)
+    assert tables.disagreeing({"work": {"images": 50_000}, "lines": lines}) == ["c"]
+
+
+def test_a_contender_that_ends_is_a_line_and_not_the_end(monkeypatch):
+    broken = Contender("broken", "broken", "no_such_module", "project")
+    with Worker(broken) as worker, pytest.raises(ContenderError, match="No module named"):
+        worker.prepare(DENSE_128, 1)
+    monkeypatch.setattr(sections, "_say", lambda text: None)
+    settings = type("Settings", (), {"rounds": 1, "seconds": 0.1, "epochs": 1})
+    section = sections.turns(DENSE_128, [broken], settings)
+    assert "No module named" in section["lines"]["broken"]["failure"]
+    assert "No module named" in tables.markdown(
+        {
+            "machine": {"processor": "p", "memory": "m", "system": "s", "tcmalloc": "none"},
+            "sections": {"dense_128": section},
+        }
+    )
+
+
+@pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
+def test_operations_are_those_of_the_networks(work):
+    from benchmarks.keras_fit import networks
+
+    def multiply_adds(layer):
+        kernel = math.prod(layer.kernel.shape)
+        if len(layer.kernel.shape) == 2:
+            return kernel
+        transposed = "Transpose" in type(layer).__name__ and layer.strides[0] > 1
+        places = layer.input.shape if transposed else layer.output.shape
+        return kernel * places[1] * places[2]
+
+    layers = [layer for network in networks(work) for layer in network.layers]
+    assert sum(work.multiply_adds()) == sum(
+        multiply_adds(layer) for layer in layers if hasattr(layer, "kernel")
+    )
+
+
+def test_dense_operations_by_hand():
+    assert DENSE_128.flops_per_image() == 2 * (3 * (2 * 784 * 400 + 3 * 400 * 40) - 784 * 400)
+    assert DENSE_20.flops_per_image() == 2 * (
+        3 * (2 * 784 * 200 + 2 * 200 * 200 + 3 * 200 * 50) - 784 * 200
+    )
+
+
+def test_images_are_those_of_the_training_split():
+    images = CONVOLUTIONAL.training_images()
+    assert images.shape == (10_000, 28, 28, 1)
+    assert images.dtype == np.uint8
+    values = as_float(images[:10])
+    assert values.dtype == np.float32
+    assert (values.min(), values.max()) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--only=dense", "dense is not among dense_128, "),
+        ("--contenders=keras", "keras is not among ours, "),
+        ("--rounds=0", "invalid positive int value: '0'"),
+        ("--seconds=inf", "invalid positive float value: 'inf'"),
+    ],
+)
+def test_bad_flags(flag, message):
+    done = subprocess.run([*PROGRAM, flag], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_the_program_itself_loads_no_framework():
+    # Its memory and its threads would stand beside those that are measured.
+    program = "import sys, benchmarks.__main__; print({'tensorflow', 'keras'} & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True
+    )
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_every_contender_has_its_module():
+    for contender in CONTENDERS:
+        assert (CHECKOUT / "benchmarks" / f"{contender.module}.py").exists()
