@@ -30,6 +30,7 @@ LAYERS = (
     ("fitting", "execution"),
     ("model",),
     ("evaluation", "checkpoints", "latent_space", "plots"),
+    ("latent_health",),
     ("callbacks",),
     ("runs",),
     ("",),  # vae_research/__init__.py, which knows them all

@@ -113,6 +113,19 @@ class VAE(keras.Model):
             seed: a stateless key, `[2]` int64; by default that of the first evaluated batch.
             num_samples: samples of z for each example; by default what the model trains with.
         """
+        tensors = self.infer(data, training=training, seed=seed, num_samples=num_samples)
+        self._run_decoder(tensors, training=training)
+        return tensors
+
+    def infer(
+        self,
+        data: tf.Tensor | Mapping[str, tf.Tensor],
+        *,
+        training: bool = False,
+        seed: tf.Tensor | None = None,
+        num_samples: int | None = None,
+    ) -> Tensors:
+        """Returns the named tensors of encoder and bottleneck, the first half of `forward`."""
         num_samples = num_samples or self.objective.num_samples
         tensors = self._start(data, seed)
         call_module("encoder", self.encoder, tensors, training=training, only_input="inputs")
@@ -121,7 +134,6 @@ class VAE(keras.Model):
             for name in [name for name in tensors if name not in SCALARS]:
                 tensors[name] = _repeated(tensors[name], num_samples)
         call_module("bottleneck", self.bottleneck, tensors, training=training)
-        self._run_decoder(tensors, training=training)
         return tensors
 
     def _start(self, data: Any, seed: tf.Tensor | None = None) -> Tensors:
@@ -195,6 +207,18 @@ class VAE(keras.Model):
         tensors = self._encoded(self._start(data))
         tensors.write("bottleneck", {"z": self._center(tensors)})
         return self._decoded(tensors)
+
+    def log_likelihood(self, data: tf.Tensor | Mapping[str, tf.Tensor], z: tf.Tensor) -> tf.Tensor:
+        """Returns log p(x|z), `[rows]`, nats, of data under codes that need not be their own.
+
+        Args:
+            data: as for `forward`.
+            z: `[rows, latent]`, a code for each example.
+        """
+        tensors = self._encoded(self._start(data))  # a decoder may read more than z
+        tensors.write("user", {"z": tf.convert_to_tensor(z)})
+        self._run_decoder(tensors, training=False, whole=False)
+        return -self.objective.likelihood(tensors)
 
     def center(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the codes without noise, `[batch, latent]`: posterior means."""

@@ -37,7 +37,32 @@ class EpochRecord:
     weights: dict[str, float]
 
 
-class EpochCallback(keras.callbacks.Callback):
+class StepCallback(keras.callbacks.Callback):
+    """Base of callbacks that do something at some optimizer steps; a subclass defines `on_step`.
+
+    Steps are counted from those that the optimizer had when the epoch began: to ask it at every
+    batch would wait for the device. Where a compiled call makes several steps, `on_step` is called
+    after the last of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps_before = 0
+
+    def on_step(self, step: int) -> None:
+        """Called with the number of optimizer steps so far."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Asks for the steps so far."""
+        self._steps_before = self.model.step
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Counts; `batch` is the position of the last step in its epoch, from 0."""
+        steps = self.params.get("steps") or batch + 1  # a last call may be cut short by its epoch
+        self.on_step(self._steps_before + min(batch + 1, steps))
+
+
+class EpochCallback(StepCallback):
     """Base of callbacks that write one record an epoch; a subclass defines `on_record`."""
 
     def __init__(self) -> None:
@@ -55,6 +80,7 @@ class EpochCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock."""
+        super().on_epoch_begin(epoch, logs)
         self._started = time.perf_counter()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How much of the latent space is in use."""
+"""How much of the latent space is in use, and whether that is as it should be."""
 
 from __future__ import annotations
 
@@ -8,38 +8,176 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from vae_research.bottlenecks.gaussian import GaussianBottleneck
+from vae_research.callbacks import messages
+from vae_research.callbacks.drawing import over_time
 from vae_research.callbacks.writers import Summaries
 from vae_research.evaluation import active_units
+from vae_research.latent_health import (
+    Verdict,
+    WarmUp,
+    judge,
+    mutual_information,
+    permutation_cost,
+)
+from vae_research.model import VAE
+from vae_research.schedules import Schedule, value_at
+from vae_research.tensors import bind
+
+# Examples that are encoded after every epoch, and of these the ones that are also decoded.
+_ENCODED, _DECODED = 1000, 250
+
+_KL_FILE = "kl_per_dimension.tsv"
 
 
 class Latents(keras.callbacks.Callback):
-    """Writes active units and the total KL divergence of validation data after every epoch.
+    """Writes figures and pictures of the latent space after every epoch, and a verdict.
 
-    Tags, under `validation`: `latent/active_units`, the dimensions whose posterior mean has a
-    variance above 0.01 (Burda et al. 2016, arXiv:1509.00519, section 5.2), and, where `fit`
-    validates, `latent/kl_total`, nats per example.
+    Under `validation`, in nats per example:
+
+    - `latent/active_units`: dimensions whose posterior mean has a variance above 0.01 (Burda et al.
+      2016, arXiv:1509.00519, section 5.2).
+    - `latent/kl_total`, where `fit` validates: the mean KL divergence of the validation data.
+    - `latent/cost_of_wrong_codes`: log p(x|z) with the example's own code less that with the code
+      of another example.
+    - `latent/mutual_information`, for a `GaussianBottleneck`: between x and z, a lower bound that
+      is itself at most log(1000) = 6.9; `latent/kl_total` is an upper bound.
+    - `latent/kl_per_dimension`: a histogram, and as a picture, dimension 0 on top and a column for
+      each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
+    - `latent/posterior_mean`, `latent/posterior_std`: histograms over examples and dimensions.
+    - `latent/verdict`: text, whenever it changes; see `vae_research.latent_health.judge`.
 
     Args:
         log_dir: the run directory.
-        data: `[count, ...]` validation data, or a dictionary of such arrays; the first 2000
+        data: `[count, ...]` validation data, or a dictionary of such arrays; the first 1000
             examples are used.
+
+    Attributes:
+        verdicts: of the last epoch.
     """
 
     def __init__(self, log_dir: str | Path, data: np.ndarray | Mapping[str, np.ndarray]) -> None:
         super().__init__()
-        self.data = keras.tree.map_structure(lambda values: values[:2000], data)
+        self.data = keras.tree.map_structure(lambda values: values[:_ENCODED], data)
+        self.verdicts: list[Verdict] = []
+        self._judged: dict[str, Any] = {}
+        self._written: list[str] = []
         self._summaries = Summaries(log_dir)
+        self._kl_file = Path(log_dir, "validation", _KL_FILE)
+        self._kl_per_dimension: list[np.ndarray] = []
+        self._look = tf.function(_look, autograph=False)
+        self._on_device: Any = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Takes up the picture of an interrupted run."""
+        self._kl_per_dimension = _read_rows(self._kl_file, self.model.step)
+        if self._on_device is None:  # converted once, not at every epoch
+            self._on_device = keras.tree.map_structure(tf.constant, self.data)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Encodes the data and writes the figures."""
-        logs = logs or {}
-        values = {"latent/active_units": active_units(self.model.center(self.data).numpy()).value}
-        if "val_elbo" in logs:
+        """Encodes the data and writes what comes of it."""
+        step = self.model.step
+        tensors = self._look(self.model, self._on_device)
+        found = {name: tensor.numpy() for name, tensor in tensors.items()}
+        values = {"latent/active_units": active_units(found["code"]).value}
+        if "val_elbo" in (logs or {}):
             values["latent/kl_total"] = float(logs["val_kl"])
-        self._summaries.scalars("validation", values, self.model.step)
+        cost = permutation_cost(found["own"], found["permuted"])
+        values["latent/cost_of_wrong_codes"] = cost.value
+        self._summaries.scalars("validation", values, step)
+        self._write_posterior(found, step)
+        if "kl" in found:
+            self._write_kl(found["kl"], step)
+        self._judged = {
+            "variances": found["code"].var(axis=0),
+            "cost_of_wrong_codes": cost,
+            "has_posterior": self.model.bottleneck.has_prior,
+        }
+        self._write_verdict(self._last_step(epoch, step), step)
         self._summaries.flush("validation")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the event files."""
+        """Judges a training that was stopped before its end, and closes the event files."""
+        if self._judged:
+            self._write_verdict(self.model.step, self.model.step)
         self._summaries.close()
+
+    def _last_step(self, epoch: int, step: int) -> int:
+        """Returns the step with which training will end, as far as that is known."""
+        epochs, steps = self.params.get("epochs"), self.params.get("steps")
+        return step + (epochs - epoch - 1) * steps if epochs and steps else step
+
+    def _write_posterior(self, found: dict[str, np.ndarray], step: int) -> None:
+        name = "latent/posterior_mean"
+        self._summaries.histogram("validation", name, found["code"], step)
+        if "z_log_var" not in found:
+            return
+        name, deviations = "latent/posterior_std", np.exp(0.5 * found["z_log_var"])
+        self._summaries.histogram("validation", name, deviations, step)
+        posterior = found["z"], found["code"], found["z_log_var"]
+        tag = "latent/mutual_information"
+        self._summaries.add(
+            "validation", lambda: messages.scalars({tag: mutual_information(*posterior)}), step
+        )
+
+    def _write_kl(self, kl: np.ndarray, step: int) -> None:
+        self._kl_per_dimension.append(kl)
+        history = np.stack(self._kl_per_dimension)
+        name = "latent/kl_per_dimension"
+        self._summaries.histogram("validation", name, kl, step)
+        self._summaries.add("validation", lambda: messages.image(name, over_time(history)), step)
+        line = "\t".join([str(step), *(f"{value:.6g}" for value in kl)])
+        self._summaries.file(f"validation/{_KL_FILE}", f"{line}\n", append=True)
+
+    def _write_verdict(self, last_step: int, step: int) -> None:
+        unfinished = unfinished_warm_ups(self.model, last_step)
+        self.verdicts = judge(**self._judged, unfinished=unfinished)
+        names = [verdict.name for verdict in self.verdicts]
+        if names != self._written:
+            self._written = names
+            lines = [f"- **{verdict.name}**: {verdict.reason}" for verdict in self.verdicts]
+            self._summaries.text("validation", "latent/verdict", "\n".join(lines), step)
+
+
+def unfinished_warm_ups(model: VAE, last_step: int) -> list[WarmUp]:
+    """Returns the trained terms whose weight would still grow after the last step of training."""
+    found = []
+    for term in model.objective.terms:
+        ends_at = term.weight.settled_at() if isinstance(term.weight, Schedule) else None
+        if ends_at is not None and ends_at > last_step:
+            reached, peak = (float(value_at(term.weight, at)) for at in (last_step, ends_at))
+            if reached < peak:
+                found.append(WarmUp(term.label, ends_at, last_step, reached, peak))
+    return found
+
+
+def _look(model: VAE, data: Any) -> dict[str, tf.Tensor]:
+    """Returns what is looked at after an epoch, for one data set and one model."""
+    tensors = model.infer(data, num_samples=1)
+    some = keras.tree.map_structure(lambda values: values[:_DECODED], data)
+    z = tensors["z"][:_DECODED]
+    found = {
+        "code": model.bottleneck.center(**bind("bottleneck", model.bottleneck.center, tensors)),
+        "z": tensors["z"],
+        "own": model.log_likelihood(some, z),
+        # To the neighbour: a permutation that leaves no code in its place.
+        "permuted": model.log_likelihood(some, tf.roll(z, 1, axis=0)),
+    }
+    if "kl" in tensors:
+        found["kl"] = tf.reduce_mean(tensors["kl"], axis=0)
+    if isinstance(model.bottleneck, GaussianBottleneck):
+        found["z_log_var"] = tf.cast(tensors["z_log_var"], tf.float32)
+    return found
+
+
+def _read_rows(file: Path, step: int) -> list[np.ndarray]:
+    """Returns the rows that an earlier process wrote up to a step; none if one is not whole."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        rows = [np.array(line.split("\t"), np.float64) for line in lines]
+    except (OSError, ValueError):
+        return []
+    rows = {int(row[0]): row[1:] for row in rows if row[0] <= step}
+    return list(rows.values()) if len({len(row) for row in rows.values()}) == 1 else []

@@ -1,24 +1,51 @@
-"""Pictures of reconstructions and of samples from the prior."""
+"""Pictures of reconstructions, of samples from the prior, and of what each dimension means."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from vae_research.callbacks import messages
+from vae_research.callbacks.drawing import heat, tile
 from vae_research.callbacks.writers import Summaries
 from vae_research.model import VAE
+from vae_research.tensors import bind
+
+# How many images tell the order of the dimensions and the spread of the codes.
+_ENCODED = 250
+# Dimensions that are traversed, the steps of each, and how far they go from the middle.
+_TRAVERSED, _STEPS, _DEVIATIONS = 20, 11, 3.0
+_PLANE = 16  # images along each axis
+
+_DESCRIPTIONS = {
+    "reconstructions": "Rows of validation images, each above the row of its reconstructions.",
+    "errors": "Absolute error of each pixel of the reconstructions, from black (none) to light "
+    "yellow (the whole range of the data).",
+    "samples": "Means of p(x|z) for codes from the prior, the same codes at every epoch.",
+    "traversals": "A row for each latent dimension, the one with the largest KL divergence on top: "
+    "it moves from -3 to 3 standard deviations, the others stay those of the first image.",
+    "plane": "Means of p(x|z) over the latent plane, from -3 to 3 standard deviations; the first "
+    "dimension grows to the right, the second upwards.",
+}
 
 
 class Pictures(keras.callbacks.Callback):
-    """Writes reconstructions and prior samples to TensorBoard after every epoch.
+    """Writes pictures of a model to TensorBoard after every epoch.
 
     The images and the codes are the same at every epoch. Tags, under `validation`:
-    `reconstructions`, pairs of rows with originals above what the model makes of them, and
-    `samples`, means of p(x|z) for codes from the prior.
+
+    - `reconstructions`: rows of originals, each above what the model makes of them.
+    - `errors`: the absolute error of every pixel of these.
+    - `samples`: means of p(x|z) for codes from the prior, where there is one.
+    - `traversals`: the code of the first image, one dimension at a time moved from -3 to 3 standard
+      deviations (of the prior, or of the codes where there is none); sorted by KL divergence (by
+      variance where there is none), at most 20.
+    - `plane`, for two latent dimensions: means of p(x|z) over the same range of both.
 
     Args:
         log_dir: the run directory.
@@ -28,31 +55,125 @@ class Pictures(keras.callbacks.Callback):
 
     def __init__(self, log_dir: str | Path, images: np.ndarray, *, columns: int = 10) -> None:
         super().__init__()
-        self.images = images[: columns * 4]
+        self.shown = columns * 4
+        self.images = images[: max(self.shown, _ENCODED)]
         self.columns = columns
         self._summaries = Summaries(log_dir)
+        self._make = tf.function(_make, autograph=False)
+        self._on_device: tf.Tensor | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the pictures."""
-        pictures = {"reconstructions": reconstructions(self.model, self.images, self.columns)}
-        if self.model.bottleneck.has_prior:
-            pictures["samples"] = samples(self.model, self.columns)
-        for tag, picture in pictures.items():
-            self._summaries.image("validation", tag, picture, self.model.step)
+        step, made = self.model.step, self._made_by(self.model)
+        for tag, draw in self._drawings(made).items():
+            self._summaries.add(
+                "validation", lambda tag=tag, draw=draw: _message(tag, draw()), step
+            )
         self._summaries.flush("validation")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the event files."""
         self._summaries.close()
 
+    def draw(self, model: VAE) -> dict[str, np.ndarray]:
+        """Returns the pictures of a model by their tags, as they are written."""
+        return {tag: draw() for tag, draw in self._drawings(self._made_by(model)).items()}
+
+    def _made_by(self, model: VAE) -> dict[str, np.ndarray]:
+        if self._on_device is None:  # converted once, not at every epoch
+            self._on_device = tf.constant(self.images)
+        made = self._make(model, self._on_device, self.shown, 8 * self.columns)
+        return {name: images.numpy() for name, images in made.items()}
+
+    def _drawings(self, made: dict[str, np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
+        """Returns what draws each picture; the drawing is for another thread."""
+        originals = self.images[: self.shown]
+        drawings = {
+            "reconstructions": lambda: pairs(originals, made["reconstructed"], self.columns),
+            "errors": lambda: errors(originals, made["reconstructed"], self.columns),
+            "samples": lambda: tile([made["samples"]], self.columns),
+            "traversals": lambda: tile([made["traversals"]], _STEPS),
+            "plane": lambda: tile([made["plane"]], _PLANE, gap=0),
+        }
+        missing = {"samples", "plane"} - made.keys()
+        return {tag: draw for tag, draw in drawings.items() if tag not in missing}
+
+
+def _make(model: VAE, images: tf.Tensor, shown: int, samples: int) -> dict[str, tf.Tensor]:
+    """Returns the images of all pictures, by name."""
+    bottleneck = model.bottleneck
+    tensors = model.infer(images, num_samples=1)
+    codes = bottleneck.center(**bind("bottleneck", bottleneck.center, tensors))
+    has_prior = bottleneck.has_prior
+    crowd = bottleneck.sample_prior(1000, tf.constant([1, 0])) if has_prior else codes
+    middle, deviation = tf.reduce_mean(crowd, axis=0), tf.math.reduce_std(crowd, axis=0)
+    used = tensors["kl"] if "kl" in tensors else tf.square(codes - tf.reduce_mean(codes, axis=0))
+    order = tf.argsort(tf.reduce_mean(used, axis=0), direction="DESCENDING", stable=True)
+    wanted = {"traversals": traversals(codes[0], middle, deviation, order[:_TRAVERSED])}
+    if has_prior:
+        wanted["samples"] = bottleneck.sample_prior(samples, tf.constant([0, 0]))
+    if bottleneck.latent_dim == 2:
+        corner = _DEVIATIONS * deviation
+        wanted["plane"] = plane_codes(middle - corner, middle + corner, _PLANE)
+    decoded = tf.split(
+        model.decode(tf.concat(list(wanted.values()), axis=0)),
+        [codes.shape[0] for codes in wanted.values()],
+    )
+    made = dict(zip(wanted, decoded, strict=True))
+    return made | {"reconstructed": model.reconstruct(images[:shown])}
+
+
+def traversals(
+    code: tf.Tensor, middle: tf.Tensor, deviation: tf.Tensor, dimensions: tf.Tensor
+) -> tf.Tensor:
+    """Returns codes in which one dimension moves from -3 to 3 standard deviations.
+
+    Args:
+        code: `[latent]`, what the other dimensions stay at.
+        middle: `[latent]`, where a dimension is in the middle of its row.
+        deviation: `[latent]`, its standard deviation.
+        dimensions: `[count]` integers, those that move, in the order of their rows.
+
+    Returns:
+        `[count * 11, latent]`, row by row.
+    """
+    steps = tf.linspace(-_DEVIATIONS, _DEVIATIONS, _STEPS)
+    moved = middle + tf.reshape(steps, [1, -1, 1]) * deviation  # [1, steps, latent]
+    is_moved = tf.one_hot(dimensions, code.shape[0], on_value=True, off_value=False)[:, tf.newaxis]
+    return tf.reshape(tf.where(is_moved, moved, code), [-1, code.shape[0]])
+
+
+def plane_codes(low: tf.Tensor, high: tf.Tensor, columns: int) -> tf.Tensor:
+    """Returns `[columns * columns, 2]`: codes of a plane, each in the middle of its part of it.
+
+    Row by row from the top; the first dimension grows to the right, the second upwards.
+    """
+    middles = (tf.range(columns, dtype=tf.float32) + 0.5) / columns
+    x, y = (low[axis] + middles * (high[axis] - low[axis]) for axis in range(2))
+    return tf.reshape(tf.stack(tf.meshgrid(x, y[::-1]), axis=-1), [-1, 2])
+
 
 def reconstructions(model: VAE, images: np.ndarray, columns: int) -> np.ndarray:
     """Returns a picture: rows of originals, each above the row of its reconstructions."""
+    return pairs(images, model.reconstruct(images).numpy(), columns)
+
+
+def pairs(originals: np.ndarray, reconstructed: np.ndarray, columns: int) -> np.ndarray:
+    """Returns a picture: rows of originals, each above the row of its reconstructions."""
     rows = []
-    for start in range(0, len(images), columns):
-        originals = images[start : start + columns]
-        rows += [originals, model.reconstruct(originals).numpy()]
+    for start in range(0, len(originals), columns):
+        part = slice(start, start + columns)
+        rows += [originals[part], reconstructed[part]]
     return tile(rows, columns)
+
+
+def errors(originals: np.ndarray, reconstructed: np.ndarray, columns: int) -> np.ndarray:
+    """Returns a picture: the absolute error of every pixel, mean over channels, as a colour.
+
+    Black is no error, the brightest colour the whole range of the originals (at least 1).
+    """
+    both = max(1.0, float(originals.max() - originals.min()))
+    return tile([heat(np.abs(originals - reconstructed).mean(axis=-1) / both)], columns)
 
 
 def samples(model: VAE, columns: int, rows: int = 8) -> np.ndarray:
@@ -80,37 +201,12 @@ def decoded_plane(
         raise ValueError(
             f"A plane needs 2 latent dimensions; the model has {model.bottleneck.latent_dim}."
         )
-    middles = (np.arange(columns, dtype=np.float32) + 0.5) / columns
-    x, y = (np.float32(a) + middles * np.float32(b - a) for a, b in zip(low, high, strict=True))
-    codes = np.stack(np.meshgrid(x, y[::-1]), axis=-1).reshape(-1, 2)
-    images = model.decode(codes).numpy()
+    corners = (tf.constant([float(value) for value in corner]) for corner in (low, high))
+    images = model.decode(plane_codes(*corners, columns)).numpy()
     if images.ndim != 4:
         raise ValueError(f"The model makes values of shape {images.shape[1:]}, not images.")
     return tile([images], columns, gap=0)
 
 
-def tile(rows: list[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
-    """Returns images as one picture in [0, 1], `[height, width, 1 or 3]`, with white gaps.
-
-    Values outside [0, 1] (standardised data) are brought in by their own minimum and maximum.
-
-    Args:
-        rows: groups of `[count, height, width, channels]`; each group starts on a new row.
-        columns: images side by side.
-        gap: pixels between images.
-    """
-    values = np.concatenate(rows)
-    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
-    height, width, channels = values.shape[1:]
-    shown = channels if channels in (1, 3) else 1  # of other channel counts, the first is shown
-    lines = []
-    for group in rows:
-        for start in range(0, len(group), columns):
-            line = np.ones([height + gap, columns * (width + gap), shown], np.float32)
-            for column, image in enumerate(group[start : start + columns]):
-                left = column * (width + gap)
-                scaled = (image[..., :shown] - low) / (high - low)
-                line[:height, left : left + width] = scaled
-            lines.append(line)
-    picture = np.concatenate(lines)
-    return picture[: len(picture) - gap, : picture.shape[1] - gap]
+def _message(tag: str, picture: np.ndarray) -> messages.Summary:
+    return messages.image(tag, picture, _DESCRIPTIONS[tag])

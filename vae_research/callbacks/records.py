@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 from vae_research.callbacks.epochs import EpochCallback, EpochRecord
 
@@ -15,6 +19,8 @@ class MetricsFile(EpochCallback):
     Keys: `epoch`, `step`, `seconds` (of training), `images_per_second`, and for each split
     `train/...` and `validation/...`: `loss`, `elbo`, every term by name, `weight/NAME`, in nats.
 
+    Where the file cannot be written, that is told once, and the lines are kept until it can be.
+
     Args:
         path: the file, appended to.
     """
@@ -22,6 +28,8 @@ class MetricsFile(EpochCallback):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
+        self._waiting = ""
+        self._is_told = False
 
     def on_record(self, record: EpochRecord) -> None:
         """Appends the line of this epoch."""
@@ -36,5 +44,39 @@ class MetricsFile(EpochCallback):
             line |= {f"{split}/{name}": value for name, value in (figures | weights).items()}
         # JSON has no NaN and no infinity.
         line = {key: value if math.isfinite(value) else None for key, value in line.items()}
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        self._waiting += json.dumps(line) + "\n"
+        self._write()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Tries a last time to write what is left."""
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            if self._waiting:
+                _append(self.path, self._waiting.encode())
+            self._waiting = ""
+        except OSError as error:
+            if not self._is_told:
+                self._is_told = True
+                warnings.warn(
+                    f"{self.path} cannot be written ({error.strerror or error}). Training goes on, "
+                    "and its lines are kept until it can be.",
+                    stacklevel=2,
+                )
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Appends all of it or nothing: half a line would end the file for whoever reads it.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with open(path, "ab", buffering=0) as stream:
+        size = stream.tell()
+        try:
+            if stream.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            stream.truncate(size)
+            raise

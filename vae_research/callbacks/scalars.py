@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from vae_research.callbacks.epochs import EpochCallback, EpochRecord
 from vae_research.callbacks.writers import Summaries
@@ -35,23 +36,24 @@ class Scalars(EpochCallback):
         self.every_steps = every_steps
         self._summaries = Summaries(log_dir)
         self._written: dict[str, tuple[float, float]] = {}
-        self._intervals = 0
+        self._interval = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock and the means of the first interval."""
         super().on_epoch_begin(epoch, logs)
         self._written = {}
-        self._intervals = self.model.step // self.every_steps if self.every_steps else 0
+        self._interval = self._steps_before // self.every_steps if self.every_steps else 0
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_step(self, step: int) -> None:
         """Writes at every interval."""
-        if self.every_steps and self.model.step // self.every_steps > self._intervals:
-            self._write_interval()
+        if self.every_steps and step // self.every_steps > self._interval:
+            self._interval = step // self.every_steps
+            self._write_interval(step)
 
     def on_training_part_end(self) -> None:
         """Writes what is left of the last interval."""
         if self.every_steps:
-            self._write_interval()
+            self._write_interval(self.model.step)
 
     def on_record(self, record: EpochRecord) -> None:
         """Writes the figures of both splits at the step that the epoch ended with."""
@@ -72,21 +74,21 @@ class Scalars(EpochCallback):
         """Closes the event files."""
         self._summaries.close()
 
-    def _write_interval(self) -> None:
+    def _write_interval(self, step: int) -> None:
+        # A layer's own metrics may be of another kind.
+        metrics = [each for each in self.model.metrics if isinstance(each, keras.metrics.Mean)]
+        # In one piece: to fetch a value waits for the device.
+        sums = tf.stack([[each.total.value, each.count.value] for each in metrics]).numpy()
         means = {}
-        for metric in self.model.metrics:
-            if not isinstance(metric, keras.metrics.Mean):  # a layer's own, of another kind
-                continue
-            total, count = float(metric.total), float(metric.count)
+        for metric, (total, count) in zip(metrics, sums.tolist(), strict=True):
             last_total, last_count = self._written.get(metric.name, (0.0, 0.0))
             if count > last_count:
                 means[metric.name] = (total - last_total) / (count - last_count)
             self._written[metric.name] = total, count
-        step = self.model.step
-        self._intervals = step // self.every_steps
         weights = {name: float(value) for name, value in self.model.objective.weights(step).items()}
         if means:
             self._summaries.scalars("train", tagged(means, weights), step)
+            self._summaries.flush("train")
 
 
 def tagged(figures: dict[str, float], weights: dict[str, float]) -> dict[str, float]:

@@ -1,16 +1,35 @@
-"""The event files of a run: train/ and validation/ are two runs of TensorBoard."""
+"""The event files of a run: train/ and validation/ are two runs of TensorBoard, `.` is a third.
+
+TensorBoard reads the event files of a folder in their order and does not come back to an earlier
+one. All callbacks of a run therefore share one file in each folder.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.plugins import projector
+
+from vae_research.callbacks import messages
+from vae_research.callbacks.background import background
+
+_numbers = itertools.count()
 
 
 class Summaries:
-    """Writes summaries under `log_dir/train` and `log_dir/validation`, opened when first used.
+    """Writes summaries under `log_dir`, in one folder for each split, opened when first used.
+
+    Several objects of one process that write to the same `log_dir` share its files. All of it is
+    encoded and written by a thread in the background. Nothing here raises because of a disk: what
+    fails is told once, as a warning, and what comes later is written where that is possible again.
 
     Args:
         log_dir: the run directory.
@@ -18,21 +37,46 @@ class Summaries:
 
     def __init__(self, log_dir: str | Path) -> None:
         self.log_dir = Path(log_dir)
-        self._writers: dict[str, tf.summary.SummaryWriter] = {}
+        self._log: _Log | None = None
 
-    def scalars(self, split: str, values: dict[str, float], step: int) -> None:
+    def scalars(self, split: str, values: Mapping[str, float], step: int) -> None:
         """Writes scalars by tag at an optimizer step."""
-        with self._writer(split).as_default():
-            for tag, value in values.items():
-                tf.summary.scalar(tag, value, step=step)
+        self.add(split, lambda: messages.scalars(values), step)
 
-    def image(self, split: str, tag: str, picture: np.ndarray, step: int) -> None:
+    def image(
+        self, split: str, tag: str, picture: np.ndarray, step: int, description: str = ""
+    ) -> None:
         """Writes one picture, `[height, width, channels]` in [0, 1]."""
-        with self._writer(split).as_default():
-            tf.summary.image(tag, picture[np.newaxis], step=step)
+        self.add(split, lambda: messages.image(tag, picture, description), step)
+
+    def histogram(
+        self, split: str, tag: str, values: np.ndarray, step: int, description: str = ""
+    ) -> None:
+        """Writes a histogram of all values of an array."""
+        self.add(split, lambda: messages.histogram(tag, values, description), step)
+
+    def text(self, split: str, tag: str, markdown: str, step: int) -> None:
+        """Writes Markdown."""
+        self.add(split, lambda: messages.text(tag, markdown), step)
+
+    def add(self, split: str, make: Callable[[], messages.Summary], step: int) -> None:
+        """Writes the summary that a function returns, which is called in the background."""
+        now = time.time()
+        self._in_background(
+            lambda log: log.write(split, messages.Event(wall_time=now, step=step, summary=make()))
+        )
+
+    def graph(self, split: str, graph: tf.Graph) -> None:
+        """Writes a graph."""
+        self._in_background(lambda log: log.write(split, messages.graph_event(graph)))
 
     def vectors(
-        self, split: str, name: str, vectors: np.ndarray, labels: np.ndarray | None = None
+        self,
+        split: str,
+        name: str,
+        vectors: np.ndarray,
+        labels: np.ndarray | Sequence[Any] | None = None,
+        images: np.ndarray | None = None,
     ) -> None:
         """Writes vectors for the projector, as the only ones of this split.
 
@@ -42,33 +86,166 @@ class Summaries:
             name: how TensorBoard calls them.
             vectors: `[count, latent]`.
             labels: `[count]`, shown beside the points.
+            images: `[count, height, width, channels]` in [0, 1], shown in place of the points.
 
         Raises:
-            ValueError: there are not as many labels as vectors.
+            ValueError: there are not as many labels or images as vectors.
         """
-        if labels is not None and len(labels) != len(vectors):
-            raise ValueError(f"There are {len(vectors)} vectors and {len(labels)} labels.")
-        self.flush(split)
-        folder = self.log_dir / split
-        config = projector.ProjectorConfig()
-        embedding = config.embeddings.add(tensor_name=name, tensor_path=f"{name}.tsv")
-        np.savetxt(folder / embedding.tensor_path, vectors, fmt="%.6g", delimiter="\t")
-        if labels is not None:
-            embedding.metadata_path = f"{name}_labels.tsv"
-            np.savetxt(folder / embedding.metadata_path, labels, fmt="%s")
-        (folder / "projector_config.pbtxt").write_text(str(config), encoding="utf-8")
+        for kind, values in (("labels", labels), ("images", images)):
+            if values is not None and len(values) != len(vectors):
+                raise ValueError(f"There are {len(vectors)} vectors and {len(values)} {kind}.")
+        self._in_background(lambda log: log.write_vectors(split, name, vectors, labels, images))
+
+    def file(self, name: str, content: str, *, append: bool = False) -> None:
+        """Writes a text file below `log_dir`, or lines at its end."""
+        self._in_background(lambda log: log.write_file(name, content, append=append))
 
     def flush(self, split: str) -> None:
-        """Makes what was written visible to TensorBoard."""
-        self._writer(split).flush()
+        """Has what was written so far made visible to TensorBoard."""
+        self._in_background(lambda log: log.flush(split))
 
     def close(self) -> None:
-        """Closes the event files; a later write opens new ones."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers = {}
+        """Waits until everything is written, and closes the files that nobody else uses.
 
-    def _writer(self, split: str) -> tf.summary.SummaryWriter:
-        if split not in self._writers:
-            self._writers[split] = tf.summary.create_file_writer(str(self.log_dir / split))
-        return self._writers[split]
+        A later write opens new ones.
+        """
+        log, self._log = self._log, None
+        if log is not None:
+            log.release()
+
+    def _in_background(self, work: Callable[[_Log], None]) -> None:
+        if self._log is None:
+            self._log = _Log.shared(self.log_dir)
+        self._log.submit(work)
+
+
+class _Log:
+    """The event files below one folder, as all its users share them.
+
+    Files are touched by the background thread alone, and failures are told by the caller's, where
+    a warning is caught and shown as everywhere else.
+    """
+
+    _open: ClassVar[dict[Path, _Log]] = {}
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._users = 0
+        self._files: dict[str, _EventFile] = {}
+        self._failure: str | None = None
+        self._is_told = False
+
+    @classmethod
+    def shared(cls, folder: Path) -> _Log:
+        log = cls._open.setdefault(Path(os.path.abspath(folder)), cls(folder))
+        log._users += 1
+        return log
+
+    def release(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._open.pop(Path(os.path.abspath(self.folder)))
+            self.submit(lambda log: log._close())
+        if not background().wait():
+            self._failed("the disk has not taken everything yet")
+        self._tell()
+
+    def submit(self, work: Callable[[_Log], None]) -> None:
+        if not background().submit(lambda: self._attempt(work)):
+            self._failed("the disk is too slow, and some of it is left out")
+        self._tell()
+
+    def _attempt(self, work: Callable[[_Log], None]) -> None:
+        try:
+            work(self)
+        # Everything: an exception here would end the thread that all logs share, and no mistake in
+        # a picture is worth a training run.
+        except Exception as error:
+            self._failed(" ".join(f"{type(error).__name__}: {error}".split()))
+            self._files = {}  # a file in which a write has failed may end in the middle of a record
+
+    def _failed(self, reason: str) -> None:
+        self._failure = self._failure or reason
+
+    def _tell(self) -> None:
+        if self._failure is not None and not self._is_told:
+            self._is_told = True
+            warnings.warn(
+                f"What TensorBoard shows of {self.folder} is not complete ({self._failure}). "
+                "Training goes on, and what comes later is written if that is possible.",
+                stacklevel=2,
+            )
+
+    # What the background thread does.
+
+    def write(self, split: str, event: Any) -> None:
+        self._file(split).write(event)
+
+    def flush(self, split: str) -> None:
+        self._file(split).flush()
+
+    def write_file(self, name: str, content: str, *, append: bool) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if append:
+            with open(path, "a", encoding="utf-8") as stream:
+                stream.write(content)
+        else:
+            _replace(path, content.encode())
+
+    def write_vectors(
+        self,
+        split: str,
+        name: str,
+        vectors: np.ndarray,
+        labels: np.ndarray | Sequence[Any] | None,
+        images: np.ndarray | None,
+    ) -> None:
+        self.flush(split)
+        files = messages.projector_files(name, vectors, labels, images)
+        for path, content in files.items():
+            _replace(self.folder / split / path, content)
+
+    def _file(self, split: str) -> _EventFile:
+        if split in self._files and not self._files[split].path.exists():
+            self._files = {}
+            raise FileNotFoundError(f"{self.folder / split} was removed")
+        if split not in self._files:
+            self._files[split] = _EventFile(self.folder / split)
+        return self._files[split]
+
+    def _close(self) -> None:
+        files, self._files = self._files, {}
+        for file in files.values():
+            file.close()
+
+
+class _EventFile:
+    """One event file, whose name sorts behind all that were written before."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}"
+        self.path = folder / f"{name}.{next(_numbers):06d}.v2"
+        self._records = tf.io.TFRecordWriter(str(self.path))
+        self.write(messages.Event(wall_time=now, file_version=messages.FILE_VERSION))
+        self.flush()
+
+    def write(self, event: Any) -> None:
+        if not event.wall_time:
+            event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole: TensorBoard may be reading the one that is there."""
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_bytes(content)
+    os.replace(aside, path)

@@ -13,6 +13,7 @@ from vae_research.runs.flags import Config
 # What may differ between an unfinished run and the command that goes on with it.
 _HARMLESS = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
 _HARMLESS |= {"importance_samples", "run_eagerly", "jit", "steps_per_call"}
+_HARMLESS |= {"tensorboard", "profile_steps", "gradients_every_steps"}
 
 
 def unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.Checkpoint | None:

@@ -18,7 +18,7 @@ from absl import flags
 from vae_research.data import DATASETS
 from vae_research.declarations import did_you_mean
 from vae_research.runs.errors import UsageError
-from vae_research.runs.parsers import Auto, Choice, Number, Numbers, Serializer
+from vae_research.runs.parsers import Auto, Choice, Number, Numbers, Range, Serializer
 
 flags.disclaim_key_flags()  # a flag belongs to the module that asks for its definition
 
@@ -102,6 +102,11 @@ def define_floats(
     return _define(Numbers(Number(float, minimum)), name, tuple(default), help)
 
 
+def define_range(name: str, default: tuple[int, int] | None, help: str) -> flags.FlagHolder:
+    """Defines a flag that is two integers, from 1, the first not above the last."""
+    return _define(Range(), name, default, help)
+
+
 def define_string(name: str, default: str | None, help: str) -> flags.FlagHolder:
     """Defines a flag that is any text."""
     return _define(flags.ArgumentParser(), name, default, help)
@@ -169,6 +174,15 @@ def define_standard_flags() -> None:
     define_boolean("run_eagerly", False, "run step by step in Python, for a debugger")
     define_integer(
         "log_every_steps", 0, "steps between training figures in TensorBoard; 0: by epoch"
+    )
+    define_integer(
+        "gradients_every_steps",
+        500,
+        "steps between norms of the terms' gradients in TensorBoard, on one fixed batch; 0: none",
+    )
+    define_boolean("tensorboard", True, "write for TensorBoard; metrics.jsonl is written anyhow")
+    define_range(
+        "profile_steps", None, "first and last optimizer step of a profile for TensorBoard"
     )
     define_choice(
         "resume",

@@ -117,6 +117,25 @@ class Numbers(flags.ArgumentParser):
         return "numbers"
 
 
+class Range(flags.ArgumentParser):
+    """Two positive integers with a comma between them, the first not above the last."""
+
+    syntactic_help = "two integers first,last with 1 <= first <= last"
+
+    def parse(self, argument: Any) -> tuple[int, int]:
+        items = argument.split(",") if isinstance(argument, str) else argument
+        try:
+            first, last = (Number(int, 1).parse(item) for item in items)
+        except (TypeError, ValueError):
+            first, last = 1, 0
+        if first > last:
+            raise ValueError(f"must be {self.syntactic_help}")
+        return first, last
+
+    def flag_type(self) -> str:
+        return "range"
+
+
 class Serializer(flags.ArgumentSerializer):
     """From a value to the text that would be parsed to it."""
 

@@ -17,10 +17,7 @@ import tensorflow as tf
 
 from vae_research import checkpoints
 from vae_research.callbacks.console import Console
-from vae_research.callbacks.latents import Latents
-from vae_research.callbacks.pictures import Pictures
 from vae_research.callbacks.records import MetricsFile
-from vae_research.callbacks.scalars import Scalars
 from vae_research.data import Data, DataError
 from vae_research.evaluation import Figure, evaluate
 from vae_research.execution import Execution, choose_jit, steps_per_call
@@ -28,6 +25,7 @@ from vae_research.model import VAE
 from vae_research.runs import directory, report, signals
 from vae_research.runs.errors import DirectoryInUseError, DivergedError, UsageError
 from vae_research.runs.flags import Config, experiment_file, is_given
+from vae_research.runs.watching import tensorboard_callbacks, write_test_figures
 
 # Validation has no gradients to keep: larger batches than those of training cost less.
 _VALIDATION_BATCH = 500
@@ -78,7 +76,7 @@ def train(
             report.print_start(description, data, run_dir, steps, epochs_before, config.epochs)
         started = time.perf_counter()
         if epochs_before < config.epochs:
-            _fit(model, config, data, run_dir, epochs_before)
+            _fit(model, config, data, run_dir, description, epochs_before)
         seconds = time.perf_counter() - started
         if config.verbose:
             print("Test figures:", flush=True)
@@ -90,6 +88,8 @@ def train(
             between_calls=signals.raise_if_received,
             verbose=int(config.verbose == 1 and sys.stdout.isatty()),
         )
+        if config.tensorboard:
+            write_test_figures(run_dir, figures, model.step)
         _write_results(model, data, run_dir, figures, seconds, config)
 
 
@@ -149,18 +149,22 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     return chosen
 
 
-def _fit(model: VAE, config: Config, data: Data, run_dir: Path, epochs_before: int) -> None:
+def _fit(
+    model: VAE,
+    config: Config,
+    data: Data,
+    run_dir: Path,
+    description: dict[str, Any],
+    epochs_before: int,
+) -> None:
     validation = data.validation.prepare()
     callbacks: list[keras.callbacks.Callback] = [
         StopAtSignal(),
         StopWhenDiverged(),
-        Scalars(run_dir, every_steps=config.log_every_steps),
-        Latents(run_dir, validation),
+        *tensorboard_callbacks(config, data, run_dir, description, validation),
         MetricsFile(run_dir / directory.METRICS),
+        _SaveEveryEpoch(run_dir / "checkpoints"),
     ]
-    if data.is_image:
-        callbacks.append(Pictures(run_dir, validation))
-    callbacks.append(_SaveEveryEpoch(run_dir / "checkpoints"))
     if config.verbose:
         callbacks.append(Console(bar=None if config.verbose == 1 else False))
     with printed_warnings():

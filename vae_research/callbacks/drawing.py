@@ -1,0 +1,90 @@
+"""Pictures from arrays. NumPy in, NumPy out: values in [0, 1], `[height, width, 1 or 3]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+# The projector shows thumbnails of a few pixels; the browser loads them all as one picture.
+_LARGEST_THUMBNAIL = 64
+
+# From black by violet and orange to light yellow: brighter is more, also without colours.
+_HEAT = np.array(
+    [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32
+)
+
+
+def tile(rows: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
+    """Returns images as one picture in [0, 1], `[height, width, 1 or 3]`, with white gaps.
+
+    Values outside [0, 1] (standardised data) are brought in by their own minimum and maximum.
+
+    Args:
+        rows: groups of `[count, height, width, channels]`; each group starts on a new row.
+        columns: images side by side.
+        gap: pixels between images.
+    """
+    values = np.concatenate(rows)
+    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
+    height, width, channels = values.shape[1:]
+    shown = channels if channels in (1, 3) else 1  # of other channel counts, the first is shown
+    lines = []
+    for group in rows:
+        for start in range(0, len(group), columns):
+            line = np.ones([height + gap, columns * (width + gap), shown], np.float32)
+            for column, image in enumerate(group[start : start + columns]):
+                left = column * (width + gap)
+                scaled = (image[..., :shown] - low) / (high - low)
+                line[:height, left : left + width] = scaled
+            lines.append(line)
+    picture = np.concatenate(lines)
+    return picture[: len(picture) - gap, : picture.shape[1] - gap]
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Returns `[..., 3]` colours of values in [0, 1], from black to light yellow.
+
+    >>> heat(np.array([0.0, 1.0])).round(2).tolist()
+    [[0.0, 0.0, 0.02], [0.99, 1.0, 0.64]]
+    """
+    places = np.linspace(0.0, 1.0, len(_HEAT))
+    channels = [np.interp(values, places, _HEAT[:, channel] / 255.0) for channel in range(3)]
+    return np.stack(channels, axis=-1)
+
+
+def over_time(values: np.ndarray, *, cell: int = 10, width: int = 400) -> np.ndarray:
+    """Returns a picture of numbers that change: a row for each, time to the right.
+
+    Black is 0, the brightest colour the largest value there is.
+
+    Args:
+        values: `[times, count]`, none negative; of more than `width` times an even choice is shown.
+        cell: pixels of a row; columns are as wide as they may be, at most twice that.
+        width: pixels, at most.
+    """
+    values = np.maximum(np.asarray(values, np.float64), 0.0)
+    if len(values) > width:
+        values = values[np.linspace(0, len(values) - 1, width).round().astype(int)]
+    scaled = values.T / max(float(values.max()), 1e-12)
+    wide = min(2 * cell, width // len(values))
+    return heat(np.repeat(np.repeat(scaled, cell, axis=0), wide, axis=1))
+
+
+def sprite(images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns thumbnails as one square picture, and the width and height of one of them.
+
+    They follow each other row by row, without gaps.
+
+    Args:
+        images: `[count, height, width, channels]`.
+    """
+    step = -(-max(images.shape[1:3]) // _LARGEST_THUMBNAIL)
+    images = images[:, ::step, ::step]
+    columns = math.ceil(math.sqrt(len(images)))
+    height, width = images.shape[1:3]
+    picture = tile([images], columns, gap=0)
+    square = np.zeros([columns * height, columns * width, picture.shape[-1]], np.float32)
+    square[: len(picture)] = picture
+    return square, (width, height)

@@ -1,0 +1,177 @@
+"""What a run is: its model, its settings and its training step, where the curves are looked at."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vae_research.callbacks import messages
+from vae_research.callbacks.writers import Summaries
+from vae_research.model import VAE
+
+# Custom Scalars: by category and title, the tags of a chart as regular expressions.
+_CHARTS = {
+    "objective": {
+        "reconstruction, KL and ELBO (nats)": ["terms/.*", "elbo$"],
+        "contributions to the loss (nats)": ["contribution/.*", "loss$"],
+    },
+    "weights": {"weights of the terms": ["weight/.*"]},
+    "latent health": {
+        "dimensions in use": ["latent/active_units"],
+        "information in z (nats)": [
+            "latent/kl_total",
+            "latent/mutual_information",
+            "latent/cost_of_wrong_codes",
+        ],
+    },
+    "gradients": {
+        "norms": ["gradients/total", "gradients/encoder/.*", "gradients/decoder/.*"],
+        "cosine with the reconstruction's, in the encoder": ["gradients/cosine/.*"],
+    },
+}
+
+
+class Overview(keras.callbacks.Callback):
+    """Writes once, under the run directory itself, what does not change while a model trains.
+
+    - Text: `model/summary`, the layers of the networks, `model/terms`, and `run/settings`.
+    - Graphs: one training step, exported after the first epoch. (What is compiled may loop over
+      many of them, which the dashboard shows as one box.)
+    - Custom Scalars: a layout with the terms and the ELBO in one chart, weights, the health of the
+      latent space and gradients in others.
+
+    Args:
+        log_dir: the run directory.
+        data: `[count, ...]` of which the training step is one batch, or a dictionary of such
+            arrays; only shapes and types count.
+        settings: shown as a table, by name.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | Path,
+        data: np.ndarray | Mapping[str, np.ndarray],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.data = data
+        self.settings = dict(settings or {})
+        self._summaries = Summaries(log_dir)
+        self._has_graph = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Writes layout and text."""
+        step = self.model.step
+        self._summaries.add(".", lambda: messages.layout(_CHARTS), step)
+        self._summaries.text(".", "model/summary", summary_of(self.model), step)
+        terms = {term.label: repr(term) for term in self.model.objective.terms}
+        self._summaries.text(".", "model/terms", table(terms, "term"), step)
+        if self.settings:
+            self._summaries.text(".", "run/settings", table(self.settings, "setting"), step)
+        self._summaries.flush(".")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the graph, once: to make it takes time that the first step need not wait for."""
+        if not self._has_graph:
+            self._has_graph = True
+            graph = graph_of_one_step(self.model, self.data)
+            if graph is not None:
+                self._summaries.graph(".", graph)
+                self._summaries.flush(".")
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes the event file."""
+        self._summaries.close()
+
+
+class HParams(keras.callbacks.Callback):
+    """Makes a run a row of TensorBoard's HParams table, which sorts and filters a folder of runs.
+
+    Args:
+        log_dir: the run directory. Its path tells the rows apart.
+        values: settings by name; what is no number, truth value or text is shown as text.
+    """
+
+    def __init__(self, log_dir: str | Path, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.values = {name: _plain(value) for name, value in values.items()}
+        self._summaries = Summaries(log_dir)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Begins the row."""
+        name = str(self._summaries.log_dir.absolute())
+        self._summaries.add(".", lambda: messages.session_start(self.values, name), 0)
+        self._summaries.flush(".")
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Ends the row and closes the event file."""
+        now = time.time()
+        self._summaries.add(".", lambda: messages.session_end(now, success=True), 0)
+        self._summaries.close()
+
+
+def graph_of_one_step(model: VAE, data: Any) -> tf.Graph | None:
+    """Returns the graph of `model.train_step` on one batch; None, with a warning, if there is none.
+
+    Args:
+        model: compiled.
+        data: arrays whose first axis is the batch.
+    """
+    data = data if isinstance(data, Mapping) else {"inputs": data}
+    batch = {
+        name: tf.TensorSpec([None, *np.shape(values)[1:]], tf.as_dtype(values.dtype))
+        for name, values in data.items()
+    }
+    step = tf.function(model.train_step, autograph=False)
+    try:
+        return step.get_concrete_function(batch).graph
+    # Everything: a step of the user's own that cannot be traced is run eagerly, and is as good.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        warnings.warn(f"TensorBoard will have no graph of the step: {reason}", stacklevel=2)
+        return None
+
+
+def summary_of(model: VAE) -> str:
+    """Returns Keras' summaries of the networks, as Markdown."""
+    parts = []
+    for network in (model.encoder, model.bottleneck, model.decoder, *model.further_modules):
+        lines = [
+            f"{type(network).__name__} {network.name!r}, {network.count_params():,} parameters"
+        ]
+        network = getattr(network, "network", network)  # what `named` has inside
+        if isinstance(network, keras.Model) and network.built:
+            network.summary(print_fn=lines.append, line_length=90)
+        parts.append("\n".join(lines))
+    return "\n\n".join(f"```\n{part}\n```" for part in parts)
+
+
+def table(values: Mapping[str, Any], name: str) -> str:
+    """Returns a Markdown table of values by name.
+
+    >>> print(table({"epochs": 10, "text": "a|b"}, "setting"))
+    | setting | value |
+    | --- | --- |
+    | epochs | 10 |
+    | text | a&#124;b |
+    """
+    lines = [f"| {name} | value |", "| --- | --- |"]
+    for key, value in values.items():
+        shown = " ".join(str(value).split()).replace("|", "&#124;")
+        lines.append(f"| {key} | {shown} |")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> bool | float | str:
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)

@@ -1,0 +1,66 @@
+"""Codes of validation images as points in TensorBoard's projector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from vae_research.callbacks.writers import Summaries
+
+_POINTS = 1000
+
+
+class Projector(keras.callbacks.Callback):
+    """Writes codes without noise for the projector, with labels and thumbnails.
+
+    They are written after the first epoch, after every so many, and when training ends; each time
+    they take the place of the earlier ones.
+
+    Args:
+        log_dir: the run directory.
+        data: `[count, ...]`, or a dictionary of such arrays; the first 1000 examples are shown.
+        labels: `[count]`, shown beside the points and as their colour.
+        images: `[count, height, width, channels]` in [0, 1], thumbnails of the points.
+        every_epochs: how often, at least 1.
+
+    Raises:
+        ValueError: `every_epochs` is below 1.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | Path,
+        data: np.ndarray | Mapping[str, np.ndarray],
+        labels: np.ndarray | None = None,
+        images: np.ndarray | None = None,
+        *,
+        every_epochs: int = 10,
+    ) -> None:
+        super().__init__()
+        if every_epochs < 1:
+            raise ValueError(f"every_epochs must be at least 1, got {every_epochs}.")
+        self.every_epochs = every_epochs
+        self.data = keras.tree.map_structure(lambda values: values[:_POINTS], data)
+        self.labels = None if labels is None else labels[:_POINTS]
+        self.images = None if images is None else images[:_POINTS]
+        self._summaries = Summaries(log_dir)
+        self._epochs = 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes after the first epoch of this training and after every so many."""
+        if self._epochs % self.every_epochs == 0:
+            self._write()
+        self._epochs += 1
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Writes a last time and closes the event files."""
+        self._write()
+        self._summaries.close()
+
+    def _write(self) -> None:
+        codes = self.model.center(self.data).numpy()
+        self._summaries.vectors("validation", "codes", codes, self.labels, self.images)

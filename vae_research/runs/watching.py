@@ -1,0 +1,72 @@
+"""What a run writes for those who watch it. Imports TensorFlow: flags and data are valid by now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from vae_research.callbacks.gradients import Gradients
+from vae_research.callbacks.latents import Latents
+from vae_research.callbacks.overview import HParams, Overview
+from vae_research.callbacks.pictures import Pictures
+from vae_research.callbacks.profile import Profile
+from vae_research.callbacks.projector import Projector
+from vae_research.callbacks.scalars import Scalars
+from vae_research.callbacks.writers import Summaries
+from vae_research.data import Data
+from vae_research.evaluation import Figure
+from vae_research.runs.flags import Config
+
+# Flags that say where and how a run is carried out, not what it is.
+_NOT_IN_A_TABLE_OF_RUNS = {"run_dir", "resume", "verbose", "debug", "tensorboard", "device"}
+_NOT_IN_A_TABLE_OF_RUNS |= {"run_eagerly", "log_every_steps", "gradients_every_steps"}
+_NOT_IN_A_TABLE_OF_RUNS |= {"profile_steps"}
+
+
+def tensorboard_callbacks(
+    config: Config,
+    data: Data,
+    run_dir: Path,
+    description: dict[str, Any],
+    validation: np.ndarray,
+) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that write for TensorBoard; none with `--notensorboard`.
+
+    Args:
+        config: the flags.
+        data: of the run.
+        run_dir: where it is written.
+        description: what config.json says.
+        validation: the prepared validation data.
+    """
+    profile = [Profile(run_dir, *config.profile_steps)] if config.profile_steps else []
+    if not config.tensorboard:
+        return [*profile]
+    settings = {key: value for key, value in description.items() if key != "flags"}
+    row = {k: v for k, v in config.as_dict().items() if k not in _NOT_IN_A_TABLE_OF_RUNS}
+    batch = data.train.prepare(slice(0, config.batch_size))
+    callbacks = [
+        *profile,
+        HParams(run_dir, {"experiment": description["experiment"], **row}),
+        Overview(run_dir, batch, {**settings, **description["flags"]}),
+        Scalars(run_dir, every_steps=config.log_every_steps),
+        Latents(run_dir, validation),
+    ]
+    if config.gradients_every_steps:
+        callbacks.append(Gradients(run_dir, batch, every_steps=config.gradients_every_steps))
+    if data.is_image:
+        callbacks.append(Pictures(run_dir, validation))
+    images = validation if data.is_image else None
+    callbacks.append(Projector(run_dir, validation, data.validation.labels, images))
+    return callbacks
+
+
+def write_test_figures(run_dir: Path, figures: dict[str, Figure], step: int) -> None:
+    """Writes the test figures as scalars `test/NAME`, for the run's row in the HParams table."""
+    summaries = Summaries(run_dir)
+    values = {f"test/{name}": figure.value for name, figure in figures.items()}
+    summaries.scalars(".", values, step)
+    summaries.close()
