@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
 from vae_research import (
     VAE,
@@ -22,19 +24,28 @@ from vae_research import (
     DeterministicBottleneck,
     FreeBits,
     GaussianBottleneck,
+    Gradients,
+    HParams,
     KLDivergence,
     Latents,
     LinearWarmup,
     LossTerm,
     MetricsFile,
+    MonteCarloKL,
+    Overview,
     Pictures,
+    Profile,
+    Projector,
     Scalars,
+    Summaries,
+    decoded_plane,
     dense_decoder,
     dense_encoder,
 )
 from vae_research.callbacks import epochs as epochs_module
+from vae_research.callbacks.drawing import heat, over_time, sprite, tile
 from vae_research.callbacks.epochs import EpochCallback
-from vae_research.callbacks.pictures import reconstructions, samples, tile
+from vae_research.callbacks.pictures import reconstructions, samples
 from vae_research.checkpoints import weights_sha256
 from vae_research.evaluation import active_units
 
@@ -98,7 +109,7 @@ def read(folder):
 def scalars(folder):
     found = {}
     for tag, written in read(folder).items():
-        if all(value.shape == () for _, value in written):
+        if all(value.shape == () and value.dtype.kind == "f" for _, value in written):
             found[tag] = [(step, float(value)) for step, value in written]
     return found
 
@@ -150,6 +161,10 @@ def test_watching_changes_nothing(tmp_path):
         Scalars(tmp_path, every_steps=2),
         Latents(tmp_path, VALIDATION),
         Pictures(tmp_path, VALIDATION),
+        Gradients(tmp_path, IMAGES[:BATCH], every_steps=2),
+        Projector(tmp_path, VALIDATION),
+        Overview(tmp_path, IMAGES),
+        HParams(tmp_path, {"latent_dim": LATENT}),
         MetricsFile(tmp_path / "metrics.jsonl"),
         Console(bar=True),
     )
@@ -435,12 +450,15 @@ def test_speed_is_measured_by_a_real_clock_too(written):
 # Latents.
 
 
+LATENT_TAGS = {"latent/active_units", "latent/cost_of_wrong_codes"}
+
+
 def test_latents_are_those_of_the_data_after_every_epoch(tmp_path):
     wanted = AtEpochEnd(lambda model: active_units(model.center(VALIDATION).numpy()).value)
     history = train(make(), wanted, Latents(tmp_path, VALIDATION))
     assert not (tmp_path / "train").exists()
     found = scalars(tmp_path / "validation")
-    assert found.keys() == {"latent/active_units", "latent/kl_total"}
+    assert found.keys() == LATENT_TAGS | {"latent/mutual_information", "latent/kl_total"}
     assert found["latent/active_units"] == list(zip([5, 10], wanted.found, strict=True))
     # Closed form: no noise in it, so the validation of Keras has the very number.
     assert found["latent/kl_total"] == list(zip([5, 10], float32(history["val_kl"]), strict=True))
@@ -468,10 +486,10 @@ def test_active_units_are_counted(kernel, count, tmp_path):
     assert scalars(tmp_path / "validation")["latent/active_units"] == [(5, count)]
 
 
-def test_the_first_two_thousand_examples_are_used(tmp_path):
-    # The 2001st alone is another one.
-    images = np.zeros([2001, *SHAPE], np.float32)
-    images[2000] = 1000.0
+def test_the_first_thousand_examples_are_used(tmp_path):
+    # The 1001st alone is another one.
+    images = np.zeros([1001, *SHAPE], np.float32)
+    images[1000] = 1000.0
     model = make(encoder=lambda: linear_encoder([1.0, 1.0]), optimizer=keras.optimizers.SGD(0.0))
     train(model, Latents(tmp_path, images), epochs=1)
     assert scalars(tmp_path / "validation")["latent/active_units"] == [(5, 0)]
@@ -480,13 +498,14 @@ def test_the_first_two_thousand_examples_are_used(tmp_path):
 
 def test_without_a_posterior_there_is_no_divergence(tmp_path):
     train(autoencoder(), Latents(tmp_path, VALIDATION), epochs=1)
-    assert scalars(tmp_path / "validation").keys() == {"latent/active_units"}
+    assert scalars(tmp_path / "validation").keys() == LATENT_TAGS
 
 
 def test_without_validation_the_divergence_of_training_does_not_stand_in_for_it(tmp_path):
     history = train(make(), Latents(tmp_path, VALIDATION), validation=None, epochs=1)
     assert "kl" in history
-    assert scalars(tmp_path / "validation").keys() == {"latent/active_units"}
+    found = scalars(tmp_path / "validation").keys()
+    assert found == LATENT_TAGS | {"latent/mutual_information"}
 
 
 # Pictures.
@@ -496,6 +515,8 @@ def pictures(folder):
     """Returns `{tag: [(step, picture), ...]}` with pictures `[height, width, channels]`, 8 bits."""
     found = {}
     for tag, written in read(folder).items():
+        if written[0][1].shape != (3,):
+            continue
         found[tag] = []
         for step, (width, height, encoded) in written:
             picture = tf.io.decode_png(encoded).numpy()
@@ -520,7 +541,7 @@ def test_pictures_are_those_of_the_model_after_every_epoch(channels, tmp_path):
     train(make(shape=shape), pictured, wanted, data=images, validation=None)
     assert not (tmp_path / "train").exists()
     found = pictures(tmp_path / "validation")
-    assert found.keys() == {"reconstructions", "samples"}
+    assert found.keys() == {"reconstructions", "errors", "samples", "traversals", "plane"}
     for place, tag in enumerate(("reconstructions", "samples")):
         assert [step for step, _ in found[tag]] == [5, 10]
         for (_, picture), epoch in zip(found[tag], wanted.found, strict=True):
@@ -553,7 +574,12 @@ def test_images_and_codes_are_the_same_at_every_epoch(tmp_path):
 
 def test_a_deterministic_bottleneck_has_no_samples(tmp_path):
     train(autoencoder(), Pictures(tmp_path, IMAGES))
-    assert pictures(tmp_path / "validation").keys() == {"reconstructions"}
+    assert pictures(tmp_path / "validation").keys() == {
+        "reconstructions",
+        "errors",
+        "traversals",
+        "plane",
+    }
 
 
 def test_fewer_images_than_columns_are_shown_all_the_same(tmp_path):
@@ -561,6 +587,333 @@ def test_fewer_images_than_columns_are_shown_all_the_same(tmp_path):
     ((_, picture),) = pictures(tmp_path / "validation")["reconstructions"]
     assert picture.shape == (2 * 6 - 2, 5 * 6 - 2, 1)
     assert (picture[:, 12:] == 255).all()
+
+
+def test_errors_are_those_of_the_pixels(tmp_path):
+    model = make(optimizer=keras.optimizers.SGD(0.0))
+    train(model, Pictures(tmp_path, IMAGES, columns=3), epochs=1)
+    ((_, picture),) = pictures(tmp_path / "validation")["errors"]
+    assert picture.shape == (4 * 6 - 2, 3 * 6 - 2, 3)
+    wanted = heat(np.abs(IMAGES[:12] - model.reconstruct(IMAGES[:12]).numpy())[..., 0])
+    for index in range(12):
+        line, column = divmod(index, 3)
+        found = picture[6 * line : 6 * line + 4, 6 * column : 6 * column + 4]
+        assert_same_picture(found, wanted[index])
+
+
+def decode_of_codes():
+    """A decoder whose image shows its code: the first pixels are logistic functions of z."""
+    z = keras.Input([3], name="z")
+    logits = keras.layers.Dense(16, use_bias=False)
+    decoder = keras.Model(z, {"logits": keras.layers.Reshape(SHAPE)(logits(z))})
+    logits.set_weights([np.eye(3, 16)])
+    return decoder
+
+
+def test_traversals_move_one_dimension_a_row_and_those_with_most_divergence_come_first(tmp_path):
+    keras.utils.set_random_seed(7)
+    encoder = dense_encoder(SHAPE, 3, hidden_units=(8,))
+    # Of the dimensions 0, 1, 2 the middle one has the largest divergence and the first has none.
+    for name in ("z_mean", "z_log_var"):
+        kernel, bias = encoder.get_layer(name).get_weights()
+        kernel[:, 0] = 0.0
+        if name == "z_mean":
+            kernel[:, 1], kernel[:, 2] = 5.0 * kernel[:, 1], 0.5 * kernel[:, 2]
+        encoder.get_layer(name).set_weights([kernel, bias])
+    model = VAE(encoder, GaussianBottleneck(3), decode_of_codes(), [Bernoulli(), KLDivergence()])
+    model.compile(keras.optimizers.SGD(0.0))
+    drawn = Pictures(tmp_path, IMAGES).draw(model)
+    divergence = model.infer(IMAGES)["kl"].numpy().mean(axis=0)
+    assert np.argsort(-divergence).tolist() == [1, 2, 0]
+    code = model.center(IMAGES[:1]).numpy()[0]
+    prior = model.bottleneck.sample_prior(1000, tf.constant([1, 0])).numpy()
+    picture = drawn["traversals"]
+    assert picture.shape == (3 * 6 - 2, 11 * 6 - 2, 1)
+    for row, dimension in enumerate([1, 2, 0]):
+        for at in range(11):
+            wanted = code.copy()
+            wanted[dimension] = prior[:, dimension].mean() + prior[:, dimension].std() * (
+                -3.0 + 0.6 * at
+            )
+            pixels = picture[6 * row, 6 * at : 6 * at + 3, 0]
+            np.testing.assert_allclose(pixels, 1.0 / (1.0 + np.exp(-wanted)), atol=1e-5)
+
+
+def test_at_most_twenty_dimensions_are_traversed(tmp_path):
+    keras.utils.set_random_seed(7)
+    model = VAE(
+        dense_encoder(SHAPE, 25, hidden_units=(8,)),
+        GaussianBottleneck(25),
+        dense_decoder(SHAPE, 25, hidden_units=(8,)),
+        [Bernoulli(), KLDivergence()],
+    )
+    drawn = Pictures(tmp_path, IMAGES).draw(model)
+    assert drawn["traversals"].shape == (20 * 6 - 2, 11 * 6 - 2, 1)
+    assert "plane" not in drawn
+
+
+def test_the_plane_is_that_of_the_prior_and_that_of_the_codes_without_one(tmp_path):
+    model = make()
+    prior = model.bottleneck.sample_prior(1000, tf.constant([1, 0])).numpy()
+    low = prior.mean(axis=0) - 3.0 * prior.std(axis=0)
+    wanted = decoded_plane(model, low, low + 6.0 * prior.std(axis=0), columns=16)
+    np.testing.assert_allclose(Pictures(tmp_path, IMAGES).draw(model)["plane"], wanted, atol=1e-5)
+    model = autoencoder()
+    codes = model.center(IMAGES).numpy()
+    low = codes.mean(axis=0) - 3.0 * codes.std(axis=0)
+    wanted = decoded_plane(model, low, low + 6.0 * codes.std(axis=0), columns=16)
+    np.testing.assert_allclose(Pictures(tmp_path, IMAGES).draw(model)["plane"], wanted, atol=1e-5)
+
+
+# The picture and the histograms of latent dimensions.
+
+
+def test_the_divergence_of_dimensions_over_time_goes_on_after_an_interruption(tmp_path):
+    def rows():
+        lines = (tmp_path / "validation" / "kl_per_dimension.tsv").read_text().splitlines()
+        return np.array([line.split("\t") for line in lines], float)
+
+    kept = AtEpochEnd(lambda model: model.infer(VALIDATION)["kl"].numpy().mean(axis=0))
+    model = make(optimizer=keras.optimizers.SGD(0.1))
+    train(model, Latents(tmp_path, VALIDATION), kept)
+    # Another process, which goes on after the second epoch, and does the third one twice.
+    train(model, Latents(tmp_path, VALIDATION), kept, epochs=3, initial_epoch=2)
+    np.testing.assert_array_equal(rows()[:, 0], [5, 10, 15])
+    np.testing.assert_allclose(rows()[:, 1:], kept.found, rtol=1e-5)
+    model.optimizer.iterations.assign(10)
+    train(model, Latents(tmp_path, VALIDATION), kept, epochs=3, initial_epoch=2)
+    picture = pictures(tmp_path / "validation")["latent/kl_over_time"][-1][1]
+    history = np.stack([*kept.found[:2], kept.found[3]])
+    assert_same_picture(picture, over_time(history))
+
+
+def test_histograms_have_every_example_and_dimension(tmp_path):
+    train(make(), Latents(tmp_path, VALIDATION), epochs=1)
+    found = read(tmp_path / "validation")
+    for tag, count in (
+        ("latent/kl_per_dimension", LATENT),
+        ("latent/posterior_mean", len(VALIDATION) * LATENT),
+        ("latent/posterior_std", len(VALIDATION) * LATENT),
+    ):
+        buckets = next(value for _, value in found[tag])
+        assert buckets[:, 2].sum() == count
+
+
+# Gradients.
+
+
+def test_gradients_are_those_of_the_terms(tmp_path):
+    terms = [Bernoulli(), KLDivergence(weight=0.5), MeanSquare(weight=2.0), MeanSquareOfLogs()]
+    model = make(terms, optimizer=keras.optimizers.SGD(0.0))
+    train(model, Gradients(tmp_path, VALIDATION, every_steps=3))
+    found = scalars(tmp_path / "train")
+    assert [step for step, _ in found["gradients/total"]] == [3, 6, 9, 10]
+
+    def gradients(name, variables):
+        with tf.GradientTape() as tape:
+            report = model.objective(model.forward(VALIDATION))
+            value = report.bound if name is None else report.contributions[name]
+            value = tf.reduce_mean(value)
+        parts = tape.gradient(value, variables)
+        pairs = zip(parts, variables, strict=True)
+        return np.concatenate(
+            [np.zeros(v.shape).ravel() if part is None else np.ravel(part) for part, v in pairs]
+        )
+
+    total = np.linalg.norm(gradients(None, model.trainable_variables))
+    assert values(found["gradients/total"]) == pytest.approx([total] * 4, rel=1e-4)
+    of_encoder = {}
+    for name in ("reconstruction", "kl", "mean_square"):
+        of_encoder[name] = gradients(name, model.encoder.trainable_variables)
+        in_encoder = np.linalg.norm(of_encoder[name])
+        assert found[f"gradients/encoder/{name}"][0][1] == pytest.approx(in_encoder, rel=1e-4)
+        if name != "reconstruction":
+            cosine = of_encoder["reconstruction"] @ of_encoder[name]
+            cosine /= np.linalg.norm(of_encoder["reconstruction"]) * in_encoder
+            assert found[f"gradients/cosine/{name}"][0][1] == pytest.approx(cosine, abs=1e-4)
+    in_decoder = np.linalg.norm(gradients("reconstruction", model.decoder.trainable_variables))
+    assert found["gradients/decoder/reconstruction"][0][1] == pytest.approx(in_decoder, rel=1e-4)
+    assert "gradients/decoder/kl" not in found  # it has no part in it
+    assert not any("mean_square_of_logs" in tag for tag in found)  # is only watched
+
+
+class MeanSquareOfLogs(LossTerm):
+    weight = None
+
+    def per_example(self, z_log_var):
+        return tf.reduce_sum(tf.square(z_log_var), axis=-1)
+
+
+def test_the_gradient_of_an_importance_weighted_bound_is_no_sum_of_its_terms(tmp_path):
+    keras.utils.set_random_seed(7)
+    model = VAE(
+        dense_encoder(SHAPE, LATENT, hidden_units=(8,)),
+        GaussianBottleneck(LATENT),
+        dense_decoder(SHAPE, LATENT, hidden_units=(8,)),
+        [Bernoulli(), MonteCarloKL()],
+        num_samples=5,
+        importance_weighted=True,
+    )
+    model.compile(keras.optimizers.SGD(0.0))
+    train(model, Gradients(tmp_path, VALIDATION, every_steps=100), epochs=1)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model.objective(model.forward(VALIDATION)).bound)
+    total = float(tf.linalg.global_norm(tape.gradient(loss, model.trainable_variables)))
+    ((step, found),) = scalars(tmp_path / "train")["gradients/total"]
+    assert (step, found) == (5, pytest.approx(total, rel=1e-4))
+
+
+# What a run is.
+
+
+def test_the_graph_is_that_of_one_step(tmp_path):
+    train(make(run_eagerly=False), Overview(tmp_path, IMAGES), epochs=2)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    graph = events.Graph()
+    operations = [node.op for node in graph.node]
+    # The products of one forward and one backward pass through four layers, not a loop of them.
+    assert 10 <= operations.count("MatMul") <= 14
+    assert not {"While", "StatelessWhile", "PartitionedCall"} & set(operations)
+
+
+def test_text_has_the_layers_the_terms_and_the_settings(tmp_path):
+    train(make(), Overview(tmp_path, IMAGES, {"latent_dim": 2, "data": "a|b"}), epochs=1)
+    found = {tag: written[0][1] for tag, written in read(tmp_path / "run").items()}
+    text = {tag: str(value.item(), "utf-8") for tag, value in found.items() if "/" in tag}
+    assert "z_log_var (Dense)" in text["model/summary"]
+    assert "logits" in text["model/summary"]
+    assert "| kl | KLDivergence(weight=0.5) |" in text["model/terms"]
+    assert "| latent_dim | 2 |\n| data | a&#124;b |" in text["run/settings"]
+
+
+def test_every_tag_of_the_layout_is_written(tmp_path):
+    train(
+        make(),
+        Overview(tmp_path, IMAGES),
+        Scalars(tmp_path),
+        Latents(tmp_path, VALIDATION),
+        Gradients(tmp_path, IMAGES),
+    )
+    written = {tag for split in ("train", "validation") for tag in scalars(tmp_path / split)}
+    (tag,) = (tag for tag in read(tmp_path / "run") if "custom_scalars" in tag)
+    layout = layout_pb2.Layout.FromString(read(tmp_path / "run")[tag][0][1].item())
+    charts = {chart.title: chart for group in layout.category for chart in group.chart}
+    for chart in charts.values():
+        for expression in chart.multiline.tag:
+            assert any(re.match(expression, tag) for tag in written), expression
+    together = charts["reconstruction, KL and ELBO (nats)"].multiline.tag
+    shown = {tag for tag in written if any(re.match(each, tag) for each in together)}
+    assert shown == {"terms/reconstruction", "terms/kl", "elbo"}
+
+
+def test_a_run_is_a_row_of_settings_and_final_figures(tmp_path):
+    settings = {"epochs": 2, "rate": 0.1, "on": True, "units": (8, 4), "name": "x", "none": None}
+    history = train(make(), HParams(tmp_path, settings))
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    found = events.PluginTagToContent("hparams")
+    row = plugin_data_pb2.HParamsPluginData.FromString(found["_hparams_/session_start_info"])
+    shown = {
+        name: getattr(value, value.WhichOneof("kind"))
+        for name, value in row.session_start_info.hparams.items()
+    }
+    assert shown == settings | {"units": "8, 4", "none": ""}
+    end = plugin_data_pb2.HParamsPluginData.FromString(found["_hparams_/session_end_info"])
+    assert end.session_end_info.status == api_pb2.STATUS_SUCCESS
+    final = scalars(tmp_path / "run")
+    assert final["final/validation/elbo"] == [(10, *float32(history["val_elbo"][-1:]))]
+    assert final["final/train/loss"] == [(10, *float32(history["loss"][-1:]))]
+
+
+@pytest.mark.filterwarnings("ignore:TensorBoard will have no graph")
+def test_a_step_that_cannot_be_traced_has_no_graph(tmp_path):
+    class Eager(LossTerm):
+        weight = None
+
+        def per_example(self, z_mean):
+            return tf.constant(z_mean.numpy().sum(axis=1))
+
+    model = make([Bernoulli(), KLDivergence(), Eager()])
+    with pytest.warns(UserWarning, match="will have no graph of the step"):
+        train(model, Overview(tmp_path, IMAGES), validation=None)
+    assert model.step == 2 * STEPS
+
+
+# The projector.
+
+
+def test_points_are_the_codes_of_the_last_epoch_with_labels_and_thumbnails(tmp_path):
+    labels = np.arange(13) % 3
+    model = make()
+    train(model, Projector(tmp_path, VALIDATION, labels, VALIDATION), epochs=3)
+    folder = tmp_path / "validation"
+    codes = np.loadtxt(folder / "codes.tsv", delimiter="\t")
+    np.testing.assert_allclose(codes, model.center(VALIDATION).numpy(), rtol=1e-5, atol=1e-6)
+    assert (folder / "codes_labels.tsv").read_text().split() == [str(label) for label in labels]
+    picture = tf.io.decode_png((folder / "codes_sprite.png").read_bytes()).numpy()
+    assert_same_picture(picture, sprite(VALIDATION)[0])
+    config = (folder / "projector_config.pbtxt").read_text()
+    for part in ("codes.tsv", "codes_labels.tsv", "codes_sprite.png", "single_image_dim: 4"):
+        assert part in config
+    assert list(folder.glob("events.*"))  # without one the plugin does not see the folder
+
+
+@pytest.mark.parametrize(("epochs", "written"), [(1, 2), (2, 2), (3, 3), (4, 3)])
+def test_points_are_written_every_so_many_epochs_and_at_the_end(
+    epochs, written, tmp_path, monkeypatch
+):
+    count = []
+    monkeypatch.setattr(Summaries, "vectors", lambda *arguments: count.append(1))
+    train(make(), Projector(tmp_path, VALIDATION, every_epochs=2), epochs=epochs)
+    assert len(count) == written
+
+
+# A profile.
+
+
+@pytest.mark.filterwarnings("ignore:The profile will be written")
+@pytest.mark.parametrize(
+    ("steps_per_call", "recorded"), [(1, [3, 4, 5, 6]), (2, [4, 5, 7])], ids=str
+)
+def test_a_profile_covers_the_calls_of_the_chosen_steps(
+    steps_per_call, recorded, tmp_path, monkeypatch
+):
+    running, seen = [], []
+    profiler = types.SimpleNamespace(start=running.append, stop=running.clear)
+    monkeypatch.setattr(tf.profiler, "experimental", profiler)
+
+    class See(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if running:
+                seen.append(self.model.step)
+
+    model = make(run_eagerly=False)
+    model.steps_per_execution = steps_per_call
+    train(model, See(), Profile(tmp_path, 3, 6), validation=None)
+    assert seen == recorded
+    assert not running
+
+
+@pytest.mark.filterwarnings("ignore:The profile will be written")
+def test_a_profile_is_a_file_that_the_dashboard_knows(tmp_path):
+    train(make(run_eagerly=False), Profile(tmp_path, 2, 3), validation=None, epochs=1)
+    assert list((tmp_path / "train" / "plugins" / "profile").glob("*/*.xplane.pb"))
+
+
+def test_a_second_profile_at_the_same_time_is_told_and_ends_nothing(tmp_path):
+    tf.profiler.experimental.start(str(tmp_path / "other"))
+    try:
+        with pytest.warns(UserWarning, match="There is no profile: .*Training goes on"):
+            train(make(), Profile(tmp_path, 2, 3), validation=None, epochs=1)
+    finally:
+        tf.profiler.experimental.stop()
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 3), (4, 3)])
+def test_steps_of_a_profile_have_an_order(first, last, tmp_path):
+    with pytest.raises(ValueError, match=f"got {first},{last}"):
+        Profile(tmp_path, first, last)
 
 
 # The geometry of a picture.

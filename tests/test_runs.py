@@ -297,7 +297,7 @@ def test_everything_of_the_contract_is_there_and_nothing_else(finished):
     run_dir, _ = finished
     assert {path.name for path in run_dir.iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock"),
-        *("train", "validation", "figures", "model.keras", "decoder.keras"),
+        *("train", "validation", "run", "figures", "model.keras", "decoder.keras"),
     }
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["0000000004"]
     for split in ("train", "validation"):
@@ -414,11 +414,31 @@ def test_event_files_have_the_same_tags_in_both_splits(finished):
         for kind in ("terms", "weight", "contribution")
         for name in ("reconstruction", "kl")
     }
-    pictures = {"reconstructions", "samples"}
-    latent = {"latent/active_units", "latent/kl_total"}
-    assert tags["train"] == shared | {"learning_rate", "images_per_second"}
-    assert tags["validation"] == shared | latent | pictures
-    assert set(map(tuple, steps.values())) == {(2, 4)}  # the x axis is the optimizer step
+    pictures = {"reconstructions", "errors", "samples", "traversals", "plane"}
+    latent = {"active_units", "kl_total", "cost_of_wrong_codes", "mutual_information"}
+    latent |= {"kl_per_dimension", "kl_over_time", "posterior_mean", "posterior_std", "verdict"}
+    gradients = {"total", "encoder/reconstruction", "encoder/kl", "decoder/reconstruction"}
+    gradients = {f"gradients/{name}" for name in gradients | {"cosine/kl"}}
+    assert tags["train"] == shared | gradients | {"learning_rate", "images_per_second"}
+    assert tags["validation"] == shared | pictures | {f"latent/{name}" for name in latent}
+    # The x axis is the optimizer step. Of 500 steps without an interval there is the last alone.
+    verdict = steps.pop(("validation", "latent/verdict"))
+    assert set(verdict) <= {2, 4}
+    for (split, name), found in steps.items():
+        assert found == ([4] if name in gradients else [2, 4]), (split, name)
+
+
+def test_the_table_of_runs_has_the_test_figures(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_dir, _ = finished
+    events = EventAccumulator(str(run_dir / "run")).Reload()
+    tested = json.loads((run_dir / "summary.json").read_text())["test"]
+    for name, figure in tested.items():
+        (event,) = events.Tensors(f"test/{name}")
+        assert event.step == 4
+        assert event.tensor_proto.float_val[0] == pytest.approx(figure["value"], rel=1e-6)
+    assert (run_dir / "validation" / "codes_sprite.png").exists()
 
 
 def test_the_lock_is_free_and_says_who_had_it(finished):

@@ -206,7 +206,7 @@ def test_the_runs_of_a_study_can_be_loaded(finished, name, weight):
     assert run.config.kl_weights == (0.5, 2.0)
     assert {path.name for path in (run_dir / name).iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock"),
-        *("train", "validation", "figures", "model.keras", "decoder.keras"),
+        *("train", "validation", "run", "figures", "model.keras", "decoder.keras"),
     }
 
 

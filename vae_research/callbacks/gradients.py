@@ -29,7 +29,7 @@ class Gradients(StepCallback):
 
     - `gradients/total`: norm of the gradient of the loss by all trained variables.
     - `gradients/encoder/NAME`, `gradients/decoder/NAME`: norm of the gradient of a term's
-      contribution, weight times value, by the variables of encoder and decoder.
+      contribution, weight times value, by the variables of encoder and decoder, where it has one.
     - `gradients/cosine/NAME`: cosine of the angle, in the encoder, between the gradients of the
       likelihood and of another term: -1 where they pull in opposite directions.
 
@@ -101,8 +101,9 @@ def gradient_figures(model: VAE, data: Any) -> dict[str, tf.Tensor]:
     for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
         own = [places[id(variable)] for variable in network.trainable_variables]
         for name, values in gradients.items():
-            size = _norm([values[place] for place in own])
-            found[f"gradients/{part}/{name}"] = tf.abs(report.weights[name]) * size
+            parts = [values[place] for place in own]
+            if any(each is not None for each in parts):  # the KL divergence is none of the decoder
+                found[f"gradients/{part}/{name}"] = tf.abs(report.weights[name]) * _norm(parts)
     own = [places[id(variable)] for variable in model.encoder.trainable_variables]
     likelihood = model.objective.likelihood.label
     if likelihood in gradients:

@@ -30,6 +30,10 @@ from vae_research.tensors import bind
 _ENCODED, _DECODED = 1000, 250
 
 _KL_FILE = "kl_per_dimension.tsv"
+_KL_OVER_TIME = (
+    "KL divergence of each latent dimension, dimension 0 on top, a column for each epoch. Black is "
+    "0, the brightest colour the largest value so far."
+)
 
 
 class Latents(keras.callbacks.Callback):
@@ -44,8 +48,8 @@ class Latents(keras.callbacks.Callback):
       of another example.
     - `latent/mutual_information`, for a `GaussianBottleneck`: between x and z, a lower bound that
       is itself at most log(1000) = 6.9; `latent/kl_total` is an upper bound.
-    - `latent/kl_per_dimension`: a histogram, and as a picture, dimension 0 on top and a column for
-      each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
+    - `latent/kl_per_dimension`: a histogram; `latent/kl_over_time`: a picture, dimension 0 on top
+      and a column for each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
     - `latent/posterior_mean`, `latent/posterior_std`: histograms over examples and dimensions.
     - `latent/verdict`: text, whenever it changes; see `vae_research.latent_health.judge`.
 
@@ -125,9 +129,13 @@ class Latents(keras.callbacks.Callback):
     def _write_kl(self, kl: np.ndarray, step: int) -> None:
         self._kl_per_dimension.append(kl)
         history = np.stack(self._kl_per_dimension)
-        name = "latent/kl_per_dimension"
-        self._summaries.histogram("validation", name, kl, step)
-        self._summaries.add("validation", lambda: messages.image(name, over_time(history)), step)
+        self._summaries.histogram("validation", "latent/kl_per_dimension", kl, step)
+        tag = "latent/kl_over_time"
+        self._summaries.add(
+            "validation",
+            lambda: messages.image(tag, over_time(history), _KL_OVER_TIME),
+            step,
+        )
         line = "\t".join([str(step), *(f"{value:.6g}" for value in kl)])
         self._summaries.file(f"validation/{_KL_FILE}", f"{line}\n", append=True)
 

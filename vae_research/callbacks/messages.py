@@ -141,7 +141,7 @@ def projector_files(
     """
     config = projector.ProjectorConfig()
     embedding = config.embeddings.add(tensor_name=name, tensor_path=f"{name}.tsv")
-    lines = ["\t".join([f"{value:.5g}" for value in vector]) for vector in vectors.tolist()]
+    lines = ["\t".join([f"{value:.6g}" for value in vector]) for vector in vectors.tolist()]
     files = {embedding.tensor_path: "\n".join(lines).encode() + b"\n"}
     if labels is not None:
         embedding.metadata_path = f"{name}_labels.tsv"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -39,7 +41,7 @@ _CHARTS = {
 
 
 class Overview(keras.callbacks.Callback):
-    """Writes once, under the run directory itself, what does not change while a model trains.
+    """Writes once, under `run`, what does not change while a model trains.
 
     - Text: `model/summary`, the layers of the networks, `model/terms`, and `run/settings`.
     - Graphs: one training step, exported after the first epoch. (What is compiled may loop over
@@ -69,13 +71,13 @@ class Overview(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Writes layout and text."""
         step = self.model.step
-        self._summaries.add(".", lambda: messages.layout(_CHARTS), step)
-        self._summaries.text(".", "model/summary", summary_of(self.model), step)
+        self._summaries.add("run", lambda: messages.layout(_CHARTS), step)
+        self._summaries.text("run", "model/summary", summary_of(self.model), step)
         terms = {term.label: repr(term) for term in self.model.objective.terms}
-        self._summaries.text(".", "model/terms", table(terms, "term"), step)
+        self._summaries.text("run", "model/terms", table(terms, "term"), step)
         if self.settings:
-            self._summaries.text(".", "run/settings", table(self.settings, "setting"), step)
-        self._summaries.flush(".")
+            self._summaries.text("run", "run/settings", table(self.settings, "setting"), step)
+        self._summaries.flush("run")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the graph, once: to make it takes time that the first step need not wait for."""
@@ -83,8 +85,8 @@ class Overview(keras.callbacks.Callback):
             self._has_graph = True
             graph = graph_of_one_step(self.model, self.data)
             if graph is not None:
-                self._summaries.graph(".", graph)
-                self._summaries.flush(".")
+                self._summaries.graph("run", graph)
+                self._summaries.flush("run")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the event file."""
@@ -93,6 +95,9 @@ class Overview(keras.callbacks.Callback):
 
 class HParams(keras.callbacks.Callback):
     """Makes a run a row of TensorBoard's HParams table, which sorts and filters a folder of runs.
+
+    Columns are the settings and, as `final/train/...` and `final/validation/...`, the figures of
+    the last epoch. They are under `run`, apart from the curves, so that the table has no others.
 
     Args:
         log_dir: the run directory. Its path tells the rows apart.
@@ -106,14 +111,17 @@ class HParams(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begins the row."""
-        name = str(self._summaries.log_dir.absolute())
-        self._summaries.add(".", lambda: messages.session_start(self.values, name), 0)
-        self._summaries.flush(".")
+        absolute = os.path.abspath(self._summaries.log_dir)
+        relative = os.path.relpath(absolute)
+        name = absolute if relative.startswith("..") else relative
+        self._summaries.add("run", lambda: messages.session_start(self.values, name), 0)
+        self._summaries.flush("run")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the row and closes the event file."""
+        self._summaries.scalars("run", final_figures(logs or {}), self.model.step)
         now = time.time()
-        self._summaries.add(".", lambda: messages.session_end(now, success=True), 0)
+        self._summaries.add("run", lambda: messages.session_end(now, success=True), 0)
         self._summaries.close()
 
 
@@ -143,14 +151,26 @@ def summary_of(model: VAE) -> str:
     """Returns Keras' summaries of the networks, as Markdown."""
     parts = []
     for network in (model.encoder, model.bottleneck, model.decoder, *model.further_modules):
-        lines = [
-            f"{type(network).__name__} {network.name!r}, {network.count_params():,} parameters"
-        ]
+        parameters = sum(math.prod(variable.shape) for variable in network.variables)
+        lines = [f"{type(network).__name__} {network.name!r}, {parameters:,} parameters"]
         network = getattr(network, "network", network)  # what `named` has inside
         if isinstance(network, keras.Model) and network.built:
             network.summary(print_fn=lines.append, line_length=90)
         parts.append("\n".join(lines))
     return "\n\n".join(f"```\n{part}\n```" for part in parts)
+
+
+def final_figures(logs: Mapping[str, float]) -> dict[str, float]:
+    """Returns the figures of an epoch under their tags in the HParams table.
+
+    >>> final_figures({"elbo": -100.0, "val_elbo": -101.0})
+    {'final/train/elbo': -100.0, 'final/validation/elbo': -101.0}
+    """
+    figures = {}
+    for name, value in logs.items():
+        split = "validation" if name.startswith("val_") else "train"
+        figures[f"final/{split}/{name.removeprefix('val_')}"] = float(value)
+    return figures
 
 
 def table(values: Mapping[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""The event files of a run: train/ and validation/ are two runs of TensorBoard, `.` is a third.
+"""The event files of a run: train/, validation/ and run/ are three runs of TensorBoard.
 
 TensorBoard reads the event files of a folder in their order and does not come back to an earlier
 one. All callbacks of a run therefore share one file in each folder.

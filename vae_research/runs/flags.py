@@ -182,7 +182,9 @@ def define_standard_flags() -> None:
     )
     define_boolean("tensorboard", True, "write for TensorBoard; metrics.jsonl is written anyhow")
     define_range(
-        "profile_steps", None, "first and last optimizer step of a profile for TensorBoard"
+        "profile_steps",
+        None,
+        "first and last optimizer step of a profile for TensorBoard; default none",
     )
     define_choice(
         "resume",

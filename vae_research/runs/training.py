@@ -143,6 +143,9 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     except ValueError as error:
         raise UsageError(str(error)) from error
     rows = config.batch_size * model.objective.num_samples
+    if config.profile_steps:  # a call is recorded as a whole
+        first, last = config.profile_steps
+        interval = math.gcd(interval, (first - 1) % steps, last % steps)
     calls = steps_per_call(model.count_params() * rows, jit_compile, steps, interval)
     chosen = Execution(jit_compile, asked or calls, reason)
     model.jit_compile, model.steps_per_execution = chosen.jit_compile, chosen.steps_per_call
@@ -157,11 +160,10 @@ def _fit(
     description: dict[str, Any],
     epochs_before: int,
 ) -> None:
-    validation = data.validation.prepare()
     callbacks: list[keras.callbacks.Callback] = [
         StopAtSignal(),
         StopWhenDiverged(),
-        *tensorboard_callbacks(config, data, run_dir, description, validation),
+        *tensorboard_callbacks(config, data, run_dir, description),
         MetricsFile(run_dir / directory.METRICS),
         _SaveEveryEpoch(run_dir / "checkpoints"),
     ]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from vae_research.callbacks.gradients import Gradients
 from vae_research.callbacks.latents import Latents
@@ -20,6 +19,9 @@ from vae_research.data import Data
 from vae_research.evaluation import Figure
 from vae_research.runs.flags import Config
 
+# Validation examples that are looked at after every epoch.
+_EXAMPLES = 1000
+
 # Flags that say where and how a run is carried out, not what it is.
 _NOT_IN_A_TABLE_OF_RUNS = {"run_dir", "resume", "verbose", "debug", "tensorboard", "device"}
 _NOT_IN_A_TABLE_OF_RUNS |= {"run_eagerly", "log_every_steps", "gradients_every_steps"}
@@ -27,11 +29,7 @@ _NOT_IN_A_TABLE_OF_RUNS |= {"profile_steps"}
 
 
 def tensorboard_callbacks(
-    config: Config,
-    data: Data,
-    run_dir: Path,
-    description: dict[str, Any],
-    validation: np.ndarray,
+    config: Config, data: Data, run_dir: Path, description: dict[str, Any]
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that write for TensorBoard; none with `--notensorboard`.
 
@@ -40,13 +38,14 @@ def tensorboard_callbacks(
         data: of the run.
         run_dir: where it is written.
         description: what config.json says.
-        validation: the prepared validation data.
     """
     profile = [Profile(run_dir, *config.profile_steps)] if config.profile_steps else []
     if not config.tensorboard:
         return [*profile]
     settings = {key: value for key, value in description.items() if key != "flags"}
     row = {k: v for k, v in config.as_dict().items() if k not in _NOT_IN_A_TABLE_OF_RUNS}
+    validation = data.validation.prepare(slice(0, _EXAMPLES))
+    labels = data.validation.labels
     batch = data.train.prepare(slice(0, config.batch_size))
     callbacks = [
         *profile,
@@ -60,7 +59,9 @@ def tensorboard_callbacks(
     if data.is_image:
         callbacks.append(Pictures(run_dir, validation))
     images = validation if data.is_image else None
-    callbacks.append(Projector(run_dir, validation, data.validation.labels, images))
+    callbacks.append(
+        Projector(run_dir, validation, None if labels is None else labels[:_EXAMPLES], images)
+    )
     return callbacks
 
 
@@ -68,5 +69,5 @@ def write_test_figures(run_dir: Path, figures: dict[str, Figure], step: int) -> 
     """Writes the test figures as scalars `test/NAME`, for the run's row in the HParams table."""
     summaries = Summaries(run_dir)
     values = {f"test/{name}": figure.value for name, figure in figures.items()}
-    summaries.scalars(".", values, step)
+    summaries.scalars("run", values, step)
     summaries.close()

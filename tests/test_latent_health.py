@@ -1,0 +1,277 @@
+"""Verdicts on a latent space: each on a model that was made to be so, none on healthy ones."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from vae_research import (
+    VAE,
+    Bernoulli,
+    Cyclical,
+    DeterministicBottleneck,
+    GaussianBottleneck,
+    KLDivergence,
+    Latents,
+    LinearWarmup,
+    dense_decoder,
+    dense_encoder,
+    judge,
+    mutual_information,
+)
+from vae_research.evaluation import Figure
+from vae_research.latent_health import permutation_cost
+
+SHAPE = (6, 6, 1)
+
+
+def stripes(count, seed=0):
+    """Images that say where they are: a bright row at one of six heights, with other brightness."""
+    random = np.random.default_rng(seed)
+    images = np.full([count, *SHAPE], 0.05)
+    images[np.arange(count), random.integers(0, 6, count)] = random.uniform(
+        0.6, 0.95, [count, 1, 1]
+    )
+    return (random.random(images.shape) < images).astype("float32")
+
+
+TRAIN, VALIDATION = stripes(2000), stripes(300, seed=1)
+
+
+def make(*, latent=2, weight=1.0, seed=0, learning_rate=3e-3, bottleneck=GaussianBottleneck):
+    keras.utils.set_random_seed(seed)
+    outputs = {} if bottleneck is GaussianBottleneck else {"outputs": ("z_mean",)}
+    terms = [Bernoulli()] if outputs else [Bernoulli(), KLDivergence(weight=weight)]
+    vae = VAE(
+        dense_encoder(SHAPE, latent, hidden_units=(32,), **outputs),
+        bottleneck(latent),
+        dense_decoder(SHAPE, latent, hidden_units=(32,)),
+        terms,
+        seed=seed,
+    )
+    vae.compile(keras.optimizers.Adam(learning_rate))
+    return vae
+
+
+class EveryEpoch(keras.callbacks.Callback):
+    """Keeps the verdicts of all epochs."""
+
+    def __init__(self, latents):
+        super().__init__()
+        self.latents = latents
+        self.found = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.found.append([verdict.name for verdict in self.latents.verdicts])
+
+
+def verdicts(model, folder, *, epochs=1, **options):
+    """Returns the names of the verdicts after each epoch, and those after training."""
+    latents = Latents(folder, VALIDATION)
+    every = EveryEpoch(latents)
+    model.fit(
+        TRAIN,
+        batch_size=50,
+        epochs=epochs,
+        validation_data=VALIDATION,
+        callbacks=[latents, every],
+        verbose=0,
+        **options,
+    )
+    return every.found, [verdict.name for verdict in latents.verdicts]
+
+
+# A model of each kind.
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_healthy_runs_are_healthy_after_every_epoch(seed, tmp_path):
+    found, last = verdicts(make(seed=seed), tmp_path, epochs=4)
+    assert found == [["healthy"]] * 4
+    assert last == ["healthy"]
+
+
+def test_a_healthy_autoencoder_is_healthy_whatever_the_scale_of_its_codes(tmp_path):
+    model = make(bottleneck=DeterministicBottleneck)
+    _, last = verdicts(model, tmp_path, epochs=2)
+    assert last == ["healthy"]
+    encoder, decoder = model.encoder.layers[-1], model.decoder.layers[1]
+    encoder.set_weights([weights * 1e-3 for weights in encoder.get_weights()])
+    kernel, bias = decoder.get_weights()
+    decoder.set_weights([kernel * 1e3, bias])
+    model.optimizer.learning_rate = 0.0
+    assert verdicts(model, tmp_path)[1] == ["healthy"]
+
+
+def still(model):
+    """The model, trained for a while; what follows does not change it any more."""
+    model.fit(TRAIN, batch_size=50, epochs=4, verbose=0)
+    model.optimizer.learning_rate = 0.0
+    return model
+
+
+def silence(model, dimensions):
+    """Has the encoder say nothing about some dimensions: their posterior is the prior."""
+    for name in ("z_mean", "z_log_var"):
+        head = model.encoder.get_layer(name)
+        kernel, bias = head.get_weights()
+        kernel[:, dimensions], bias[dimensions] = 0.0, 0.0
+        head.set_weights([kernel, bias])
+
+
+def test_dead_dimensions(tmp_path):
+    model = still(make(latent=3))
+    silence(model, [0, 2])
+    latents = Latents(tmp_path, VALIDATION)
+    model.fit(TRAIN[:50], verbose=0, callbacks=[latents])
+    (verdict,) = latents.verdicts
+    assert verdict.name == "dead dimensions"
+    assert verdict.reason == "2 of 3 are not in use: 0, 2."
+
+
+def test_posterior_collapse_of_an_encoder_that_says_nothing(tmp_path):
+    model = still(make())
+    silence(model, [0, 1])
+    assert verdicts(model, tmp_path)[1] == ["posterior collapse"]
+
+
+def test_posterior_collapse_of_a_model_that_was_trained_into_it(tmp_path):
+    assert verdicts(make(weight=50.0), tmp_path, epochs=4)[1] == ["posterior collapse"]
+
+
+def test_decoder_that_ignores_z(tmp_path):
+    model = still(make())
+    first = model.decoder.layers[1]
+    kernel, bias = first.get_weights()
+    first.set_weights([np.zeros_like(kernel), bias])
+    assert verdicts(model, tmp_path)[1] == ["decoder ignores z"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        (LinearWarmup(start=0.2, steps=121), "warm-up never ended"),
+        (LinearWarmup(start=0.2, steps=120), "healthy"),
+        (LinearWarmup(start=0.2, epochs=3), "healthy"),
+        (LinearWarmup(start=1.0, peak=0.5, steps=1000), "healthy"),  # is lowered, and may be
+        # Fell to 0.2 at step 100, where the second cycle begins.
+        (Cyclical(start=0.2, steps=100, cycles=2), "warm-up never ended"),
+        # Stays at its peak from step 110 on until 200.
+        (Cyclical(start=0.2, steps=100, cycles=2, rising=0.1), "healthy"),
+    ],
+)
+def test_warm_up_that_never_ends_is_told_from_the_first_epoch_on(weight, expected, tmp_path):
+    found, last = verdicts(make(weight=weight), tmp_path, epochs=3)  # 120 steps
+    assert found == [[expected]] * 3
+    assert last == [expected]
+
+
+def test_warm_up_that_would_have_ended_had_training_not_been_stopped(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    latents = Latents(tmp_path, VALIDATION)
+    model = make(weight=LinearWarmup(start=0.2, steps=120))
+    model.fit(TRAIN, batch_size=50, epochs=3, verbose=0, callbacks=[latents, Stop()])
+    (verdict,) = latents.verdicts
+    assert verdict.name == "warm-up never ended"
+    assert (
+        "ends at step 40 with weight 0.467 of 'kl', which reaches 1 at step 120" in verdict.reason
+    )
+
+
+# The verdict itself.
+
+
+def cost(value, error=0.0):
+    return Figure(value, error, 100)
+
+
+@pytest.mark.parametrize(
+    ("variances", "found", "expected"),
+    [
+        ([1.0, 0.02], cost(10.0), ["healthy"]),
+        ([1.0, 0.01], cost(10.0), ["dead dimensions"]),
+        ([0.01, 0.0], cost(10.0), ["posterior collapse"]),
+        ([0.01, 0.0], cost(0.0), ["posterior collapse"]),  # nothing is there to be ignored
+        ([1.0, 1.0], cost(0.09), ["decoder ignores z"]),
+        ([1.0, 1.0], cost(0.11), ["healthy"]),
+        ([1.0, 1.0], cost(0.05, 0.03), ["healthy"]),  # nobody knows
+        ([1.0, 1.0], cost(0.03, 0.03), ["decoder ignores z"]),
+        ([1.0, 1.0], Figure(0.0, None, 1), ["decoder ignores z"]),
+        ([1.0, 0.0], cost(0.0), ["dead dimensions", "decoder ignores z"]),
+    ],
+)
+def test_thresholds(variances, found, expected):
+    assert [verdict.name for verdict in judge(np.array(variances), found)] == expected
+
+
+def test_codes_without_a_prior_are_compared_with_the_widest():
+    variances = np.array([1e-4, 2e-6, 9e-7])
+    (verdict,) = judge(variances, cost(5.0), has_posterior=False)
+    assert str(verdict) == "dead dimensions: 1 of 3 are not in use: 2."
+    (verdict,) = judge(np.zeros(3), cost(5.0), has_posterior=False)
+    assert verdict.name == "posterior collapse"
+    assert "KL divergence" not in verdict.reason
+
+
+def test_cost_of_wrong_codes_is_the_mean_difference():
+    figure = permutation_cost(np.array([-1.0, -2.0, -3.0]), np.array([-2.0, -4.0, -6.0]))
+    assert figure.value == 2.0
+    assert figure.standard_error == pytest.approx(1.0 / math.sqrt(3.0))
+
+
+# Mutual information.
+
+
+def linear(count, deviation, seed=0):
+    """z = x + noise with x from N(0, 1): the information is log(1 + 1 / deviation^2) / 2."""
+    random = np.random.default_rng(seed)
+    mean = random.standard_normal([count, 1])
+    z = mean + deviation * random.standard_normal([count, 1])
+    return z, mean, np.full([count, 1], 2.0 * math.log(deviation))
+
+
+@pytest.mark.parametrize("deviation", [3.0, 1.0, 0.3])
+def test_information_of_a_linear_normal_channel(deviation):
+    found = [mutual_information(*linear(1000, deviation, seed)) for seed in range(20)]
+    truth = 0.5 * math.log(1.0 + deviation**-2)
+    # The bias of the bound is below 0.01 here; the mean of 20 has an error of about 0.01.
+    assert np.mean(found) == pytest.approx(truth, abs=0.03)
+
+
+def test_information_of_dimensions_adds_up():
+    parts = [linear(1000, 0.7, seed) for seed in range(2)]
+    both = [np.concatenate(pair, axis=1) for pair in zip(*parts, strict=True)]
+    apart = sum(mutual_information(*part, rows=1000) for part in parts)
+    assert mutual_information(*both, rows=1000) == pytest.approx(apart, abs=0.1)
+
+
+def test_information_of_codes_that_never_meet_is_the_bound():
+    z, mean, log_var = linear(500, 1e-6)
+    assert mutual_information(z, mean, log_var) == pytest.approx(math.log(500), abs=1e-3)
+
+
+def test_information_of_codes_that_say_nothing_is_none():
+    random = np.random.default_rng(0)
+    z = random.standard_normal([300, 4])
+    assert mutual_information(z, np.zeros([300, 4]), np.zeros([300, 4])) == pytest.approx(0.0)
+
+
+def test_information_is_never_above_the_mean_divergence():
+    # q(z) is closest to the prior where the encoder is exact: both are equal there but for noise.
+    model = still(make())
+    tensors = model.infer(VALIDATION)
+    found = mutual_information(*(tensors[n].numpy() for n in ("z", "z_mean", "z_log_var")))
+    divergence = float(tf.reduce_mean(tf.reduce_sum(tensors["kl"], axis=1)))
+    assert 0.5 * divergence < found < divergence
+
+
+def test_information_against_the_definition():
+    z, mean, log_var = (part[:40] for part in linear(40, 0.5))
+    density = np.exp(-0.5 * (z - mean.T) ** 2 / np.exp(log_var.T)) / np.exp(0.5 * log_var.T)
+    expected = np.mean(np.log(np.diag(density) / density.mean(axis=1)))
+    assert mutual_information(z, mean, log_var) == pytest.approx(expected, rel=1e-5)
