@@ -97,10 +97,7 @@ def negative_log_likelihood(
         for name, worker in workers.items():
             # The figure of the same images of every contender; the first pass also compiles.
             lines[name]["nll"] = worker.ask("nll", count=settings.nll_images)["nll"]
-            # As many images as fill a turn, at most the whole test set.
-            seconds = worker.ask("nll", count=settings.nll_images)["seconds"]
-            fitting = int(settings.nll_images * settings.seconds / seconds)
-            lines[name]["images"] = min(max(fitting, settings.nll_images), TEST_IMAGES)
+            lines[name]["images"] = _filling(worker, settings)
         for number in range(settings.rounds):
             for name, worker in workers.items():
                 time.sleep(_BETWEEN_TURNS_SECONDS)
@@ -109,6 +106,19 @@ def negative_log_likelihood(
                 speed = answer["images"] / answer["seconds"]
                 _say(f"  round {number + 1}: {name} {speed:,.0f} images per second")
     return {"work": dataclasses.asdict(work), "lines": lines}
+
+
+def _filling(worker: Worker, settings: Namespace) -> int:
+    """Returns how many images fill a turn, at most the whole test set.
+
+    Found by growing, as an evaluation also has costs that do not depend on their number.
+    """
+    count = settings.nll_images
+    while count < TEST_IMAGES:
+        if worker.ask("nll", count=count)["seconds"] > 0.5 * settings.seconds:
+            break
+        count = min(3 * count, TEST_IMAGES)
+    return count
 
 
 def sweep(
