@@ -7,6 +7,7 @@ dropout, and moving statistics of a batch normalization.
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import keras
@@ -21,8 +22,16 @@ from vae_research import (
     KLDivergence,
     checkpoints,
     dense_decoder,
+    files,
 )
-from vae_research.checkpoints import Checkpoint, CheckpointError, newest, restore, save
+from vae_research.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    NewerFormatError,
+    newest,
+    restore,
+    save,
+)
 
 SHAPE = (4, 4, 1)
 LATENT = 2
@@ -113,7 +122,7 @@ def test_every_variable_comes_back_bit_for_bit(tmp_path):
     fresh = values_of(model)
     train(model)
     # What a way through text, or a comparison with ==, would lose.
-    odd = [np.nan, np.inf, -0.0, 1e-42, np.nextafter(np.float32(1.0), np.float32(2.0)), 0.1]
+    odd = [3.4e38, -3.4e38, -0.0, 1e-42, np.nextafter(np.float32(1.0), np.float32(2.0)), 0.1]
     checkpoints.state_of(model)[1].assign(np.array(odd, "float32"))
     wanted = values_of(model)
     for group, part in GROUPS.items():
@@ -280,7 +289,8 @@ def edit_manifest(path, *, sign=False, **changes):
     manifest = json.loads((path / MANIFEST).read_text())
     manifest["content"] |= changes
     if sign:
-        manifest["sha256"] = checkpoints._sha256_of_content(manifest["content"])
+        text = json.dumps(manifest["content"], sort_keys=True)
+        manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (path / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -307,6 +317,13 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_restored(folder):
     assert found <= {older, intact}
 
 
+def sign_values(path):
+    """Makes the manifest say that the file of values is as it should be."""
+    content = (path / VALUES).read_bytes()
+    written = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(path, sign=True, files={VALUES: written})
+
+
 class Payload:
     """Pickled, an object that makes a directory when it is read."""
 
@@ -324,16 +341,16 @@ def put_pickle(path, index, marker):
     arrays[f"{index:05d}"] = np.array([Payload(marker)], dtype=object)
     with open(path / VALUES, "wb") as stream:
         np.savez(stream, **arrays)
-    checksum = hashlib.sha256((path / VALUES).read_bytes()).hexdigest()
-    edit_manifest(path, sign=True, values_sha256=checksum)
+    sign_values(path)
 
 
 def test_pickled_values_are_refused_and_not_run(folder, original, tmp_path):
     path, marker = folder / "0000000002", tmp_path / "marker"
     put_pickle(path, 0, marker)
     before = values_of(original[2])
+    assert newest(folder).step == 1
     with pytest.raises(CheckpointError, match="allow_pickle"):
-        restore(original[2], newest(folder))
+        restore(original[2], Checkpoint(path, step=2, epoch=2))
     assert not marker.exists()
     assert values_of(original[2]) == before
     # The mutant runs it.
@@ -347,7 +364,7 @@ def test_values_that_cannot_be_read_leave_the_model_as_it_was(folder, tmp_path):
     put_pickle(folder / "0000000002", len(checkpoints.state_of(model)) - 1, tmp_path / "marker")
     before = values_of(model)
     with pytest.raises(CheckpointError):
-        restore(model, newest(folder))
+        restore(model, Checkpoint(folder / "0000000002", step=2, epoch=2))
     assert values_of(model) == before
 
 
@@ -432,131 +449,129 @@ def test_only_the_newest_are_kept(keep, tmp_path):
         assert newest(tmp_path) == Checkpoint(path, step=epoch, epoch=epoch)
 
 
-def test_one_is_kept_unless_asked_for_more(folder):
+def test_three_are_kept_and_the_best(tmp_path):
+    model = make()
+    for epoch, score in enumerate([1.0, 5.0, None, 3.0, 4.0, 2.0], start=1):
+        train(model, 1)
+        save(tmp_path, model, epoch=epoch, score=score)
+    assert names(tmp_path) == [f"{step:010d}" for step in (2, 4, 5, 6)]
+
+
+class Crash(BaseException):
+    """Ends a save where a kill would."""
+
+
+def watch(monkeypatch, effects, *, crash_at=None, error=None):
+    """Notes every effect of a save on a file; at one of them the save ends, or the disk is full."""
+
+    def before(effect, path):
+        effects.append((effect, path))
+        if crash_at == len(effects) - 1:
+            raise error or Crash
+
+    monkeypatch.setattr(files, "before", before)
+
+
+def effects_of_a_save(folder, monkeypatch):
+    """Returns the effects of a third save, after which two of the checkpoints stay."""
     model = make()
     restore(model, newest(folder))
     train(model, 1)
-    save(folder, model, epoch=3)
-    assert names(folder) == ["0000000003"]
-
-
-def test_a_checkpoint_is_whole_and_flushed_when_it_appears_and_the_older_are_still_there(
-    folder, monkeypatch
-):
-    model = make()
-    restore(model, newest(folder))
-    train(model, 1)
-    flushed, renamed = [], []
-    fsync, rename = os.fsync, os.rename
-
-    def watched_fsync(handle):
-        flushed.append(os.fstat(handle).st_ino)
-        fsync(handle)
-
-    def watched_rename(source, target):
-        assert {file.stat().st_ino for file in source.iterdir()} <= set(flushed)
-        assert names(source) == [MANIFEST, VALUES]
-        assert names(folder)[1:] == ["0000000001", "0000000002"]
-        assert newest(folder).step == 2
-        rename(source, target)
-        # Under its name, it verifies at once.
-        assert newest(folder) == Checkpoint(target, step=3, epoch=3)
-        renamed.append(target)
-
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(os, "rename", watched_rename)
-    path = save(folder, model, epoch=3)
-    assert renamed == [path]
-    assert flushed[-1] == folder.stat().st_ino
-    assert names(folder) == [path.name]
-
-
-def no_space(*arguments, **options):
-    raise OSError(28, "No space left on device")
-
-
-FAILURES = {
-    "values": lambda monkeypatch: monkeypatch.setattr(np, "savez", no_space),
-    "flush": lambda monkeypatch: monkeypatch.setattr(os, "fsync", no_space),
-    "manifest": lambda monkeypatch: monkeypatch.setattr(json, "dump", no_space),
-    "rename": lambda monkeypatch: monkeypatch.setattr(os, "rename", no_space),
-}
-
-
-@pytest.mark.parametrize("failure", FAILURES)
-def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones_and_nothing_else(
-    failure, folder, monkeypatch
-):
-    model = make()
-    restore(model, newest(folder))
-    train(model, 1)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    effects = []
     with monkeypatch.context() as context:
-        FAILURES[failure](context)
-        with pytest.raises(OSError, match="No space left"):
-            save(folder, model, epoch=3)
-    assert names(folder) == ["0000000001", "0000000002"]
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    assert newest(folder) == Checkpoint(folder / "0000000002", step=2, epoch=2)
-    # And the next attempt, with space, succeeds.
-    save(folder, model, epoch=3)
-    assert newest(folder).step == 3
+        watch(context, effects)
+        save(folder, model, epoch=3, keep=2)
+    return effects, model
 
 
-def test_saving_a_step_again_replaces_it(folder):
+def test_a_save_flushes_before_it_renames_and_removes_last(folder, monkeypatch):
+    effects, _ = effects_of_a_save(folder, monkeypatch)
+    aside, target = folder / ".writing-0000000003", folder / "0000000003"
+    old, removed = folder / "0000000001", folder / ".removing-0000000001"
+    assert [(effect, path) for effect, path in effects if effect != "write"] == [
+        ("create", aside),
+        ("create", aside / VALUES),
+        ("fsync", aside / VALUES),
+        ("create", aside / MANIFEST),
+        ("fsync", aside / MANIFEST),
+        ("fsync", aside),
+        ("rename", target),
+        ("fsync", folder),
+        ("rename", removed),
+        ("fsync", folder),
+        ("remove", removed / MANIFEST),
+        ("remove", removed / VALUES),
+        ("remove", removed),
+    ]
+    assert not old.exists()
+    assert names(target) == [MANIFEST, VALUES]
+
+
+def test_nothing_is_removed_before_the_new_one_is_read_back(folder, monkeypatch):
+    rename = files.rename
+
+    def rename_and_damage(source, target):
+        rename(source, target)
+        flip(0.5)(target)  # a disk that returns something else than was written
+
     model = make()
     restore(model, newest(folder))
-    save(folder, model, epoch=9, keep=2)
-    assert names(folder) == ["0000000001", "0000000002"]
+    train(model, 1)
+    monkeypatch.setattr(files, "rename", rename_and_damage)
+    with pytest.raises(CheckpointError, match="has changed since it was written"):
+        save(folder, model, epoch=3, keep=1)
+    assert names(folder) == ["0000000001", "0000000002", "0000000003"]
+    assert newest(folder).step == 2
+
+
+def content_of(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("block", [2**10, files.BLOCK])
+def test_a_full_disk_at_any_effect_leaves_a_checkpoint_and_the_next_save_succeeds(
+    block, original, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "BLOCK", block)
+    start = tmp_path / "start"
+    shutil.copytree(original[0], start)
+    probe = tmp_path / "probe"
+    shutil.copytree(start, probe)
+    effects, model = effects_of_a_save(probe, monkeypatch)
+    assert len([effect for effect, _ in effects if effect == "write"]) >= (5 if block < 5000 else 2)
+    for at in range(len(effects)):
+        folder = tmp_path / f"full at {at}"
+        shutil.copytree(start, folder)
+        with monkeypatch.context() as context:
+            watch(context, [], crash_at=at, error=OSError(28, "No space left on device"))
+            with pytest.raises(OSError, match="No space left"):
+                save(folder, model, epoch=3, keep=2)
+        renamed = [effect for effect, _ in effects[:at]].count("rename") > 0
+        assert newest(folder).epoch == (3 if renamed else 2)
+        if not renamed:
+            assert content_of(folder) == content_of(start)
+        train(model, 1)
+        save(folder, model, epoch=4, keep=2)
+        assert newest(folder).epoch == 4
+        assert [name for name in names(folder) if name.startswith(".")] == []
+
+
+def test_saving_a_step_again_leaves_the_first_in_place(folder):
+    model = make()
+    restore(model, newest(folder))
+    save(folder, model, epoch=9)
+    assert names(folder) == ["0000000001", "0000000002", "0000000002-2"]
     assert newest(folder).epoch == 9
-
-
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_step_that_cannot_be_saved_again_is_still_there(failing, folder, monkeypatch):
-    """The old directory is moved out of the way first; either of the two moves may fail."""
-    model = make()
-    restore(model, newest(folder))
-    moves = []
-    rename = os.rename
-
-    def rename_but_once(source, target):
-        moves.append((source, target))
-        if len(moves) == failing:
-            no_space()
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", rename_but_once)
-    with pytest.raises(OSError, match="No space left"):
-        save(folder, model, epoch=9)
-    assert len(moves) >= failing
-    assert newest(folder) == Checkpoint(folder / "0000000002", step=2, epoch=2)
-    assert names(folder) == ["0000000001", "0000000002"]
-
-
-def test_a_step_whose_second_saving_is_interrupted_is_still_there(folder, monkeypatch):
-    """Ctrl-C, or a signal handler that raises, between the two moves."""
-    model = make()
-    restore(model, newest(folder))
-    rename = os.rename
-
-    def interrupted(source, target):
-        if source.name.startswith(".writing-"):
-            raise KeyboardInterrupt
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save(folder, model, epoch=9)
-    assert newest(folder) == Checkpoint(folder / "0000000002", step=2, epoch=2)
 
 
 def test_what_was_just_saved_is_never_removed(folder):
     model = make()
     train(model, 1)
     shutil.rmtree(folder / "0000000001")
-    path = save(folder, model, epoch=1)  # beside step 2
-    assert names(folder) == ["0000000001"]
-    assert newest(folder) == Checkpoint(path, step=1, epoch=1)
+    path = save(folder, model, epoch=1, keep=1)  # beside step 2, which is newer
+    assert path.exists()
 
 
 @pytest.mark.parametrize("keep", [0, -1])
@@ -567,20 +582,182 @@ def test_keeping_less_than_one_is_refused(keep, folder, original):
 
 
 def test_what_a_killed_writer_left_is_no_checkpoint(folder):
-    whole = folder / ".writing-0000000009-123"
-    shutil.copytree(folder / "0000000002", whole)
-    (folder / ".writing-0000000010-123").mkdir()
+    for name in (".writing-0000000009", ".removing-0000000003"):
+        shutil.copytree(folder / "0000000002", folder / name)
+    (folder / ".writing-0000000003").mkdir()
     assert newest(folder) == Checkpoint(folder / "0000000002", step=2, epoch=2)
-    # One of this process' own number, with a file in the way.
     model = make()
     restore(model, newest(folder))
     train(model, 1)
-    own = folder / f".writing-{3:010d}-{os.getpid()}"
-    shutil.copytree(folder / "0000000001", own)
-    (own / "surplus").write_text("")
     path = save(folder, model, epoch=3)
-    assert names(path) == [MANIFEST, VALUES]
+    assert names(folder) == ["0000000001", "0000000002", "0000000003"]
     assert newest(folder) == Checkpoint(path, step=3, epoch=3)
+
+
+# What a manifest may say.
+
+
+def renamed_file(path, name, target=None):
+    """Makes a manifest name another file for the values."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    (expected,) = manifest["content"]["files"].values()
+    edit_manifest(path, sign=True, files={name: expected})
+
+
+def linked(name):
+    def damage(path):
+        (path / name).rename(path.parent.parent / f"elsewhere-{name}")
+        (path / name).symlink_to(path.parent.parent / f"elsewhere-{name}")
+
+    return damage
+
+
+def link_folder(path):
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def not_finite(path):
+    with np.load(path / VALUES) as values:
+        arrays = dict(values)
+    arrays["00000"] = np.full_like(arrays["00000"], np.nan)
+    with open(path / VALUES, "wb") as stream:
+        np.savez(stream, **arrays)
+    sign_values(path)
+
+
+def other_shape(path):
+    with np.load(path / VALUES) as values:
+        arrays = dict(values)
+    arrays["00000"] = arrays["00000"][:-1]
+    with open(path / VALUES, "wb") as stream:
+        np.savez(stream, **arrays)
+    sign_values(path)
+
+
+FORGED = {
+    "a file outside the folder": (
+        lambda path: renamed_file(path, f"../0000000001/{VALUES}"),
+        "outside its folder",
+    ),
+    "an absolute path": (lambda path: renamed_file(path, "/etc/passwd"), "outside its folder"),
+    "values that are a link": (linked(VALUES), "symbolic link"),
+    "a manifest that is a link": (linked(MANIFEST), "symbolic link"),
+    "a folder that is a link": (link_folder, "symbolic link"),
+    "values that are a pipe": (
+        lambda path: ((path / VALUES).unlink(), os.mkfifo(path / VALUES)),
+        "no regular file",
+    ),
+    "another format": (
+        lambda path: edit_manifest(path, sign=True, format="of somebody else"),
+        "unknown format",
+    ),
+    "values that are not finite": (not_finite, "not finite"),
+    "values of another shape": (other_shape, r"\(15, 6\).*manifest has.*\(16, 6\)"),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_checkpoint_that_no_save_writes_is_refused_and_the_older_one_used(what, folder, original):
+    forge, message = FORGED[what]
+    path = folder / "0000000002"
+    forge(path)
+    found = checkpoints.search(folder)
+    assert found.newest == Checkpoint(folder / "0000000001", step=1, epoch=1)
+    ((damaged, problem),) = found.damaged
+    assert damaged == path
+    assert re.search(message, problem)
+    before = values_of(original[2])
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.load(path, original[2])
+    assert values_of(original[2]) == before
+
+
+def test_a_newer_format_is_refused_and_no_older_one_is_taken_in_silence(folder):
+    edit_manifest(folder / "0000000002", sign=True, version=2, package="9.9")
+    with pytest.raises(NewerFormatError, match=r"format 2.*written by vae_research 9\.9"):
+        newest(folder)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.pickle"])
+def test_other_formats_are_refused(name, original, tmp_path):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="can run code"):
+        original[2].load_checkpoint(tmp_path / name)
+
+
+def test_damaged_ones_are_kept_aside(folder):
+    (folder / "0000000002" / VALUES).write_bytes(b"damaged")
+    checkpoints.set_aside(checkpoints.search(folder))
+    assert names(folder) == ["0000000001", "0000000002.damaged"]
+    assert (folder / "0000000002.damaged" / VALUES).read_bytes() == b"damaged"
+    assert checkpoints.search(folder) == checkpoints.Search(newest(folder))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("part", ["kernel", "momentum", "moving_variance"])
+def test_values_that_are_not_finite_are_never_written(part, value, tmp_path):
+    model = make()
+    (variable, *_) = [v for v in checkpoints.state_of(model) if part in v.path]
+    broken = np.array(variable.numpy())
+    broken.flat[-1] = value
+    variable.assign(broken)
+    with pytest.raises(checkpoints.NotFiniteError, match=part):
+        save(tmp_path, model, epoch=1)
+    assert names(tmp_path) == []
+
+
+# By themselves, and beside the training.
+
+
+def test_a_model_loads_a_checkpoint_by_its_path(original):
+    model = make(seed=2)
+    assert model.load_checkpoint(original[1][-1]) == Checkpoint(original[1][-1], step=2, epoch=2)
+    assert list(values_of(model).values()) == list(values_of(original[2]).values())
+
+
+def test_a_model_that_is_not_compiled_loads_its_own_variables(original):
+    compiled = make(seed=2)
+    model = VAE.from_config(compiled.get_config())
+    model.forward(IMAGES[:2])
+    assert getattr(model, "optimizer", None) is None
+    model.load_checkpoint(original[1][-1])
+    for mine, theirs in zip(model.get_weights(), original[2].get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_folder_of_checkpoints_is_no_checkpoint(original):
+    with pytest.raises(CheckpointError, match=r"give one of them, as .*0000000002"):
+        original[2].load_checkpoint(original[0])
+
+
+def test_a_save_beside_the_training_has_the_state_of_its_moment(tmp_path):
+    model = make()
+    train(model, 1)
+    wanted = values_of(model)
+    saver = checkpoints.Saver(tmp_path)
+    saver.save(model, epoch=1)
+    for _ in range(3):  # while it is being written, and after
+        train(model, 1)
+    saver.wait()
+    other = make(seed=2)
+    restore(other, newest(tmp_path))
+    assert list(values_of(other).values()) == list(wanted.values())
+    assert values_of(model) != wanted
+
+
+def test_a_save_that_fails_beside_the_training_is_told_once(tmp_path, monkeypatch):
+    model = make()
+    saver = checkpoints.Saver(tmp_path)
+    with monkeypatch.context() as context:
+        watch(context, [], crash_at=2, error=OSError(28, "No space left on device"))
+        saver.save(model, epoch=0)
+        with pytest.raises(OSError, match="No space left"):
+            saver.wait()
+    saver.wait()
+    saver.save(model, epoch=0)
+    saver.wait()
+    assert newest(tmp_path).epoch == 0
 
 
 # The hash of a state.

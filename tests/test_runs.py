@@ -834,6 +834,7 @@ def test_a_run_that_ends_while_another_starts_is_not_overwritten(finished, image
 def test_divergence_ends_the_run_with_the_last_good_checkpoint(images, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     flags = [*TINY, f"--dataset={images}", "--run_dir=run", "--epochs=4", "--what=explodes"]
+    flags += ["--checkpoint_epochs=1"]
     line = refusal(command("own.py", *flags, "--binarize=none", cwd=tmp_path), 6)
     assert re.search(r"diverged in epoch 2 .*step 4.*reconstruction.*--learning_rate", line)
     run_dir = tmp_path / "run"

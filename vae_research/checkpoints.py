@@ -1,8 +1,12 @@
 """Checkpoints: every variable of a model and its optimizer in a directory per saved step.
 
-A checkpoint is whole or absent: it is written aside, flushed to disk, and renamed into place. Its
-manifest has the checksum of the file with the values, which is compared before anything is loaded.
-Values are plain arrays: reading a checkpoint runs no code.
+    checkpoints.save(folder, model, epoch=3)
+    found = checkpoints.newest(folder)
+    checkpoints.restore(model, found)
+
+A checkpoint is written aside, flushed to disk, renamed into place and read back; only then are
+older ones removed. What a folder holds is found by listing and verifying it, newest first. See
+`vae_research.manifests` for the format. Reading a checkpoint runs no code.
 """
 
 from __future__ import annotations
@@ -10,79 +14,211 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
-import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_VALUES, _MANIFEST = "variables.npz", "manifest.json"
+from vae_research import files, manifests
+from vae_research.manifests import Checkpoint, CheckpointError, NewerFormatError, Search, search
+from vae_research.version import __version__
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "NewerFormatError",
+    "NotFiniteError",
+    "Saver",
+    "Search",
+    "load",
+    "newest",
+    "restore",
+    "save",
+    "search",
+    "set_aside",
+    "snapshot",
+    "state_of",
+    "weights_sha256",
+]
+
+KEPT = 3
+"""Checkpoints that remain, newest first; the best one is kept besides."""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or of another model."""
+class NotFiniteError(CheckpointError):
+    """A model was to be saved that has values which are not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A verified checkpoint on disk: where it is, and the step and epoch at which it was saved."""
+class Snapshot:
+    """The state of a model at a step, which does not change while training goes on.
 
-    path: Path
-    step: int
-    epoch: int
+    Attributes:
+        content: what the manifest says of it.
+        values: the variables in the order of `state_of`. They are tensors, which training replaces
+            and never changes: taking them copies nothing.
+    """
+
+    content: dict[str, Any]
+    values: list[Any]
 
 
-def save(folder: Path, model: Any, *, epoch: int, keep: int = 1) -> Path:
+def snapshot(
+    model: Any,
+    *,
+    epoch: int,
+    position: int = 0,
+    score: float | None = None,
+    progress: dict[str, Any] | None = None,
+) -> Snapshot:
+    """Returns the state of a compiled and built model.
+
+    Args:
+        model: a Keras model.
+        epoch: epochs that are finished.
+        position: steps of the next epoch that are done.
+        score: how good the model is, larger is better; the best is kept.
+        progress: what else is needed to go on, as JSON has it.
+    """
+    variables = state_of(model)
+    values = [variable.value.read_value() for variable in variables]
+    content = {
+        "package": __version__,
+        "step": int(model.optimizer.iterations),
+        "epoch": epoch,
+        "position": position,
+        "score": score,
+        "optimizer": type(model.optimizer).__name__,
+        "model_variables": len(variables) - len(model.optimizer.variables),
+        "variables": [
+            {"path": var.path, "shape": list(var.shape), "dtype": str(var.dtype)}
+            for var in variables
+        ],
+        "progress": progress or {},
+    }
+    return Snapshot(content, values)
+
+
+def save(folder: Path, model: Any, *, epoch: int, keep: int = KEPT, **more: Any) -> Path:
     """Writes the state of a compiled model into `folder/STEP` and removes older ones.
 
     Args:
         folder: where checkpoints are collected; made if missing.
         model: a compiled and built Keras model.
         epoch: epochs that are finished.
-        keep: how many remain, this one among them, at least 1. Nothing is removed before the new
-            one is in place.
+        keep: how many remain, this one among them, at least 1; and besides the one with the best
+            score. Nothing is removed before the new one has been read back.
+        more: as for `snapshot`.
 
     Raises:
         OSError: it could not be written; older checkpoints are as they were.
+        NotFiniteError: there are values that are not finite; nothing is written.
         ValueError: `keep` is below 1.
     """
+    return write(folder, snapshot(model, epoch=epoch, **more), keep)
+
+
+def write(folder: Path, state: Snapshot, keep: int = KEPT) -> Path:
+    """Writes a snapshot as `save` does."""
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
-    step = int(model.optimizer.iterations)
-    target = folder / f"{step:010d}"
-    aside = folder / f".writing-{step:010d}"
-    for left_behind in folder.glob(".writing-*"):  # by a process that was killed
-        shutil.rmtree(left_behind, ignore_errors=True)
-    aside.mkdir(parents=True)
+    values = [_as_array(value) for value in state.values]
+    table = [dict(variable) for variable in state.content["variables"]]
+    for variable, value in zip(table, values, strict=True):
+        if not manifests.is_finite(value):
+            raise NotFiniteError(f"{variable['path']} has values that are not finite; not saved.")
+        if value.dtype.name != variable["dtype"] or manifests.stored(value) is not value:
+            variable["stored"] = manifests.stored(value).dtype.name
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        files.flush(folder.parent)
+    _remove_remains(folder)
+    target = manifests.free_name(folder, state.content["step"])
+    aside = folder / f"{manifests.ASIDE}{target.name}"
     try:
-        variables = state_of(model)
-        values = {_key(index): np.asarray(var.value) for index, var in enumerate(variables)}
-        with open(aside / _VALUES, "wb") as stream:
-            np.savez(stream, **values)
-            _flush(stream)
+        files.before("create", aside)
+        aside.mkdir()
+        arrays = {manifests.key(at): manifests.stored(value) for at, value in enumerate(values)}
+        written = files.write(
+            aside / manifests.VALUES, lambda stream: np.savez(stream, allow_pickle=False, **arrays)
+        )
         content = {
-            "step": step,
-            "epoch": epoch,
-            "values_sha256": _sha256(aside / _VALUES),
-            "optimizer": type(model.optimizer).__name__,
-            "variables": [
-                {"path": var.path, "shape": list(var.shape), "dtype": str(var.dtype)}
-                for var in variables
-            ],
+            **state.content,
+            "variables": table,
+            "files": {manifests.VALUES: written._asdict()},
         }
-        with open(aside / _MANIFEST, "w", encoding="utf-8") as stream:
-            json.dump({"content": content, "sha256": _sha256_of_content(content)}, stream, indent=1)
-            _flush(stream)
-        _move_into_place(aside, target)
-        _flush_directory(folder)
-    finally:
+        text = manifests.manifest(content)
+        files.write(aside / manifests.MANIFEST, lambda stream: stream.write(text))
+        files.flush(aside)
+        files.rename(aside, target)
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
-    others = [path for path in _candidates(folder) if path != target]
-    for old in others[keep - 1 :]:
-        shutil.rmtree(old, ignore_errors=True)
+        raise
+    manifests.verify(target)
+    _remove_old(folder, target, keep)
     return target
+
+
+class Saver:
+    """Saves beside the training: `save` takes the state and returns, a thread writes it.
+
+    Args:
+        folder: where checkpoints are collected.
+        keep: as for `save`.
+
+    Attributes:
+        seconds: what the last save took, from the state in memory to a verified checkpoint on disk.
+    """
+
+    def __init__(self, folder: Path, keep: int = KEPT) -> None:
+        self.folder, self.keep = folder, keep
+        self.seconds = 0.0
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the last save is still under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(self, model: Any, **more: Any) -> None:
+        """Takes the state of the model and has it written; waits for an earlier save.
+
+        Args:
+            model: a compiled and built Keras model.
+            more: as for `snapshot`.
+
+        Raises:
+            OSError, NotFiniteError: an earlier save could not be written.
+        """
+        self.wait()
+        state = snapshot(model, **more)
+        self._thread = threading.Thread(target=self._write, args=(state,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk.
+
+        Raises:
+            OSError, NotFiniteError: it could not be written; older checkpoints are as they were.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, state: Snapshot) -> None:
+        started = time.perf_counter()
+        try:
+            write(self.folder, state, self.keep)
+        except BaseException as error:  # `wait` raises it in the thread that asked for the save
+            self._error = error
+        self.seconds = time.perf_counter() - started
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -91,30 +227,56 @@ def newest(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: there are checkpoints, and none of them is whole.
     """
-    problems = []
-    for path in _candidates(folder):
-        try:
-            content = _verify(path)
-        except CheckpointError as error:
-            problems.append(str(error))
-        else:
-            return Checkpoint(path, content["step"], content["epoch"])
-    if problems:
-        raise CheckpointError("no checkpoint can be used: " + "; ".join(problems))
-    return None
+    return search(folder).newest
 
 
-def restore(model: Any, checkpoint: Checkpoint) -> None:
-    """Puts the saved values into a compiled and built model of the same architecture.
+def set_aside(found: Search) -> None:
+    """Renames damaged checkpoints, so that they are kept and no longer in the way."""
+    for path, _ in found.damaged:
+        target, number = path.with_name(path.name + manifests.DAMAGED), 1
+        while target.exists():
+            number += 1
+            target = path.with_name(f"{path.name}{manifests.DAMAGED}-{number}")
+        files.rename(path, target)
+
+
+def load(path: str | Path, model: Any) -> Checkpoint:
+    """Puts the values of the checkpoint in a folder into a built model; returns what it was.
+
+    Args:
+        path: the folder of one checkpoint.
+        model: of the same architecture; where it is compiled, the optimizer's state comes too.
+
+    Raises:
+        CheckpointError: it is no checkpoint, damaged, or of another model; nothing is changed then.
+    """
+    path = Path(path).expanduser()
+    inside = [*manifests.listed(path), *manifests.listed(path / "checkpoints")]
+    if inside and not (path / manifests.MANIFEST).exists():
+        raise CheckpointError(f"{path} holds checkpoints; give one of them, as {inside[0]}")
+    content = manifests.read_manifest(path)
+    checkpoint = Checkpoint(path, content["step"], content["epoch"], content["position"])
+    restore(model, checkpoint)
+    return checkpoint
+
+
+def restore(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Puts the saved values into a built model of the same architecture; returns the progress.
+
+    A model that is not compiled gets the values of its own variables.
 
     Raises:
         CheckpointError: it is damaged, or a variable or the optimizer differs; nothing is changed
             then.
     """
-    content = _verify(checkpoint.path)
+    content = manifests.verify(checkpoint.path)
     variables = state_of(model)
+    saved = content["variables"]
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        saved = saved[: content["model_variables"]]
     ours = [(var.path, tuple(var.shape)) for var in variables]
-    theirs = [(var["path"], tuple(var["shape"])) for var in content["variables"]]
+    theirs = [(var["path"], tuple(var["shape"])) for var in saved]
     for left, right in itertools.zip_longest(theirs, ours, fillvalue=("nothing", ())):
         # Names that Keras makes up (dense_3) change from model to model; shapes do not.
         if left[1] != right[1] or "nothing" in (left[0], right[0]):
@@ -122,26 +284,24 @@ def restore(model: Any, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.path} is of another architecture: it has {left[0]} {left[1]} where "
                 f"the model has {right[0]} {right[1]}."
             )
-    optimizer = type(model.optimizer).__name__
-    if optimizer != content["optimizer"]:
+    if optimizer is not None and type(optimizer).__name__ != content["optimizer"]:
         raise CheckpointError(
             f"{checkpoint.path} was trained with {content['optimizer']}, and the model has "
-            f"{optimizer}."
+            f"{type(optimizer).__name__}."
         )
-    try:
-        with np.load(checkpoint.path / _VALUES, allow_pickle=False) as saved:
-            values = [saved[_key(index)] for index in range(len(variables))]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint.path}/{_VALUES} cannot be read ({error})") from error
-    for variable, value in zip(variables, values, strict=True):
+    values = manifests.read_values(checkpoint.path, content)[: len(variables)]
+    for variable, value, described in zip(variables, values, saved, strict=True):
+        if "stored" in described:
+            value = value.view(_as_array(variable.value).dtype)
         variable.assign(value)
+    return content["progress"]
 
 
 def weights_sha256(model: Any) -> str:
     """Returns a hash over all variables of model and optimizer: equal for equal runs alone."""
     digest = hashlib.sha256()
     for variable in state_of(model):
-        digest.update(np.ascontiguousarray(np.asarray(variable.value)).tobytes())
+        digest.update(np.ascontiguousarray(_as_array(variable.value)).tobytes())
     return digest.hexdigest()
 
 
@@ -150,77 +310,47 @@ def state_of(model: Any) -> list[Any]:
     metrics = {id(variable) for metric in model.metrics for variable in metric.variables}
     metrics |= {id(variable) for variable in model.metrics_variables}
     own = [variable for variable in model.variables if id(variable) not in metrics]
-    return own + list(model.optimizer.variables)
+    optimizer = getattr(model, "optimizer", None)
+    return own + (list(optimizer.variables) if optimizer is not None else [])
 
 
-def _candidates(folder: Path) -> list[Path]:
-    """Returns the directories that may be checkpoints, newest step first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+def _as_array(value: Any) -> np.ndarray:
+    try:
+        # The tensor's own memory; numpy() copies, and holds up the training while it does.
+        array = np.asarray(memoryview(value))
+    except (TypeError, ValueError, BufferError):  # on another device, or of a type without format
+        array = value.numpy()
+    return array
 
 
-def _move_into_place(aside: Path, target: Path) -> None:
-    """Renames a directory. One that is there already, of the same step, makes room and may return.
+def _remove_remains(folder: Path) -> None:
+    """Removes what saves have left that were interrupted. The folder is locked by the run."""
+    for path in folder.iterdir():
+        if path.name.startswith((manifests.ASIDE, manifests.REMOVED)):
+            shutil.rmtree(path, ignore_errors=True)
 
-    A directory can only be renamed onto an empty one.
-    """
-    if not target.exists():
-        os.rename(aside, target)
+
+def _remove_old(folder: Path, new: Path, keep: int) -> None:
+    others = [path for path in manifests.listed(folder) if path != new]
+    old = others[keep - 1 :]
+    if not old:
         return
-    before = target.with_name(f".replaced-{target.name}-{os.getpid()}")
-    os.rename(target, before)
-    try:
-        os.rename(aside, target)
-    except BaseException:  # a signal, too, may end the process here
-        os.rename(before, target)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
+    best = _best([new, *others])
+    for path in old:
+        if path != best:
+            # Under its name a checkpoint is whole: it loses the name first.
+            removed = path.with_name(f"{manifests.REMOVED}{path.name}")
+            files.rename(path, removed)
+            files.remove(removed)
 
 
-def _verify(path: Path) -> dict[str, Any]:
-    """Returns the content of a manifest after comparing both checksums.
-
-    Raises:
-        CheckpointError: something is missing or has changed.
-    """
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        content = manifest["content"]
-        expected = manifest["sha256"], content["values_sha256"]
-        found = _sha256_of_content(content), _sha256(path / _VALUES)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not whole ({error})") from error
-    for name, wanted, is_now in zip((_MANIFEST, _VALUES), expected, found, strict=True):
-        if wanted != is_now:
-            raise CheckpointError(f"{path}/{name} has changed since it was written (checksum)")
-    return content
-
-
-def _key(index: int) -> str:
-    return f"{index:05d}"
-
-
-def _sha256_of_content(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def _flush_directory(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows has no handle for a directory
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _best(paths: list[Path]) -> Path | None:
+    scores = {}
+    for path in paths:
+        try:
+            score = manifests.read_manifest(path)["score"]
+        except CheckpointError:
+            continue  # a damaged one is no best one
+        if score is not None:
+            scores[path] = score
+    return max(scores, key=scores.get) if scores else None

@@ -62,7 +62,9 @@ def resident_function(
             step(read(tensors, call["epoch"], position, call["rows"][index]))
             return (index + 1,)
 
-        tf.while_loop(lambda index: index < call["count"], body, (0,), parallel_iterations=1)
+        tf.while_loop(
+            lambda index: index < call["count"], body, (call["begin"],), parallel_iterations=1
+        )
         return results()
 
     def rest(tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -78,13 +80,14 @@ def resident_function(
 
     def function(iterator: Iterator[Any], batches: ResidentBatches) -> dict[str, tf.Tensor]:
         call = next(iterator)
-        answer = {}
+        answer = None
         # Both are known on the host, where the iterator is: nothing waits for the device.
-        if call["count"] > 0:
+        if call["count"] > call["begin"]:
             answer = many(batches.reader.tensors, call)
         if call["is_last"] and len(call["rest"]):
             answer = rest(batches.reader.tensors, call)
-        return answer
+        # A run that goes on within an epoch finds the first calls done.
+        return results() if answer is None else answer
 
     return function
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from vae_research import checkpoints
 from vae_research.data.pipeline import ResidentBatches
 from vae_research.declarations import from_config, import_own_modules
 from vae_research.execution import resident_function
@@ -498,7 +500,35 @@ class VAE(keras.Model):
         others = [metric for metric in super().metrics if id(metric) not in ours]
         return [self._trackers[name] for name in self._reported] + others
 
+    def running_sums(self) -> list[Any]:
+        """Returns the variables of all running means, also of those that no log has had yet."""
+        ours = {id(tracker): tracker for tracker in self._trackers.values()}
+        metrics = ours | {id(metric): metric for metric in self.metrics}
+        return [variable for metric in metrics.values() for variable in metric.variables]
+
+    def set_running_sums(self, values: Sequence[Any]) -> None:
+        """Gives the variables of `running_sums` the values that they had within an epoch."""
+        for variable, value in zip(self.running_sums(), values, strict=True):
+            variable.assign(value)
+        self._reported = [name for name, mean in self._trackers.items() if float(mean.count) > 0]
+
     # Saving and loading.
+
+    def load_checkpoint(self, path: str | os.PathLike) -> checkpoints.Checkpoint:
+        """Puts the values of a checkpoint, a folder of a run's `checkpoints`, into this model.
+
+        Returns:
+            What was loaded: its step and epoch. A model that is compiled gets the optimizer's state
+            as well, and goes on as the run would have.
+
+        Raises:
+            CheckpointError: it is no checkpoint, damaged, or of another model; nothing is changed
+                then.
+        """
+        optimizer = getattr(self, "optimizer", None)
+        if self.built and optimizer is not None and not optimizer.built:
+            optimizer.build(self.trainable_variables)
+        return checkpoints.load(path, self)
 
     def get_config(self) -> dict[str, Any]:
         """Returns what `from_config` needs; Keras saves it with the weights."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+
+from vae_research.callbacks.resumable import Resumable
 
 _VALIDATION = "val_"
 
@@ -37,7 +40,7 @@ class EpochRecord:
     weights: dict[str, float]
 
 
-class StepCallback(keras.callbacks.Callback):
+class StepCallback(keras.callbacks.Callback, Resumable):
     """Base of callbacks that do something at some optimizer steps; a subclass defines `on_step`.
 
     Steps are counted from those that the optimizer had when the epoch began: to ask it at every
@@ -48,18 +51,27 @@ class StepCallback(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self._steps_before = 0
+        self._steps_done = 0  # of an epoch that goes on: what its first calls have nothing to do for
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Counts from where the epoch began that goes on."""
+        position = self.model.step % self.model.steps_per_epoch
+        self._steps_done = self._steps_before
+        self._steps_before -= position
 
     def on_step(self, step: int) -> None:
         """Called with the number of optimizer steps so far."""
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Asks for the steps so far."""
-        self._steps_before = self.model.step
+        self._steps_before = self._steps_done = self.model.step
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts; `batch` is the position of the last step in its epoch, from 0."""
         steps = self.params.get("steps") or batch + 1  # a last call may be cut short by its epoch
-        self.on_step(self._steps_before + min(batch + 1, steps))
+        step = self._steps_before + min(batch + 1, steps)
+        if step > self._steps_done:
+            self.on_step(step)
 
 
 class EpochCallback(StepCallback):
@@ -77,6 +89,16 @@ class EpochCallback(StepCallback):
 
     def on_training_part_end(self) -> None:
         """Called when the last training step of an epoch is done, before validation."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns how long the epoch has lasted; nothing when its training part is over."""
+        return {} if self._started is None else {"seconds": time.perf_counter() - self._started}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Puts the clock back to where it stood."""
+        super().set_state(state)
+        if state:
+            self._started = time.perf_counter() - state["seconds"]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock."""

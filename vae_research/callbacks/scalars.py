@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ class Scalars(EpochCallback):
         self._summaries = Summaries(log_dir)
         self._written: dict[str, tuple[float, float]] = {}
         self._interval = 0
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns also what of this epoch is written already."""
+        state = super().get_state()
+        return state and state | {"written": self._written, "interval": self._interval}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the interval that was under way."""
+        super().set_state(state)
+        if state:
+            self._written = {name: tuple(sums) for name, sums in state["written"].items()}
+            self._interval = state["interval"]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock and the means of the first interval."""

@@ -108,11 +108,14 @@ class Split:
         seed: int | None = None,
         first_epoch: int = 0,
         with_labels: bool = False,
+        first_position: int = 0,
     ):
         """`ResidentBatches` for `fit` and `evaluate`; see `vae_research.data.pipeline`."""
         from vae_research.data import pipeline
 
-        return pipeline.ResidentBatches(self, batch_size, seed, first_epoch, with_labels)
+        return pipeline.ResidentBatches(
+            self, batch_size, seed, first_epoch, with_labels, first_position
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

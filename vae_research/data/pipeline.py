@@ -133,6 +133,7 @@ class ResidentBatches:
         seed: 0 to 2**32 - 1; None gives the rows in their order, with the values of evaluation.
         first_epoch: the epoch to begin with, counted from 0.
         with_labels: adds "labels".
+        first_position: batches of the first epoch that are left out, from 0 to all of them.
 
     Attributes:
         reader: the `Reader` from row numbers to a batch.
@@ -149,8 +150,12 @@ class ResidentBatches:
         seed: int | None = None,
         first_epoch: int = 0,
         with_labels: bool = False,
+        first_position: int = 0,
     ) -> None:
         batch_size, _, first_epoch = _checked(split, batch_size, seed or 0, first_epoch)
+        self._first_position = _integer(
+            "first_position", first_position, 0, split.steps(batch_size)
+        )
         self.reader = Reader(split, seed, with_labels)
         self.steps = split.steps(batch_size)
         self._rows, self._batch_size = len(split), batch_size
@@ -160,13 +165,19 @@ class ResidentBatches:
         """Returns, for ever, what the calls of `execution.resident_function` are to do.
 
         Each is a dictionary of `epoch` and `first` (position of its first batch in the epoch),
-        `rows` `[steps_per_call, batch_size]` of which the first `count` batches are meant, and
-        `rest`, the rows of the epoch's smaller last batch: it follows where `is_last`.
+        `rows` `[steps_per_call, batch_size]` of which the batches from `begin` to `count` are
+        meant, and `rest`, the rows of the epoch's smaller last batch: it follows where `is_last`.
+        A stream that begins within an epoch has all calls of that epoch, some of them with nothing
+        to do, so that Keras counts as in the unbroken one.
         """
         whole = self._rows // self._batch_size
         number = -(-self.steps // steps_per_call)
         firsts = np.arange(number) * steps_per_call
         padding = number * steps_per_call * self._batch_size
+        count = np.clip(whole - firsts, 0, steps_per_call).astype(np.int32)
+        begin = np.clip(self._first_position - firsts, 0, count).astype(np.int32)
+        is_last = np.arange(number) == number - 1
+        nothing_left = self._first_position >= self.steps
 
         def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
             if self._seed is None:
@@ -175,14 +186,16 @@ class ResidentBatches:
                 order = tf.cast(epoch_order(self._rows, self._seed, epoch), tf.int32)
             in_batches, rest = tf.split(order, [whole * self._batch_size, -1])
             rows = tf.pad(in_batches, [[0, padding - whole * self._batch_size]])
+            broken = epoch == self._first_epoch
             return tf.data.Dataset.from_tensor_slices(
                 {
                     "epoch": tf.repeat(epoch, number),
                     "first": tf.constant(firsts, tf.int64),
                     "rows": tf.reshape(rows, [number, steps_per_call, self._batch_size]),
-                    "count": np.clip(whole - firsts, 0, steps_per_call).astype(np.int32),
+                    "begin": tf.where(broken, begin, 0),
+                    "count": tf.constant(count),
                     "rest": tf.repeat(rest[tf.newaxis], number, axis=0),
-                    "is_last": np.arange(number) == number - 1,
+                    "is_last": tf.where(broken & nothing_left, False, is_last),
                 }
             )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vae_research import checkpoints
+from vae_research import checkpoints, manifests
 from vae_research.runs import directory
 from vae_research.runs.errors import UsageError
 from vae_research.runs.flags import Config
 
 # What may differ between an unfinished run and the command that goes on with it.
 _HARMLESS = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
+_HARMLESS |= {"checkpoint_minutes", "checkpoint_epochs", "checkpoint_steps"}
 _HARMLESS |= {"importance_samples", "run_eagerly", "jit", "steps_per_call"}
 _HARMLESS |= {"tensorboard", "profile_steps", "gradients_every_steps"}
 
@@ -61,7 +62,8 @@ def _held(
     directory.refuse_in_use(run_dir)
     found = directory.read_json(run_dir / directory.CONFIG)
     if found is None:
-        ours = {directory.LOCK}  # all that a run leaves that stopped before it wrote its config
+        # All that a run leaves that stopped before it wrote its config.
+        ours = {directory.LOCK, f"{manifests.ASIDE}{directory.CONFIG}"}
         if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - ours:
             raise UsageError(f"{run_dir} is not empty and holds no run. Give another --run_dir.")
         return None

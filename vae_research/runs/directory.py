@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vae_research import files
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import Data
 from vae_research.runs.errors import DirectoryInUseError, FileSystemError, UsageError
@@ -83,6 +85,23 @@ def create(path: Path, *, may_exist: bool) -> Path:
             free = path.with_name(f"{path.name}-{number}")
 
 
+def refuse_full_disk(path: Path, needed: int) -> None:
+    """Raises FileSystemError unless the disk of a run directory has room for its checkpoints.
+
+    Args:
+        path: of the run directory, which need not exist.
+        needed: bytes.
+    """
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise FileSystemError(
+            f"The disk of {path} has {free / 1e6:,.0f} MB free, and the checkpoints of this run "
+            f"need {needed / 1e6:,.0f} MB. Make room, or give a --run_dir on another disk."
+        )
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns a JSON object, or None where there is no file.
 
@@ -102,9 +121,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes a JSON object, whole or not at all."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    files.replace(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -117,15 +134,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 break
     return records
-
-
-def keep_epochs(path: Path, epochs: int) -> None:
-    """Removes the lines of metrics.jsonl after an epoch, those that will be trained again."""
-    records = [record for record in read_metrics(path) if record["epoch"] <= epochs]
-    if path.exists():
-        aside = path.with_name(f".{path.name}.writing")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-        os.replace(aside, path)
 
 
 def refuse_changed_data(run_dir: Path, description: dict[str, Any], data: Data) -> None:

@@ -192,6 +192,14 @@ def define_standard_flags() -> None:
         ("auto", "never", "must"),
         "go on with an unfinished run in --run_dir: where there is one, never, or else fail",
     )
+    define_float(
+        "checkpoint_minutes",
+        0.5,
+        "minutes between checkpoints, or 100 times what the last one took where that is longer; 0: "
+        "not by time. The end of a run is always saved",
+    )
+    define_integer("checkpoint_epochs", 0, "epochs between checkpoints; 0: not by epoch")
+    define_integer("checkpoint_steps", 0, "optimizer steps between checkpoints; 0: not by step")
     define_integer(
         "verbose", 1, "0 nothing, 1 a progress bar where there is a terminal, 2 lines", maximum=2
     )

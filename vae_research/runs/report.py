@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research.callbacks.pictures import reconstructions, samples
+from vae_research.checkpoints import Checkpoint
 from vae_research.data import Data
 from vae_research.evaluation import Figure
 from vae_research.execution import Execution
@@ -73,7 +74,7 @@ def print_start(
     data: Data,
     run_dir: Path,
     steps: int,
-    epochs_before: int,
+    checkpoint: Checkpoint | None,
     epochs: int,
 ) -> None:
     """Prints what is about to be trained, where it is written and how to watch it."""
@@ -86,8 +87,11 @@ def print_start(
         + ("" if beta is None else f"; effective beta {beta:.4g}")
     )
     print_place(run_dir)
-    if epochs_before:
-        print(f"Going on after epoch {epochs_before} (step {epochs_before * steps})")
+    epochs_before = 0
+    if checkpoint is not None:
+        epochs_before = checkpoint.epoch
+        within = f", {checkpoint.position} steps of the next" if checkpoint.position else ""
+        print(f"Going on after epoch {epochs_before}{within} (step {checkpoint.step})")
     if epochs_before < epochs:
         print(f"Training: epochs {epochs_before + 1} to {epochs}, {steps} steps each", flush=True)
 

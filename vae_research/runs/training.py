@@ -22,10 +22,11 @@ from vae_research.data import Data, DataError
 from vae_research.evaluation import Figure, evaluate
 from vae_research.execution import Execution, choose_jit, steps_per_call
 from vae_research.model import VAE
-from vae_research.runs import directory, report, signals
+from vae_research.runs import directory, exactness, logs, report, signals
 from vae_research.runs.errors import DirectoryInUseError, DivergedError, UsageError
 from vae_research.runs.flags import Config, experiment_file, is_given
 from vae_research.runs.watching import tensorboard_callbacks, write_test_figures
+from vae_research.runs.saving import Saving
 
 # Validation has no gradients to keep: larger batches than those of training cost less.
 _VALIDATION_BATCH = 500
@@ -56,27 +57,38 @@ def train(
     steps = data.train.steps(config.batch_size)
     model.set_steps_per_epoch(steps)
     execution = choose_execution(model, config, data)
+    signals.raise_if_received()
     epochs_before = checkpoint.epoch if checkpoint is not None else 0
+    profile = exactness.profile(execution, config, device)
     config.epochs = max(config.epochs, epochs_before)
+    directory.refuse_full_disk(run_dir, bytes_of_checkpoints(model))
     run_dir = directory.create(run_dir, may_exist=config.run_dir is not None)
     with directory.locked(run_dir):
-        if checkpoints.newest(run_dir / "checkpoints") != checkpoint:
+        found = checkpoints.search(run_dir / "checkpoints")
+        if found.newest != checkpoint:
             raise DirectoryInUseError(
                 f"{run_dir} was written to by another process meanwhile. Start again to go on from "
                 "there, or give another --run_dir."
             )
-        if checkpoint is not None:
-            checkpoints.restore(model, checkpoint)
+        progress = {} if checkpoint is None else checkpoints.restore(model, checkpoint)
+        checkpoints.set_aside(found)
+        promise = exactness.promise(
+            profile, progress.get("profile", {}), progress.get("promise", "")
+        )
         (run_dir / directory.SUMMARY).unlink(missing_ok=True)  # it speaks of other weights
         description = report.describe(experiment, experiment_file(build), config, data, device)
         description |= report.describe_model(model, execution)
+        description["exactness"] = {"promise": promise, "profile": profile}
         directory.write_json(run_dir / directory.CONFIG, description)
-        directory.keep_epochs(run_dir / directory.METRICS, epochs_before)
+        short = logs.rewind(run_dir, progress.get("logs", {}))
+        for problem in problems(found, short, promise):
+            print(f"warning: {problem}", file=sys.stderr)
         if config.verbose:
-            report.print_start(description, data, run_dir, steps, epochs_before, config.epochs)
+            report.print_start(description, data, run_dir, steps, checkpoint, config.epochs)
         started = time.perf_counter()
         if epochs_before < config.epochs:
-            _fit(model, config, data, run_dir, description, epochs_before)
+            progress |= {"profile": profile, "promise": promise}
+            _fit(model, config, data, run_dir, description, checkpoint, progress)
         seconds = time.perf_counter() - started
         if config.verbose:
             print("Test figures:", flush=True)
@@ -90,7 +102,7 @@ def train(
         )
         if config.tensorboard:
             write_test_figures(run_dir, figures, model.step)
-        _write_results(model, data, run_dir, figures, seconds, config)
+        _write_results(model, data, run_dir, figures, seconds, config, promise)
 
 
 def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data) -> VAE:
@@ -128,12 +140,14 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
         return Execution(False, 1, "the model runs eagerly")
     steps = data.train.steps(config.batch_size)
     asked = config.steps_per_call
-    interval = config.log_every_steps
-    if asked is not None and interval % asked:
-        raise UsageError(
-            f"--log_every_steps={interval} is not a multiple of --steps_per_call={asked}: figures "
-            "are there at the end of a call only."
-        )
+    intervals = {name: getattr(config, name) for name in ("log_every_steps", "checkpoint_steps")}
+    for name, interval in intervals.items():
+        if asked is not None and interval % asked:
+            raise UsageError(
+                f"--{name}={interval} is not a multiple of --steps_per_call={asked}: figures and "
+                "states are there at the end of a call only."
+            )
+    interval = math.gcd(*intervals.values())
     try:
         jit_compile, reason = choose_jit(
             lambda batch: model.objective(model.forward(batch, training=True)).bound,
@@ -152,30 +166,47 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     return chosen
 
 
+def problems(found: checkpoints.Search, short: list[str], promise: str) -> list[str]:
+    """Returns what has to be said of a run that goes on, one line each."""
+    lines = [f"{problem}; it is skipped and kept aside" for _, problem in found.damaged]
+    lines += [f"{name} has lost lines since the checkpoint was taken" for name in short]
+    return lines + ([f"this run is {promise}"] if promise != "bit-exact" else [])
+
+
+def bytes_of_checkpoints(model: VAE) -> int:
+    """Returns the size of all checkpoints that are on disk at a time."""
+    size = sum(var.value.dtype.size * math.prod(var.shape) for var in checkpoints.state_of(model))
+    # Those that are kept, the best one, and the one that is being written.
+    return (checkpoints.KEPT + 2) * size
+
+
 def _fit(
     model: VAE,
     config: Config,
     data: Data,
     run_dir: Path,
     description: dict[str, Any],
-    epochs_before: int,
+    checkpoint: checkpoints.Checkpoint | None,
+    progress: dict[str, Any],
 ) -> None:
+    epoch, position = (0, 0) if checkpoint is None else (checkpoint.epoch, checkpoint.position)
     callbacks: list[keras.callbacks.Callback] = [
-        StopAtSignal(),
         StopWhenDiverged(),
         *tensorboard_callbacks(config, data, run_dir, description),
         MetricsFile(run_dir / directory.METRICS),
-        _SaveEveryEpoch(run_dir / "checkpoints"),
     ]
     if config.verbose:
         callbacks.append(Console(bar=None if config.verbose == 1 else False))
-    with printed_warnings():
+    saving = Saving(run_dir, callbacks, config, checkpoint, progress)
+    with printed_warnings(), saving.after_an_error():
         model.fit(
-            data.train.resident(config.batch_size, config.seed, first_epoch=epochs_before),
+            data.train.resident(
+                config.batch_size, config.seed, first_epoch=epoch, first_position=position
+            ),
             epochs=config.epochs,
-            initial_epoch=epochs_before,
+            initial_epoch=epoch,
             validation_data=data.validation.resident(min(_VALIDATION_BATCH, len(data.validation))),
-            callbacks=callbacks,
+            callbacks=[*callbacks, saving],
             verbose=0,
         )
 
@@ -209,6 +240,7 @@ def _write_results(
     figures: dict[str, Figure],
     seconds: float,
     config: Config,
+    promise: str,
 ) -> None:
     records = directory.read_metrics(run_dir / directory.METRICS)
     best = max(records, key=lambda found: found.get("validation/elbo", -found["validation/loss"]))
@@ -222,6 +254,7 @@ def _write_results(
         "images_per_second": statistics.median(found["images_per_second"] for found in records),
         "parameters": model.count_params(),
         "weights_sha256": checkpoints.weights_sha256(model),
+        "exactness": promise,
         "notes": notes,
         "test": {name: vars(figure) for name, figure in figures.items()},
     }
@@ -299,14 +332,3 @@ class StopWhenDiverged(keras.callbacks.Callback):
                 f"{', '.join(terms)}. Nothing of this epoch is kept. The usual causes are a term "
                 "of your own, and a --learning_rate that is too large."
             )
-
-
-class _SaveEveryEpoch(keras.callbacks.Callback):
-    """Saves the state after every epoch, after its figures are written."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        checkpoints.save(self.folder, self.model, epoch=epoch + 1)

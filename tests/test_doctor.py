@@ -1,0 +1,114 @@
+"""scripts/doctor: what it says of run directories in every state, and that it changes nothing."""
+
+import json
+import shutil
+
+import keras
+import pytest
+
+from vae_research import checkpoints
+from vae_research.runs import directory, doctor
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """An unfinished run with checkpoints after its first and second epoch."""
+    run_dir = tmp_path_factory.mktemp("doctor") / "run"
+    run_dir.mkdir()
+    config = {"experiment": "vae_mnist", "file": "/x/vae_mnist.py", "flags": {"epochs": 9}}
+    directory.write_json(run_dir / "config.json", config)
+    metrics = run_dir / "metrics.jsonl"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    model.compile(keras.optimizers.Adam())
+    model.optimizer.build(model.trainable_variables)
+    for epoch, score in ((1, -3.0), (2, -4.0)):
+        model.optimizer.iterations.assign(10 * epoch)
+        metrics.write_text("".join(json.dumps({"epoch": n + 1}) + "\n" for n in range(epoch)))
+        logs = {"metrics.jsonl": metrics.stat().st_size}
+        checkpoints.save(
+            run_dir / "checkpoints", model, epoch=epoch, score=score, progress={"logs": logs}
+        )
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(original, tmp_path):
+    shutil.copytree(original, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def examined(run_dir):
+    def contents():
+        return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+    before = contents()
+    lines, exit_code = doctor.examine(run_dir)
+    assert contents() == before
+    return "\n".join(lines), exit_code
+
+
+def test_an_unfinished_run(run_dir):
+    text, exit_code = examined(run_dir)
+    assert exit_code == 0
+    assert "0000000020: whole, epoch 2" in text
+    assert "0000000010: whole, epoch 1, 0.0 MB, the best" in text
+    assert "metrics.jsonl: 2 epochs\n" in text
+    assert "summary.json: missing" in text
+    assert text.endswith("goes on from step 20.")
+
+
+def test_a_finished_run(run_dir):
+    directory.write_json(run_dir / "summary.json", {"status": "done"})
+    assert examined(run_dir)[0].endswith("nothing, the run is complete.")
+
+
+def test_one_checkpoint_is_damaged_and_a_save_was_interrupted(run_dir):
+    (run_dir / "checkpoints/0000000020/variables.npz").write_bytes(b"x")
+    (run_dir / "checkpoints/.writing-0000000030").mkdir()
+    (run_dir / "checkpoints/0000000005.damaged").mkdir()
+    text, exit_code = examined(run_dir)
+    assert exit_code == 0
+    assert "0000000020: cannot be used: " in text
+    assert "variables.npz has changed" in text
+    assert "interrupted: checkpoints/.writing-0000000030" in text
+    assert "0000000005.damaged: was damaged, kept aside" in text
+    assert text.endswith("goes on from step 10.")
+
+
+def test_no_checkpoint_is_whole(run_dir):
+    for path in (run_dir / "checkpoints").iterdir():
+        (path / "manifest.json").unlink()
+    text, exit_code = examined(run_dir)
+    assert exit_code == 4
+    assert "no checkpoint is whole" in text
+
+
+def test_none_yet(run_dir):
+    shutil.rmtree(run_dir / "checkpoints")
+    text, exit_code = examined(run_dir)
+    assert exit_code == 0
+    assert text.endswith("begins anew.")
+
+
+def test_logs_that_are_shorter_or_longer_than_the_checkpoint_knows(run_dir):
+    with open(run_dir / "metrics.jsonl", "a") as stream:
+        stream.write('{"epoch": 3}\n')
+    assert "metrics.jsonl: 13 bytes after the newest checkpoint" in examined(run_dir)[0]
+    (run_dir / "metrics.jsonl").write_text("")
+    assert "metrics.jsonl has 0 bytes and had 26 when" in examined(run_dir)[0]
+
+
+def test_a_run_that_is_in_use(run_dir):
+    with directory.locked(run_dir):
+        text, _ = examined(run_dir)
+    assert "in use: process " in text
+    assert text.endswith("wait for the process that writes here.")
+    assert "in use: no" in examined(run_dir)[0]
+
+
+def test_the_command(run_dir, tmp_path, capsys):
+    assert doctor.main([str(run_dir)]) == 0
+    assert capsys.readouterr().out.startswith(f"{run_dir}: vae_mnist, --epochs=9\n")
+    assert doctor.main([str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert doctor.main([]) == 2

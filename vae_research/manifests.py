@@ -1,0 +1,238 @@
+"""What a checkpoint is on disk: a folder of files and a manifest that says what they must be.
+
+    checkpoints/0000003910/
+      manifest.json    format, step, epoch, size and sha256 of every file, table of variables
+      variables.npz    the values, plain arrays
+
+A checkpoint is whole or it is none: it is verified before anything is read from it. There is no
+file that points at the newest; the folder is listed, and the names say the steps. Nothing here
+imports TensorFlow, and nothing that is read can run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vae_research import files
+
+MANIFEST, VALUES = "manifest.json", "variables.npz"
+FORMAT, VERSION = "vae_research checkpoint", 1
+
+# What a save leaves where it was interrupted; never looked into.
+ASIDE, REMOVED = ".writing-", ".removing-"
+DAMAGED = ".damaged"
+# A second save of the same step gets a number: nothing is ever replaced.
+_NAME = re.compile(r"(\d+)(?:-(\d+))?")
+_LARGEST_MANIFEST = 2**26
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or of another model."""
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint was written by a newer version of this package."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk.
+
+    Attributes:
+        path: its folder.
+        step: optimizer steps so far.
+        epoch: epochs that are finished.
+        position: steps of the next epoch that are done already.
+    """
+
+    path: Path
+    step: int
+    epoch: int
+    position: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a folder of checkpoints holds.
+
+    Attributes:
+        newest: the newest whole one, None where there is none.
+        damaged: newer ones that cannot be used, and what is wrong with them.
+    """
+
+    newest: Checkpoint | None
+    damaged: tuple[tuple[Path, str], ...] = ()
+
+
+def search(folder: Path) -> Search:
+    """Returns the newest whole checkpoint, by step, and the damaged ones that are newer.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is whole; or the newest was written
+            by a newer version of this package.
+    """
+    damaged = []
+    for path in listed(folder):
+        try:
+            content = verify(path)
+        except NewerFormatError:
+            raise
+        except CheckpointError as error:
+            damaged.append((path, str(error)))
+        else:
+            found = Checkpoint(path, content["step"], content["epoch"], content["position"])
+            return Search(found, tuple(damaged))
+    if damaged:
+        problems = "; ".join(problem for _, problem in damaged)
+        raise CheckpointError(f"no checkpoint can be used: {problems}")
+    return Search(None)
+
+
+def listed(folder: Path) -> list[Path]:
+    """Returns what may be a checkpoint, newest step first. A step is in the name, not in a time."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_order, reverse=True)
+
+
+def free_name(folder: Path, step: int) -> Path:
+    """Returns the path of a new checkpoint of a step."""
+    path, number = folder / f"{step:010d}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{step:010d}-{number}"
+    return path
+
+
+def manifest(content: dict[str, Any]) -> bytes:
+    """Returns the text of a manifest, with a checksum of its own."""
+    content = {"format": FORMAT, "version": VERSION, **content}
+    return json.dumps({"content": content, "sha256": _sha256(content)}, indent=1).encode()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Returns the content of a checkpoint's manifest; the other files are not looked at.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or its manifest is damaged.
+        NewerFormatError: a newer version of this package wrote it.
+    """
+    _refuse_other_than(path, stat.S_ISDIR, "folder with a manifest.json, as this package writes")
+    file = path / MANIFEST
+    size = _refuse_other_than(file, stat.S_ISREG, "regular file").st_size
+    try:
+        if size > _LARGEST_MANIFEST:
+            raise ValueError(f"{size} bytes are no manifest")
+        found = json.loads(file.read_text(encoding="utf-8"))
+        content, expected = found["content"], found["sha256"]
+        if content.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is no checkpoint of this package: unknown format")
+        version = content["version"]
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not whole ({type(error).__name__}: {error})") from error
+    if _sha256(content) != expected:
+        raise CheckpointError(f"{file} has changed since it was written (checksum)")
+    if version > VERSION:
+        raise NewerFormatError(
+            f"{path} has format {version}, and this version of vae_research reads up to {VERSION}. "
+            f"It was written by vae_research {content.get('package')}: install that or a newer one."
+        )
+    return content
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Returns the content of a manifest after comparing every file with it.
+
+    Raises:
+        CheckpointError: something is missing, has changed, is a symbolic link, or is not finite.
+    """
+    content = read_manifest(path)
+    for name, expected in content["files"].items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"{path}/{MANIFEST} names the file {name!r}, outside its folder")
+        file = path / name
+        found = _refuse_other_than(file, stat.S_ISREG, "regular file")
+        try:
+            same = found.st_size == expected["size"] and files.sha256(file) == expected["sha256"]
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error})") from error
+        if not same:
+            raise CheckpointError(f"{file} has changed since it was written (checksum)")
+    for variable, value in zip(content["variables"], _values(path, content), strict=True):
+        if not is_finite(value):
+            raise CheckpointError(f"{path}: {variable['path']} has values that are not finite")
+    return content
+
+
+def read_values(path: Path, content: dict[str, Any]) -> list[np.ndarray]:
+    """Returns the values of a verified checkpoint, in the order of its table of variables.
+
+    Raises:
+        CheckpointError: they cannot be read, or are not what the table says.
+    """
+    return list(_values(path, content))
+
+
+def is_finite(value: np.ndarray) -> bool:
+    """Returns whether an array has neither NaN nor infinity; integers and bits have not."""
+    return value.dtype.kind in "biu" or bool(np.isfinite(value).all())
+
+
+def key(index: int) -> str:
+    """Returns how the values of a variable are called in the file of values."""
+    return f"{index:05d}"
+
+
+def stored(value: np.ndarray) -> np.ndarray:
+    """Returns an array as NumPy's format can hold it: a bfloat16 as its bits."""
+    return value if value.dtype.kind in "biuf" else value.view(f"u{value.dtype.itemsize}")
+
+
+def _values(path: Path, content: dict[str, Any]):
+    file = path / VALUES
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            for index, variable in enumerate(content["variables"]):
+                value, dtype = saved[key(index)], variable.get("stored", variable["dtype"])
+                if list(value.shape) != variable["shape"] or value.dtype.name != dtype:
+                    raise CheckpointError(
+                        f"{file} has {value.dtype} {value.shape} where the manifest has "
+                        f"{variable['path']}, {dtype} {tuple(variable['shape'])}"
+                    )
+                yield value
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error})") from error
+
+
+def _refuse_other_than(path: Path, kind: Any, wanted: str) -> Any:
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise CheckpointError(f"{path} is missing ({error.strerror})") from error
+    if stat.S_ISLNK(status.st_mode):
+        raise CheckpointError(f"{path} is a symbolic link, which a checkpoint does not have")
+    if not kind(status.st_mode):
+        raise CheckpointError(f"{path} is no {wanted}; other formats can run code and are not read")
+    return status
+
+
+def _order(path: Path) -> tuple[int, int]:
+    step, number = _NAME.fullmatch(path.name).groups()
+    return int(step), int(number or 1)
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
