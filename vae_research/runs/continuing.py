@@ -12,7 +12,7 @@ from vae_research.runs.flags import Config
 
 # What may differ between an unfinished run and the command that goes on with it.
 _HARMLESS = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
-_HARMLESS |= {"checkpoint_minutes", "checkpoint_epochs", "checkpoint_steps"}
+_HARMLESS |= {"on_nonfinite", "checkpoint_minutes", "checkpoint_epochs", "checkpoint_steps"}
 _HARMLESS |= {"importance_samples", "run_eagerly", "jit", "steps_per_call"}
 _HARMLESS |= {"tensorboard", "profile_steps", "gradients_every_steps"}
 

@@ -192,6 +192,12 @@ def define_standard_flags() -> None:
         ("auto", "never", "must"),
         "go on with an unfinished run in --run_dir: where there is one, never, or else fail",
     )
+    define_choice(
+        "on_nonfinite",
+        "stop",
+        ("stop", "skip"),
+        "where a step would make anything NaN or infinite: undo it and end, or go on without it",
+    )
     define_float(
         "checkpoint_minutes",
         0.5,

@@ -49,14 +49,8 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
         DataError: its data set is gone, or is not what it was.
         CheckpointError: it has no checkpoint, or one of another model.
     """
-    import keras
-
-    from vae_research.runs.training import build_model
-
     path = Path(path).expanduser().absolute()
-    description = directory.read_json(path / directory.CONFIG)
-    if description is None:
-        raise UsageError(f"{path} holds no run: there is no {directory.CONFIG}.")
+    _description(path)
     checkpoint = checkpoints.newest(path / "checkpoints")
     if checkpoint is None:
         runs = sorted(found.parent.name for found in path.glob(f"*/{directory.CONFIG}"))
@@ -64,6 +58,24 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
             f"{path} has no checkpoint."
             + (f" It is a study; load one of its runs: {', '.join(runs)}." if runs else "")
         )
+    model, data, config, _ = rebuild(path, build)
+    checkpoints.restore(model, checkpoint)
+    return Run(path, model, data, config, directory.read_json(path / directory.SUMMARY))
+
+
+def rebuild(
+    path: Path, build: Callable[[Config, Data], VAE] | None = None
+) -> tuple[VAE, Data, Config, dict[str, Any]]:
+    """Returns the model of a run as it was built, its data, its flags and its config.json.
+
+    Raises:
+        UsageError, DataError, CheckpointError: as `load_run`.
+    """
+    import keras
+
+    from vae_research.runs.training import build_model
+
+    description = _description(path)
     # JSON has lists where a flag has a tuple.
     values = description["flags"].items()
     config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
@@ -75,8 +87,14 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
         model = build_model(build or _build_of(Path(description["file"])), config, data)
     finally:
         keras.config.set_dtype_policy(policy)  # the caller's own models have the caller's
-    checkpoints.restore(model, checkpoint)
-    return Run(path, model, data, config, directory.read_json(path / directory.SUMMARY))
+    return model, data, config, description
+
+
+def _description(path: Path) -> dict[str, Any]:
+    description = directory.read_json(path / directory.CONFIG)
+    if description is None:
+        raise UsageError(f"{path} holds no run: there is no {directory.CONFIG}.")
+    return description
 
 
 def _build_of(file: Path) -> Callable[[Config, Data], VAE]:

@@ -25,6 +25,7 @@ from vae_research.model import VAE
 from vae_research.runs import directory, exactness, logs, report, signals
 from vae_research.runs.errors import DirectoryInUseError, DivergedError, UsageError
 from vae_research.runs.flags import Config, experiment_file, is_given
+from vae_research.runs.gate import FiniteGate
 from vae_research.runs.watching import tensorboard_callbacks, write_test_figures
 from vae_research.runs.saving import Saving
 
@@ -190,7 +191,12 @@ def _fit(
     progress: dict[str, Any],
 ) -> None:
     epoch, position = (0, 0) if checkpoint is None else (checkpoint.epoch, checkpoint.position)
+    batches = data.train.resident(
+        config.batch_size, config.seed, first_epoch=epoch, first_position=position
+    )
+    gate = FiniteGate(batches, run_dir, skip=config.on_nonfinite == "skip")
     callbacks: list[keras.callbacks.Callback] = [
+        gate,
         StopWhenDiverged(),
         *tensorboard_callbacks(config, data, run_dir, description),
         MetricsFile(run_dir / directory.METRICS),
@@ -200,9 +206,7 @@ def _fit(
     saving = Saving(run_dir, callbacks, config, checkpoint, progress)
     with printed_warnings(), saving.after_an_error():
         model.fit(
-            data.train.resident(
-                config.batch_size, config.seed, first_epoch=epoch, first_position=position
-            ),
+            batches,
             epochs=config.epochs,
             initial_epoch=epoch,
             validation_data=data.validation.resident(min(_VALIDATION_BATCH, len(data.validation))),
