@@ -12,8 +12,10 @@ import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +38,12 @@ LABELS = np.arange(40) % 10
 def npz(**arrays) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def bomb_npz() -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, train=np.zeros((200, 1000, 1000), np.uint8))
     return stream.getvalue()
 
 
@@ -89,7 +97,46 @@ FILES: dict[str, Callable[[], bytes]] = {
     "few_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS[:39]),
     "negative_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS - 1),
     "float_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS / 2),
+    "bomb.npz": bomb_npz,
     "no_validation.npz": lambda: npz(train=IMAGES, validation=IMAGES[:0]),
+}
+
+
+def png(height=8, width=8, *, kind=0, depth=8, extra=b"", rows=None) -> bytes:
+    """A PNG: colour type 0 is grey, 2 RGB, 3 palette, 6 RGBA."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    channels = {0: 1, 2: 3, 3: 1, 6: 4}[kind]
+    size = height * (1 + width * channels * depth // 8)
+    pixels = zlib.compress(bytes(size) if rows is None else rows, 9)
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(3)) if kind == 3 else b""
+    parts = (chunk(b"IHDR", header), extra, palette, chunk(b"IDAT", pixels), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+ANIMATED = struct.pack(">I", 8) + b"acTL" + bytes(12)
+
+# Folders of images; three good ones are beside the odd one where it is not said otherwise.
+GOOD = {f"{number}.png": png for number in range(3)}
+FOLDERS: dict[str, dict[str, Callable[[], bytes]]] = {
+    "empty_folder": {},
+    "no_images": {"notes.txt": lambda: b"text", ".hidden.png": png},
+    "truncated_folder": GOOD | {"bad.png": lambda: png(rows=bytes(range(72)))[:60]},
+    "zero_bytes": GOOD | {"bad.png": lambda: b""},
+    "text_as_png": GOOD | {"bad.png": lambda: b"some text"},
+    "pdf": GOOD | {"bad.jpg": lambda: b"%PDF-1.7"},
+    "mixed_sizes": GOOD | {"bad.png": lambda: png(9, 7)},
+    "mixed_channels": GOOD | {"bad.png": lambda: png(kind=2)},
+    "transparent": GOOD | {"bad.png": lambda: png(kind=6)},
+    "deep": GOOD | {"bad.png": lambda: png(depth=16)},
+    "palette": GOOD | {"bad.png": lambda: png(kind=3)},
+    "animation": GOOD | {"bad.png": lambda: png(extra=ANIMATED)},
+    "gif": GOOD | {"bad.png": lambda: b"GIF89a" + bytes(20)},
+    "bomb": {"bad.png": lambda: png(20_000, 20_000, rows=bytes(10**6))},
 }
 
 
@@ -112,6 +159,12 @@ def flag(id: str, given: str, *words: str) -> Case:
 def data(id: str, file: str, *words: str) -> Case:
     """A data set that cannot be used; the answer names its file."""
     return Case(id, [f"--dataset={file}", "--batch_size=8"], DATA, [file, *words])
+
+
+def images(id: str, folder: str, *words: str, tensorflow: bool = False) -> Case:
+    """A folder of images that cannot be used."""
+    flags = [f"--dataset=./{folder}", "--batch_size=1"]
+    return Case(id, flags, DATA, [folder, *words], tensorflow)
 
 
 def run_dir(id: str, name: str, exit_code: int, *words: str) -> Case:
@@ -190,6 +243,13 @@ CASES = [
         low="0",
         high="255",
     ),
+    Case(
+        "15-interval-and-steps-per-call",
+        ["--dataset=images.npz", "--batch_size=8", "--steps_per_call=3", "--checkpoint_steps=4"],
+        FLAGS,
+        ["--checkpoint_steps=4 is not a multiple of --steps_per_call=3"],
+        tensorflow=True,
+    ),
     flag("14-seed-negative", "--seed=-1", ">= 0", "<= 4294967295"),
     flag("14-seed-too-large", f"--seed={2**32}", ">= 0", "<= 4294967295"),
     run_dir("20-run_dir-is-a-file", "text.txt", FILE_SYSTEM, "text.txt is a file"),
@@ -198,6 +258,22 @@ CASES = [
     run_dir("24-run_dir-with-bell", "ring\a", FLAGS, r"'ring\x07'", "control character"),
     run_dir("24-run_dir-empty", "", FLAGS, "--run_dir=''", "empty"),
     run_dir("24-run_dir-too-long", "long" * 100, FILE_SYSTEM, "long"),
+    images("36-folder-missing", "nowhere", "does not exist"),
+    images("36-folder-empty", "empty_folder", "nothing"),
+    images("36-folder-without-images", "no_images", "1 .txt"),
+    images("37-truncated", "truncated_folder", "bad.png", "--bad_images=0", tensorflow=True),
+    images("38-zero-bytes", "zero_bytes", "bad.png is empty"),
+    images("38-text-named-png", "text_as_png", "bad.png is no PNG or JPEG"),
+    images("38-pdf", "pdf", "bad.jpg is no PNG or JPEG"),
+    images("39-mixed-sizes", "mixed_sizes", "3 of 8x8, 1 of 9x7", "--image_size"),
+    images("39-mixed-channels", "mixed_channels", "1 RGB, 3 grey", "--channels"),
+    images("39-transparency", "transparent", "1 RGBA", "convert"),
+    images("39-16-bits", "deep", "bad.png has 16 bits"),
+    images("39-palette", "palette", "1 palette", "--channels"),
+    images("39-animation", "animation", "bad.png is an animation"),
+    images("39-gif", "gif", "bad.png is no PNG or JPEG"),
+    images("40-bomb-png", "bomb", "decompression bomb"),
+    data("40-bomb-npz", "bomb.npz", "decompression bomb"),
     data("41-pickled-objects", "pickled.npz", "train", "pickled", "not read"),
     data("41-without-expected-key", "keys.npz", "names, pictures", "train, x_train"),
     data("41-rank", "flat.npz", "shape (40,)", "reshape"),
@@ -267,6 +343,11 @@ def test_refused_in_one_line_and_nothing_new_on_disk(case, tmp_path, without_ten
     for name, make in FILES.items():
         if name in mentioned:
             (tmp_path / name).write_bytes(make())
+    for name, content in FOLDERS.items():
+        if f"./{name}" in mentioned:
+            (tmp_path / name).mkdir()
+            for file, make in content.items():
+                (tmp_path / name / file).write_bytes(make())
     here = tmp_path / case.experiment
     experiment = here if here.exists() else CHECKOUT / "experiments" / case.experiment
     before = contents(tmp_path)
@@ -312,6 +393,58 @@ def test_the_folder_of_an_unknown_user(name, exit_code, tmp_path, without_tensor
     process = command(CHECKOUT / "experiments/vae_mnist.py", flags, tmp_path, without_tensorflow)
     assert "~nobody-of-this-name" in refusal(process, exit_code)
     assert list(tmp_path.iterdir()) == []
+
+
+# Numbers that have their test in another file, which must be there.
+ELSEWHERE = {
+    17: "test_runs.py::test_refused_by_the_model_or_the_machine",
+    19: "test_runs.py::test_going_on_with_other_flags_is_refused",
+    21: "test_runs.py::test_a_run_of_another_experiment_is_refused",
+    22: "test_runs.py::test_a_directory_in_use_is_refused",
+    23: "test_checkpoints.py::test_a_full_disk_at_any_effect_leaves_a_checkpoint",
+    25: "test_runs.py::test_a_moved_run_loads_and_is_complete",
+    26: "test_checkpoints.py::test_the_newest_is_that_of_the_largest_step",
+    27: "test_checkpoints.py::test_a_damaged_checkpoint_is_found_and_the_older_one_used",
+    28: "test_checkpoints.py::test_checkpoints_that_are_all_damaged_are_an_error",
+    29: "test_checkpoints.py::test_another_architecture_is_refused_by_name_and_shape",
+    30: "test_checkpoints.py::test_a_newer_format_is_refused",
+    31: "test_continuing.py::test_another_profile_is_valid_and_not_bit_exact",
+    32: "test_runs.py::test_resume_must_wants_an_old_directory",
+    33: "test_checkpoints.py::test_other_formats_are_refused",
+    34: "test_checkpoints.py::test_a_checkpoint_that_no_save_writes_is_refused",
+    35: "test_checkpoints.py::test_values_that_are_not_finite_are_never_written",
+    48: "test_runs.py::test_going_on_with_changed_data_is_refused",
+    49: "test_data_folders.py::test_the_walk_is_bounded_and_takes_regular_files_only",
+    51: "test_data_folders.py::test_more_pixels_than_memory_are_refused_before_decoding",
+    53: "test_gate.py::test_the_cause_is_named_and_nothing_of_the_step_is_kept",
+    54: "test_continuing.py::test_a_kl_divergence_of_nothing_is_warned_of_once",
+    55: "test_runs.py::test_a_run_goes_on_after_sigterm_and_ctrl_c",
+    56: "test_survival.py::test_a_signal_saves_at_its_step",
+    57: "test_continuing.py::test_logs_are_cut_off_at_the_checkpoint",
+    59: "test_continuing.py::test_out_of_memory_is_one_line_with_a_hint",
+    60: "test_survival.py::test_an_error_of_the_user_is_shown_after_a_save",
+}
+# Numbers that cannot apply yet.
+CANNOT_APPLY = {
+    5: "a run has one replica",
+    16: "there is no --strategy",
+    18: "a term that XLA cannot compile is refused by choose_jit, whose tests are its author's",
+    52: "there is no TFRecord source",
+    58: "tensorboard is a requirement of the package, which does not import without it",
+    62: "not yet tested",
+}
+
+
+@pytest.mark.parametrize("number", range(1, 63))
+def test_every_number_has_its_row_its_test_or_its_reason(number):
+    source = Path(__file__).read_text(encoding="utf-8")
+    rows = [case for case in CASES if case.id.split("-")[0] == str(number)]
+    here = re.search(rf'def test_{number}_|"{number}"|id="(\d+-[\w-]+-)?{number}-', source)
+    if number in ELSEWHERE:
+        file, _, name = ELSEWHERE[number].partition("::")
+        assert f"def {name}" in (Path(__file__).parent / file).read_text(encoding="utf-8")
+    else:
+        assert rows or here or CANNOT_APPLY[number]
 
 
 # What is no mistake, and needs a training.

@@ -119,6 +119,43 @@ def test_twenty_kills_in_one_run(trials, dataset, unbroken, tmp_path):
     assert go_on(trials, run_dir, *flags) == unbroken("dense")
 
 
+@pytest.mark.parametrize("name", RUNS if FULL else ["dense"])
+def test_a_signal_saves_at_its_step(name, trials, dataset, unbroken, tmp_path):
+    flags = [dataset, *COMMON, SELDOM, *RUNS[name]]
+    run_dir = tmp_path / "run"
+    for number, (signal, code) in enumerate([("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)]):
+        result = trials.run(run_dir, *flags, kill_in_call=2, after=0.001, signal=signal)
+        assert result["status"] == code, result
+        assert result["stderr"].endswith("goes on with the same command and --run_dir.\n")
+        # A call has 1, 2 or 3 steps; every session gets at least two calls further.
+        assert checkpoints.newest(run_dir / "checkpoints").step >= 2 * (number + 1)
+    assert go_on(trials, run_dir, *flags) == unbroken(name)
+
+
+@pytest.mark.parametrize("where", ["term", "callback"])
+def test_an_error_of_the_user_is_shown_after_a_save(where, trials, dataset, unbroken, tmp_path):
+    flags = [dataset, *COMMON, SELDOM, *RUNS["dense"]]
+    run_dir = tmp_path / "run"
+    result = trials.run(run_dir, *flags, error_in=where)
+    assert result["status"] == 70  # the server's, for an error that nobody has caught
+    assert "Traceback" in result["stderr"]
+    assert f"RuntimeError: of the user's {where}" in result["stderr"]
+    # Two calls an epoch: the sixth begins at step 13, and the third epoch ends at step 15.
+    assert checkpoints.newest(run_dir / "checkpoints").step == {"term": 13, "callback": 15}[where]
+    assert go_on(trials, run_dir, *flags) == unbroken("dense")
+
+
+def test_simultaneous_starts_are_one_run(dataset, tmp_path):
+    count = 20 if FULL else 3
+    servers = [Trials() for _ in range(count)]
+    for server in servers:
+        server.start(tmp_path / "run", dataset, *COMMON, "--epochs=4", SELDOM, *RUNS["dense"])
+    codes = sorted(server.end()["status"] for server in servers)
+    for server in servers:
+        server.close()
+    assert codes == [0, *[5] * (count - 1)]
+
+
 @pytest.mark.parametrize("mutant", sorted(set(MUTANTS) - {"written_in_place"}))
 def test_the_proof_notices_what_is_lost(mutant, trials, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, SELDOM, *RUNS["dense"]]

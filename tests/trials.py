@@ -51,7 +51,8 @@ class Trials:
 
         Keywords: `kill_at_effect`, the number of a file effect of the checkpoints; `kill_in_call`
         and `after`, a call of the compiled steps and seconds after its beginning; `signal` instead
-        of SIGKILL; `mutant`; `whole`, to write figures and networks as well.
+        of SIGKILL; `error_in`, a "term" or a "callback"; `mutant`;
+        `whole`, to write figures and networks as well.
         """
         self.start(run_dir, *flags, **how)
         return self.end()
@@ -99,6 +100,7 @@ class Watch:
 
     def install(self):
         from vae_research import checkpoints, files
+        from vae_research.callbacks import records
         from vae_research.runs import gate, training
 
         files.before = self.before
@@ -125,8 +127,22 @@ class Watch:
             self.phase = "after training"
             return evaluate(*arguments, **options) if self.how.get("whole") else {}
 
+        def failing(callback, record):
+            if record.epoch == 3:
+                raise RuntimeError("of the user's callback")
+            log(callback, record)
+
+        def failing_run(*arguments):
+            if self.calls == 5:
+                raise RuntimeError("of the user's term")
+            return watched_run(*arguments)
+
+        log = records.MetricsFile.on_record
+        error_in = self.how.get("error_in")
+        if error_in == "callback":
+            records.MetricsFile.on_record = failing
         checkpoints.write = watched_write
-        gate.FiniteGate._run = watched_run
+        gate.FiniteGate._run = failing_run if error_in == "term" else watched_run
         training.evaluate = watched_evaluate
         if not self.how.get("whole"):
             training._write_results = lambda *arguments: None

@@ -59,7 +59,8 @@ def _state(callback: keras.callbacks.Callback) -> dict[str, Any]:
         return callback.get_state()
     for kind, names in _KERAS.items():
         if isinstance(callback, kind):
-            return {name: _plain(getattr(callback, name)) for name in names}
+            known = vars(callback)  # some are made when training begins
+            return {name: _plain(known[name]) for name in names if name in known}
     return {}
 
 

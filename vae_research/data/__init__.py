@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vae_research.data.arrays import Data, DataError, Split
 from vae_research.data.files import load_npy, load_npz
+from vae_research.data.folders import images_in, load_image_folder
 from vae_research.data.idx import load_idx_folder
 from vae_research.data.mnist import load_fashion_mnist, load_mnist
 
@@ -26,14 +27,20 @@ _BY_SUFFIX = {".npz": load_npz, ".npy": load_npy}
 
 
 def load_data(
-    name: str | os.PathLike = "mnist", rescale: str | None = None, binarize: str = "none"
+    name: str | os.PathLike = "mnist",
+    rescale: str | None = None,
+    binarize: str = "none",
+    image_size: int | None = None,
+    channels: int | None = None,
+    bad_images: int = 0,
 ) -> Data:
     """The data set `name`.
 
     Args:
-        name: "mnist" (embedded), "fashion_mnist", a path that ends in .npz or .npy, or a folder of
-            idx files. A folder called mnist is meant by ./mnist.
+        name: "mnist" (embedded), "fashion_mnist", a path that ends in .npz or .npy, a folder of
+            idx files, or one of images. A folder called mnist is meant by ./mnist.
         rescale, binarize: see `Data.from_arrays`.
+        image_size, channels, bad_images: of a folder of images; see `folders.load_image_folder`.
 
     Raises:
         DataError: no such data set, or one that cannot be used.
@@ -51,6 +58,8 @@ def load_data(
         raise DataError(f"data set {str(name)!r}: {error}") from error
     if path.suffix.lower() in _BY_SUFFIX:
         return _BY_SUFFIX[path.suffix.lower()](path, rescale, binarize)
+    if path.is_dir() and images_in(path):
+        return load_image_folder(path, rescale, binarize, image_size, channels, bad_images)
     if path.exists() or len(path.parts) > 1:
         return load_idx_folder(path, rescale, binarize)
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _BY_NAME, n=1)

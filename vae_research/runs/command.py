@@ -15,10 +15,11 @@ from typing import Any
 from absl import flags
 
 from vae_research import checkpoints
-from vae_research.data import DATASETS, Data, DataError, load_data
-from vae_research.runs import continuing, directory, signals
+from vae_research.data import DATASETS, Data, DataError
+from vae_research.runs import continuing, directory, screen, signals
 from vae_research.runs.errors import RunError, UsageError
 from vae_research.runs.flags import Config, experiment_file, parse
+from vae_research.runs.loading import data_of
 
 flags.disclaim_key_flags()
 
@@ -118,7 +119,8 @@ def _train(build: Callable[[Config, Data], Any], experiment: str, config: Config
         from vae_research.runs.training import choose_device, train
 
         device = choose_device(config.device)
-    train(build, experiment, config, data, run_dir, checkpoint, device)
+    with screen.may_be_closed():
+        train(build, experiment, config, data, run_dir, checkpoint, device)
 
 
 def _study(
@@ -150,7 +152,8 @@ def _study(
 
 
 def _load(config: Config) -> Data:
-    data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
+    with _without_start_up_lines():  # images are decoded by TensorFlow
+        data = data_of(config)
     if config.batch_size > len(data.train):
         raise UsageError(
             f"--batch_size={config.batch_size} is more than the {len(data.train)} training "

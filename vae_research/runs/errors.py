@@ -30,7 +30,7 @@ class DivergedError(RunError):
 
 
 class FileSystemError(RunError):
-    """The run directory cannot be written to."""
+    """The run directory cannot be written to, or the machine has not enough memory."""
 
     exit_code = 7
 

@@ -134,8 +134,20 @@ def define_standard_flags() -> None:
         "seed", 0, "of initial weights, data order and noise", minimum=0, maximum=LARGEST_SEED
     )
     define_string(
-        "dataset", "mnist", "mnist, fashion_mnist, a .npz or .npy file, or a folder of idx files"
+        "dataset",
+        "mnist",
+        "mnist, fashion_mnist, a .npz or .npy file, or a folder of idx files or of images",
     )
+    define_integer(
+        "image_size",
+        None,
+        "pixels a side to which a folder's images are resized; default as they are",
+        minimum=1,
+    )
+    define_choice(
+        "channels", None, ("1", "3"), "of a folder's images: 1 grey, 3 RGB; default as they are"
+    )
+    define_integer("bad_images", 0, "images of a folder that may be left out as damaged")
     define_choice(
         "rescale",
         None,

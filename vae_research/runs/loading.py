@@ -79,7 +79,7 @@ def rebuild(
     # JSON has lists where a flag has a tuple.
     values = description["flags"].items()
     config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
-    data = load_data(config.dataset, rescale=config.rescale, binarize=config.binarize)
+    data = data_of(config)
     directory.refuse_changed_data(path, description, data)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
@@ -88,6 +88,22 @@ def rebuild(
     finally:
         keras.config.set_dtype_policy(policy)  # the caller's own models have the caller's
     return model, data, config, description
+
+
+def data_of(config: Config) -> Data:
+    """Returns the data set that the flags of a run name.
+
+    Raises:
+        DataError: no such data set, or one that cannot be used.
+    """
+    return load_data(
+        config.dataset,
+        rescale=config.rescale,
+        binarize=config.binarize,
+        image_size=config.image_size,
+        channels=None if config.channels is None else int(config.channels),
+        bad_images=config.bad_images,
+    )
 
 
 def _description(path: Path) -> dict[str, Any]:

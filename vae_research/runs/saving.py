@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from vae_research import checkpoints, files
 from vae_research.callbacks import resumable
@@ -127,6 +128,11 @@ class Saving(keras.callbacks.Callback):
             yield
         except (RunError, KeyboardInterrupt):
             raise
+        except tf.errors.ResourceExhaustedError as error:
+            raise FileSystemError(
+                f"out of memory in a training step ({str(error).partition(chr(10))[0]}). A smaller "
+                "--batch_size needs less; --steps_per_call and --precision may help, too."
+            ) from error
         except Exception:
             if self.model is not None and self._place != self._saved_place:
                 self.save_now()

@@ -198,6 +198,7 @@ def _fit(
     callbacks: list[keras.callbacks.Callback] = [
         gate,
         StopWhenDiverged(),
+        WarnOfCollapse(),
         *tensorboard_callbacks(config, data, run_dir, description),
         MetricsFile(run_dir / directory.METRICS),
     ]
@@ -321,6 +322,30 @@ class StopAtSignal(keras.callbacks.Callback):
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         signals.raise_if_received()
+
+
+class WarnOfCollapse(keras.callbacks.Callback):
+    """Says once that the KL divergence has been next to nothing at several evaluations in a row.
+
+    The posterior is then the prior: z says nothing of x.
+    """
+
+    nats, evaluations = 0.01, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._in_a_row = 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        divergence = float((logs or {}).get("val_kl", math.inf))
+        self._in_a_row = self._in_a_row + 1 if divergence < self.nats else 0
+        if self._in_a_row == self.evaluations:
+            warnings.warn(
+                f"The KL divergence was below {self.nats} nats at {self.evaluations} evaluations "
+                "in a row: z says nothing of the data. A smaller --kl_weight at the beginning, or "
+                "free bits, may help.",
+                stacklevel=2,
+            )
 
 
 class StopWhenDiverged(keras.callbacks.Callback):

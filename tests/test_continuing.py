@@ -1,0 +1,96 @@
+"""What a run that goes on is told, and what its parts remember."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from vae_research.callbacks.resumable import set_states, states_of
+from vae_research.runs import directory, exactness, logs
+from vae_research.runs.errors import FileSystemError
+from vae_research.runs.saving import Saving
+from vae_research.runs.training import WarnOfCollapse
+
+PROFILE = {"device": "CPU", "cpu": "A", "threads": "2 cores"}
+
+
+def test_the_same_profile_is_bit_exact():
+    assert exactness.promise(PROFILE, {}) == "bit-exact"
+    assert exactness.promise(PROFILE, PROFILE, "bit-exact") == "bit-exact"
+
+
+@pytest.mark.parametrize("name", ["cpu", "threads"])
+def test_another_profile_is_valid_and_not_bit_exact(name):
+    other = PROFILE | {name: "another"}
+    answer = exactness.promise(other, PROFILE, "bit-exact")
+    assert answer == f"valid, not bit-exact: {name} was {PROFILE[name]}, now another"
+    # What is lost once does not come back in the next session.
+    assert exactness.promise(other, other, answer) == answer
+
+
+def test_a_gpu_promises_less():
+    assert exactness.promise(PROFILE | {"device": "T4"}, {}).startswith("valid, not bit-exact")
+
+
+def test_logs_are_cut_off_at_the_checkpoint(tmp_path):
+    (tmp_path / "train").mkdir()
+    metrics, first = tmp_path / "metrics.jsonl", tmp_path / "train/events.out.tfevents.1"
+    metrics.write_text("one\n")
+    first.write_bytes(b"abc")
+    lengths = logs.lengths(tmp_path)
+    metrics.write_text("one\ntwo\nthr")
+    first.write_bytes(b"abcd\0\0")  # a damaged tail
+    later = tmp_path / "train/events.out.tfevents.2"
+    later.write_bytes(b"x")
+    (tmp_path / "train/vectors.tsv").write_text("kept")
+    assert logs.rewind(tmp_path, lengths) == []
+    assert (metrics.read_text(), first.read_bytes(), later.exists()) == ("one\n", b"abc", False)
+    assert (tmp_path / "train/vectors.tsv").exists()
+    metrics.write_text("o")
+    first.unlink()
+    assert logs.rewind(tmp_path, lengths) == ["metrics.jsonl", "train/events.out.tfevents.1"]
+
+
+def test_callbacks_of_keras_remember_what_they_compare_with():
+    before = [
+        keras.callbacks.EarlyStopping(patience=3),
+        keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.EarlyStopping(patience=9),
+    ]
+    before[0].wait, before[0].best, before[1].cooldown_counter, before[2].wait = 2, 1.5, 4, 7
+    after = [
+        keras.callbacks.EarlyStopping(),
+        before[1].__class__(),
+        keras.callbacks.EarlyStopping(),
+    ]
+    set_states(after, states_of(before))
+    assert (after[0].wait, after[0].best, after[2].wait) == (2, 1.5, 7)
+    assert after[1].cooldown_counter == 4
+    set_states(after, {})  # callbacks that were not there before begin anew
+
+
+def test_a_kl_divergence_of_nothing_is_warned_of_once(recwarn):
+    callback = WarnOfCollapse()
+    for divergence in (0.001, 0.001, 5.0, 0.001, 0.001):
+        callback.on_epoch_end(0, {"val_kl": divergence})
+    assert len(recwarn) == 0
+    for _ in range(3):
+        callback.on_epoch_end(0, {"val_kl": np.float32(0.001)})
+    assert len(recwarn) == 1
+    assert "KL divergence was below 0.01 nats at 3 evaluations" in str(recwarn[0].message)
+
+
+def test_out_of_memory_is_one_line_with_a_hint(tmp_path):
+    saving = Saving(tmp_path, [], None, None, {})
+    error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmore")
+    message = r"out of memory.*--batch_size"
+    with pytest.raises(FileSystemError, match=message) as raised, saving.after_an_error():
+        raise error
+    assert raised.value.exit_code == 7
+    assert "\n" not in str(raised.value)
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path):
+    directory.refuse_full_disk(tmp_path / "not" / "there", 1)
+    with pytest.raises(FileSystemError, match=r"has [\d,]+ MB free.*need 1,000,000,000,000 MB"):
+        directory.refuse_full_disk(tmp_path / "not" / "there", 10**18)
