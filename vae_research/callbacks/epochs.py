@@ -51,7 +51,9 @@ class StepCallback(keras.callbacks.Callback, Resumable):
     def __init__(self) -> None:
         super().__init__()
         self._steps_before = 0
-        self._steps_done = 0  # of an epoch that goes on: what its first calls have nothing to do for
+        self._steps_done = (
+            0  # of an epoch that goes on: what its first calls have nothing to do for
+        )
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Counts from where the epoch began that goes on."""

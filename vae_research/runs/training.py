@@ -26,8 +26,8 @@ from vae_research.runs import directory, exactness, logs, report, signals
 from vae_research.runs.errors import DirectoryInUseError, DivergedError, UsageError
 from vae_research.runs.flags import Config, experiment_file, is_given
 from vae_research.runs.gate import FiniteGate
-from vae_research.runs.watching import tensorboard_callbacks, write_test_figures
 from vae_research.runs.saving import Saving
+from vae_research.runs.watching import tensorboard_callbacks, write_test_figures
 
 # Validation has no gradients to keep: larger batches than those of training cost less.
 _VALIDATION_BATCH = 500
