@@ -4,9 +4,11 @@ The model has everything whose loss would change the rest of the training: Adam'
 dropout, and moving statistics of a batch normalization.
 """
 
+import collections
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 
@@ -324,6 +326,66 @@ def sign_values(path):
     edit_manifest(path, sign=True, files={VALUES: written})
 
 
+def mutate(folder, random_):
+    """Does one thing to the newest of two checkpoints; returns in words what."""
+    older, newer = folder / "0000000001", folder / "0000000002"
+    name = random_.choice([MANIFEST, VALUES])
+    content = (newer / name).read_bytes()
+    kind = random_.choice(["flip", "cut", "lengthen", "zeros", "delete", "swap", "stale", "other"])
+    if kind == "flip":
+        at, bit = random_.randrange(len(content)), random_.randrange(8)
+        content = content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
+    elif kind == "cut":
+        content = content[: random_.randrange(len(content))]
+    elif kind == "lengthen":
+        content += random_.randbytes(random_.randrange(1, 100))
+    elif kind == "zeros":
+        start = random_.randrange(len(content) - 20)
+        content = content[:start] + bytes(20) + content[start + 20 :]
+        kind += " where there were none" if content != (newer / name).read_bytes() else ""
+    elif kind == "delete":
+        (newer / name).unlink()
+        return f"{kind} {name}"
+    elif kind == "swap":
+        (newer / MANIFEST).rename(newer / "aside")
+        (newer / VALUES).rename(newer / MANIFEST)
+        (newer / "aside").rename(newer / VALUES)
+        return kind
+    else:  # the file of the older checkpoint: a stale manifest, or stale values
+        content = (older / name).read_bytes()
+    (newer / name).write_bytes(content)
+    return f"{kind} {name}"
+
+
+def test_three_hundred_mutations_are_all_found(original, tmp_path):
+    random_, kinds = random.Random(0), collections.Counter()
+    while kinds.total() < 300:
+        folder = tmp_path / str(kinds.total())
+        shutil.copytree(original[0], folder)
+        before = content_of(folder)
+        kind = mutate(folder, random_)
+        if content_of(folder) == before:  # zeros where there were zeros
+            shutil.rmtree(folder)
+            continue
+        kinds[kind] += 1
+        found = checkpoints.search(folder)
+        assert found.newest == Checkpoint(folder / "0000000001", step=1, epoch=1), kind
+        assert [path.name for path, _ in found.damaged] == ["0000000002"], kind
+    assert len(kinds) >= 14, kinds
+
+
+def test_the_proof_notices_values_that_nobody_compares(original, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        files,
+        "sha256",
+        lambda path: json.loads((path.parent / MANIFEST).read_text())["content"]["files"][
+            path.name
+        ]["sha256"],
+    )
+    with pytest.raises(AssertionError):
+        test_three_hundred_mutations_are_all_found(original, tmp_path)
+
+
 class Payload:
     """Pickled, an object that makes a directory when it is read."""
 
@@ -556,6 +618,77 @@ def test_a_full_disk_at_any_effect_leaves_a_checkpoint_and_the_next_save_succeed
         save(folder, model, epoch=4, keep=2)
         assert newest(folder).epoch == 4
         assert [name for name in names(folder) if name.startswith(".")] == []
+
+
+class PowerCut:
+    """A disk that has, of what was written, only what was flushed before the power failed."""
+
+    def __init__(self, at):
+        self.at, self.number, self.unflushed = at, 0, set()
+
+    def before(self, effect, path):
+        if self.number == self.at:
+            raise Crash
+        self.number += 1
+        if effect == "create" and not path.is_dir():
+            self.unflushed.add(path)
+        elif effect == "fsync":
+            self.unflushed.discard(path)
+        elif effect == "rename":
+            inside = {file for file in self.unflushed if path.name in file.parent.name}
+            self.unflushed = self.unflushed - inside | {path / file.name for file in inside}
+
+    def lose(self):
+        for path in self.unflushed:
+            if path.is_file():
+                path.write_bytes(b"")
+
+
+def power_cuts(original, tmp_path, monkeypatch):
+    """Returns what is found after a power cut at every effect of a save."""
+    found, at = [], 0
+    while True:
+        folder = tmp_path / f"cut at {at}"
+        shutil.copytree(original[0], folder)
+        model, cut = make(), PowerCut(at)
+        restore(model, newest(folder))
+        model.optimizer.iterations.assign(3)
+        with monkeypatch.context() as context:
+            context.setattr(files, "before", cut.before)
+            context.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+            try:
+                save(folder, model, epoch=3, keep=2)
+            except Crash:
+                cut.lose()
+            else:
+                return found
+        found.append(checkpoints.search(folder))
+        at += 1
+
+
+def test_a_power_cut_at_any_effect_loses_no_checkpoint(original, tmp_path, monkeypatch):
+    found = power_cuts(original, tmp_path, monkeypatch)
+    assert len(found) >= 15
+    assert [search.damaged for search in found] == [()] * len(found)
+    steps = [search.newest.step for search in found]
+    assert steps == sorted(steps)
+    assert set(steps) == {2, 3}
+
+
+def test_the_proof_notices_a_rename_before_the_flush(original, tmp_path, monkeypatch):
+    def write(path, fill):
+        before = files.before
+        # Flushing is left out; behind the rename it would come too late.
+        files.before = lambda effect, path: effect == "fsync" or before(effect, path)
+        try:
+            return written(path, fill)
+        finally:
+            files.before = before
+
+    written = files.write
+    monkeypatch.setattr(files, "write", write)
+    found = power_cuts(original, tmp_path, monkeypatch)
+    assert any(search.damaged for search in found)
 
 
 def test_saving_a_step_again_leaves_the_first_in_place(folder):
