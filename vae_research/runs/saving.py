@@ -100,8 +100,7 @@ class Saving(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Saves the end, and waits until it is on disk."""
-        if self._finish_writing() is not None or self._saved_place != self._place:
-            self.save_now()
+        self.save_now()
 
     def save_now(self) -> None:
         """Saves the last state that the run can go on from, and waits until it is on disk.
@@ -113,6 +112,8 @@ class Saving(keras.callbacks.Callback):
             # Where another callback has failed, this one has not heard of the last call.
             epoch, _ = self._place
             self._place = epoch, self.model.step - epoch * self.model.steps_per_epoch
+        if self._finish_writing() is None and self._place == self._saved_place:
+            return
         self._save(self._training_part or self._progress_now())
         error = self._finish_writing()
         if error is not None:
