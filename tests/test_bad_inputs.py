@@ -398,6 +398,7 @@ def test_the_folder_of_an_unknown_user(name, exit_code, tmp_path, without_tensor
 # Numbers that have their test in another file, which must be there.
 ELSEWHERE = {
     17: "test_runs.py::test_refused_by_the_model_or_the_machine",
+    18: "test_execution.py::test_xla_asked_for_and_impossible_names_the_operation",
     19: "test_runs.py::test_going_on_with_other_flags_is_refused",
     21: "test_runs.py::test_a_run_of_another_experiment_is_refused",
     22: "test_runs.py::test_a_directory_in_use_is_refused",
@@ -428,10 +429,8 @@ ELSEWHERE = {
 CANNOT_APPLY = {
     5: "a run has one replica",
     16: "there is no --strategy",
-    18: "a term that XLA cannot compile is refused by choose_jit, whose tests are its author's",
     52: "there is no TFRecord source",
     58: "tensorboard is a requirement of the package, which does not import without it",
-    62: "not yet tested",
 }
 
 
@@ -451,6 +450,17 @@ def test_every_number_has_its_row_its_test_or_its_reason(number):
 
 TINY = ["--batch_size=8", "--hidden_units=4", "--latent_dim=2", "--importance_samples=2"]
 STRANGE_NAME = "my run: 🙂 = größer & 'mehr'"
+
+
+def test_62_a_locale_without_utf_8_and_no_home(tmp_path, monkeypatch):
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HOME", raising=False)
+    (tmp_path / "images.npz").write_bytes(FILES["images.npz"]())
+    flags = [*TINY, "--dataset=images.npz", "--epochs=1", "--run_dir=run"]
+    process = command(CHECKOUT / "experiments/vae_mnist.py", flags, tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "run/summary.json").read_text("utf-8"))["status"] == "done"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -23,6 +26,7 @@ from vae_research.runs import gate as gates
 from vae_research.runs.errors import DivergedError
 from vae_research.runs.gate import FiniteGate
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("VAE_RESEARCH_PROOFS") == "full"
 BATCH, STEPS, EPOCHS = 8, 5, 2
 IMAGES = np.random.default_rng(0).random((38, 4, 4)).astype("float32")
@@ -266,3 +270,52 @@ def test_without_a_gate_the_weights_would_be_lost(tmp_path):
     batches = DATA.train.resident(BATCH, seed=0)
     model.fit(batches, epochs=EPOCHS, callbacks=[NoGate(batches, tmp_path)], verbose=0)
     assert gates.not_finite(gates.variables_of(model)) != []
+
+
+def test_the_command_repeats_the_step_of_a_run(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    np.savez(tmp_path / "images.npz", train=IMAGES)
+    flags = ["--dataset=images.npz", "--batch_size=8", "--epochs=3", "--run_dir=run", "--verbose=0"]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+    def run(*command):
+        command = [sys.executable, *command]
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+        return subprocess.run(command, **options)
+
+    trained = run("own.py", *flags)
+    assert trained.returncode == 6
+    assert "term 'sparse' not finite in epoch 2, step 7." in trained.stderr
+    replayed = run("-m", "vae_research.runs.replay", "run")
+    assert replayed.returncode == 0, replayed.stderr
+    assert replayed.stdout.endswith("now:  term 'sparse' not finite\n")
+    examined = run("-m", "vae_research.runs.doctor", "run")
+    assert "diverged in epoch 2, step 7: term 'sparse' not finite" in examined.stdout
+    assert run("-m", "vae_research.runs.replay", ".").returncode == 2
+
+
+OWN = '''"""A term that fails at one step."""
+
+import tensorflow as tf
+
+import vae_research as vr
+from vae_research import runs
+
+
+class Sparse(vr.LossTerm):
+    def per_example(self, z, step):
+        return vr.sum_over_event(tf.abs(z)) * tf.where(tf.equal(step, 6.0), float("nan"), 1.0)
+
+
+def build(config, data):
+    return vr.VAE(
+        vr.dense_encoder(data.shape, 2, hidden_units=(4,)),
+        vr.GaussianBottleneck(2),
+        vr.dense_decoder(data.shape, 2, hidden_units=(4,)),
+        [vr.Bernoulli(), vr.KLDivergence(), Sparse()],
+    )
+
+
+if __name__ == "__main__":
+    runs.main(build)
+'''

@@ -115,7 +115,7 @@ def _train(build: Callable[[Config, Data], Any], experiment: str, config: Config
         description = directory.read_json(run_dir / directory.CONFIG)
         directory.refuse_changed_data(run_dir, description, data)
     signals.wait_for_steps()
-    with _without_start_up_lines():
+    with without_start_up_lines():
         from vae_research.runs.training import choose_device, train
 
         device = choose_device(config.device)
@@ -143,7 +143,7 @@ def _study(
     if check is not None:
         check(config, data)
     signals.wait_for_steps()
-    with _without_start_up_lines():
+    with without_start_up_lines():
         from vae_research.runs.studies import carry_out
         from vae_research.runs.training import choose_device
 
@@ -152,7 +152,7 @@ def _study(
 
 
 def _load(config: Config) -> Data:
-    with _without_start_up_lines():  # images are decoded by TensorFlow
+    with without_start_up_lines():  # images are decoded by TensorFlow
         data = data_of(config)
     if config.batch_size > len(data.train):
         raise UsageError(
@@ -163,7 +163,7 @@ def _load(config: Config) -> Data:
 
 
 @contextmanager
-def _without_start_up_lines() -> Iterator[None]:
+def without_start_up_lines() -> Iterator[None]:
     """Keeps the lines off the screen that TensorFlow prints when it is loaded and looks for GPUs.
 
     They come from C++ before any log level is in force. Where loading fails they are shown.

@@ -17,6 +17,8 @@ from vae_research.data import Data
 from vae_research.runs.errors import DirectoryInUseError, FileSystemError, UsageError
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", "lock"
+# The step at which a run has diverged.
+NONFINITE = "nonfinite.json"
 
 
 def choose(run_dir: str | None, experiment: str) -> Path:

@@ -50,6 +50,12 @@ def examine(run_dir: Path) -> tuple[list[str], int]:
     lines.append(f"summary.json: {'missing' if summary is None else summary['status']}")
     lines += _left_over(run_dir)
     advice, exit_code = _advice(description, in_use, bool(found[1:]), newest, summary)
+    diverged = directory.read_json(run_dir / directory.NONFINITE)
+    if diverged is not None:
+        lines.append(
+            f"diverged in epoch {diverged['epoch']}, step {diverged['step']}: "
+            f"{' and '.join(diverged['causes'])} not finite; scripts/replay {run_dir} repeats it"
+        )
     return [*lines, f"What to do: {advice}"], exit_code
 
 

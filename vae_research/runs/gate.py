@@ -26,7 +26,7 @@ from vae_research.randomness import training_key
 from vae_research.runs import directory
 from vae_research.runs.errors import DivergedError
 
-RECORD, FOLDER = "nonfinite.json", "nonfinite"
+FOLDER = "nonfinite"
 # With --on_nonfinite=skip, what goes wrong this often without a good step between does not pass.
 _MOST_SKIPS_IN_A_ROW = 10
 
@@ -151,7 +151,7 @@ class FiniteGate(keras.callbacks.Callback, Resumable):
             "rows": step.rows.numpy().tolist(),
             "checkpoint": f"{FOLDER}/{saved.name}",
         }
-        directory.write_json(self._run_dir / RECORD, record)
+        directory.write_json(self._run_dir / directory.NONFINITE, record)
         in_a_row = f", the {self._in_a_row + 1}th step in a row" if self._in_a_row else ""
         raise DivergedError(
             f"training diverged: {message}{in_a_row}. That step is undone, and the last checkpoint "

@@ -12,7 +12,9 @@ from vae_research import checkpoints
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import DataError
 from vae_research.runs import directory
+from vae_research.runs.command import without_start_up_lines
 from vae_research.runs.errors import RunError, UsageError
+from vae_research.runs.loading import rebuild
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,13 +37,13 @@ def replay(run_dir: Path) -> int:
     Raises:
         UsageError: the run has not diverged.
     """
-    record = directory.read_json(run_dir / "nonfinite.json")
+    record = directory.read_json(run_dir / directory.NONFINITE)
     if record is None:
         raise UsageError(f"{run_dir} has no nonfinite.json: it has not diverged.")
-    import tensorflow as tf
+    with without_start_up_lines():
+        import tensorflow as tf
 
-    from vae_research.runs import gate
-    from vae_research.runs.loading import rebuild
+        from vae_research.runs import gate
 
     model, data, config, _ = rebuild(run_dir)
     found = checkpoints.load(run_dir / record["checkpoint"], model)

@@ -76,7 +76,8 @@ def train(
         promise = exactness.promise(
             profile, progress.get("profile", {}), progress.get("promise", "")
         )
-        (run_dir / directory.SUMMARY).unlink(missing_ok=True)  # it speaks of other weights
+        for name in (directory.SUMMARY, directory.NONFINITE):  # they speak of other weights
+            (run_dir / name).unlink(missing_ok=True)
         description = report.describe(experiment, experiment_file(build), config, data, device)
         description |= report.describe_model(model, execution)
         description["exactness"] = {"promise": promise, "profile": profile}
