@@ -168,7 +168,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         "--nll_images", type=positive(int), default=100, help="test images at least in a turn"
     )
     parser.add_argument(
-        "--run_epochs", type=positive(int), default=10, help="that a default run is measured over"
+        "--run_epochs", type=positive(int), default=15, help="that a default run is measured over"
     )
     parser.add_argument(
         "--output",

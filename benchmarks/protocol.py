@@ -76,6 +76,7 @@ def _prepare(
         "losses": losses,
         "first_step": first_step[0] if first_step else None,
         "description": getattr(built, "description", ""),
+        "peak_memory": peak_memory(),
     }
 
 

@@ -169,7 +169,7 @@ def start(work: Work, contenders: Sequence[Contender], settings: Namespace) -> d
                     with Worker(contender, Path(folder)) as worker:
                         answer = worker.prepare(work, 1)
                         line[state] = answer["first_step"] - worker.started
-                        line["peak_memory"] = worker.ask("measure", seconds=0)["peak_memory"]
+                        line["peak_memory"] = answer["peak_memory"]
                 except ContenderError as error:
                     line["failure"] = str(error)
                     break
@@ -181,6 +181,7 @@ def start(work: Work, contenders: Sequence[Contender], settings: Namespace) -> d
 RUNS = {
     "default": [],
     "training figures every 100 steps": ["--log_every_steps=100"],
+    "nothing for TensorBoard": ["--notensorboard"],
 }
 _EPOCHS_SHORT = 2
 

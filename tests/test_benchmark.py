@@ -17,6 +17,7 @@ from benchmarks.contenders import BY_NAME, CONTENDERS, Contender, ContenderError
 from benchmarks.works import CONVOLUTIONAL, DENSE_20, DENSE_128, WORKS, as_float
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+MACHINE = {"processor": "p", "memory": "m", "system": "s", "tcmalloc": "none"}
 PROGRAM = [sys.executable, "-m", "benchmarks"]
 
 
@@ -24,7 +25,12 @@ PROGRAM = [sys.executable, "-m", "benchmarks"]
 def results(tmp_path_factory):
     """Of the program, with few images and two contenders."""
     folder = tmp_path_factory.mktemp("benchmark")
-    flags = ["--only=dense_128,nll", "--contenders=ours,keras_fit", "--rounds=2", "--images=2000"]
+    flags = [
+        "--only=dense_128,nll,start",
+        "--contenders=ours,keras_fit",
+        "--rounds=2",
+        "--images=2000",
+    ]
     flags += ["--seconds=0.1", "--epochs=2", "--nll_images=5", f"--output={folder}"]
     done = subprocess.run([*PROGRAM, *flags], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -79,7 +85,7 @@ def test_a_ratio_is_that_of_turns_of_one_round():
     section = {"work": {"title": "t", "images": 50_000}, "flops_per_image": 1.0, "epochs": 1}
     text = tables.markdown(
         {
-            "machine": {"processor": "p", "memory": "m", "system": "s", "tcmalloc": "none"},
+            "machine": MACHINE,
             "sections": {"dense_128": section | {"lines": lines}},
         }
     )
@@ -103,10 +109,36 @@ def test_a_contender_that_ends_is_a_line_and_not_the_end(monkeypatch):
     assert "No module named" in section["lines"]["broken"]["failure"]
     assert "No module named" in tables.markdown(
         {
-            "machine": {"processor": "p", "memory": "m", "system": "s", "tcmalloc": "none"},
+            "machine": MACHINE,
             "sections": {"dense_128": section},
         }
     )
+
+
+class FakeWorker:
+    """Its first step is done 8 seconds after the start; 2 where the folder of caches is not empty."""
+
+    def __init__(self, contender, caches):
+        self.started, self.seconds = 100.0, 2.0 if any(caches.iterdir()) else 8.0
+        (caches / "program").touch()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def prepare(self, work, epochs):
+        return {"first_step": self.started + self.seconds, "peak_memory": 2**30}
+
+
+def test_the_second_start_finds_what_the_first_has_compiled(monkeypatch):
+    monkeypatch.setattr(sections, "Worker", FakeWorker)
+    section = sections.start(DENSE_128, [BY_NAME["jax_scan"]], None)
+    found = section["lines"]["jax_scan"]
+    assert (found["cold"], found["warm"]) == (8.0, 2.0)
+    text = tables.markdown({"machine": MACHINE, "sections": {"start": section}})
+    assert "| JAX, scan over an epoch | 8.0 | 2.0 | 1,024 MB |" in text
 
 
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
