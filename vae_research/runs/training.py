@@ -98,7 +98,8 @@ def train(
             model,
             data.test.prepare(),
             num_samples=config.importance_samples,
-            jit_compile=model.jit_compile,
+            # Compiling takes longer than it saves: the time is spent in large matrix products.
+            jit_compile=config.jit == "on",
             between_calls=signals.raise_if_received,
             verbose=int(config.verbose == 1 and sys.stdout.isatty()),
         )
