@@ -388,10 +388,10 @@ def test_a_folder_with_training_images_only(tmp_path):
 
 
 def test_a_folder_without_idx_files_says_what_it_holds(tmp_path):
-    for name in ("a.png", "b.PNG", "c.txt", ".hidden", "README"):
+    for name in ("a.dat", "b.DAT", "c.txt", ".hidden", "README"):
         (tmp_path / name).touch()
     (tmp_path / "more.d").mkdir()
-    expected = "2 .png, 1 .txt, 1 files without suffix, 1 folders"
+    expected = "2 .dat, 1 .txt, 1 files without suffix, 1 folders"
     assert what_is_in(tmp_path) == expected
     assert f"holds no train-images-idx3-ubyte (or .gz), but {expected}" in refusal(
         load_data, tmp_path

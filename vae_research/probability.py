@@ -19,18 +19,22 @@ def sum_over_event(values: tf.Tensor) -> tf.Tensor:
     >>> sum_over_event(tf.ones([2, 3, 4])).numpy().tolist()
     [12.0, 12.0]
     """
-    values = flat_event(_float32(values))
+    (values,) = flat_events(_float32(values))
     return tf.reduce_sum(values, axis=list(range(1, values.shape.rank)))
 
 
-def flat_event(values: tf.Tensor) -> tf.Tensor:
-    """Returns `[rows, numbers of an example]` where the shape of an example is known.
+def flat_events(*tensors: tf.Tensor) -> list[tf.Tensor]:
+    """Returns each as `[rows, numbers of an example]`, if all have examples of a known shape.
 
     XLA makes faster loops over one long axis than over height, width and a single channel.
     """
-    if values.shape.rank <= 2 or not values.shape[1:].is_fully_defined():
-        return values
-    return tf.reshape(values, [tf.shape(values)[0], math.prod(values.shape[1:])])
+    shapes = [values.shape[1:] for values in tensors]
+    if any(not shape.is_fully_defined() or shape.rank < 2 for shape in shapes):
+        return list(tensors)
+    return [
+        tf.reshape(values, [tf.shape(values)[0], math.prod(shape)])
+        for values, shape in zip(tensors, shapes, strict=True)
+    ]
 
 
 def log_mean_exp(values: tf.Tensor, axis: int) -> tf.Tensor:

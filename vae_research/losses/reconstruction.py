@@ -24,7 +24,7 @@ class Bernoulli(Likelihood):
     def log_likelihood(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Returns `log p(targets | logits)`, `[rows]`, nats."""
         _check_shapes(self, targets, logits=logits)
-        targets, logits = probability.flat_event(targets), probability.flat_event(logits)
+        targets, logits = probability.flat_events(targets, logits)
         return probability.sum_over_event(probability.bernoulli_log_density(targets, logits))
 
     def mean(self, logits: tf.Tensor) -> tf.Tensor:
