@@ -134,7 +134,7 @@ def permutation_cost(own: np.ndarray, permuted: np.ndarray) -> Figure:
 
 
 def mutual_information(
-    z: np.ndarray, z_mean: np.ndarray, z_log_var: np.ndarray, *, rows: int = 256
+    z: np.ndarray, z_mean: np.ndarray, z_log_var: np.ndarray, *, rows: int = 128
 ) -> float:
     """Returns a lower bound of the mutual information between x and z, nats, at most log(count).
 

@@ -23,7 +23,7 @@ from vae_research.fitting import (
 )
 from vae_research.objective import LossReport, Objective
 from vae_research.randomness import evaluation_key, training_key
-from vae_research.tensors import SCALARS, Tensors, bind, call_module, scope_explained
+from vae_research.tensors import SCALARS, Tensors, bind, call_module, graph_scope, scope_explained
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
@@ -460,9 +460,12 @@ class VAE(keras.Model):
             loss = tf.reduce_mean(weighted(report.surrogate, report, sample_weight))
             loss_to_differentiate = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
-        gradients = tape.gradient(loss_to_differentiate, variables)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return self._record(report, sample_weight)
+        with graph_scope("gradients"):
+            gradients = tape.gradient(loss_to_differentiate, variables)
+        with graph_scope("optimizer"):
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        with graph_scope("figures"):
+            return self._record(report, sample_weight)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The same figures without training. Every evaluation sees the same noise."""

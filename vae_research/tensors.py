@@ -24,6 +24,7 @@ of one example next to each other.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -220,6 +221,24 @@ def call_module(
             not given.
         TypeError: the module returned tensors without names.
     """
+    with graph_scope(role):
+        outputs = _outputs_of(role, module, tensors, training=training, only_input=only_input)
+    tensors.write(role, outputs)
+
+
+def graph_scope(name: str) -> Any:
+    """Returns a context whose operations are one box in a picture of the graph; nothing else."""
+    return tf.name_scope(re.sub(r"\W", "_", name).strip("_") or "unnamed")
+
+
+def _outputs_of(
+    role: str,
+    module: keras.layers.Layer,
+    tensors: Tensors,
+    *,
+    training: bool,
+    only_input: str | None,
+) -> Mapping[str, tf.Tensor]:
     arguments = bind(role, module, tensors, only_input=only_input)
     network = module.network if isinstance(module, Named) else module
     if isinstance(network, keras.Model) and _is_functional(network):
@@ -241,7 +260,7 @@ def call_module(
             "named(network, 'z_mean', 'z_log_var') for an encoder, named(network, 'logits') for a "
             "decoder."
         )
-    tensors.write(role, outputs)
+    return outputs
 
 
 @keras.saving.register_keras_serializable(package="vae_research")

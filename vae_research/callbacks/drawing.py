@@ -11,8 +11,10 @@ import numpy as np
 _LARGEST_THUMBNAIL = 64
 
 # From black by violet and orange to light yellow: brighter is more, also without colours.
-_HEAT = np.array(
-    [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32
+_HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
+_SHADES = np.stack(  # 256 of them
+    [np.interp(np.arange(256), np.linspace(0, 255, len(_HEAT)), c) for c in np.transpose(_HEAT)],
+    axis=-1,
 )
 
 
@@ -49,9 +51,8 @@ def heat(values: np.ndarray) -> np.ndarray:
     >>> heat(np.array([0.0, 1.0])).round(2).tolist()
     [[0.0, 0.0, 0.02], [0.99, 1.0, 0.64]]
     """
-    places = np.linspace(0.0, 1.0, len(_HEAT))
-    channels = [np.interp(values, places, _HEAT[:, channel] / 255.0) for channel in range(3)]
-    return np.stack(channels, axis=-1)
+    shade = np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return (_SHADES.astype(np.float32) / 255.0)[shade]
 
 
 def over_time(values: np.ndarray, *, cell: int = 10, width: int = 400) -> np.ndarray:
@@ -69,7 +70,7 @@ def over_time(values: np.ndarray, *, cell: int = 10, width: int = 400) -> np.nda
         values = values[np.linspace(0, len(values) - 1, width).round().astype(int)]
     scaled = values.T / max(float(values.max()), 1e-12)
     wide = min(2 * cell, width // len(values))
-    return heat(np.repeat(np.repeat(scaled, cell, axis=0), wide, axis=1))
+    return np.repeat(np.repeat(heat(scaled), cell, axis=0), wide, axis=1)
 
 
 def sprite(images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:

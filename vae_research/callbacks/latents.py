@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.bottlenecks.gaussian import GaussianBottleneck
 from vae_research.callbacks import messages
 from vae_research.callbacks.drawing import over_time
+from vae_research.callbacks.inference import Inference
 from vae_research.callbacks.writers import Summaries
-from vae_research.evaluation import active_units
+from vae_research.evaluation import Figure, active_units
 from vae_research.latent_health import (
     Verdict,
     WarmUp,
@@ -24,10 +24,9 @@ from vae_research.latent_health import (
 )
 from vae_research.model import VAE
 from vae_research.schedules import Schedule, value_at
-from vae_research.tensors import bind
 
-# Examples that are encoded after every epoch, and of these the ones that are also decoded.
-_ENCODED, _DECODED = 1000, 250
+# Examples that are decoded, twice; the others are only encoded.
+_DECODED = 128
 
 _KL_FILE = "kl_per_dimension.tsv"
 _KL_OVER_TIME = (
@@ -55,45 +54,47 @@ class Latents(keras.callbacks.Callback):
 
     Args:
         log_dir: the run directory.
-        data: `[count, ...]` validation data, or a dictionary of such arrays; the first 1000
-            examples are used.
+        data: `[count, ...]` validation data, or a dictionary of such arrays; of which the first
+            1000 examples are used; or an `Inference`.
 
     Attributes:
         verdicts: of the last epoch.
     """
 
-    def __init__(self, log_dir: str | Path, data: np.ndarray | Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, log_dir: str | Path, data: np.ndarray | Mapping[str, np.ndarray] | Inference
+    ) -> None:
         super().__init__()
-        self.data = keras.tree.map_structure(lambda values: values[:_ENCODED], data)
+        self.inference = Inference.over(data)
         self.verdicts: list[Verdict] = []
         self._judged: dict[str, Any] = {}
         self._written: list[str] = []
         self._summaries = Summaries(log_dir)
         self._kl_file = Path(log_dir, "validation", _KL_FILE)
         self._kl_per_dimension: list[np.ndarray] = []
-        self._look = tf.function(_look, autograph=False)
-        self._on_device: Any = None
+        self._compare = tf.function(_with_own_and_wrong_codes, autograph=False)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes up the picture of an interrupted run."""
         self._kl_per_dimension = _read_rows(self._kl_file, self.model.step)
-        if self._on_device is None:  # converted once, not at every epoch
-            self._on_device = keras.tree.map_structure(tf.constant, self.data)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Forgets the codes of the epoch before."""
+        self.inference.forget()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Encodes the data and writes what comes of it."""
         step = self.model.step
-        tensors = self._look(self.model, self._on_device)
-        found = {name: tensor.numpy() for name, tensor in tensors.items()}
+        found = self.inference(self.model)
+        cost = self._cost_of_wrong_codes(found["z"])
         values = {"latent/active_units": active_units(found["code"]).value}
         if "val_elbo" in (logs or {}):
             values["latent/kl_total"] = float(logs["val_kl"])
-        cost = permutation_cost(found["own"], found["permuted"])
         values["latent/cost_of_wrong_codes"] = cost.value
         self._summaries.scalars("validation", values, step)
         self._write_posterior(found, step)
         if "kl" in found:
-            self._write_kl(found["kl"], step)
+            self._write_kl(found["kl"].mean(axis=0), step)
         self._judged = {
             "variances": found["code"].var(axis=0),
             "cost_of_wrong_codes": cost,
@@ -107,6 +108,11 @@ class Latents(keras.callbacks.Callback):
         if self._judged:
             self._write_verdict(self.model.step, self.model.step)
         self._summaries.close()
+
+    def _cost_of_wrong_codes(self, z: np.ndarray) -> Figure:
+        data = keras.tree.map_structure(lambda values: values[:_DECODED], self.inference.on_device)
+        own, permuted = self._compare(self.model, data, tf.constant(z[:_DECODED]))
+        return permutation_cost(own.numpy(), permuted.numpy())
 
     def _last_step(self, epoch: int, step: int) -> int:
         """Returns the step with which training will end, as far as that is known."""
@@ -161,23 +167,15 @@ def unfinished_warm_ups(model: VAE, last_step: int) -> list[WarmUp]:
     return found
 
 
-def _look(model: VAE, data: Any) -> dict[str, tf.Tensor]:
-    """Returns what is looked at after an epoch, for one data set and one model."""
-    tensors = model.infer(data, num_samples=1)
-    some = keras.tree.map_structure(lambda values: values[:_DECODED], data)
-    z = tensors["z"][:_DECODED]
-    found = {
-        "code": model.bottleneck.center(**bind("bottleneck", model.bottleneck.center, tensors)),
-        "z": tensors["z"],
-        "own": model.log_likelihood(some, z),
-        # To the neighbour: a permutation that leaves no code in its place.
-        "permuted": model.log_likelihood(some, tf.roll(z, 1, axis=0)),
-    }
-    if "kl" in tensors:
-        found["kl"] = tf.reduce_mean(tensors["kl"], axis=0)
-    if isinstance(model.bottleneck, GaussianBottleneck):
-        found["z_log_var"] = tf.cast(tensors["z_log_var"], tf.float32)
-    return found
+def _with_own_and_wrong_codes(model: VAE, data: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns log p(x|z), `[count]` each, with the codes of the examples and of their neighbours.
+
+    To take the code of the neighbour is a permutation that leaves none in its place.
+    """
+    twice = keras.tree.map_structure(lambda values: tf.concat([values, values], axis=0), data)
+    found = model.log_likelihood(twice, tf.concat([z, tf.roll(z, 1, axis=0)], axis=0))
+    own, permuted = tf.split(found, 2)
+    return own, permuted
 
 
 def _read_rows(file: Path, step: int) -> list[np.ndarray]:

@@ -155,7 +155,7 @@ def summary_of(model: VAE) -> str:
         lines = [f"{type(network).__name__} {network.name!r}, {parameters:,} parameters"]
         network = getattr(network, "network", network)  # what `named` has inside
         if isinstance(network, keras.Model) and network.built:
-            network.summary(print_fn=lines.append, line_length=90)
+            network.summary(print_fn=lines.append, line_length=110)
         parts.append("\n".join(lines))
     return "\n\n".join(f"```\n{part}\n```" for part in parts)
 

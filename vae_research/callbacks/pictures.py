@@ -12,12 +12,10 @@ import tensorflow as tf
 
 from vae_research.callbacks import messages
 from vae_research.callbacks.drawing import heat, tile
+from vae_research.callbacks.inference import Inference
 from vae_research.callbacks.writers import Summaries
 from vae_research.model import VAE
-from vae_research.tensors import bind
 
-# How many images tell the order of the dimensions and the spread of the codes.
-_ENCODED = 250
 # Dimensions that are traversed, the steps of each, and how far they go from the middle.
 _TRAVERSED, _STEPS, _DEVIATIONS = 20, 11, 3.0
 _PLANE = 16  # images along each axis
@@ -49,18 +47,24 @@ class Pictures(keras.callbacks.Callback):
 
     Args:
         log_dir: the run directory.
-        images: `[count, height, width, channels]`; the first `columns * 4` are shown.
+        images: `[count, height, width, channels]`, of which the first `columns * 4` are shown and
+            the first 1000 tell the order of the dimensions; or an `Inference` over images.
         columns: images side by side.
     """
 
-    def __init__(self, log_dir: str | Path, images: np.ndarray, *, columns: int = 10) -> None:
+    def __init__(
+        self, log_dir: str | Path, images: np.ndarray | Inference, *, columns: int = 10
+    ) -> None:
         super().__init__()
-        self.shown = columns * 4
-        self.images = images[: max(self.shown, _ENCODED)]
+        self.inference = Inference.over(images)
+        self.images = self.inference.data[: columns * 4]
         self.columns = columns
         self._summaries = Summaries(log_dir)
         self._make = tf.function(_make, autograph=False)
-        self._on_device: tf.Tensor | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Forgets the codes of the epoch before."""
+        self.inference.forget()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the pictures."""
@@ -77,17 +81,23 @@ class Pictures(keras.callbacks.Callback):
 
     def draw(self, model: VAE) -> dict[str, np.ndarray]:
         """Returns the pictures of a model by their tags, as they are written."""
+        self.inference.forget()
         return {tag: draw() for tag, draw in self._drawings(self._made_by(model)).items()}
 
     def _made_by(self, model: VAE) -> dict[str, np.ndarray]:
-        if self._on_device is None:  # converted once, not at every epoch
-            self._on_device = tf.constant(self.images)
-        made = self._make(model, self._on_device, self.shown, 8 * self.columns)
+        found = self.inference(model)
+        codes = found["code"]
+        # How much each dimension is used: its KL divergence, or its variance where there is none.
+        used = found["kl"].mean(axis=0) if "kl" in found else codes.var(axis=0)
+        order = np.argsort(-used, kind="stable")[:_TRAVERSED]
+        made = self._make(
+            model, tf.constant(codes), tf.constant(order), len(self.images), 8 * self.columns
+        )
         return {name: images.numpy() for name, images in made.items()}
 
     def _drawings(self, made: dict[str, np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
         """Returns what draws each picture; the drawing is for another thread."""
-        originals = self.images[: self.shown]
+        originals = self.images
         drawings = {
             "reconstructions": lambda: pairs(originals, made["reconstructed"], self.columns),
             "errors": lambda: errors(originals, made["reconstructed"], self.columns),
@@ -99,17 +109,26 @@ class Pictures(keras.callbacks.Callback):
         return {tag: draw for tag, draw in drawings.items() if tag not in missing}
 
 
-def _make(model: VAE, images: tf.Tensor, shown: int, samples: int) -> dict[str, tf.Tensor]:
-    """Returns the images of all pictures, by name."""
+def _make(
+    model: VAE, codes: tf.Tensor, order: tf.Tensor, shown: int, samples: int
+) -> dict[str, tf.Tensor]:
+    """Returns the images of all pictures, by name, from one pass through the decoder.
+
+    Args:
+        model: whose decoder it is.
+        codes: `[count, latent]` of the validation images.
+        order: `[traversed]` dimensions.
+        shown: how many reconstructions.
+        samples: how many samples.
+    """
     bottleneck = model.bottleneck
-    tensors = model.infer(images, num_samples=1)
-    codes = bottleneck.center(**bind("bottleneck", bottleneck.center, tensors))
     has_prior = bottleneck.has_prior
     crowd = bottleneck.sample_prior(1000, tf.constant([1, 0])) if has_prior else codes
     middle, deviation = tf.reduce_mean(crowd, axis=0), tf.math.reduce_std(crowd, axis=0)
-    used = tensors["kl"] if "kl" in tensors else tf.square(codes - tf.reduce_mean(codes, axis=0))
-    order = tf.argsort(tf.reduce_mean(used, axis=0), direction="DESCENDING", stable=True)
-    wanted = {"traversals": traversals(codes[0], middle, deviation, order[:_TRAVERSED])}
+    wanted = {
+        "reconstructed": codes[:shown],
+        "traversals": traversals(codes[0], middle, deviation, order),
+    }
     if has_prior:
         wanted["samples"] = bottleneck.sample_prior(samples, tf.constant([0, 0]))
     if bottleneck.latent_dim == 2:
@@ -119,8 +138,7 @@ def _make(model: VAE, images: tf.Tensor, shown: int, samples: int) -> dict[str, 
         model.decode(tf.concat(list(wanted.values()), axis=0)),
         [codes.shape[0] for codes in wanted.values()],
     )
-    made = dict(zip(wanted, decoded, strict=True))
-    return made | {"reconstructed": model.reconstruct(images[:shown])}
+    return dict(zip(wanted, decoded, strict=True))
 
 
 def traversals(

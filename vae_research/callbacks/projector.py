@@ -9,9 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from vae_research.callbacks.inference import Inference
 from vae_research.callbacks.writers import Summaries
-
-_POINTS = 1000
 
 
 class Projector(keras.callbacks.Callback):
@@ -22,7 +21,8 @@ class Projector(keras.callbacks.Callback):
 
     Args:
         log_dir: the run directory.
-        data: `[count, ...]`, or a dictionary of such arrays; the first 1000 examples are shown.
+        data: `[count, ...]`, or a dictionary of such arrays, of which the first 1000 examples are
+            shown; or an `Inference`.
         labels: `[count]`, shown beside the points and as their colour.
         images: `[count, height, width, channels]` in [0, 1], thumbnails of the points.
         every_epochs: how often, at least 1.
@@ -34,7 +34,7 @@ class Projector(keras.callbacks.Callback):
     def __init__(
         self,
         log_dir: str | Path,
-        data: np.ndarray | Mapping[str, np.ndarray],
+        data: np.ndarray | Mapping[str, np.ndarray] | Inference,
         labels: np.ndarray | None = None,
         images: np.ndarray | None = None,
         *,
@@ -44,11 +44,16 @@ class Projector(keras.callbacks.Callback):
         if every_epochs < 1:
             raise ValueError(f"every_epochs must be at least 1, got {every_epochs}.")
         self.every_epochs = every_epochs
-        self.data = keras.tree.map_structure(lambda values: values[:_POINTS], data)
-        self.labels = None if labels is None else labels[:_POINTS]
-        self.images = None if images is None else images[:_POINTS]
+        self.inference = Inference.over(data)
+        count = len(keras.tree.flatten(self.inference.data)[0])
+        self.labels = None if labels is None else labels[:count]
+        self.images = None if images is None else images[:count]
         self._summaries = Summaries(log_dir)
         self._epochs = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Forgets the codes of the epoch before."""
+        self.inference.forget()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes after the first epoch of this training and after every so many."""
@@ -62,5 +67,5 @@ class Projector(keras.callbacks.Callback):
         self._summaries.close()
 
     def _write(self) -> None:
-        codes = self.model.center(self.data).numpy()
+        codes = self.inference(self.model)["code"]
         self._summaries.vectors("validation", "codes", codes, self.labels, self.images)

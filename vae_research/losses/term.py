@@ -116,7 +116,10 @@ class LossTerm(Declaration, abc.ABC):
             ValueError: a tensor is missing, the result has another shape, or a symbolic tensor is
                 used that is none of `tensors`.
         """
-        return self._checked(self._apply(self._reader(), tensors))
+        from vae_research.tensors import graph_scope
+
+        with graph_scope(self.label):
+            return self._checked(self._apply(self._reader(), tensors))
 
     def _apply(self, method: Callable[..., Any], tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
         from vae_research.tensors import bind, without_captured_tensors

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from vae_research.callbacks.gradients import Gradients
+from vae_research.callbacks.inference import Inference
 from vae_research.callbacks.latents import Latents
 from vae_research.callbacks.overview import HParams, Overview
 from vae_research.callbacks.pictures import Pictures
@@ -44,24 +45,24 @@ def tensorboard_callbacks(
         return [*profile]
     settings = {key: value for key, value in description.items() if key != "flags"}
     row = {k: v for k, v in config.as_dict().items() if k not in _NOT_IN_A_TABLE_OF_RUNS}
-    validation = data.validation.prepare(slice(0, _EXAMPLES))
-    labels = data.validation.labels
+    rows = slice(0, _EXAMPLES)
+    validation = data.validation.prepare(rows)
+    looked_at = Inference(validation)
+    labels = None if data.validation.labels is None else data.validation.labels[rows]
     batch = data.train.prepare(slice(0, config.batch_size))
     callbacks = [
         *profile,
         HParams(run_dir, {"experiment": description["experiment"], **row}),
         Overview(run_dir, batch, {**settings, **description["flags"]}),
         Scalars(run_dir, every_steps=config.log_every_steps),
-        Latents(run_dir, validation),
+        Latents(run_dir, looked_at),
     ]
     if config.gradients_every_steps:
         callbacks.append(Gradients(run_dir, batch, every_steps=config.gradients_every_steps))
     if data.is_image:
-        callbacks.append(Pictures(run_dir, validation))
+        callbacks.append(Pictures(run_dir, looked_at))
     images = validation if data.is_image else None
-    callbacks.append(
-        Projector(run_dir, validation, None if labels is None else labels[:_EXAMPLES], images)
-    )
+    callbacks.append(Projector(run_dir, looked_at, labels, images))
     return callbacks
 
 

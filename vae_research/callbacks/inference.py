@@ -1,0 +1,64 @@
+"""What encoder and bottleneck make of some examples, looked at by several callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vae_research.bottlenecks.gaussian import GaussianBottleneck
+from vae_research.model import VAE
+from vae_research.tensors import bind
+
+
+class Inference:
+    """The latent side of a forward pass over the same examples, compiled and computed once.
+
+    Callbacks that are given the same object share what it has found, until one of them begins
+    another epoch.
+
+    Args:
+        data: `[count, ...]`, or a dictionary of such arrays.
+        count: examples that are used, the first ones.
+    """
+
+    def __init__(self, data: np.ndarray | Mapping[str, np.ndarray], count: int = 1000) -> None:
+        self.data = keras.tree.map_structure(lambda values: values[:count], data)
+        self.on_device: Any = None
+        self._infer = tf.function(_infer, autograph=False)
+        self._found: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def over(cls, data: Any) -> Inference:
+        """Returns what was given, where that is an `Inference`, otherwise one over the data."""
+        return data if isinstance(data, cls) else cls(data)
+
+    def forget(self) -> None:
+        """Has the next call compute anew."""
+        self._found = {}
+
+    def __call__(self, model: VAE) -> dict[str, np.ndarray]:
+        """Returns `code` (without noise) and `z`, and where there are any `kl` and `z_log_var`.
+
+        All are `[count, latent]`; `z_log_var` is that of a normal posterior only.
+        """
+        if not self._found:
+            if self.on_device is None:  # copied once, not at every epoch
+                self.on_device = keras.tree.map_structure(tf.constant, self.data)
+            found = self._infer(model, self.on_device)
+            self._found = {name: tensor.numpy() for name, tensor in found.items()}
+        return self._found
+
+
+def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
+    tensors = model.infer(data, num_samples=1)
+    center = model.bottleneck.center
+    found = {"code": center(**bind("bottleneck", center, tensors)), "z": tensors["z"]}
+    if "kl" in tensors:
+        found["kl"] = tensors["kl"]
+    if isinstance(model.bottleneck, GaussianBottleneck):
+        found["z_log_var"] = tf.cast(tensors["z_log_var"], tf.float32)
+    return found
