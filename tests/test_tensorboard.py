@@ -287,7 +287,8 @@ def test_scalars(tag, opened, server):
     # A line for each run, through its points.
     chart = card.locator("vz-line-chart2")
     drawn = """chart => chart._chart ? Object.entries(chart._chart.name2datasets).map(
-        ([name, set]) => [JSON.parse(name)[1], set.data().map(each => [each.step, each.scalar])]) : []"""
+        ([name, set]) => [JSON.parse(name)[1],
+            set.data().map(each => [each.step, each.scalar])]) : []"""
     wait_until(lambda: {name for name, points in chart.evaluate(drawn) if points} == runs)
     for run, points in chart.evaluate(drawn):
         assert tuple(map(list, zip(*points, strict=True))) == series(server, run, tag)
