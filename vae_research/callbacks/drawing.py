@@ -48,7 +48,7 @@ def tile(rows: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
 def heat(values: np.ndarray) -> np.ndarray:
     """Returns `[..., 3]` colours of values in [0, 1], from black to light yellow.
 
-    >>> heat(np.array([0.0, 1.0])).round(2).tolist()
+    >>> heat(np.array([0.0, 1.0])).astype(float).round(2).tolist()
     [[0.0, 0.0, 0.02], [0.99, 1.0, 0.64]]
     """
     shade = np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)
