@@ -823,6 +823,7 @@ def test_a_run_is_a_row_of_settings_and_final_figures(tmp_path):
     assert end.session_end_info.status == api_pb2.STATUS_SUCCESS
     final = scalars(tmp_path / "run")
     assert final["final/validation/elbo"] == [(10, *float32(history["val_elbo"][-1:]))]
+    assert final["final/epochs"] == [(10, 2.0)]
     assert final["final/train/loss"] == [(10, *float32(history["loss"][-1:]))]
 
 
@@ -849,10 +850,10 @@ def test_points_are_the_codes_of_the_last_epoch_with_labels_and_thumbnails(tmp_p
     train(model, Projector(tmp_path, VALIDATION, labels, VALIDATION), epochs=3)
     folder = tmp_path / "validation"
     codes = np.loadtxt(folder / "codes.tsv", delimiter="\t")
-    # Two latent dimensions, and zeros for the third that the projector needs.
     wanted = model.center(VALIDATION).numpy()
-    np.testing.assert_allclose(codes[:, :2], wanted, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(codes[:, 2:], 0.0)
+    np.testing.assert_allclose(codes[:, :LATENT], wanted, rtol=1e-5, atol=1e-6)
+    # Of fewer than three columns the projector draws nothing.
+    np.testing.assert_array_equal(codes[:, LATENT:], np.zeros([len(VALIDATION), 1]))
     assert (folder / "codes_labels.tsv").read_text().split() == [str(label) for label in labels]
     picture = tf.io.decode_png((folder / "codes_sprite.png").read_bytes()).numpy()
     assert_same_picture(picture, sprite(VALIDATION)[0])

@@ -1,4 +1,4 @@
-"""scripts/run and scripts/check, with a stub in place of Python and pip: no network, no TensorFlow.
+"""scripts/run, check and tensorboard, with a stub in place of Python and pip: no network, no TensorFlow.
 
 The stub keeps a log of how it was called. It makes environments whose Python is the stub itself,
 so that the log also tells what an experiment would have been started with.
@@ -82,6 +82,7 @@ class Checkout:
             "REAL_PYTHON": sys.executable,
             "STUB": str(self.stub),
             "STUB_LOG": str(self.log_file),
+            "CHROMIUM": "there is one",
             **changes,
         }
 
@@ -399,6 +400,102 @@ def test_the_build_machine_runs_check(ready):
     process = ready.run(cwd="/", script=".ci/run")
     assert process.returncode == 0
     assert "pytest" in ready.take_log()[-1]
+
+
+@pytest.fixture
+def without_chromium(tmp_path):
+    """A path on which everything is found but a browser; apt-get and id are what a test writes."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for place in ("/bin", "/usr/bin", "/usr/local/bin"):
+        for program in Path(place).iterdir() if Path(place).is_dir() else ():
+            unwanted = program.name.startswith(("chromium", "google-chrome", "apt-get", "id"))
+            if not unwanted and not (tools / program.name).is_symlink():
+                (tools / program.name).symlink_to(program)
+
+    def make(**programs):
+        for name, lines in programs.items():
+            path = tools / name.replace("_", "-")
+            path.write_text(f"#!/usr/bin/env bash\n{lines}\n")
+            path.chmod(0o755)
+        return {"PATH": str(tools), "CHROMIUM": ""}
+
+    return make
+
+
+def test_check_brings_a_browser_where_it_may_and_says_so(ready, without_chromium, tmp_path):
+    asked = tmp_path / "asked"
+    environment = without_chromium(id="echo 0", apt_get=f'echo "$@" >>"{asked}"')
+    process = ready.run(script="scripts/check", **environment)
+    assert process.returncode == 0, process.stderr_text
+    assert "Installing Chromium by apt-get" in process.stderr_text
+    assert asked.read_text().splitlines() == [
+        "update",
+        "install --yes --no-install-recommends chromium",
+    ]
+
+
+def test_check_goes_on_without_a_browser_that_cannot_be_had(ready, without_chromium):
+    environment = without_chromium(id="echo 0", apt_get='echo "no network"; exit 100')
+    process = ready.run(script="scripts/check", **environment)
+    assert process.returncode == 0
+    assert "no network" in process.stderr_text
+    assert "Chromium could not be installed (see above)" in process.stderr_text
+    assert "pytest" in ready.take_log()[-1]
+
+
+def test_check_asks_for_nothing_that_only_root_may(ready, without_chromium):
+    environment = without_chromium(id="echo 1000", apt_get="exit 99")
+    process = ready.run(script="scripts/check", **environment)
+    assert process.returncode == 0
+    assert "there is no Chromium, so the browser test is skipped" in process.stderr_text
+    assert "pytest" in ready.take_log()[-1]
+
+
+# ---------------------------------------------------------------- scripts/tensorboard
+
+
+def make_runs(folder, *names):
+    """Runs that were begun one after another."""
+    for age, name in enumerate(reversed(names)):
+        (folder / name).mkdir(parents=True)
+        config = folder / name / "config.json"
+        config.touch()
+        os.utime(config, (1e9 - age, 1e9 - age))
+
+
+def logdir_of(checkout):
+    return checkout.take_log()[-1].partition("<--logdir=")[2].partition(">")[0]
+
+
+def test_tensorboard_starts_on_the_newest_run(ready, tmp_path):
+    make_runs(ready.folder / "runs", "vae_mnist/old", "study/new of all")
+    assert ready.run(script="scripts/tensorboard", cwd="/").returncode == 0
+    assert logdir_of(ready) == str(ready.folder / "runs" / "study" / "new of all")
+    # Runs of the folder that one is in come first.
+    make_runs(tmp_path / "elsewhere" / "runs", "vae_mnist/own")
+    ready.run(script="scripts/tensorboard", cwd=tmp_path / "elsewhere")
+    assert logdir_of(ready) == str(tmp_path / "elsewhere" / "runs" / "vae_mnist" / "own")
+
+
+def test_tensorboard_takes_a_folder_and_flags_of_its_own(ready):
+    make_runs(ready.folder / "runs", "vae_mnist/old", "vae_mnist/new")
+    process = ready.run("runs/vae_mnist", "--port=7000", script="scripts/tensorboard")
+    assert process.returncode == 0
+    (line,) = ready.take_log()
+    assert line.startswith("start <-m> <tensorboard.main>")
+    assert f"<--logdir={ready.folder / 'runs' / 'vae_mnist'}>" in line
+    assert line.endswith("<--port=7000>")
+
+
+def test_tensorboard_without_a_run_says_where_it_has_looked(ready, tmp_path):
+    process = ready.run(script="scripts/tensorboard")
+    assert process.returncode == 2
+    assert f"no run below {ready.folder}/runs" in process.stderr_text
+    process = ready.run("nowhere", script="scripts/tensorboard")
+    assert process.returncode == 2
+    assert "there is no folder nowhere" in process.stderr_text
+    assert ready.take_log() == []
 
 
 # ---------------------------------------------------------------- settings

@@ -72,6 +72,18 @@ def test_what_is_flushed_is_there_while_the_file_is_open(tmp_path):
     summaries.close()
 
 
+def test_what_was_written_before_settling_is_in_the_file(tmp_path):
+    summaries = Summaries(tmp_path)
+    for step in range(20):
+        summaries.image("train", "picture", np.zeros([200, 200, 3]), step)
+    writers.settle()
+    (file,) = events_of(tmp_path / "train")
+    size = file.stat().st_size
+    assert len(read(tmp_path / "train")["picture"]) == 20
+    summaries.close()
+    assert file.stat().st_size == size
+
+
 # Nothing that goes wrong ends a training.
 
 

@@ -247,7 +247,8 @@ def opened(browser, server, request):
 
     yield open_dashboard
     SCREENSHOTS.mkdir(exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{request.node.name}.png")
+    name = re.sub(r"\W+", "_", request.node.name.removeprefix("test_")).strip("_")
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
     page.close()
 
 
@@ -286,9 +287,8 @@ def test_scalars(tag, opened, server):
         assert runs == {f"first/{split}", f"second/{split}"}
     # A line for each run, through its points.
     chart = card.locator("vz-line-chart2")
-    drawn = """chart => chart._chart ? Object.entries(chart._chart.name2datasets).map(
-        ([name, set]) => [JSON.parse(name)[1],
-            set.data().map(each => [each.step, each.scalar])]) : []"""
+    drawn = """chart => Object.entries(chart._chart ? chart._chart.name2datasets : {}).map(
+        ([name, line]) => [JSON.parse(name)[1], line.data().map(at => [at.step, at.scalar])])"""
     wait_until(lambda: {name for name, points in chart.evaluate(drawn) if points} == runs)
     for run, points in chart.evaluate(drawn):
         assert tuple(map(list, zip(*points, strict=True))) == series(server, run, tag)
@@ -385,11 +385,9 @@ def test_projector_shows_points(opened):
 
 def test_hparams_has_a_row_for_each_run(opened):
     page = opened("hparams")
-    table = page.locator("tf-hparams-table-view")
+    cells = page.locator("tf-hparams-table-view vaadin-grid-cell-content")
     for name in RUNS:
-        table.locator(
-            "vaadin-grid-cell-content", has_text=re.compile(rf"runs/{name}\s*$")
-        ).first.wait_for()
+        cells.filter(has_text=re.compile(rf"runs/{name}\s*$")).first.wait_for()
 
 
 # ---------------------------------------------------------------- small things

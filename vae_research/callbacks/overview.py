@@ -96,8 +96,10 @@ class Overview(keras.callbacks.Callback):
 class HParams(keras.callbacks.Callback):
     """Makes a run a row of TensorBoard's HParams table, which sorts and filters a folder of runs.
 
-    Columns are the settings and, as `final/train/...` and `final/validation/...`, the figures of
-    the last epoch. They are under `run`, apart from the curves, so that the table has no others.
+    Columns are the settings and, as `final/epochs`, `final/train/...` and `final/validation/...`,
+    the figures of the last epoch. They are under `run`, apart from the curves, so that the table
+    has no others. The plugin keeps the settings that it read first: what may change when a run is
+    continued does not belong among them.
 
     Args:
         log_dir: the run directory. Its path tells the rows apart.
@@ -119,7 +121,8 @@ class HParams(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the row and closes the event file."""
-        self._summaries.scalars("run", final_figures(logs or {}), self.model.step)
+        figures = final_figures(logs or {}) | {"final/epochs": float(self.params["epochs"])}
+        self._summaries.scalars("run", figures, self.model.step)
         now = time.time()
         self._summaries.add("run", lambda: messages.session_end(now, success=True), 0)
         self._summaries.close()

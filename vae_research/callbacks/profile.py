@@ -52,7 +52,7 @@ class Profile(StepCallback):
         """Begins with the call that has the first step."""
         step = self._steps_before + batch + 1
         ends_with = step + self.model.steps_per_execution - 1
-        if self._is_over or self._is_recording:
+        if self._is_over or self._is_recording or ends_with <= self._steps_done:
             return
         if step <= self.last and ends_with >= self.first:
             self._begin()

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,17 @@ from vae_research.callbacks import messages
 from vae_research.callbacks.background import background
 
 _numbers = itertools.count()
+
+
+# How long a checkpoint waits for the event files that it describes.
+_SECONDS_TO_SETTLE = 5.0
+
+
+def settle() -> None:
+    """Waits until everything that was written so far is in its file, as far as the disk allows."""
+    for log in list(_Log.all_open()):
+        log.flush_all()
+    background().wait(_SECONDS_TO_SETTLE)
 
 
 class Summaries:
@@ -141,6 +152,10 @@ class _Log:
         log._users += 1
         return log
 
+    @classmethod
+    def all_open(cls) -> Iterable[_Log]:
+        return cls._open.values()
+
     def release(self) -> None:
         self._users -= 1
         if not self._users:
@@ -154,6 +169,9 @@ class _Log:
         if not background().submit(lambda: self._attempt(work)):
             self._failed("the disk is too slow, and some of it is left out")
         self._tell()
+
+    def flush_all(self) -> None:
+        self.submit(lambda log: [file.flush() for file in log._files.values()])
 
     def _attempt(self, work: Callable[[_Log], None]) -> None:
         try:

@@ -11,10 +11,10 @@ from vae_research.runs.errors import UsageError
 from vae_research.runs.flags import Config
 
 # What may differ between an unfinished run and the command that goes on with it.
-_HARMLESS = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
-_HARMLESS |= {"on_nonfinite", "checkpoint_minutes", "checkpoint_epochs", "checkpoint_steps"}
-_HARMLESS |= {"importance_samples", "run_eagerly", "jit", "steps_per_call"}
-_HARMLESS |= {"tensorboard", "profile_steps", "gradients_every_steps"}
+MAY_CHANGE = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
+MAY_CHANGE |= {"on_nonfinite", "checkpoint_minutes", "checkpoint_epochs", "checkpoint_steps"}
+MAY_CHANGE |= {"importance_samples", "run_eagerly", "jit", "steps_per_call"}
+MAY_CHANGE |= {"tensorboard", "profile_steps", "gradients_every_steps"}
 
 
 def unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.Checkpoint | None:
@@ -25,7 +25,7 @@ def unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.Ch
         DirectoryInUseError: another process writes to it.
         CheckpointError: `--resume=must` and there is none, or none is whole.
     """
-    found = _held(config, run_dir, experiment, _HARMLESS)
+    found = _held(config, run_dir, experiment, MAY_CHANGE)
     checkpoint = checkpoints.newest(run_dir / "checkpoints") if found is not None else None
     if checkpoint is None and config.resume == "must":
         raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} has no checkpoint.")

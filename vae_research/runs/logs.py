@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vae_research import files
+from vae_research.callbacks.writers import settle
 from vae_research.runs import directory
 
 _EVENTS = ("train/events.out.tfevents.*", "validation/events.out.tfevents.*")
@@ -17,6 +18,7 @@ _EVENTS = ("train/events.out.tfevents.*", "validation/events.out.tfevents.*")
 
 def lengths(run_dir: Path) -> dict[str, int]:
     """Returns the length of metrics.jsonl and of every event file, bytes by name."""
+    settle()
     return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in _logs_of(run_dir)}
 
 

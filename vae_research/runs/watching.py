@@ -18,15 +18,11 @@ from vae_research.callbacks.scalars import Scalars
 from vae_research.callbacks.writers import Summaries
 from vae_research.data import Data
 from vae_research.evaluation import Figure
+from vae_research.runs.continuing import MAY_CHANGE
 from vae_research.runs.flags import Config
 
 # Validation examples that are looked at after every epoch.
 _EXAMPLES = 1000
-
-# Flags that say where and how a run is carried out, not what it is.
-_NOT_IN_A_TABLE_OF_RUNS = {"run_dir", "resume", "verbose", "debug", "tensorboard", "device"}
-_NOT_IN_A_TABLE_OF_RUNS |= {"run_eagerly", "log_every_steps", "gradients_every_steps"}
-_NOT_IN_A_TABLE_OF_RUNS |= {"profile_steps"}
 
 
 def tensorboard_callbacks(
@@ -44,7 +40,7 @@ def tensorboard_callbacks(
     if not config.tensorboard:
         return [*profile]
     settings = {key: value for key, value in description.items() if key != "flags"}
-    row = {k: v for k, v in config.as_dict().items() if k not in _NOT_IN_A_TABLE_OF_RUNS}
+    row = {k: v for k, v in config.as_dict().items() if k not in MAY_CHANGE}
     rows = slice(0, _EXAMPLES)
     validation = data.validation.prepare(rows)
     looked_at = Inference(validation)
