@@ -1,4 +1,4 @@
-"""scripts/run, check and tensorboard, with a stub in place of Python and pip: no network, no TensorFlow.
+"""scripts/run, check and tensorboard, with a stub in place of Python and pip; no TensorFlow.
 
 The stub keeps a log of how it was called. It makes environments whose Python is the stub itself,
 so that the log also tells what an experiment would have been started with.
