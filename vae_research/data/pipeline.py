@@ -118,7 +118,7 @@ def batches(
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
     order = epochs.flat_map(one_epoch)
-    return order.map(read, _PARALLEL_BATCHES, deterministic=True).prefetch(_PREFETCHED)
+    return _as_written(order.map(read, _PARALLEL_BATCHES, deterministic=True))
 
 
 class ResidentBatches:
@@ -200,7 +200,18 @@ class ResidentBatches:
             )
 
         epochs = tf.data.Dataset.range(self._first_epoch, np.iinfo(np.int64).max)
-        return epochs.flat_map(one_epoch).prefetch(_PREFETCHED)
+        return _as_written(epochs.flat_map(one_epoch))
+
+
+def _as_written(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Prefetches, and leaves nothing to tf.data's tuning.
+
+    There is nothing to tune, and to drop an iterator waits for the thread that does it: validation
+    after every epoch began up to a second late.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.prefetch(_PREFETCHED).with_options(options)
 
 
 def epoch_order(rows: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
