@@ -1,8 +1,8 @@
 """How steps are compiled, and how many of them run in one call.
 
 Keras' `fit` calls a function from Python for every step, or for `steps_per_execution` of them, with
-values that tf.data brought to the device. For data that stay on the device, `resident_function` is
-that function: one call is a compiled loop over several steps, each of which gathers its own batch.
+values that tf.data brought to the device. For data that stay on the device, `ResidentSteps` is that
+function: one call is a compiled loop over several steps, each of which gathers its own batch.
 """
 
 from __future__ import annotations
@@ -34,15 +34,8 @@ class Execution:
     reason: str
 
 
-def resident_function(
-    step: Callable[[Any], Any],
-    results: Callable[[], dict[str, tf.Tensor]],
-    batches: ResidentBatches,
-    *,
-    jit_compile: bool,
-    run_eagerly: bool,
-) -> Callable[[Iterator[Any], ResidentBatches], dict[str, tf.Tensor]]:
-    """Returns the function that runs the steps of one call.
+class ResidentSteps:
+    """Runs the steps of one call; Keras calls it as `train_function` or `test_function`.
 
     It takes an iterator over `batches.calls(...)` and the batches that it belongs to: these or
     others of equal `reader.steps_alike`, whose tensors are arguments of the compiled program.
@@ -51,45 +44,62 @@ def resident_function(
         step: one training or test step on a batch.
         results: what to return when the steps are done: the running means.
         batches: an example of what is read.
-        jit_compile: compile with XLA.
+        jit_compile: compile the loop over steps with XLA. The smaller last batch of an epoch runs
+            without: it is one step of hundreds, and to compile it takes a second.
         run_eagerly: run step by step in Python.
-    """
-    read = batches.reader
 
-    def many(tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    Attributes:
+        graph_of_one_step: of the smaller last batch, once that has run in a graph.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Any], Any],
+        results: Callable[[], dict[str, tf.Tensor]],
+        batches: ResidentBatches,
+        *,
+        jit_compile: bool,
+        run_eagerly: bool,
+    ) -> None:
+        self.graph_of_one_step: tf.Graph | None = None
+        self._step, self._results, self._read = step, results, batches.reader
+        self._many, self._rest = self._run_many, self._run_rest
+        if not run_eagerly:
+            self._many = tf.function(self._many, jit_compile=jit_compile, autograph=False)
+            self._rest = tf.function(self._rest, autograph=False)
+
+    def __call__(self, iterator: Iterator[Any], batches: ResidentBatches) -> dict[str, tf.Tensor]:
+        call = next(iterator)
+        answer = None
+        # Both are known on the host, where the iterator is: nothing waits for the device.
+        if call["count"] > call["begin"]:
+            answer = self._many(batches.reader.tensors, call)
+        if call["is_last"] and len(call["rest"]):
+            answer = self._rest(batches.reader.tensors, call)
+        # A run that goes on within an epoch finds the first calls done.
+        return self._results() if answer is None else answer
+
+    def _run_many(
+        self, tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         def body(index: tf.Tensor) -> tuple[tf.Tensor]:
             position = call["first"] + tf.cast(index, tf.int64)
-            step(read(tensors, call["epoch"], position, call["rows"][index]))
+            self._step(self._read(tensors, call["epoch"], position, call["rows"][index]))
             return (index + 1,)
 
         tf.while_loop(
             lambda index: index < call["count"], body, (call["begin"],), parallel_iterations=1
         )
-        return results()
+        return self._results()
 
-    def rest(tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def _run_rest(
+        self, tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        if not tf.executing_eagerly():
+            self.graph_of_one_step = tf.compat.v1.get_default_graph()
         position = call["first"] + tf.cast(call["count"], tf.int64)
-        step(read(tensors, call["epoch"], position, call["rest"]))
-        return results()
-
-    if not run_eagerly:
-        many, rest = (
-            tf.function(function, jit_compile=jit_compile, autograph=False)
-            for function in (many, rest)
-        )
-
-    def function(iterator: Iterator[Any], batches: ResidentBatches) -> dict[str, tf.Tensor]:
-        call = next(iterator)
-        answer = None
-        # Both are known on the host, where the iterator is: nothing waits for the device.
-        if call["count"] > call["begin"]:
-            answer = many(batches.reader.tensors, call)
-        if call["is_last"] and len(call["rest"]):
-            answer = rest(batches.reader.tensors, call)
-        # A run that goes on within an epoch finds the first calls done.
-        return results() if answer is None else answer
-
-    return function
+        self._step(self._read(tensors, call["epoch"], position, call["rest"]))
+        return self._results()
 
 
 def choose_jit(forward: Callable[[Any], Any], example: Any, jit: str) -> tuple[bool, str]:

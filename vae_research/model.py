@@ -13,7 +13,7 @@ import tensorflow as tf
 from vae_research import checkpoints
 from vae_research.data.pipeline import ResidentBatches
 from vae_research.declarations import from_config, import_own_modules
-from vae_research.execution import resident_function
+from vae_research.execution import ResidentSteps
 from vae_research.fitting import (
     refuse_class_weight,
     targets_for_weights,
@@ -83,7 +83,7 @@ class VAE(keras.Model):
         self.objective = self._declared_objective
         self.steps_per_epoch: int | None = None
         self._resident: dict[str, ResidentBatches | None] = {"train": None, "test": None}
-        self._resident_functions: dict[Any, Any] = {}
+        self._resident_functions: dict[Any, ResidentSteps] = {}
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         labels = [term.label for term in self.objective.terms]
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
@@ -421,7 +421,7 @@ class VAE(keras.Model):
         # Another fit on such data finds the compiled program of the first.
         key = (kind, batches.reader.steps_alike)
         if force or key not in self._resident_functions:
-            self._resident_functions[key] = resident_function(
+            self._resident_functions[key] = ResidentSteps(
                 step,
                 self.get_metrics_result,
                 batches,
@@ -431,6 +431,16 @@ class VAE(keras.Model):
         function = self._resident_functions[key]
         setattr(self, f"{kind}_function", lambda iterator: function(iterator, batches))
         return True
+
+    @property
+    def graph_of_one_step(self) -> tf.Graph | None:
+        """The graph of a training step, where `fit` has made one that is no loop over several."""
+        graphs = [
+            function.graph_of_one_step
+            for (kind, _), function in self._resident_functions.items()
+            if kind == "train"
+        ]
+        return next((graph for graph in reversed(graphs) if graph is not None), None)
 
     def reset_metrics(self) -> None:
         """Resets all running means, also of terms that the last step did not have."""

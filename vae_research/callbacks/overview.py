@@ -83,7 +83,7 @@ class Overview(keras.callbacks.Callback):
         """Writes the graph, once: to make it takes time that the first step need not wait for."""
         if not self._has_graph:
             self._has_graph = True
-            graph = graph_of_one_step(self.model, self.data)
+            graph = self.model.graph_of_one_step or graph_of_one_step(self.model, self.data)
             if graph is not None:
                 self._summaries.graph("run", graph)
                 self._summaries.flush("run")

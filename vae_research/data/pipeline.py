@@ -162,7 +162,7 @@ class ResidentBatches:
         self._seed, self._first_epoch = seed, first_epoch
 
     def calls(self, steps_per_call: int) -> tf.data.Dataset:
-        """Returns, for ever, what the calls of `execution.resident_function` are to do.
+        """Returns, for ever, what the calls of `execution.ResidentSteps` are to do.
 
         Each is a dictionary of `epoch` and `first` (position of its first batch in the epoch),
         `rows` `[steps_per_call, batch_size]` of which the batches from `begin` to `count` are
