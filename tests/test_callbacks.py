@@ -47,6 +47,7 @@ from vae_research.callbacks.drawing import heat, over_time, sprite, tile
 from vae_research.callbacks.epochs import EpochCallback
 from vae_research.callbacks.pictures import reconstructions, samples
 from vae_research.checkpoints import weights_sha256
+from vae_research.data import Data
 from vae_research.evaluation import active_units
 
 SHAPE = (4, 4, 1)
@@ -777,6 +778,20 @@ def test_the_graph_is_that_of_one_step(tmp_path):
     assert not {"While", "StatelessWhile", "PartitionedCall"} & set(operations)
 
 
+def test_the_graph_of_a_step_is_not_made_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr("vae_research.callbacks.overview.graph_of_one_step", None)
+    data = Data.from_arrays(IMAGES, VALIDATION, VALIDATION)
+    batches = data.train.resident(len(IMAGES) - 1, seed=0)  # and a last one of a single image
+    model = make(run_eagerly=False)
+    assert model.graph_of_one_step is None
+    model.fit(batches, callbacks=[Overview(tmp_path, IMAGES)], verbose=0)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    operations = [node.op for node in events.Graph().node]
+    assert 10 <= operations.count("MatMul") <= 14
+    assert not {"While", "StatelessWhile", "PartitionedCall"} & set(operations)
+
+
 def test_text_has_the_layers_the_terms_and_the_settings(tmp_path):
     train(make(), Overview(tmp_path, IMAGES, {"latent_dim": 2, "data": "a|b"}), epochs=1)
     found = {tag: written[0][1] for tag, written in read(tmp_path / "run").items()}
@@ -825,6 +840,15 @@ def test_a_run_is_a_row_of_settings_and_final_figures(tmp_path):
     assert final["final/validation/elbo"] == [(10, *float32(history["val_elbo"][-1:]))]
     assert final["final/epochs"] == [(10, 2.0)]
     assert final["final/train/loss"] == [(10, *float32(history["loss"][-1:]))]
+
+
+def test_a_row_counts_the_epochs_that_were_made(tmp_path):
+    stop = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 1)
+    )
+    model = make()
+    train(model, HParams(tmp_path, {}), stop, epochs=5)
+    assert [value for _, value in scalars(tmp_path / "run")["final/epochs"]] == [2.0]
 
 
 @pytest.mark.filterwarnings("ignore:TensorBoard will have no graph")

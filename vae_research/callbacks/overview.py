@@ -110,6 +110,7 @@ class HParams(keras.callbacks.Callback):
         super().__init__()
         self.values = {name: _plain(value) for name, value in values.items()}
         self._summaries = Summaries(log_dir)
+        self._epochs = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begins the row."""
@@ -119,9 +120,13 @@ class HParams(keras.callbacks.Callback):
         self._summaries.add("run", lambda: messages.session_start(self.values, name), 0)
         self._summaries.flush("run")
 
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Counts: training may be stopped before its last epoch."""
+        self._epochs = epoch + 1
+
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the row and closes the event file."""
-        figures = final_figures(logs or {}) | {"final/epochs": float(self.params["epochs"])}
+        figures = final_figures(logs or {}) | {"final/epochs": float(self._epochs)}
         self._summaries.scalars("run", figures, self.model.step)
         now = time.time()
         self._summaries.add("run", lambda: messages.session_end(now, success=True), 0)

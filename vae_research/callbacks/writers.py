@@ -23,7 +23,6 @@ from vae_research.callbacks.background import background
 
 _numbers = itertools.count()
 
-
 # How long a checkpoint waits for the event files that it describes.
 _SECONDS_TO_SETTLE = 5.0
 

@@ -17,7 +17,10 @@ _EVENTS = ("train/events.out.tfevents.*", "validation/events.out.tfevents.*")
 
 
 def lengths(run_dir: Path) -> dict[str, int]:
-    """Returns the length of metrics.jsonl and of every event file, bytes by name."""
+    """Returns the length of metrics.jsonl and of every event file, bytes by name.
+
+    It waits for events that are still to be written: in a file cut to its length they would miss.
+    """
     settle()
     return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in _logs_of(run_dir)}
 
