@@ -5,6 +5,7 @@ figures of the history, so that the two are compared by `==`.
 """
 
 import json
+import math
 import re
 import types
 
@@ -762,6 +763,36 @@ def test_the_gradient_of_an_importance_weighted_bound_is_no_sum_of_its_terms(tmp
     total = float(tf.linalg.global_norm(tape.gradient(loss, model.trainable_variables)))
     ((step, found),) = scalars(tmp_path / "train")["gradients/total"]
     assert (step, found) == (5, pytest.approx(total, rel=1e-4))
+
+
+def test_weights_that_encoder_and_decoder_share_count_once(tmp_path):
+    size = math.prod(SHAPE)
+    tied = keras.layers.Dense(size, activation="tanh")
+    flat = keras.layers.Flatten()
+    inputs, z = keras.Input(SHAPE, name="inputs"), keras.Input((LATENT,), name="z")
+    features = tied(flat(inputs))
+    heads = {name: keras.layers.Dense(LATENT)(features) for name in ("z_mean", "z_log_var")}
+    logits = keras.layers.Reshape(SHAPE)(tied(keras.layers.Dense(size)(z)))
+    model = VAE(
+        keras.Model(inputs, heads),
+        GaussianBottleneck(LATENT),
+        keras.Model(z, {"logits": logits}),
+        [Bernoulli(), KLDivergence()],
+    )
+    model.compile(keras.optimizers.SGD(0.0))
+    train(model, Gradients(tmp_path, VALIDATION, every_steps=100), epochs=1)
+    with tf.GradientTape(persistent=True) as tape:
+        report = model.objective(model.forward(VALIDATION))
+        loss, kl = tf.reduce_mean(report.bound), tf.reduce_mean(report.contributions["kl"])
+    wanted = {
+        "total": tape.gradient(loss, model.trainable_variables),
+        "encoder/kl": tape.gradient(kl, model.encoder.trainable_variables),
+        "decoder/kl": [tape.gradient(kl, variable) for variable in tied.variables],
+    }
+    found = scalars(tmp_path / "train")
+    for tag, gradients in wanted.items():
+        norm = float(tf.linalg.global_norm(gradients))
+        assert values(found[f"gradients/{tag}"]) == pytest.approx([norm], rel=1e-4)
 
 
 # What a run is.

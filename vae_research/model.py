@@ -210,15 +210,14 @@ class VAE(keras.Model):
         tensors.write("bottleneck", {"z": self._center(tensors)})
         return self._decoded(tensors)
 
-    def log_likelihood(self, data: tf.Tensor | Mapping[str, tf.Tensor], z: tf.Tensor) -> tf.Tensor:
+    def log_likelihood(self, tensors: Mapping[str, tf.Tensor], z: tf.Tensor) -> tf.Tensor:
         """Returns log p(x|z), `[rows]`, nats, of data under codes that need not be their own.
 
         Args:
-            data: as for `forward`.
-            z: `[rows, latent]`, a code for each example.
+            tensors: of the data, as `infer` gives them; a decoder may read more of them than z.
+            z: `[rows, latent]`, a code for each example, in the place of theirs.
         """
-        tensors = self._encoded(self._start(data))  # a decoder may read more than z
-        tensors.write("user", {"z": tf.convert_to_tensor(z)})
+        tensors = Tensors({**tensors, "z": z})
         self._run_decoder(tensors, training=False, whole=False)
         return -self.objective.likelihood(tensors)
 

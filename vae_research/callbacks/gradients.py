@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from vae_research.objective import LossReport
 
 # Far smaller than any gradient that trains; keeps a cosine of nothing with nothing finite.
 _TINY = 1e-30
+
+# Names of the networks, of "encoder" and "decoder", that have a variable: one of them as a rule,
+# both where weights are tied, none where another module has it.
+Part = tuple[str, ...]
+Gradient = dict[Part, tf.Tensor]
 
 
 class Gradients(StepCallback):
@@ -86,63 +92,85 @@ class Gradients(StepCallback):
 
 def gradient_figures(model: VAE, data: Any) -> dict[str, tf.Tensor]:
     """Returns norms and cosines of the gradients of a model on one batch, scalars by tag."""
-    variables = model.trainable_variables
+    parts = _parts(model)
     with tf.GradientTape(persistent=True) as tape:
         report = model.objective(model.forward(data), regularization=model.losses)
         loss = tf.reduce_mean(report.surrogate)
         values = {name: tf.reduce_mean(report.values[name]) for name in report.weights}
-    gradients = {name: _gradients(tape, value, variables) for name, value in values.items()}
+    gradients = {name: _gradients(tape, value, parts) for name, value in values.items()}
     if model.objective.importance_weighted:  # no sum of its terms
-        total = _gradients(tape, loss, variables)
+        total = _gradients(tape, loss, parts)
     else:
         total = _weighted_sum(gradients, report)
     found = {"gradients/total": _norm(total)}
-    places = {id(variable): place for place, variable in enumerate(variables)}
-    for part, network in (("encoder", model.encoder), ("decoder", model.decoder)):
-        own = [places[id(variable)] for variable in network.trainable_variables]
-        for name, values in gradients.items():
-            parts = [values[place] for place in own]
-            if any(each is not None for each in parts):  # the KL divergence is none of the decoder
-                found[f"gradients/{part}/{name}"] = tf.abs(report.weights[name]) * _norm(parts)
-    own = [places[id(variable)] for variable in model.encoder.trainable_variables]
+    for network in ("encoder", "decoder"):
+        for name, gradient in gradients.items():
+            own = _of(network, gradient)
+            if own:  # the KL divergence has none in the decoder
+                found[f"gradients/{network}/{name}"] = tf.abs(report.weights[name]) * _norm(own)
     likelihood = model.objective.likelihood.label
     if likelihood in gradients:
-        of_likelihood = [gradients[likelihood][place] for place in own]
+        of_likelihood = _of("encoder", gradients[likelihood])
         for name in gradients.keys() - {likelihood, "regularization"}:
-            other = [gradients[name][place] for place in own]
-            found[f"gradients/cosine/{name}"] = _cosine(of_likelihood, other)
+            cosine = _cosine(of_likelihood, _of("encoder", gradients[name]))
+            found[f"gradients/cosine/{name}"] = cosine
     return found
 
 
-def _gradients(
-    tape: tf.GradientTape, target: tf.Tensor, variables: Sequence[Any]
-) -> list[tf.Tensor | None]:
-    """Returns the gradients by Keras' variables, float32; None where there is none."""
-    found = tape.gradient(target, variables)
-    return [None if each is None else tf.cast(each, tf.float32) for each in found]
+def _parts(model: VAE) -> dict[Part, list[Any]]:
+    """Returns the trained variables by the networks that have them."""
+    networks = {"encoder": model.encoder, "decoder": model.decoder}
+    owned = {
+        name: {id(variable) for variable in network.trainable_variables}
+        for name, network in networks.items()
+    }
+    parts: dict[Part, list[Any]] = {}
+    for variable in model.trainable_variables:
+        owners = tuple(name for name, known in owned.items() if id(variable) in known)
+        parts.setdefault(owners, []).append(variable)
+    return parts
 
 
-def _weighted_sum(
-    gradients: dict[str, list[tf.Tensor | None]], report: LossReport
-) -> list[tf.Tensor | None]:
-    total: list[tf.Tensor | None] = []
-    for parts in zip(*gradients.values(), strict=True):
-        weighted = zip(report.weights.values(), parts, strict=True)
-        known = [weight * part for weight, part in weighted if part is not None]
-        total.append(sum(known) if known else None)
+def _gradients(tape: tf.GradientTape, target: tf.Tensor, parts: dict[Part, list[Any]]) -> Gradient:
+    """Returns the gradient by the variables of each part as one vector, where it has one.
+
+    With one vector instead of many tensors, what follows is a few operations. To trace hundreds
+    took longer than all that they compute in a short run.
+    """
+    gradient = {}
+    for part, found in tape.gradient(target, parts).items():
+        if any(each is not None for each in found):
+            vectors = [
+                tf.zeros([math.prod(variable.shape)])
+                if each is None
+                else tf.cast(tf.reshape(each, [-1]), tf.float32)
+                for each, variable in zip(found, parts[part], strict=True)
+            ]
+            gradient[part] = tf.concat(vectors, axis=0)
+    return gradient
+
+
+def _of(network: str, gradient: Gradient) -> Gradient:
+    return {part: vector for part, vector in gradient.items() if network in part}
+
+
+def _weighted_sum(gradients: dict[str, Gradient], report: LossReport) -> Gradient:
+    total: Gradient = {}
+    for name, gradient in gradients.items():
+        for part, vector in gradient.items():
+            weighted = report.weights[name] * vector
+            total[part] = total[part] + weighted if part in total else weighted
     return total
 
 
-def _norm(gradients: Sequence[tf.Tensor | None]) -> tf.Tensor:
-    known = [tf.reduce_sum(tf.square(each)) for each in gradients if each is not None]
-    return tf.sqrt(sum(known)) if known else tf.constant(0.0)
+def _norm(gradient: Gradient) -> tf.Tensor:
+    return tf.sqrt(_product(gradient, gradient))
 
 
-def _cosine(left: Sequence[tf.Tensor | None], right: Sequence[tf.Tensor | None]) -> tf.Tensor:
-    products = [
-        tf.reduce_sum(a * b)
-        for a, b in zip(left, right, strict=True)
-        if a is not None and b is not None
-    ]
-    product = sum(products) if products else tf.constant(0.0)
-    return product / tf.maximum(_norm(left) * _norm(right), _TINY)
+def _cosine(left: Gradient, right: Gradient) -> tf.Tensor:
+    return _product(left, right) / tf.maximum(_norm(left) * _norm(right), _TINY)
+
+
+def _product(left: Gradient, right: Gradient) -> tf.Tensor:
+    products = [tf.reduce_sum(left[part] * right[part]) for part in left if part in right]
+    return sum(products) if products else tf.constant(0.0)

@@ -1,4 +1,4 @@
-"""What encoder and bottleneck make of some examples, looked at by several callbacks."""
+"""What a model makes of some examples, looked at by several callbacks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import tensorflow as tf
 
 from vae_research.bottlenecks.gaussian import GaussianBottleneck
 from vae_research.model import VAE
-from vae_research.tensors import bind
+from vae_research.tensors import SCALARS, bind
+
+# Examples that are decoded, twice; the others are only encoded.
+_DECODED = 128
 
 
 class Inference:
-    """The latent side of a forward pass over the same examples, compiled and computed once.
+    """Codes of the same examples, and what the decoder makes of some; computed once an epoch.
 
     Callbacks that are given the same object share what it has found, until one of them begins
     another epoch.
@@ -43,7 +46,9 @@ class Inference:
     def __call__(self, model: VAE) -> dict[str, np.ndarray]:
         """Returns `code` (without noise) and `z`, and where there are any `kl` and `z_log_var`.
 
-        All are `[count, latent]`; `z_log_var` is that of a normal posterior only.
+        These are `[count, latent]`; `z_log_var` is that of a normal posterior only. Of the first
+        128 examples there are also `own` and `permuted`, log p(x|z) in nats, with the code of the
+        example and with that of its neighbour: a permutation that leaves none in its place.
         """
         if not self._found:
             if self.on_device is None:  # copied once, not at every epoch
@@ -61,4 +66,11 @@ def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
         found["kl"] = tensors["kl"]
     if isinstance(model.bottleneck, GaussianBottleneck):
         found["z_log_var"] = tf.cast(tensors["z_log_var"], tf.float32)
+    z = tensors["z"][:_DECODED]
+    twice = {
+        name: value if name in SCALARS else tf.concat([value[:_DECODED]] * 2, axis=0)
+        for name, value in tensors.items()
+    }
+    likelihoods = model.log_likelihood(twice, tf.concat([z, tf.roll(z, 1, axis=0)], axis=0))
+    found["own"], found["permuted"] = tf.split(likelihoods, 2)
     return found

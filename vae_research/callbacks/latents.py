@@ -8,13 +8,12 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from vae_research.callbacks import messages
 from vae_research.callbacks.drawing import over_time
 from vae_research.callbacks.inference import Inference
 from vae_research.callbacks.writers import Summaries
-from vae_research.evaluation import Figure, active_units
+from vae_research.evaluation import active_units
 from vae_research.latent_health import (
     Verdict,
     WarmUp,
@@ -24,9 +23,6 @@ from vae_research.latent_health import (
 )
 from vae_research.model import VAE
 from vae_research.schedules import Schedule, value_at
-
-# Examples that are decoded, twice; the others are only encoded.
-_DECODED = 128
 
 _KL_FILE = "kl_per_dimension.tsv"
 _KL_OVER_TIME = (
@@ -72,7 +68,6 @@ class Latents(keras.callbacks.Callback):
         self._summaries = Summaries(log_dir)
         self._kl_file = Path(log_dir, "validation", _KL_FILE)
         self._kl_per_dimension: list[np.ndarray] = []
-        self._compare = tf.function(_with_own_and_wrong_codes, autograph=False)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes up the picture of an interrupted run."""
@@ -86,7 +81,7 @@ class Latents(keras.callbacks.Callback):
         """Encodes the data and writes what comes of it."""
         step = self.model.step
         found = self.inference(self.model)
-        cost = self._cost_of_wrong_codes(found["z"])
+        cost = permutation_cost(found["own"], found["permuted"])
         values = {"latent/active_units": active_units(found["code"]).value}
         if "val_elbo" in (logs or {}):
             values["latent/kl_total"] = float(logs["val_kl"])
@@ -108,11 +103,6 @@ class Latents(keras.callbacks.Callback):
         if self._judged:
             self._write_verdict(self.model.step, self.model.step)
         self._summaries.close()
-
-    def _cost_of_wrong_codes(self, z: np.ndarray) -> Figure:
-        data = keras.tree.map_structure(lambda values: values[:_DECODED], self.inference.on_device)
-        own, permuted = self._compare(self.model, data, tf.constant(z[:_DECODED]))
-        return permutation_cost(own.numpy(), permuted.numpy())
 
     def _last_step(self, epoch: int, step: int) -> int:
         """Returns the step with which training will end, as far as that is known."""
@@ -165,17 +155,6 @@ def unfinished_warm_ups(model: VAE, last_step: int) -> list[WarmUp]:
             if reached < peak:
                 found.append(WarmUp(term.label, ends_at, last_step, reached, peak))
     return found
-
-
-def _with_own_and_wrong_codes(model: VAE, data: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns log p(x|z), `[count]` each, with the codes of the examples and of their neighbours.
-
-    To take the code of the neighbour is a permutation that leaves none in its place.
-    """
-    twice = keras.tree.map_structure(lambda values: tf.concat([values, values], axis=0), data)
-    found = model.log_likelihood(twice, tf.concat([z, tf.roll(z, 1, axis=0)], axis=0))
-    own, permuted = tf.split(found, 2)
-    return own, permuted
 
 
 def _read_rows(file: Path, step: int) -> list[np.ndarray]:

@@ -60,7 +60,8 @@ class Pictures(keras.callbacks.Callback):
         self.images = self.inference.data[: columns * 4]
         self.columns = columns
         self._summaries = Summaries(log_dir)
-        self._make = tf.function(_make, autograph=False)
+        self._decode = tf.function(lambda model, codes: model.decode(codes), autograph=False)
+        self._from_prior: list[np.ndarray] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Forgets the codes of the epoch before."""
@@ -90,10 +91,28 @@ class Pictures(keras.callbacks.Callback):
         # How much each dimension is used: its KL divergence, or its variance where there is none.
         used = found["kl"].mean(axis=0) if "kl" in found else codes.var(axis=0)
         order = np.argsort(-used, kind="stable")[:_TRAVERSED]
-        made = self._make(
-            model, tf.constant(codes), tf.constant(order), len(self.images), 8 * self.columns
-        )
-        return {name: images.numpy() for name, images in made.items()}
+        wanted = {"reconstructed": codes[: len(self.images)]}
+        crowd = codes
+        if model.bottleneck.has_prior:
+            wanted["samples"], crowd = self._codes_from_prior(model)
+        middle, deviation = crowd.mean(axis=0), crowd.std(axis=0)
+        wanted["traversals"] = traversals(codes[0], middle, deviation, order)
+        if model.bottleneck.latent_dim == 2:
+            corner = _DEVIATIONS * deviation
+            wanted["plane"] = plane_codes(middle - corner, middle + corner, _PLANE)
+        decoded = self._decode(model, tf.constant(np.concatenate(list(wanted.values()))))
+        ends = np.cumsum([len(rows) for rows in wanted.values()])
+        return dict(zip(wanted, np.split(decoded.numpy(), ends[:-1]), strict=True))
+
+    def _codes_from_prior(self, model: VAE) -> list[np.ndarray]:
+        """Returns the codes of `samples`, and 1000 that tell middle and width of the prior."""
+        if not self._from_prior or model.bottleneck.variables:  # a prior that is trained moves
+            keys = {8 * self.columns: [0, 0], 1000: [1, 0]}
+            self._from_prior = [
+                model.bottleneck.sample_prior(count, tf.constant(key)).numpy()
+                for count, key in keys.items()
+            ]
+        return self._from_prior
 
     def _drawings(self, made: dict[str, np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
         """Returns what draws each picture; the drawing is for another thread."""
@@ -109,41 +128,9 @@ class Pictures(keras.callbacks.Callback):
         return {tag: draw for tag, draw in drawings.items() if tag not in missing}
 
 
-def _make(
-    model: VAE, codes: tf.Tensor, order: tf.Tensor, shown: int, samples: int
-) -> dict[str, tf.Tensor]:
-    """Returns the images of all pictures, by name, from one pass through the decoder.
-
-    Args:
-        model: whose decoder it is.
-        codes: `[count, latent]` of the validation images.
-        order: `[traversed]` dimensions.
-        shown: how many reconstructions.
-        samples: how many samples.
-    """
-    bottleneck = model.bottleneck
-    has_prior = bottleneck.has_prior
-    crowd = bottleneck.sample_prior(1000, tf.constant([1, 0])) if has_prior else codes
-    middle, deviation = tf.reduce_mean(crowd, axis=0), tf.math.reduce_std(crowd, axis=0)
-    wanted = {
-        "reconstructed": codes[:shown],
-        "traversals": traversals(codes[0], middle, deviation, order),
-    }
-    if has_prior:
-        wanted["samples"] = bottleneck.sample_prior(samples, tf.constant([0, 0]))
-    if bottleneck.latent_dim == 2:
-        corner = _DEVIATIONS * deviation
-        wanted["plane"] = plane_codes(middle - corner, middle + corner, _PLANE)
-    decoded = tf.split(
-        model.decode(tf.concat(list(wanted.values()), axis=0)),
-        [codes.shape[0] for codes in wanted.values()],
-    )
-    return dict(zip(wanted, decoded, strict=True))
-
-
 def traversals(
-    code: tf.Tensor, middle: tf.Tensor, deviation: tf.Tensor, dimensions: tf.Tensor
-) -> tf.Tensor:
+    code: np.ndarray, middle: np.ndarray, deviation: np.ndarray, dimensions: np.ndarray
+) -> np.ndarray:
     """Returns codes in which one dimension moves from -3 to 3 standard deviations.
 
     Args:
@@ -155,20 +142,21 @@ def traversals(
     Returns:
         `[count * 11, latent]`, row by row.
     """
-    steps = tf.linspace(-_DEVIATIONS, _DEVIATIONS, _STEPS)
-    moved = middle + tf.reshape(steps, [1, -1, 1]) * deviation  # [1, steps, latent]
-    is_moved = tf.one_hot(dimensions, code.shape[0], on_value=True, off_value=False)[:, tf.newaxis]
-    return tf.reshape(tf.where(is_moved, moved, code), [-1, code.shape[0]])
+    steps = np.linspace(-_DEVIATIONS, _DEVIATIONS, _STEPS, dtype=np.float32)
+    codes = np.tile(code, [len(dimensions), _STEPS, 1])
+    for row, dimension in zip(codes, dimensions, strict=True):
+        row[:, dimension] = middle[dimension] + steps * deviation[dimension]
+    return codes.reshape([-1, len(code)])
 
 
-def plane_codes(low: tf.Tensor, high: tf.Tensor, columns: int) -> tf.Tensor:
+def plane_codes(low: np.ndarray, high: np.ndarray, columns: int) -> np.ndarray:
     """Returns `[columns * columns, 2]`: codes of a plane, each in the middle of its part of it.
 
     Row by row from the top; the first dimension grows to the right, the second upwards.
     """
-    middles = (tf.range(columns, dtype=tf.float32) + 0.5) / columns
+    middles = (np.arange(columns, dtype=np.float32) + 0.5) / columns
     x, y = (low[axis] + middles * (high[axis] - low[axis]) for axis in range(2))
-    return tf.reshape(tf.stack(tf.meshgrid(x, y[::-1]), axis=-1), [-1, 2])
+    return np.stack(np.meshgrid(x, y[::-1]), axis=-1).reshape([-1, 2])
 
 
 def reconstructions(model: VAE, images: np.ndarray, columns: int) -> np.ndarray:
@@ -219,7 +207,7 @@ def decoded_plane(
         raise ValueError(
             f"A plane needs 2 latent dimensions; the model has {model.bottleneck.latent_dim}."
         )
-    corners = (tf.constant([float(value) for value in corner]) for corner in (low, high))
+    corners = (np.array(corner, np.float32) for corner in (low, high))
     images = model.decode(plane_codes(*corners, columns)).numpy()
     if images.ndim != 4:
         raise ValueError(f"The model makes values of shape {images.shape[1:]}, not images.")
