@@ -204,7 +204,8 @@ def recomputed(vae, images, num_samples, cut=None):
             # A key of its own for every call; the bottleneck's share of it.
             key = fold_in(vae.evaluation_key(start * len(samples) + index), "bottleneck")
             # The samples of an example are next to each other.
-            noise = noise_of(key, count * size).reshape(count, size, LATENT)
+            # A last call of fewer examples is filled up: its noise is that of a whole one.
+            noise = noise_of(key, examples * size).reshape(examples, size, LATENT)[:count]
             deviation = np.exp(0.5 * log_var[rows])[:, None]
             z = mean[rows][:, None] + deviation * noise
             logits = apply(decoder["logits"], np.maximum(apply(decoder["hidden"], z), 0.0))
@@ -270,6 +271,68 @@ def test_figures_are_those_of_a_forward_pass_in_numpy(cut, trained, monkeypatch)
         mutants = {"mean of bounds": -np.mean(bounds)}
     for mutant, value in mutants.items():
         assert figures["negative_log_likelihood"].value != pytest.approx(value, rel=1e-4), mutant
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_bound_that_is_trained_is_that_of_groups_of_its_samples(cut, trained, monkeypatch):
+    values_per_call, parts = CUTS[cut]
+    monkeypatch.setattr(evaluation, "VALUES_PER_CALL", values_per_call)
+    vae = VAE(
+        trained.encoder,
+        trained.bottleneck,
+        trained.decoder,
+        [Bernoulli(), MonteCarloKL()],
+        seed=trained.seed,
+        num_samples=3,
+        importance_weighted=True,
+    )
+    figures = evaluate(vae, IMAGES, num_samples=NUM_SAMPLES)
+    if min(parts[1]) < 3:  # no part has a whole group in every call
+        assert "importance_weighted_bound" not in figures
+        return
+    log_weight = recomputed(trained, IMAGES, NUM_SAMPLES, parts)["log_weight"]
+    groups = log_weight[:, :6].reshape(-1, 2, 3)
+    bounds = (scipy.special.logsumexp(groups, axis=2) - math.log(3)).mean(axis=1)
+    figure = figures["importance_weighted_bound"]
+    assert figure.value == pytest.approx(bounds.mean(), rel=1e-5)
+    assert figure.standard_error == pytest.approx(bounds.std(ddof=1) / math.sqrt(11), rel=1e-4)
+
+
+def test_only_an_importance_weighted_model_has_its_bound(trained):
+    assert "importance_weighted_bound" not in evaluate(trained, IMAGES, num_samples=NUM_SAMPLES)
+
+
+def test_a_model_is_compiled_once_for_all_its_evaluations(trained, monkeypatch):
+    vae = dense_vae()
+    forward, traces = VAE.forward, []
+    monkeypatch.setattr(VAE, "forward", lambda *a, **k: traces.append(1) or forward(*a, **k))
+    for count in (11, 10, 11):  # in calls of 4, the last of which is smaller
+        evaluate(vae, IMAGES[:count], num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
+    assert len(traces) == 1
+    vae.set_weights(trained.get_weights())
+    figures = evaluate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
+    assert len(traces) == 1
+    wanted = recomputed(trained, IMAGES, NUM_SAMPLES, (4, [7]))["kl"].mean()
+    assert figures["kl"].value == pytest.approx(wanted, rel=1e-5)
+    vae.decoder = trained.decoder
+    evaluate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
+    assert len(traces) == 2
+
+
+@pytest.mark.parametrize("rows", [1, 3, 30, 1000])
+def test_no_call_decodes_more_rows_than_are_allowed(rows, trained, monkeypatch):
+    forward, decoded = VAE.forward, []
+
+    def noted(self, data, *, num_samples, **options):
+        decoded.append(num_samples * data["inputs"].shape[0])
+        return forward(self, data, num_samples=num_samples, **options)
+
+    monkeypatch.setattr(VAE, "forward", noted)
+    monkeypatch.setattr(evaluation, "VALUES_PER_CALL", 1)
+    trained.evaluation_passes = {}
+    evaluate(trained, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=rows)
+    trained.evaluation_passes = {}
+    assert 0 < max(decoded) <= rows
 
 
 def test_what_needs_no_noise_does_not_depend_on_how_the_work_is_cut(trained, monkeypatch):
@@ -640,6 +703,11 @@ def test_vectors_are_data_too():
 def test_no_samples_or_no_examples_are_refused(trained, images, num_samples, message):
     with pytest.raises(ValueError, match=message):
         evaluate(trained, images, num_samples=num_samples)
+
+
+def test_calls_without_rows_are_refused(trained):
+    with pytest.raises(ValueError, match="rows_per_call must be at least 1, got 0"):
+        evaluate(trained, IMAGES, rows_per_call=0)
 
 
 @pytest.mark.parametrize("verbose", [0, 1])

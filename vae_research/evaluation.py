@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from vae_research.model import VAE
 from vae_research.objective import Objective
+from vae_research.probability import log_mean_exp
 
 # Values of one tensor in decoded data space that a call may hold: 8 MB, so that the temporaries of
 # a call stay near the processor, and a convolutional decoder within a few hundred megabytes.
@@ -51,6 +52,7 @@ def evaluate(
     data: np.ndarray | Mapping[str, np.ndarray],
     *,
     num_samples: int = 200,
+    rows_per_call: int | None = None,
     jit_compile: bool = False,
     verbose: int = 0,
     between_calls: Callable[[], None] | None = None,
@@ -61,6 +63,8 @@ def evaluate(
     - `negative_log_likelihood`: the importance-weighted estimate of -log p(x) from the same
       samples. It is an upper bound in expectation, tighter with more samples. Burda et al. 2016
       (arXiv:1509.00519), equation 8.
+    - `importance_weighted_bound`, where the model trains that bound: its value with the K samples
+      that it trains with, the mean over as many groups of K as there are.
     - `reconstruction` and `kl`, the two parts of the ELBO, and every other term that has a value
       for one example, unweighted, by its name.
     - `active_units`: latent dimensions whose posterior mean varies over the data by more than 0.01.
@@ -71,12 +75,15 @@ def evaluate(
         model: a VAE whose variables exist.
         data: `[count, ...]` scaled as in training, or a dictionary of such arrays.
         num_samples: samples of z for each example.
-        jit_compile: compile with XLA.
+        rows_per_call: examples times samples that are decoded at once, which bounds the memory; by
+            default as many as hold about two million values in data space.
+        jit_compile: compile with XLA, which takes a second or two, once for a model.
         verbose: 1 shows a progress bar.
         between_calls: called between the compiled calls, to end an evaluation by an exception.
 
     Raises:
-        ValueError: `num_samples` is below 1, or there are no data, or they differ in length.
+        ValueError: `num_samples` or `rows_per_call` is below 1, or there are no data, or they
+            differ in length.
         TypeError: `num_samples` is no integer.
     """
     data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
@@ -92,15 +99,20 @@ def evaluate(
             f"evaluate needs at least one sample and one example; got num_samples={num_samples} "
             f"and {count} examples."
         )
-    rows = max(1, VALUES_PER_CALL // math.prod(data["inputs"].shape[1:]))
+    rows = rows_per_call
+    if rows is None:
+        rows = max(1, VALUES_PER_CALL // math.prod(data["inputs"].shape[1:]))
+    elif rows < 1:
+        raise ValueError(f"rows_per_call must be at least 1, got {rows}.")
     samples = _parts(num_samples, at_most=rows)
-    examples = max(1, rows // max(samples))
+    examples = max(_parts(count, at_most=max(1, rows // max(samples))))
     call = _compiled_pass(model, jit_compile)
     bar = keras.utils.Progbar(count, verbose=verbose, unit_name="example")
     batches = []
     for start in range(0, count, examples):
         batch = {
-            name: tf.constant(values[start : start + examples]) for name, values in data.items()
+            name: tf.constant(_padded(values[start : start + examples], examples))
+            for name, values in data.items()
         }
         parts = []
         for index, size in enumerate(samples):
@@ -108,7 +120,8 @@ def evaluate(
                 between_calls()
             key = model.evaluation_key(start * len(samples) + index)
             parts.append({name: part.numpy() for name, part in call(batch, key, size).items()})
-        batches.append(_join(parts, samples))
+        joined = _join(parts, samples)
+        batches.append({name: part[: count - start] for name, part in joined.items()})
         bar.update(min(start + examples, count))
     values = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
     codes = values.pop("code")
@@ -141,7 +154,22 @@ def active_units(codes: np.ndarray) -> Figure:
     return Figure(active, float(np.sqrt((above * (1.0 - above)).sum())), count)
 
 
+def _padded(values: np.ndarray, count: int) -> np.ndarray:
+    """Repeats the last example up to `count`: another shape would be compiled anew."""
+    missing = np.repeat(values[-1:], count - len(values), axis=0)
+    return np.concatenate([values, missing]) if len(missing) else values
+
+
 def _compiled_pass(model: VAE, jit_compile: bool) -> Any:
+    """Returns the function of one call; a model keeps it, so that it is compiled once."""
+    networks = model.encoder, model.bottleneck, model.decoder, *model.further_modules
+    key = jit_compile, model.objective, *networks
+    if key not in model.evaluation_passes:
+        model.evaluation_passes = {key: _new_pass(model, jit_compile)}
+    return model.evaluation_passes[key]
+
+
+def _new_pass(model: VAE, jit_compile: bool) -> Any:
     likelihood = model.objective.likelihood
     # A statistic of the whole batch has no value for one example.
     own = [
@@ -164,6 +192,12 @@ def _compiled_pass(model: VAE, jit_compile: bool) -> Any:
         if log_weight is not None:
             per_sample = tf.reshape(log_weight, [-1, num_samples])
             values["log_sum_weight"] = tf.reduce_logsumexp(per_sample, axis=1)
+            size = model.objective.num_samples
+            if model.objective.importance_weighted and size <= num_samples:
+                groups = num_samples // size
+                per_group = tf.reshape(per_sample[:, : groups * size], [-1, groups, size])
+                bounds = log_mean_exp(per_group, axis=2)
+                values["importance_weighted_bound"] = tf.reduce_mean(bounds, axis=1)
         return values
 
     return call
@@ -173,7 +207,7 @@ def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, n
     """Returns one value per example from the parts of its samples."""
     joined = {
         name: np.average([part[name] for part in parts], axis=0, weights=samples)
-        for name in parts[0]
+        for name in parts[-1]  # the smallest: it may have too few samples for a bound
         if name not in ("code", "log_sum_weight")
     }
     if "log_sum_weight" in parts[0]:

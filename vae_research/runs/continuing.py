@@ -13,7 +13,7 @@ from vae_research.runs.flags import Config
 # What may differ between an unfinished run and the command that goes on with it.
 MAY_CHANGE = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
 MAY_CHANGE |= {"on_nonfinite", "checkpoint_minutes", "checkpoint_epochs", "checkpoint_steps"}
-MAY_CHANGE |= {"importance_samples", "run_eagerly", "jit", "steps_per_call"}
+MAY_CHANGE |= {"importance_samples", "evaluation_rows", "run_eagerly", "jit", "steps_per_call"}
 MAY_CHANGE |= {"tensorboard", "profile_steps", "gradients_every_steps"}
 
 

@@ -167,6 +167,11 @@ def define_standard_flags() -> None:
     define_integer(
         "importance_samples", 200, "samples of z for each test image in the NLL", minimum=1
     )
+    define_auto_integer(
+        "evaluation_rows",
+        "test images times samples that are decoded at once, which bounds the memory; default "
+        "auto: about two million pixels of them",
+    )
     define_choice(
         "precision", "float32", ("float32", "mixed_bfloat16"), "of the networks' arithmetic"
     )

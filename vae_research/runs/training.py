@@ -98,6 +98,7 @@ def train(
             model,
             data.test.prepare(),
             num_samples=config.importance_samples,
+            rows_per_call=config.evaluation_rows,
             # Compiling takes longer than it saves: the time is spent in large matrix products.
             jit_compile=config.jit == "on",
             between_calls=signals.raise_if_received,
