@@ -6,6 +6,46 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def trials():
+    """A server that runs trials; see `tests.trials`."""
+    from tests.trials import Trials
+
+    server = Trials()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """The flag for a small data set of images."""
+    import numpy as np
+
+    from tests.proofs import IMAGES
+
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, train=IMAGES[:38], validation=IMAGES[38:43], test=IMAGES[43:])
+    return f"--dataset={path}"
+
+
+@pytest.fixture(scope="session")
+def unbroken(trials, dataset, tmp_path_factory):
+    """Outcomes of runs that nothing happened to, by name, number of epochs, and mutant."""
+    from tests.proofs import COMMON, RUNS, SELDOM, go_on
+
+    found = {}
+
+    def of(name, epochs=4, **how):
+        key = (name, epochs, *how.items())
+        if key not in found:
+            run_dir = tmp_path_factory.mktemp("unbroken") / "run"
+            flags = [dataset, *COMMON, f"--epochs={epochs}", SELDOM, *RUNS[name]]
+            found[key] = go_on(trials, run_dir, *flags, **how)
+        return found[key]
+
+    return of
+
+
+@pytest.fixture(scope="session")
 def without_tensorflow(tmp_path_factory):
     """A folder to be put before all others: who imports TensorFlow or Keras is ended with 99."""
     folder = tmp_path_factory.mktemp("without_tensorflow")

@@ -88,6 +88,8 @@ FILES: dict[str, Callable[[], bytes]] = {
     "words.npz": lambda: npz(train=np.array([["a", "b"]] * 4)),
     "truncated.npz": lambda: npz(train=IMAGES)[:1000],
     "cut_inside.npz": lambda: npz(train=IMAGES).replace(IMAGES[20:].tobytes(), b""),
+    # No source of data reads it, whole or damaged.
+    "images.tfrecord": lambda: struct.pack("<QI", 2**40, 0),
     "text.npz": lambda: b"some text\n",
     "nothing.npz": lambda: b"",
     "nan.npz": lambda: npz(train=with_value(np.nan)),
@@ -283,6 +285,7 @@ CASES = [
     data("42-cut-inside", "cut_inside.npz"),
     data("42-no-zip", "text.npz", "not a zip file"),
     data("42-zero-bytes", "nothing.npz", "empty"),
+    data("52-tfrecord", "images.tfrecord", "is a file", ".npz"),
     data("43-nan", "nan.npz", "1 of 2560 values", "first nan at index (7, 1, 2)"),
     data("43-infinity", "infinite.npz", "1 of 2560 values", "first -inf at index (7, 1, 2)"),
     Case(
@@ -416,22 +419,28 @@ ELSEWHERE = {
     35: "test_checkpoints.py::test_values_that_are_not_finite_are_never_written",
     48: "test_runs.py::test_going_on_with_changed_data_is_refused",
     49: "test_data_folders.py::test_the_walk_is_bounded_and_takes_regular_files_only",
-    51: "test_data_folders.py::test_more_pixels_than_memory_are_refused_before_decoding",
+    51: "test_data_folders.py::test_more_than_memory_is_refused_before_decoding",
     53: "test_gate.py::test_the_cause_is_named_and_nothing_of_the_step_is_kept",
     54: "test_continuing.py::test_a_kl_divergence_of_nothing_is_warned_of_once",
-    55: "test_runs.py::test_a_run_goes_on_after_sigterm_and_ctrl_c",
-    56: "test_survival.py::test_a_signal_saves_at_its_step",
+    55: "test_survival.py::test_55_a_second_signal_ends_at_once_and_does_no_damage",
     57: "test_continuing.py::test_logs_are_cut_off_at_the_checkpoint",
     59: "test_continuing.py::test_out_of_memory_is_one_line_with_a_hint",
     60: "test_survival.py::test_an_error_of_the_user_is_shown_after_a_save",
 }
-# Numbers that cannot apply yet.
+# Numbers that cannot apply yet: the reason, and a name that no flag has while it holds.
 CANNOT_APPLY = {
-    5: "a run has one replica",
-    16: "there is no --strategy",
-    52: "there is no TFRecord source",
-    58: "tensorboard is a requirement of the package, which does not import without it",
+    5: ("a run has one replica", "replica"),
+    16: ("a run has no strategy and reads no TF_CONFIG", "strategy"),
 }
+
+
+@pytest.mark.parametrize("number", CANNOT_APPLY)
+def test_what_cannot_apply_still_cannot(number, tmp_path, without_tensorflow):
+    reason, word = CANNOT_APPLY[number]
+    process = command(CHECKOUT / "experiments/vae_mnist.py", ["--help"], tmp_path)
+    assert process.returncode == 0
+    assert "--batch_size" in process.stdout
+    assert word not in process.stdout, f"it can apply now; the table says that {reason}"
 
 
 @pytest.mark.parametrize("number", range(1, 63))
@@ -448,6 +457,8 @@ def test_every_number_has_its_row_its_test_or_its_reason(number):
 
 # What is no mistake, and needs a training.
 
+# A package that cannot be imported, put before the one that can.
+HINDRANCE = 'raise ModuleNotFoundError("No module named \'tensorboard\'", name="tensorboard")\n'
 TINY = ["--batch_size=8", "--hidden_units=4", "--latent_dim=2", "--importance_samples=2"]
 STRANGE_NAME = "my run: 🙂 = größer & 'mehr'"
 
@@ -460,6 +471,38 @@ def test_62_a_locale_without_utf_8_and_no_home(tmp_path, monkeypatch):
     flags = [*TINY, "--dataset=images.npz", "--epochs=1", "--run_dir=run"]
     process = command(CHECKOUT / "experiments/vae_mnist.py", flags, tmp_path)
     assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "run/summary.json").read_text("utf-8"))["status"] == "done"
+
+
+def test_58_without_the_package_tensorboard_a_run_is_told_so_once(tmp_path, monkeypatch):
+    (tmp_path / "first/tensorboard").mkdir(parents=True)
+    (tmp_path / "first/tensorboard/__init__.py").write_text(HINDRANCE)
+    (tmp_path / "images.npz").write_bytes(FILES["images.npz"]())
+    monkeypatch.setenv("TF_CONFIG", "{not JSON")  # nor is that of anybody's concern
+    flags = [*TINY, "--dataset=images.npz", "--epochs=2", "--run_dir=run"]
+    experiment = CHECKOUT / "experiments/vae_mnist.py"
+    process = command(experiment, flags, tmp_path, tmp_path / "first")
+    assert process.returncode == 0, process.stderr
+    (line,) = process.stderr.splitlines()
+    assert "What TensorBoard shows" in line
+    assert "No module named 'tensorboard'" in line
+    assert json.loads((tmp_path / "run/summary.json").read_text("utf-8"))["status"] == "done"
+    assert len((tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()) == 2
+
+
+@pytest.mark.parametrize("closed", ["pipes whose reader has gone", "from the beginning"])
+def test_56_a_run_goes_on_when_nobody_listens(closed, tmp_path):
+    (tmp_path / "images.npz").write_bytes(FILES["images.npz"]())
+    flags = [*TINY, "--dataset=images.npz", "--epochs=2", "--run_dir=run"]
+    started = [sys.executable, str(CHECKOUT / "experiments/vae_mnist.py"), *flags]
+    if closed == "from the beginning":
+        started = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *started]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    path = {"PYTHONPATH": str(CHECKOUT), "PYTHONWARNINGS": "always"}
+    process = subprocess.Popen(started, cwd=tmp_path, env=os.environ | path, **pipes)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=300) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text("utf-8"))["status"] == "done"
 
 

@@ -91,7 +91,23 @@ def test_the_walk_is_bounded_and_takes_regular_files_only(folder, monkeypatch):
         folders.images_in(folder)
 
 
-def test_more_pixels_than_memory_are_refused_before_decoding(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("flags", "needed", "advice"),
+    [
+        # 12 images of 48 bytes twice, one of them to be tested with float32, 8 being decoded.
+        ({}, (2 * 12 + 4) * 48 + 8 * 48, "--image_size below 8 needs less"),
+        (
+            {"channels": 3, "image_size": 4},
+            (2 * 12 + 4) * 48 + 8 * 144,
+            "--image_size below 4 or --channels=1 needs less",
+        ),
+    ],
+)
+def test_more_than_memory_is_refused_before_decoding(flags, needed, advice, folder, monkeypatch):
     monkeypatch.setattr(folders, "_decoded", lambda *arguments: pytest.fail("decoded"))
-    with pytest.raises(DataError, match="needs 576 bytes of memory, 500 are available"):
-        folders.load_image_folder(folder, memory_limit=500)
+    with pytest.raises(DataError, match=f"needs {needed} bytes of memory, 500 are available; "):
+        folders.load_image_folder(folder, memory_limit=500, **flags)
+    with pytest.raises(DataError, match=advice):
+        folders.load_image_folder(folder, memory_limit=needed - 1, **flags)
+    with pytest.raises(pytest.fail.Exception, match="decoded"):
+        folders.load_image_folder(folder, memory_limit=needed, **flags)

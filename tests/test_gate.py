@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.proofs import FULL, tell
 from vae_research import (
     VAE,
     Bernoulli,
@@ -22,12 +23,12 @@ from vae_research import (
     dense_decoder,
     sum_over_event,
 )
+from vae_research.data.pipeline import epoch_order
 from vae_research.runs import gate as gates
 from vae_research.runs.errors import DivergedError
 from vae_research.runs.gate import FiniteGate
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-FULL = os.environ.get("VAE_RESEARCH_PROOFS") == "full"
 BATCH, STEPS, EPOCHS = 8, 5, 2
 IMAGES = np.random.default_rng(0).random((38, 4, 4)).astype("float32")
 DATA = Data.from_arrays(IMAGES, IMAGES[:5], IMAGES[:5])
@@ -54,6 +55,28 @@ class Steep(LossTerm):
         here = tf.equal(tf.cast(step, tf.int32), self.bad_at)
         # The derivative of a square root at 0 is infinite.
         return sum_over_event(tf.sqrt(tf.where(here, z * 0.0, tf.abs(z) + 1.0)))
+
+
+class BadBernoulli(Bernoulli):
+    """The likelihood, not finite at one step."""
+
+    bad_at: int = -1
+    value: str = "nan"
+
+    def log_likelihood(self, targets, logits, step):
+        here = tf.equal(tf.cast(step, tf.int32), self.bad_at)
+        return super().log_likelihood(targets, logits) * tf.where(here, BAD[self.value], 1.0)
+
+
+class BadDivergence(KLDivergence):
+    """The divergence, not finite at one step."""
+
+    bad_at: int = -1
+    value: str = "nan"
+
+    def per_example(self, kl, step):
+        here = tf.equal(tf.cast(step, tf.int32), self.bad_at)
+        return super().per_example(kl) * tf.where(here, BAD[self.value], 1.0)
 
 
 class BrokenAdam(keras.optimizers.Adam):
@@ -86,7 +109,17 @@ class BrokenLayer(keras.layers.Layer):
         return inputs
 
 
-def make(terms=(), *, optimizer=None, jit=False, eagerly=False, layer=None, head=None):
+def make(
+    terms=(),
+    *,
+    optimizer=None,
+    jit=False,
+    eagerly=False,
+    layer=None,
+    head=None,
+    likelihood=None,
+    divergence=None,
+):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4, 4, 1), name="inputs")
     features = keras.layers.Dense(6, activation="relu")(keras.layers.Flatten()(inputs))
@@ -100,7 +133,7 @@ def make(terms=(), *, optimizer=None, jit=False, eagerly=False, layer=None, head
         keras.Model(inputs, heads),
         GaussianBottleneck(2),
         dense_decoder((4, 4, 1), 2, hidden_units=(6,)),
-        [Bernoulli(), KLDivergence(), *terms],
+        [likelihood or Bernoulli(), divergence or KLDivergence(), *terms],
     )
     model.compile(optimizer or keras.optimizers.Adam(0.01), jit_compile=jit, run_eagerly=eagerly)
     model.steps_per_execution = 1 if eagerly else 3
@@ -127,6 +160,14 @@ def train_alone(model, steps):
 
 
 INJECTIONS = {
+    "likelihood": (
+        lambda at, value: {"likelihood": BadBernoulli(bad_at=at, value=value)},
+        "term 'reconstruction'",
+    ),
+    "divergence": (
+        lambda at, value: {"divergence": BadDivergence(bad_at=at, value=value)},
+        "term 'kl'",
+    ),
     "own term": (lambda at, value: {"terms": [Sparse(bad_at=at, value=value)]}, "term 'sparse'"),
     "monitor": (
         lambda at, value: {"terms": [Sparse(bad_at=at, value=value, weight=None)]},
@@ -161,6 +202,25 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp
     saved = make(**injection(at, value))
     found = saved.load_checkpoint(tmp_path / record["checkpoint"])
     assert (found.step, found.epoch, found.position) == (at, at // STEPS, at % STEPS)
+
+
+# The first step, one in the middle of a call, and the smaller last batch.
+@pytest.mark.parametrize("at", [0, 1, 4])
+@pytest.mark.parametrize("mode", PLACES if FULL else ["graph"])
+def test_a_value_of_the_data_is_named(mode, at, tmp_path):
+    model = make(**MODES[mode])
+    batches = DATA.train.resident(BATCH, seed=0)
+    row = int(epoch_order(len(DATA.train), 0, 0)[at * BATCH])
+    stored = batches.reader.tensors["stored"].numpy()
+    stored[row, 3] = list(BAD.values())[at % 3]
+    batches.reader.tensors["stored"] = tf.constant(stored)
+    gate = FiniteGate(batches, tmp_path)
+    with pytest.raises(DivergedError, match=r"'reconstruction' \(first of all inputs\)") as raised:
+        model.fit(batches, epochs=1, callbacks=[gate], verbose=0)
+    assert f"not finite in epoch 1, step {at + 1}." in str(raised.value)
+    assert model.step == at
+    assert gates.not_finite(gates.variables_of(model)) == []
+    assert row in json.loads((tmp_path / "nonfinite.json").read_text())["rows"]
 
 
 def test_the_state_is_that_of_a_training_that_ended_before(tmp_path):
@@ -200,6 +260,26 @@ def test_steps_are_those_without_a_gate(mode, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["graph", "XLA"])
+@pytest.mark.parametrize("mode", ["graph", "XLA"] if FULL else ["XLA"])
+def test_no_false_alarm_in_ten_thousand_clean_steps(mode, tmp_path):
+    images = np.random.default_rng(1).random((800, 4, 4)).astype("float32")
+    batches = Data.from_arrays(images, images[:5], images[:5]).train.resident(BATCH, seed=0)
+    checks = []
+
+    class Watched(FiniteGate):
+        def _is_finite(self):
+            checks.append(super()._is_finite())
+            return checks[-1]
+
+    model = make([Sparse()], **MODES[mode])
+    model.steps_per_execution = 100
+    model.fit(batches, epochs=100, callbacks=[Watched(batches, tmp_path)], verbose=0)
+    assert model.step == 10_000
+    assert checks == [True] * 100
+    assert list(tmp_path.iterdir()) == []
+    tell(f"clean steps, {mode}", steps=model.step, checks=len(checks), alarms=checks.count(False))
+
+
 def test_skipping_leaves_one_step_out_and_says_so(mode, tmp_path, capsys):
     model = make([Sparse(bad_at=4)], **MODES[mode])
     gate = fit(model, tmp_path, skip=True)

@@ -1,147 +1,160 @@
 """Runs that are killed go on as if they had not been: bit for bit, wherever the kill falls.
 
-Each promise of the README's section "What happens when ..." is proved here at a size for every day.
-`VAE_RESEARCH_PROOFS=full` runs the large one. Every proof has mutants that it must catch.
+See `tests.proofs` for the two sizes. Every proof has mutants that it must catch.
 """
 
 import collections
-import json
 import os
 import random
 
-import numpy as np
 import pytest
 
-from tests.trials import MUTANTS, Trials
-from vae_research import checkpoints, manifests
+from tests.proofs import (
+    COMMON,
+    FULL,
+    OFTEN,
+    RUNS,
+    SELDOM,
+    STEPS,
+    calls_of_an_epoch,
+    go_on,
+    outcome,
+    tell,
+)
+from vae_research import checkpoints
 
-FULL = os.environ.get("VAE_RESEARCH_PROOFS") == "full"
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
-# 38 rows in batches of 8: five steps an epoch, the last one smaller.
-IMAGES = np.random.default_rng(0).integers(0, 256, (48, 8, 8), dtype=np.uint8)
-WALL_CLOCK = {"seconds", "images_per_second"}
-RUNS = {
-    "dense, XLA": ["--network=dense", "--jit=on", "--steps_per_call=2"],
-    "dense": ["--network=dense", "--jit=off", "--steps_per_call=3"],
-    "convolutional": ["--network=convolutional", "--jit=off", "--steps_per_call=1"],
-}
-OFTEN, SELDOM = "--checkpoint_steps=3", "--checkpoint_steps=6"
-COMMON = ["--epochs=4", "--binarize=dynamic"]
+EPOCHS = "--epochs=4"
 
 
-@pytest.fixture(scope="module")
-def trials():
-    server = Trials()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, train=IMAGES[:38], validation=IMAGES[38:43], test=IMAGES[43:])
-    return f"--dataset={path}"
-
-
-class Outcome(collections.namedtuple("Outcome", "values metrics")):
-    """What two runs must agree in: every variable, and every figure that is no time."""
-
-
-def outcome(run_dir):
-    checkpoint = checkpoints.newest(run_dir / "checkpoints")
-    content = manifests.verify(checkpoint.path)
-    values = [value.tobytes() for value in manifests.read_values(checkpoint.path, content)]
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    metrics = [{k: v for k, v in found.items() if k not in WALL_CLOCK} for found in records]
-    return Outcome([checkpoint.epoch, checkpoint.position, *values], metrics)
-
-
-@pytest.fixture(scope="module")
-def unbroken(trials, dataset, tmp_path_factory):
-    """Outcomes of runs that nothing happened to, by name, and how many calls they took."""
-    found = {}
-
-    def of(name, mutant=None):
-        if (name, mutant) not in found:
-            run_dir = tmp_path_factory.mktemp("unbroken") / "run"
-            how = {"mutant": mutant} if mutant else {}
-            result = trials.run(run_dir, dataset, *COMMON, SELDOM, *RUNS[name], **how)
-            assert result["status"] == 0, result["stderr"]
-            found[name, mutant] = outcome(run_dir)
-        return found[name, mutant]
-
-    return of
-
-
-def go_on(trials, run_dir, *flags, **how):
-    result = trials.run(run_dir, *flags, **how)
-    assert result["status"] == 0, result["stderr"]
-    return outcome(run_dir)
-
-
-def some_kills(seed, count):
-    """Kills at random: in a save at one of its effects, or in a call of the steps and after it."""
-    random_ = random.Random(seed)
-    for number in range(count):
-        if number % 3 == 0:
-            yield {"kill_at_effect": random_.randrange(26)}
-        else:
-            yield {"kill_in_call": random_.randrange(1, 8), "after": random_.uniform(0.0, 0.02)}
+def part_of(phase):
+    """Returns what a process did when it was killed: steps, a save, or both at a time."""
+    if phase.startswith(("in a save", "in a file")):
+        return phase.partition(",")[0]
+    return "steps and a save" if phase.endswith("saving") else "steps"
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_goes_on_bit_for_bit(name, trials, dataset, unbroken, tmp_path):
     wanted, phases = unbroken(name), collections.Counter()
-    flags = [dataset, *COMMON, SELDOM, *RUNS[name]]
-    for number, kill in enumerate(some_kills(name, 40 if FULL else 3)):
+    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS[name]]
+    listed = trials.run(tmp_path / "effects", *flags, list_effects=True)["effects"]
+    random_ = random.Random(name)
+    calls, number, count = 4 * len(calls_of_an_epoch(name)), 0, 40 if FULL else 3
+    while phases.total() < count:
+        if number % 3 == 0:
+            kill = {"kill_at_effect": random_.randrange(5, len(listed))}  # behind config.json
+        else:
+            call, after = random_.randrange(1, calls), random_.uniform(0.0, 0.02)
+            kill = {"kill_in_call": call, "after": after}
         run_dir = tmp_path / f"run{number}"
+        number += 1
         result = trials.run(run_dir, *flags, **kill)
-        assert result["status"] in (-9, 0), result["stderr"]  # a short run may be faster
-        phases[result["phase"].partition(" of ")[0]] += 1
+        assert result["status"] in (-9, 0), result["stderr"]
+        if result["status"] == 0:  # it was faster
+            continue
+        phases[part_of(result["phase"])] += 1
         # What a kill leaves is whole or has no name.
         assert checkpoints.search(run_dir / "checkpoints").damaged == ()
         assert go_on(trials, run_dir, *flags) == wanted
-    print(name, dict(phases))
+    tell(f"kills, {name}", survived=phases.total(), phases=phases)
+    assert phases["steps"] + phases["steps and a save"] >= count / 2
 
 
-def test_twenty_kills_in_one_run(trials, dataset, unbroken, tmp_path):
-    flags = [dataset, *COMMON, OFTEN, *RUNS["dense"]]
-    run_dir = tmp_path / "run"
-    random_ = random.Random(1)
-    for _ in range(20 if FULL else 3):
-        # The first call is killed now and then: no progress is made, and none is lost.
-        call = random_.choice([1, 1, 2])
-        after = random_.uniform(0.0, 0.005)
+def test_a_kill_at_every_effect_on_files(trials, dataset, unbroken, tmp_path):
+    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
+    effects = trials.run(tmp_path / "listed", *flags, list_effects=True)["effects"]
+    kinds = collections.Counter(effect for effect, _ in effects)
+    assert set(kinds) == {"create", "write", "fsync", "rename", "remove"}
+    killed, parts = collections.Counter(), collections.Counter()
+    chosen = range(len(effects)) if FULL else range(3, len(effects), len(effects) // 4)
+    for number in chosen:
+        run_dir = tmp_path / f"run{number}"
+        result = trials.run(run_dir, *flags, kill_at_effect=number)
+        assert result["status"] == -9, result
+        effect, name = effects[number]
+        assert result["phase"].endswith(f"before {effect} of {name}")
+        killed[effect] += 1
+        parts[part_of(result["phase"])] += 1
+        assert checkpoints.search(run_dir / "checkpoints").damaged == ()
+        assert go_on(trials, run_dir, *flags) == unbroken("dense")
+    tell("kills at every effect", of=len(effects), survived=killed, phases=parts)
+
+
+def test_many_kills_in_one_run(trials, dataset, unbroken, tmp_path):
+    kills, epochs = (20, 40) if FULL else (3, 6)
+    flags = [dataset, *COMMON, f"--epochs={epochs}", OFTEN, *RUNS["dense"]]
+    run_dir, random_, steps, phases = tmp_path / "run", random.Random(1), [], collections.Counter()
+    for _ in range(kills):
+        # Within an epoch that goes on, the first call may have nothing to do.
+        call, after = random_.choice([3, 4]), random_.uniform(0.0, 0.005)
         result = trials.run(run_dir, *flags, kill_in_call=call, after=after)
         assert result["status"] == -9, result
-    assert go_on(trials, run_dir, *flags) == unbroken("dense")
+        phases[part_of(result["phase"])] += 1
+        steps.append(checkpoints.newest(run_dir / "checkpoints").step)
+    assert steps == sorted(set(steps))  # each session came further than the one before
+    assert go_on(trials, run_dir, *flags) == unbroken("dense", epochs)
+    tell("kills in one run", survived=kills, phases=phases, saved_steps=steps, of=STEPS * epochs)
+
+
+def some_signals(code, name, count):
+    """Yields calls, and seconds after their beginning."""
+    random_, calls = random.Random(code), 4 * len(calls_of_an_epoch(name))
+    for _ in range(count):
+        yield random_.randrange(3, calls), random_.uniform(0.0, 0.005)
+
+
+def signalled(trials, run_dir, flags, name, call, **how):
+    """Has a run of four epochs get a signal in a call; returns the step that is saved."""
+    result = trials.run(run_dir, *flags, kill_in_call=call, **how)
+    saved = checkpoints.newest(run_dir / "checkpoints").step
+    # Not one call is lost; the signal may have come before or after the one that is counted.
+    starts = [epoch * STEPS + at for epoch in range(4) for at in calls_of_an_epoch(name)]
+    per_call = starts[1]
+    assert starts[call - 1] <= saved <= starts[call - 1] + 2 * per_call
+    return result
 
 
 @pytest.mark.parametrize("name", RUNS if FULL else ["dense"])
 @pytest.mark.parametrize(("signal", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)])
 def test_a_signal_saves_at_its_step(signal, code, name, trials, dataset, unbroken, tmp_path):
-    flags = [dataset, *COMMON, SELDOM, *RUNS[name]]
-    run_dir = tmp_path / "run"
-    random_ = random.Random(code)
-    for number in range(30 if FULL else 1):
+    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS[name]]
+    count = 10 if FULL else 1
+    for number, (call, after) in enumerate(some_signals(code, name, count)):
         run_dir = tmp_path / f"run{number}"
-        call, after = random_.randrange(3, 8), random_.uniform(0.0, 0.005)
-        result = trials.run(run_dir, *flags, kill_in_call=call, after=after, signal=signal)
+        result = signalled(trials, run_dir, flags, name, call, after=after, signal=signal)
         assert result["status"] == code, result
         assert result["stderr"].endswith("goes on with the same command and --run_dir.\n")
-        # Not one call is lost; the signal may have come before or after the one that is counted.
-        per_call = int(RUNS[name][-1][-1])
-        starts = [epoch * 5 + at for epoch in range(4) for at in range(0, 5, per_call)]
-        saved = checkpoints.newest(run_dir / "checkpoints").step
-        assert starts[call - 1] <= saved <= starts[call - 1] + 2 * per_call
         assert go_on(trials, run_dir, *flags) == unbroken(name)
+    tell(f"{signal}, {name}", survived=count)
+
+
+def test_the_proof_notices_a_signal_that_does_not_save(trials, dataset, tmp_path):
+    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
+    how = {"signal": "SIGTERM", "mutant": "signal_ends_at_once"}
+    with pytest.raises(AssertionError):
+        signalled(trials, tmp_path / "run", flags, "dense", 6, **how)
+
+
+@pytest.mark.parametrize("effect", ["create", "write", "fsync", "rename"] if FULL else ["write"])
+def test_55_a_second_signal_ends_at_once_and_does_no_damage(
+    effect, trials, dataset, unbroken, tmp_path
+):
+    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
+    name = "0000000013" if effect == "rename" else "variables.npz"
+    how = {"kill_in_call": 5, "signal": "SIGINT", "again_at": [effect, name]}
+    result = trials.run(tmp_path / "run", *flags, **how)
+    assert result["status"] == 130
+    assert result["phase"] == f"in a save, before {effect} of {name}, for the second time"
+    assert result["stderr"] == ""  # no time for words
+    found = checkpoints.search(tmp_path / "run" / "checkpoints")
+    assert (found.newest.step, found.damaged) == (8, ())
+    assert go_on(trials, tmp_path / "run", *flags) == unbroken("dense")
 
 
 @pytest.mark.parametrize("where", ["term", "callback"])
 def test_an_error_of_the_user_is_shown_after_a_save(where, trials, dataset, unbroken, tmp_path):
-    flags = [dataset, *COMMON, SELDOM, *RUNS["dense"]]
+    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     run_dir = tmp_path / "run"
     result = trials.run(run_dir, *flags, error_in=where)
     assert result["status"] == 70  # the server's, for an error that nobody has caught
@@ -152,23 +165,37 @@ def test_an_error_of_the_user_is_shown_after_a_save(where, trials, dataset, unbr
     assert go_on(trials, run_dir, *flags) == unbroken("dense")
 
 
-def test_simultaneous_starts_are_one_run(dataset, tmp_path):
-    count = 20 if FULL else 3
-    servers = [Trials() for _ in range(count)]
-    for server in servers:
-        server.start(tmp_path / "run", dataset, *COMMON, "--epochs=4", SELDOM, *RUNS["dense"])
-    codes = sorted(server.end()["status"] for server in servers)
-    for server in servers:
-        server.close()
+def starts_together(trials, dataset, folder, count, seconds, **how):
+    """Starts a run `count` times at once; the first that trains waits for the others to end."""
+    (folder / "ended").mkdir()
+    flags = [f"--run_dir={folder / 'run'}", dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
+    hold_for = {"folder": str(folder / "ended"), "count": count - 1, "seconds": seconds}
+    return trials.together([(flags, {"hold_for": hold_for, **how})] * count)
+
+
+def test_simultaneous_starts_are_one_run(trials, dataset, unbroken, tmp_path):
+    count = 20 if FULL else 4
+    results = starts_together(trials, dataset, tmp_path, count, seconds=600)
+    codes = sorted(result["status"] for result in results)
     assert codes == [0, *[5] * (count - 1)]
+    assert outcome(tmp_path / "run") == unbroken("dense")
+    tell("simultaneous starts", started=count, ran=codes.count(0), refused=codes.count(5))
 
 
-@pytest.mark.parametrize("mutant", sorted(set(MUTANTS) - {"written_in_place"}))
+def test_the_proof_notices_a_lock_that_nobody_holds(trials, dataset, tmp_path):
+    results = starts_together(trials, dataset, tmp_path, 2, seconds=8, mutant="lock_dropped")
+    assert sorted(result["status"] for result in results) != [0, 5]
+
+
+RESUMES = ("logs_kept", "noise_with_state", "position_dropped", "slots_dropped", "sums_dropped")
+
+
+@pytest.mark.parametrize("mutant", RESUMES)
 def test_the_proof_notices_what_is_lost(mutant, trials, dataset, unbroken, tmp_path):
-    flags = [dataset, *COMMON, SELDOM, *RUNS["dense"]]
+    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     run_dir = tmp_path / "run"
-    wanted = unbroken("dense", mutant if mutant == "noise_with_state" else None)
-    result = trials.run(run_dir, *flags, kill_at_effect=16, mutant=mutant)
+    wanted = unbroken("dense", **({"mutant": mutant} if mutant == "noise_with_state" else {}))
+    result = trials.run(run_dir, *flags, kill_at=["fsync", "manifest.json", 2], mutant=mutant)
     assert result["status"] == -9, result
     assert checkpoints.newest(run_dir / "checkpoints").position
     result = trials.run(run_dir, *flags, mutant=mutant)
@@ -176,7 +203,8 @@ def test_the_proof_notices_what_is_lost(mutant, trials, dataset, unbroken, tmp_p
 
 
 def test_the_proof_notices_a_checkpoint_that_is_written_in_place(trials, dataset, tmp_path):
-    flags = [dataset, *COMMON, OFTEN, *RUNS["dense"]]
-    result = trials.run(tmp_path / "run", *flags, kill_at_effect=12, mutant="written_in_place")
+    flags = [dataset, *COMMON, EPOCHS, OFTEN, *RUNS["dense"]]
+    how = {"kill_at": ["write", "variables.npz", 2], "mutant": "written_in_place"}
+    result = trials.run(tmp_path / "run", *flags, **how)
     assert result["status"] == -9, result
     assert checkpoints.search(tmp_path / "run" / "checkpoints").damaged != ()

@@ -1,13 +1,13 @@
 """Many short runs, each in a process of its own that is cheap to make.
 
 A server imports TensorFlow once and forks for every trial, before TensorFlow computes anything: a
-trial then costs a second or two, and not five. It reads one line of JSON for each trial from its
-standard input and answers with one line. A trial trains the experiment below with real flags, and
-is killed where it is told to be, from inside, so that the phase in which it died is known.
-
-Mutants break one promise each; the proofs must notice all of them.
+trial then costs a second or two, and not five. It reads one line of JSON from its standard input
+for the trials that are to run at a time, and answers with one line. A trial trains the experiment
+below with real flags, and is killed where it is told to be, from inside, so that the phase in which
+it died is known.
 """
 
+import errno
 import json
 import os
 import random
@@ -36,26 +36,33 @@ class Trials:
             text=True,
         )
 
-    def start(self, run_dir, *flags, **how):
-        """Begins a trial; `end` returns the result of the one that was begun first."""
-        how |= {"flags": [f"--run_dir={run_dir}", *flags]}
-        self.process.stdin.write(json.dumps(how) + "\n")
+    def together(self, trials):
+        """Runs trials at the same time, each a pair of flags and of keywords as `run` has them."""
+        lines = [{"flags": flags, **how} for flags, how in trials]
+        self.process.stdin.write(json.dumps(lines) + "\n")
         self.process.stdin.flush()
-
-    def end(self):
-        """Returns status (exit code, or minus a signal), phase, effects and stderr of a trial."""
         return json.loads(self.process.stdout.readline())
 
     def run(self, run_dir, *flags, **how):
-        """Runs a trial.
+        """Runs a trial; returns its status (exit code, or minus a signal), phase, and stderr.
 
-        Keywords: `kill_at_effect`, the number of a file effect of the checkpoints; `kill_in_call`
-        and `after`, a call of the compiled steps and seconds after its beginning; `signal` instead
-        of SIGKILL; `error_in`, a "term" or a "callback"; `mutant`;
-        `whole`, to write figures and networks as well.
+        Keywords:
+            kill_at_effect: the number of a file effect.
+            kill_at: an effect, the name of its path, and which one of these, from 1.
+            kill_in_call, after: a call of the compiled steps, and seconds after its beginning.
+            signal: instead of SIGKILL.
+            again_at: effect and name of its path, where a first signal is followed by another.
+            error_in: a "term", a "callback", or the file of "metrics".
+            fill_in_call, free_in_call, filler: before which call a file takes all that is left of
+                its disk, and before which one it is removed.
+            hold_for: folder, count and seconds: the first call waits until so many other trials
+                have ended.
+            list_effects: the result has `effects`, each with the name of its path.
+            mutant: see `tests.mutants`.
+            whole: to write figures and networks as well.
         """
-        self.start(run_dir, *flags, **how)
-        return self.end()
+        (result,) = self.together([([f"--run_dir={run_dir}", *flags], how)])
+        return result
 
     def close(self):
         """Ends the server."""
@@ -90,11 +97,12 @@ def build(config, data):
 
 
 class Watch:
-    """Kills the process where it is told to, and says in which phase it was."""
+    """Does to its own process what it is told to, and says in which phase it was killed."""
 
     def __init__(self, how, answer):
         self.how, self.answer = how, answer
-        self.effects = self.calls = 0
+        self.effects = []
+        self.calls = 0
         self.phase = "starting"
         self.saving = False
 
@@ -105,6 +113,7 @@ class Watch:
 
         files.before = self.before
         write, run, evaluate = checkpoints.write, gate.FiniteGate._run, training.evaluate
+        log, error_in = records.MetricsFile.on_record, self.how.get("error_in")
 
         def watched_write(*arguments):
             self.saving = True
@@ -114,10 +123,11 @@ class Watch:
                 self.saving = False
 
         def watched_run(*arguments):
+            if error_in == "term" and self.calls == 5:
+                raise RuntimeError("of the user's term")
             self.phase = "in a call"
             self.calls += 1
-            if self.calls == self.how.get("kill_in_call"):
-                threading.Thread(target=self.kill_later, daemon=True).start()
+            self.before_call()
             try:
                 return run(*arguments)
             finally:
@@ -127,121 +137,94 @@ class Watch:
             self.phase = "after training"
             return evaluate(*arguments, **options) if self.how.get("whole") else {}
 
-        def failing(callback, record):
-            if record.epoch == 3:
+        def watched_log(callback, record):
+            if error_in == "callback" and record.epoch == 3:
                 raise RuntimeError("of the user's callback")
             log(callback, record)
 
-        def failing_run(*arguments):
-            if self.calls == 5:
-                raise RuntimeError("of the user's term")
-            return watched_run(*arguments)
+        def append(path, lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-        log = records.MetricsFile.on_record
-        error_in = self.how.get("error_in")
-        if error_in == "callback":
-            records.MetricsFile.on_record = failing
+        if error_in == "metrics":
+            records.append = append
+        records.MetricsFile.on_record = watched_log
         checkpoints.write = watched_write
-        gate.FiniteGate._run = failing_run if error_in == "term" else watched_run
+        gate.FiniteGate._run = watched_run
         training.evaluate = watched_evaluate
         if not self.how.get("whole"):
             training._write_results = lambda *arguments: None
 
+    def before_call(self):
+        if self.calls == 1 and "hold_for" in self.how:
+            self.hold(**self.how["hold_for"])
+        if self.calls == self.how.get("fill_in_call"):
+            fill_disk(self.how["filler"])
+        if self.calls == self.how.get("free_in_call"):
+            os.remove(self.how["filler"])
+        if self.calls == self.how.get("kill_in_call"):
+            threading.Thread(target=self.kill_later, daemon=True).start()
+
     def before(self, effect, path):
-        if "checkpoints" not in path.parts:
-            return
-        if self.effects == self.how.get("kill_at_effect"):
-            self.phase = f"in a save, before {effect} of {path.name}"
-            self.kill()
-        self.effects += 1
+        from vae_research.runs import signals
+
+        number, name = len(self.effects), path.name
+        self.effects.append([effect, name])
+        where = "in a save" if "checkpoints" in path.parts else "in a file of the run"
+        at_name = [effect, name, self.effects.count([effect, name])]
+        if number == self.how.get("kill_at_effect") or at_name == self.how.get("kill_at"):
+            self.kill(f"{where}, before {effect} of {name}")
+        if signals.is_received() and [effect, name] == self.how.get("again_at"):
+            self.kill(f"{where}, before {effect} of {name}, for the second time")
+            time.sleep(60)  # the first thread hears of it
+
+    def hold(self, folder, count, seconds):
+        deadline = time.monotonic() + seconds
+        while len(os.listdir(folder)) < count and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def kill_later(self):
         time.sleep(self.how.get("after", 0.0))
-        self.kill()
+        self.kill(f"{self.phase}, saving" if self.saving else self.phase)
 
-    def kill(self):
-        number = getattr(signal, self.how.get("signal", "SIGKILL"))
-        phase = f"{self.phase}, saving" if self.saving and "save" not in self.phase else self.phase
-        os.write(self.answer, json.dumps({"phase": phase}).encode())
-        os.kill(os.getpid(), number)
+    def kill(self, phase):
+        os.write(self.answer, json.dumps({"phase": phase}).encode() + b"\n")
+        os.kill(os.getpid(), getattr(signal, self.how.get("signal", "SIGKILL")))
 
-
-def noise_with_state():
-    """Noise of the training from a generator that no checkpoint knows."""
-    import tensorflow as tf
-
-    from vae_research import model
-
-    generator = tf.random.Generator.from_seed(1, alg="philox")
-    model.training_key = lambda seed, step: generator.uniform_full_int([2], tf.int64)
+    def ended(self):
+        if self.how.get("list_effects"):
+            os.write(self.answer, json.dumps({"effects": self.effects}).encode() + b"\n")
 
 
-def slots_dropped():
-    """Checkpoints without the optimizer's momenta."""
-    from vae_research import checkpoints
-
-    state_of = checkpoints.state_of
-    checkpoints.state_of = lambda model: [v for v in state_of(model) if "velocity" not in v.path]
-
-
-def position_dropped():
-    """A run that goes on within an epoch begins it anew."""
-    from vae_research.data import Split
-
-    resident = Split.resident
-    Split.resident = lambda *args, **kwargs: resident(*args, **kwargs | {"first_position": 0})
-
-
-def sums_dropped():
-    """Running means begin anew where a run goes on."""
-    from vae_research.model import VAE
-
-    VAE.set_running_sums = lambda *arguments: None
-
-
-def logs_kept():
-    """What was logged after the checkpoint stays."""
-    from vae_research.runs import logs
-
-    logs.rewind = lambda *arguments: []
-
-
-def written_in_place():
-    """A checkpoint has its name from the beginning."""
-    from vae_research import checkpoints, files, manifests
-
-    checkpoints._remove_remains = lambda folder: None
-    rename = files.rename
-    manifests.ASIDE = ""
-    files.rename = lambda source, target: None if source == target else rename(source, target)
-
-
-MUTANTS = {
-    function.__name__: function
-    for function in (
-        noise_with_state,
-        slots_dropped,
-        position_dropped,
-        sums_dropped,
-        logs_kept,
-        written_in_place,
-    )
-}
+def fill_disk(filler):
+    """Makes a file that takes all that is left of the disk, to the last block."""
+    with open(filler, "wb", buffering=0) as stream:
+        for size in (2**20, 2**12):
+            try:
+                while True:
+                    stream.write(bytes(size))
+            except OSError:
+                continue
 
 
 def trial(how, answer):
-    """Runs a trial in this process, which ends with it."""
+    """Runs a trial in this process, which ends with it; returns its exit code."""
+    from tests.mutants import MUTANTS
     from vae_research import runs
 
     random.seed(0)
     sys.argv = ["trials.py"]
-    Watch(how, answer).install()
+    watch = Watch(how, answer)
+    watch.install()
     if "mutant" in how:
         MUTANTS[how["mutant"]]()
     try:
         runs.main(build, [*FLAGS, *how["flags"]])
     except SystemExit as end:
         return end.code or 0
+    finally:
+        watch.ended()
+        if "hold_for" in how:
+            Path(how["hold_for"]["folder"], str(os.getpid())).touch()
     return 0
 
 
@@ -255,36 +238,44 @@ def serve():
 
     runs.define_choice("network", "dense", ("dense", "convolutional"), "encoder")
     for line in sys.stdin:
-        how = json.loads(line)
-        reading, writing = os.pipe()
-        errors = os.memfd_create("stderr")
-        child = os.fork()
-        if child == 0:
-            os.close(reading)
-            os.dup2(errors, 2)
-            os.dup2(errors, 1)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            code = 70
-            try:
-                code = trial(how, writing)
-            except BaseException:
-                import traceback
+        children = [begin(how) for how in json.loads(line)]
+        print(json.dumps([end(*child) for child in children]), flush=True)
 
-                traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(code)
-        os.close(writing)
-        _, status = os.waitpid(child, 0)
-        said = os.read(reading, 10_000)
+
+def begin(how):
+    """Forks; returns the child, a pipe on which it answers, and the file of what it prints."""
+    reading, writing = os.pipe()
+    errors = os.memfd_create("stderr")
+    child = os.fork()
+    if child == 0:
         os.close(reading)
-        os.lseek(errors, 0, os.SEEK_SET)
-        result = {
-            "status": os.waitstatus_to_exitcode(status),
-            "phase": json.loads(said)["phase"] if said else "ended",
-            "stderr": os.read(errors, 100_000).decode(),
-        }
-        os.close(errors)
-        print(json.dumps(result), flush=True)
+        os.dup2(errors, 2)
+        os.dup2(errors, 1)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        code = 70
+        try:
+            code = trial(how, writing)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(writing)
+    return child, reading, errors
+
+
+def end(child, reading, errors):
+    """Waits for a trial, and returns what came of it."""
+    _, status = os.waitpid(child, 0)
+    result = {"status": os.waitstatus_to_exitcode(status), "phase": "ended"}
+    with os.fdopen(reading) as answers:
+        for line in answers:
+            result |= json.loads(line)
+    with os.fdopen(errors, "rb") as stream:
+        stream.seek(0)
+        result["stderr"] = stream.read().decode()
+    return result
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class EpochCallback(StepCallback):
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Puts the clock back to where it stood."""
         super().set_state(state)
-        if state:
+        if "seconds" in state:
             self._started = time.perf_counter() - state["seconds"]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

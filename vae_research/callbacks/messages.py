@@ -7,29 +7,40 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.plugins import projector
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar import metadata as custom_scalar
-from tensorboard.plugins.histogram.summary_v2 import histogram_pb
-from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
-from tensorboard.plugins.hparams import metadata as hparams
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-from tensorboard.plugins.image import metadata as image_plugin
-from tensorboard.plugins.scalar.summary_v2 import scalar_pb
-from tensorboard.plugins.text.summary_v2 import text_pb
-from tensorboard.util.tensor_util import make_tensor_proto
 
 from vae_research.callbacks.drawing import sprite
 
-Summary = summary_pb2.Summary
-Event = event_pb2.Event
+try:
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.plugins import projector
+    from tensorboard.plugins.custom_scalar import layout_pb2
+    from tensorboard.plugins.custom_scalar import metadata as custom_scalar
+    from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+    from tensorboard.plugins.hparams import metadata as hparams
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+    from tensorboard.plugins.image import metadata as image_plugin
+    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+    from tensorboard.plugins.text.summary_v2 import text_pb
+    from tensorboard.util.tensor_util import make_tensor_proto
+except ImportError as error:  # a run needs none of this
+    _missing: ImportError | None = error
+else:
+    _missing = None
+    Summary = summary_pb2.Summary
+    Event = event_pb2.Event
 
 # What the first record of an event file says; TensorBoard refuses others.
 FILE_VERSION = "brain.Event:2"
 
 # The fastest: pictures are written while the model trains, and a tenth larger than they could be.
 _PNG_COMPRESSION = 1
+
+
+def require_tensorboard() -> None:
+    """Raises ImportError where the package tensorboard cannot be imported."""
+    if _missing is not None:
+        raise _missing
 
 
 def scalars(values: Mapping[str, float]) -> Summary:

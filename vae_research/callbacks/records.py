@@ -7,6 +7,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,30 @@ class MetricsFile(EpochCallback):
     Keys: `epoch`, `step`, `seconds` (of training), `images_per_second`, and for each split
     `train/...` and `validation/...`: `loss`, `elbo`, every term by name, `weight/NAME`, in nats.
 
-    Where the file cannot be written, that is told once, and the lines are kept until it can be.
+    Where the file cannot be written, that is told once, and the lines are kept until it can be,
+    also in the checkpoints of a run.
 
     Args:
         path: the file, appended to.
+
+    Attributes:
+        waiting: lines that are still to be written.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
-        self._waiting = ""
+        self.waiting = ""
         self._is_told = False
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the clock, and the lines that could not be written so far."""
+        return super().get_state() | ({"waiting": self.waiting} if self.waiting else {})
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Puts the clock back, and keeps the lines to write them with the next one."""
+        super().set_state(state)
+        self.waiting = state.get("waiting", "")
 
     def on_record(self, record: EpochRecord) -> None:
         """Appends the line of this epoch."""
@@ -44,7 +58,7 @@ class MetricsFile(EpochCallback):
             line |= {f"{split}/{name}": value for name, value in (figures | weights).items()}
         # JSON has no NaN and no infinity.
         line = {key: value if math.isfinite(value) else None for key, value in line.items()}
-        self._waiting += json.dumps(line) + "\n"
+        self.waiting += json.dumps(line) + "\n"
         self._write()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -53,9 +67,9 @@ class MetricsFile(EpochCallback):
 
     def _write(self) -> None:
         try:
-            if self._waiting:
-                _append(self.path, self._waiting.encode())
-            self._waiting = ""
+            if self.waiting:
+                append(self.path, self.waiting)
+            self.waiting = ""
         except OSError as error:
             if not self._is_told:
                 self._is_told = True
@@ -66,12 +80,13 @@ class MetricsFile(EpochCallback):
                 )
 
 
-def _append(path: Path, content: bytes) -> None:
+def append(path: Path, lines: str) -> None:
     """Appends all of it or nothing: half a line would end the file for whoever reads it.
 
     Raises:
         OSError: it could not be written.
     """
+    content = lines.encode()
     with open(path, "ab", buffering=0) as stream:
         size = stream.tell()
         try:

@@ -174,6 +174,7 @@ class _Log:
 
     def _attempt(self, work: Callable[[_Log], None]) -> None:
         try:
+            messages.require_tensorboard()
             work(self)
         # Everything: an exception here would end the thread that all logs share, and no mistake in
         # a picture is worth a training run.

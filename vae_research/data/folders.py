@@ -6,6 +6,7 @@ headers need no TensorFlow; decoding does, in parallel and always in the same or
 """
 
 import dataclasses
+import math
 import os
 import stat
 import struct
@@ -76,9 +77,17 @@ def load_image_folder(
     headers = {split: _headers(found, bad) for split, found in files.items()}
     _refuse_too_many(bad, bad_images, folder)
     size, channels = _common(folder, headers, image_size, channels)
-    pixels = sum(map(len, headers.values())) * size[0] * size[1] * channels
+    pixels = sum(map(len, headers.values())) * math.prod(size) * channels
     stored = sum(path.stat().st_size for found in headers.values() for path in found)
-    refuse_too_large(str(folder), pixels, stored, memory_limit)
+    refuse_too_large(
+        str(folder),
+        pixels,
+        stored,
+        memory_limit,
+        needed=_bytes_at_a_time(headers, size, channels),
+        advice=f"--image_size below {max(size)}{' or --channels=1' if channels > 1 else ''} needs "
+        "less, and so do fewer images",
+    )
     for split, found in headers.items():
         paths, arrays[split] = _decoded(list(found), size, channels, bad)
         labels[split], kinds[split] = _labels(paths, places[split])
@@ -234,6 +243,23 @@ def _common(
         raise DataError(f"{folder}: {listed} images; give --channels=1 or --channels=3")
     size = (image_size, image_size) if image_size is not None else next(iter(sizes))
     return size, channels or colours.pop()
+
+
+def _bytes_at_a_time(
+    headers: dict[str, dict[Path, Header]], size: tuple[int, int], channels: int
+) -> int:
+    """Returns the bytes that a run on these images takes for them at its peak, by their headers.
+
+    All images lie in memory once, and a second time while missing splits are cut from them, and
+    later where the training steps read them; those of the test also as float32. Images that are
+    being decoded come on top, in the size of their files.
+    """
+    counts = {split: len(found) for split, found in headers.items()}
+    total = sum(counts.values())
+    tested = counts.get("test", total // 10)
+    largest = max(one.height * one.width for found in headers.values() for one in found.values())
+    being_decoded = min(total, _DECODED_AT_ONCE) * largest * channels
+    return (2 * total + 4 * tested) * math.prod(size) * channels + being_decoded
 
 
 def _decoded(

@@ -93,7 +93,13 @@ def available_memory() -> int | None:
 
 
 def refuse_too_large(
-    where: str, declared: int, stored: int, memory_limit: int | None = None
+    where: str,
+    declared: int,
+    stored: int,
+    memory_limit: int | None = None,
+    *,
+    needed: int | None = None,
+    advice: str = "store fewer rows or a smaller type (uint8)",
 ) -> None:
     """Refuses by the header, before anything is allocated.
 
@@ -102,6 +108,8 @@ def refuse_too_large(
         declared: bytes the header promises.
         stored: bytes in the file.
         memory_limit: bytes that may be used; None asks the system.
+        needed: bytes with all copies that are there at a time; None for what the header promises.
+        advice: what would need less.
 
     Raises:
         DataError: a decompression bomb, or more than the memory holds.
@@ -112,8 +120,6 @@ def refuse_too_large(
             "much; refused as a decompression bomb (store it uncompressed if it is genuine)"
         )
     limit = available_memory() if memory_limit is None else memory_limit
-    if limit is not None and declared > limit:
-        raise DataError(
-            f"{where}: needs {declared} bytes of memory, {limit} are available; store fewer rows "
-            "or a smaller type (uint8)"
-        )
+    needed = declared if needed is None else needed
+    if limit is not None and needed > limit:
+        raise DataError(f"{where}: needs {needed} bytes of memory, {limit} are available; {advice}")

@@ -74,6 +74,7 @@ def _answer(
     arguments: list[str] | None,
 ) -> None:
     """Turns what a command raises into one line and an exit code."""
+    screen.open_what_is_closed()
     experiment = experiment_file(function).stem
     arguments = sys.argv[1:] if arguments is None else arguments
     try:

@@ -114,8 +114,7 @@ class Saving(keras.callbacks.Callback):
             self._place = epoch, self.model.step - epoch * self.model.steps_per_epoch
         if self._finish_writing() is None and self._place == self._saved_place:
             return
-        self._save(self._training_part or self._progress_now())
-        error = self._finish_writing()
+        error = self._save(self._training_part or self._progress_now()) or self._finish_writing()
         if error is not None:
             raise FileSystemError(
                 f"the state of step {self.model.step} cannot be saved: {_words(error)}. The same "
@@ -141,14 +140,17 @@ class Saving(keras.callbacks.Callback):
         finally:
             self._finish_writing()
 
-    def _save(self, progress: dict[str, Any]) -> None:
-        error = self._finish_writing()
-        if error is not None:
-            # The next one may find space again; training goes on meanwhile.
-            print(f"warning: a checkpoint was not written: {_words(error)}", file=sys.stderr)
+    def _save(self, progress: dict[str, Any]) -> OSError | None:
+        """Begins a save; returns why it cannot be begun, if so."""
+        # The next one may find space again; training goes on meanwhile.
+        _warn_of(self._finish_writing())
         metrics = self._run_dir / directory.METRICS
         if metrics.exists():
-            files.flush(metrics)  # the checkpoint relies on its lines
+            try:
+                files.flush(metrics)  # the checkpoint relies on its lines
+            except OSError as error:
+                _warn_of(error)
+                return error
         epoch, position = self._place
         self._saver.save(
             self.model,
@@ -158,6 +160,7 @@ class Saving(keras.callbacks.Callback):
             progress=progress,
         )
         self._saved_place, self._saved_at = self._place, time.monotonic()
+        return None
 
     def _finish_writing(self) -> OSError | None:
         """Waits for the save that is under way; returns why it could not be written, if so.
@@ -205,6 +208,11 @@ def _score(logs: dict[str, Any]) -> float | None:
     if "val_elbo" in logs:
         return float(logs["val_elbo"])
     return -float(logs["val_loss"]) if "val_loss" in logs else None
+
+
+def _warn_of(error: OSError | None) -> None:
+    if error is not None:
+        print(f"warning: a checkpoint was not written: {_words(error)}", file=sys.stderr)
 
 
 def _words(error: OSError) -> str:

@@ -9,6 +9,21 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def open_what_is_closed() -> None:
+    """Has standard streams lead nowhere that were closed before the process began.
+
+    The next file that is opened would get the number of one, and what is printed with it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+
+
 @contextmanager
 def may_be_closed() -> Iterator[None]:
     """Lets standard output and standard error be closed: a terminal, or the reader of a pipe."""

@@ -17,13 +17,18 @@ import tensorflow as tf
 
 from vae_research import checkpoints
 from vae_research.callbacks.console import Console
-from vae_research.callbacks.records import MetricsFile
+from vae_research.callbacks.records import MetricsFile, append
 from vae_research.data import Data, DataError
 from vae_research.evaluation import Figure, evaluate
 from vae_research.execution import Execution, choose_jit, steps_per_call
 from vae_research.model import VAE
 from vae_research.runs import directory, exactness, logs, report, signals
-from vae_research.runs.errors import DirectoryInUseError, DivergedError, UsageError
+from vae_research.runs.errors import (
+    DirectoryInUseError,
+    DivergedError,
+    FileSystemError,
+    UsageError,
+)
 from vae_research.runs.flags import Config, experiment_file, is_given
 from vae_research.runs.gate import FiniteGate
 from vae_research.runs.saving import Saving
@@ -91,6 +96,9 @@ def train(
         if epochs_before < config.epochs:
             progress |= {"profile": profile, "promise": promise}
             _fit(model, config, data, run_dir, description, checkpoint, progress)
+        else:  # a full disk may have kept lines back
+            kept_back = progress.get("callbacks", {}).get(MetricsFile.__name__, {})
+            append(run_dir / directory.METRICS, kept_back.get("waiting", ""))
         seconds = time.perf_counter() - started
         if config.verbose:
             print("Test figures:", flush=True)
@@ -198,12 +206,13 @@ def _fit(
         config.batch_size, config.seed, first_epoch=epoch, first_position=position
     )
     gate = FiniteGate(batches, run_dir, skip=config.on_nonfinite == "skip")
+    metrics = MetricsFile(run_dir / directory.METRICS)
     callbacks: list[keras.callbacks.Callback] = [
         gate,
         StopWhenDiverged(),
         WarnOfCollapse(),
         *tensorboard_callbacks(config, data, run_dir, description),
-        MetricsFile(run_dir / directory.METRICS),
+        metrics,
     ]
     if config.verbose:
         callbacks.append(Console(bar=None if config.verbose == 1 else False))
@@ -216,6 +225,11 @@ def _fit(
             validation_data=data.validation.resident(min(_VALIDATION_BATCH, len(data.validation))),
             callbacks=[*callbacks, saving],
             verbose=0,
+        )
+    if metrics.waiting:
+        raise FileSystemError(
+            f"{metrics.path} cannot be written. All is saved: the same command writes its lines "
+            "and the results, when there is room."
         )
 
 

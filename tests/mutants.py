@@ -1,0 +1,96 @@
+"""What would break one promise of a run each. The proofs must notice all of them.
+
+A mutant is a function that spoils the package in the process of a trial; see `tests.trials`.
+"""
+
+import contextlib
+
+
+def noise_with_state():
+    """Noise of the training from a generator that no checkpoint knows."""
+    import tensorflow as tf
+
+    from vae_research import model
+
+    generator = tf.random.Generator.from_seed(1, alg="philox")
+    model.training_key = lambda seed, step: generator.uniform_full_int([2], tf.int64)
+
+
+def slots_dropped():
+    """Checkpoints without the optimizer's momenta."""
+    from vae_research import checkpoints
+
+    state_of = checkpoints.state_of
+    checkpoints.state_of = lambda model: [v for v in state_of(model) if "velocity" not in v.path]
+
+
+def position_dropped():
+    """A run that goes on within an epoch begins it anew."""
+    from vae_research.data import Split
+
+    resident = Split.resident
+    Split.resident = lambda *args, **kwargs: resident(*args, **kwargs | {"first_position": 0})
+
+
+def sums_dropped():
+    """Running means begin anew where a run goes on."""
+    from vae_research.model import VAE
+
+    VAE.set_running_sums = lambda *arguments: None
+
+
+def logs_kept():
+    """What was logged after the checkpoint stays."""
+    from vae_research.runs import logs
+
+    logs.rewind = lambda *arguments: []
+
+
+def written_in_place():
+    """A checkpoint has its name from the beginning."""
+    from vae_research import checkpoints, files, manifests
+
+    checkpoints._remove_remains = lambda folder: None
+    rename = files.rename
+    manifests.ASIDE = ""
+    files.rename = lambda source, target: None if source == target else rename(source, target)
+
+
+def waiting_lines_dropped():
+    """Lines of metrics.jsonl that a full disk has kept back are in no checkpoint."""
+    from vae_research.callbacks.epochs import EpochCallback
+    from vae_research.callbacks.records import MetricsFile
+
+    MetricsFile.get_state = EpochCallback.get_state
+
+
+def signal_ends_at_once():
+    """A signal ends the process where it finds it."""
+    import os
+
+    from vae_research.runs import signals
+
+    signals._note = lambda number, frame: os._exit(128 + number)
+
+
+def lock_dropped():
+    """Nobody holds a run directory."""
+    from vae_research.runs import directory
+
+    directory.locked = lambda *arguments, **options: contextlib.nullcontext()
+
+
+MUTANTS = {
+    function.__name__: function
+    for function in (
+        noise_with_state,
+        slots_dropped,
+        position_dropped,
+        sums_dropped,
+        logs_kept,
+        written_in_place,
+        waiting_lines_dropped,
+        signal_ends_at_once,
+        lock_dropped,
+    )
+}

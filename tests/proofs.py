@@ -1,0 +1,60 @@
+"""What the proofs of the README's section "What happens when ..." have in common.
+
+They run at a size for every day; `VAE_RESEARCH_PROOFS=full` asks for the large one. What they
+counted is printed: `pytest -rP` shows it.
+"""
+
+import collections
+import json
+import os
+
+import numpy as np
+
+from vae_research import checkpoints, manifests
+
+FULL = os.environ.get("VAE_RESEARCH_PROOFS") == "full"
+
+# 38 rows in batches of 8: five steps an epoch, the last one smaller.
+IMAGES = np.random.default_rng(0).integers(0, 256, (48, 8, 8), dtype=np.uint8)
+STEPS = 5
+RUNS = {
+    "dense, XLA": ["--network=dense", "--jit=on", "--steps_per_call=2"],
+    "dense": ["--network=dense", "--jit=off", "--steps_per_call=3"],
+    "convolutional": ["--network=convolutional", "--jit=off", "--steps_per_call=1"],
+}
+OFTEN, SELDOM = "--checkpoint_steps=3", "--checkpoint_steps=6"
+# Never by time: a machine that is busy would save elsewhere.
+COMMON = ["--binarize=dynamic", "--checkpoint_minutes=0"]
+WALL_CLOCK = {"seconds", "images_per_second"}
+
+
+class Outcome(collections.namedtuple("Outcome", "values metrics")):
+    """What two runs must agree in: every variable, and every figure that is no time."""
+
+
+def outcome(run_dir):
+    """Returns what came of a run, from its newest checkpoint and its metrics.jsonl."""
+    checkpoint = checkpoints.newest(run_dir / "checkpoints")
+    content = manifests.verify(checkpoint.path)
+    values = [value.tobytes() for value in manifests.read_values(checkpoint.path, content)]
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    metrics = [{k: v for k, v in found.items() if k not in WALL_CLOCK} for found in records]
+    return Outcome([checkpoint.epoch, checkpoint.position, *values], metrics)
+
+
+def calls_of_an_epoch(name):
+    """Returns at which positions of an epoch the calls of a run begin."""
+    return range(0, STEPS, int(RUNS[name][-1].rpartition("=")[2]))
+
+
+def go_on(trials, run_dir, *flags, **how):
+    """Has a run end without being disturbed, and returns what came of it."""
+    result = trials.run(run_dir, *flags, **how)
+    assert result["status"] == 0, result["stderr"]
+    return outcome(run_dir)
+
+
+def tell(proof, **counts):
+    """Prints what a proof has counted."""
+    print(f"PROOF {proof}: {json.dumps(counts)}")
