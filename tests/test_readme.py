@@ -47,3 +47,16 @@ def test_public_names_that_are_named_exist():
     used = set(re.findall(r"\bvr\.(\w+)", README))
     assert used <= set(vr.__all__)
     assert len(used) > 10
+
+
+def test_tests_that_are_named_exist():
+    table = README.partition("## What happens when ...")[2].partition("\n## ")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| ") and "---" not in row][1:]
+    assert len(rows) > 10
+    for row in rows:
+        held_by = row.split("|")[-2]
+        assert "`tests/" in held_by, row
+        for part in re.split(r"(?=`tests/)", held_by)[1:]:
+            file, *names = re.findall(r"`([^`]+)`", part)
+            source = (CHECKOUT / file).read_text(encoding="utf-8")
+            assert [name for name in names if f"def {name}(" not in source] == []
