@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.proofs import tell
 from vae_research import (
     VAE,
     Bernoulli,
@@ -372,6 +373,7 @@ def test_three_hundred_mutations_are_all_found(original, tmp_path):
         assert found.newest == Checkpoint(folder / "0000000001", step=1, epoch=1), kind
         assert [path.name for path, _ in found.damaged] == ["0000000002"], kind
     assert len(kinds) >= 14, kinds
+    tell("mutations", caught=kinds.total(), kinds=kinds)
 
 
 def test_the_proof_notices_values_that_nobody_compares(original, tmp_path, monkeypatch):

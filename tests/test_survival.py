@@ -25,6 +25,8 @@ from vae_research import checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 EPOCHS = "--epochs=4"
+# XLA compiles in every process anew.
+KILLS = {"dense, XLA": 24, "dense": 40, "convolutional": 40}
 
 
 def part_of(phase):
@@ -40,7 +42,7 @@ def test_a_killed_run_goes_on_bit_for_bit(name, trials, dataset, unbroken, tmp_p
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS[name]]
     listed = trials.run(tmp_path / "effects", *flags, list_effects=True)["effects"]
     random_ = random.Random(name)
-    calls, number, count = 4 * len(calls_of_an_epoch(name)), 0, 40 if FULL else 3
+    calls, number, count = 4 * len(calls_of_an_epoch(name)), 0, KILLS[name] if FULL else 3
     while phases.total() < count:
         if number % 3 == 0:
             kill = {"kill_at_effect": random_.randrange(5, len(listed))}  # behind config.json
@@ -119,7 +121,7 @@ def signalled(trials, run_dir, flags, name, call, **how):
 @pytest.mark.parametrize(("signal", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)])
 def test_a_signal_saves_at_its_step(signal, code, name, trials, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS[name]]
-    count = 10 if FULL else 1
+    count = 5 if FULL else 1
     for number, (call, after) in enumerate(some_signals(code, name, count)):
         run_dir = tmp_path / f"run{number}"
         result = signalled(trials, run_dir, flags, name, call, after=after, signal=signal)
