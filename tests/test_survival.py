@@ -84,12 +84,13 @@ def test_a_kill_at_every_effect_on_files(trials, dataset, unbroken, tmp_path):
 
 
 def test_many_kills_in_one_run(trials, dataset, unbroken, tmp_path):
-    kills, epochs = (20, 40) if FULL else (3, 6)
+    kills, epochs = (20, 55) if FULL else (3, 9)
     flags = [dataset, *COMMON, f"--epochs={epochs}", OFTEN, *RUNS["dense"]]
     run_dir, random_, steps, phases = tmp_path / "run", random.Random(1), [], collections.Counter()
     for _ in range(kills):
-        # Within an epoch that goes on, the first call may have nothing to do.
-        call, after = random_.choice([3, 4]), random_.uniform(0.0, 0.005)
+        # In four calls, of which the first may have nothing to do, two saves are begun. The second
+        # has waited for the first.
+        call, after = random_.choice([5, 6]), random_.uniform(0.0, 0.005)
         result = trials.run(run_dir, *flags, kill_in_call=call, after=after)
         assert result["status"] == -9, result
         phases[part_of(result["phase"])] += 1

@@ -49,7 +49,8 @@ class Trials:
         Keywords:
             kill_at_effect: the number of a file effect.
             kill_at: an effect, the name of its path, and which one of these, from 1.
-            kill_in_call, after: a call of the compiled steps, and seconds after its beginning.
+            kill_in_call, after: a call of the compiled steps, and seconds after its beginning, in
+                another thread; at once without them.
             signal: instead of SIGKILL.
             again_at: effect and name of its path, where a first signal is followed by another.
             error_in: a "term", a "callback", or the file of "metrics".
@@ -162,7 +163,10 @@ class Watch:
         if self.calls == self.how.get("free_in_call"):
             os.remove(self.how["filler"])
         if self.calls == self.how.get("kill_in_call"):
-            threading.Thread(target=self.kill_later, daemon=True).start()
+            if "after" in self.how:
+                threading.Thread(target=self.kill_later, daemon=True).start()
+            else:
+                self.kill(self.phase)
 
     def before(self, effect, path):
         from vae_research.runs import signals
@@ -183,7 +187,7 @@ class Watch:
             time.sleep(0.05)
 
     def kill_later(self):
-        time.sleep(self.how.get("after", 0.0))
+        time.sleep(self.how["after"])
         self.kill(f"{self.phase}, saving" if self.saving else self.phase)
 
     def kill(self, phase):
