@@ -73,10 +73,20 @@ def _answer(
     command: Callable[[Callable[..., Any], str, Config], None],
     arguments: list[str] | None,
 ) -> None:
-    """Turns what a command raises into one line and an exit code."""
-    screen.open_what_is_closed()
-    experiment = experiment_file(function).stem
+    """Carries out a command, whether anybody listens to what it says or not."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    screen.open_what_is_closed()
+    with screen.may_be_closed():
+        _carry_out(function, command, arguments)
+
+
+def _carry_out(
+    function: Callable[..., Any],
+    command: Callable[[Callable[..., Any], str, Config], None],
+    arguments: list[str],
+) -> None:
+    """Turns what a command raises into one line and an exit code."""
+    experiment = experiment_file(function).stem
     try:
         signals.listen()
         config = parse(function, arguments)
@@ -120,8 +130,7 @@ def _train(build: Callable[[Config, Data], Any], experiment: str, config: Config
         from vae_research.runs.training import choose_device, train
 
         device = choose_device(config.device)
-    with screen.may_be_closed():
-        train(build, experiment, config, data, run_dir, checkpoint, device)
+    train(build, experiment, config, data, run_dir, checkpoint, device)
 
 
 def _study(

@@ -31,6 +31,8 @@ def may_be_closed() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.stdout.flush()  # at the end of the process it would raise
+        sys.stderr.flush()
         sys.stdout, sys.stderr = before
 
 
