@@ -127,6 +127,8 @@ def test_a_folder_that_cannot_be_made_is_told_once(tmp_path, told):
         summaries.scalars("train", {"a": 1.0}, step)
         background().wait()
     summaries.close()
+    summaries.scalars("run", {"test/a": 1.0}, 5)  # as a run does after its training
+    summaries.close()
     assert len(told()) == 1
     assert "file" in told()[0]
 

@@ -39,7 +39,8 @@ class Summaries:
 
     Several objects of one process that write to the same `log_dir` share its files. All of it is
     encoded and written by a thread in the background. Nothing here raises because of a disk: what
-    fails is told once, as a warning, and what comes later is written where that is possible again.
+    fails is told once for each `log_dir`, as a warning, and what comes later is written where that
+    is possible again.
 
     Args:
         log_dir: the run directory.
@@ -137,13 +138,14 @@ class _Log:
     """
 
     _open: ClassVar[dict[Path, _Log]] = {}
+    # A run opens its files again for the test figures, and is told no second time.
+    _told: ClassVar[set[Path]] = set()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._users = 0
         self._files: dict[str, _EventFile] = {}
         self._failure: str | None = None
-        self._is_told = False
 
     @classmethod
     def shared(cls, folder: Path) -> _Log:
@@ -186,8 +188,9 @@ class _Log:
         self._failure = self._failure or reason
 
     def _tell(self) -> None:
-        if self._failure is not None and not self._is_told:
-            self._is_told = True
+        path = Path(os.path.abspath(self.folder))
+        if self._failure is not None and path not in self._told:
+            self._told.add(path)
             warnings.warn(
                 f"What TensorBoard shows of {self.folder} is not complete ({self._failure}). "
                 "Training goes on, and what comes later is written if that is possible.",
