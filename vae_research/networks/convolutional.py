@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 
 from vae_research.networks.heads import check_sizes, dense_heads, heads
+from vae_research.networks.kernels import narrow_convolution
 
 
 def convolutional_encoder(
@@ -109,8 +110,10 @@ def convolutional_decoder(
         features = keras.layers.Cropping2D(edges)(features)
     images = heads(
         outputs,
-        lambda head: keras.layers.Conv2D(
-            image_channels, kernel_size, padding="same", dtype="float32", name=head
+        lambda head: narrow_convolution(
+            keras.layers.Conv2D(
+                image_channels, kernel_size, padding="same", dtype="float32", name=head
+            )
         ),
         features,
     )
