@@ -250,16 +250,17 @@ def _bytes_at_a_time(
 ) -> int:
     """Returns the bytes that a run on these images takes for them at its peak, by their headers.
 
-    All images lie in memory once, and a second time while missing splits are cut from them, and
-    later where the training steps read them; those of the test also as float32. Images that are
-    being decoded come on top, in the size of their files.
+    All images lie in memory once, and a second time while missing splits are cut from them. Later
+    those of training and validation are there three times, since TensorFlow takes two bytes for
+    each that steps read (measured), and those of the test also as float32. Images that are being
+    decoded come on top, in the size of their files.
     """
     counts = {split: len(found) for split, found in headers.items()}
     total = sum(counts.values())
     tested = counts.get("test", total // 10)
     largest = max(one.height * one.width for found in headers.values() for one in found.values())
     being_decoded = min(total, _DECODED_AT_ONCE) * largest * channels
-    return (2 * total + 4 * tested) * math.prod(size) * channels + being_decoded
+    return (3 * total + 2 * tested) * math.prod(size) * channels + being_decoded
 
 
 def _decoded(
