@@ -182,6 +182,7 @@ RUNS = {
     "default": [],
     "training figures every 100 steps": ["--log_every_steps=100"],
     "nothing for TensorBoard": ["--notensorboard"],
+    "a checkpoint after every epoch": ["--checkpoint_epochs=1"],
 }
 _EPOCHS_SHORT = 2
 
