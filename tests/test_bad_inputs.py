@@ -197,6 +197,7 @@ CASES = [
     flag("2-kl_weight-too-large", "--kl_weight=1e400", "a finite number >= 0"),
     flag("3-kl_weight-negative", "--kl_weight=-1", "a finite number >= 0"),
     flag("4-batch_size-zero", "--batch_size=0", "an integer >= 1"),
+    flag("4-evaluation_rows-zero", "--evaluation_rows=0", "auto or an integer >= 1"),
     Case(
         "4-batch_size-above-training-set",
         ["--dataset=images.npz", "--batch_size=33"],
@@ -212,6 +213,8 @@ CASES = [
     flag("9-list-with-empty-item", "--hidden_units=8,,8", "integers >= 1", "commas"),
     flag("9-list-with-unknown-item", "--hidden_units=8,a", "integers >= 1", "commas"),
     flag("9-list-with-zero", "--hidden_units=8,0", "integers >= 1", "commas"),
+    flag("9-range-backwards", "--profile_steps=5,2", "1 <= first <= last"),
+    flag("9-range-of-one", "--profile_steps=5", "1 <= first <= last"),
     flag("9-unknown-choice", "--network=dens", "dense, convolutional", "Did you mean 'dense'?"),
     flag("9-unknown-choice-far-off", "--resume=perhaps", "auto, never, must"),
     Case(
