@@ -139,12 +139,13 @@ def test_the_proof_notices_a_signal_that_does_not_save(trials, dataset, tmp_path
         signalled(trials, tmp_path / "run", flags, "dense", 6, **how)
 
 
-@pytest.mark.parametrize("effect", ["create", "write", "fsync", "rename"] if FULL else ["write"])
+@pytest.mark.parametrize("effect", ["create", "fsync", "rename"] if FULL else ["fsync"])
 def test_55_a_second_signal_ends_at_once_and_does_no_damage(
     effect, trials, dataset, unbroken, tmp_path
 ):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
-    name = "0000000013" if effect == "rename" else "variables.npz"
+    # Named by the step: the save of step 8 may be under way when the first signal comes.
+    name = "0000000013" if effect == "rename" else ".writing-0000000013"
     how = {"kill_in_call": 5, "signal": "SIGINT", "again_at": [effect, name]}
     result = trials.run(tmp_path / "run", *flags, **how)
     assert result["status"] == 130
