@@ -243,6 +243,8 @@ def bernoulli(probability: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
 def _fold_in(key: tf.Tensor, *numbers: int | tf.Tensor) -> tf.Tensor:
     """The stateless random key [2] of a place in the run, from that of seed and purpose."""
     for number in numbers:
+        # Of another type the same number gives another key.
+        number = tf.cast(number, tf.int64)
         key = tf.random.experimental.stateless_fold_in(key, number, alg="philox")
     return key
 
