@@ -237,6 +237,9 @@ FLAGS = ["--batch_size=8", "--importance_samples=2", "--verbose=0", "--device=cp
 
 def serve():
     """Answers trials until standard input ends."""
+    # What a shell has ignored in the background, or nohup, a run does not listen to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     import vae_research.runs.training  # noqa: F401  (before the forks, for all of them)
     from vae_research import runs
 
