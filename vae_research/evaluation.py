@@ -181,24 +181,25 @@ def _new_pass(model: VAE, jit_compile: bool) -> Any:
     @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)
     def call(batch: dict[str, tf.Tensor], key: tf.Tensor, num_samples: int) -> dict[str, tf.Tensor]:
         tensors = model.forward(batch, seed=key, num_samples=num_samples)
-        objective = Objective([likelihood, *own], num_samples=num_samples)
-        report = objective(tensors)
-        values = {"code": model.center(batch)}
+        # A value for every sample: mean and bound are both of the same likelihoods.
+        report = Objective([likelihood, *own])(tensors)
+        rows = {term.label: report.values[term.label] for term in own}
+        rows["reconstruction"] = report.values[likelihood.label]
         if report.elbo is not None:
-            values |= {"elbo": report.elbo, "kl": report.values["kl"]}
-        values["reconstruction"] = report.values[likelihood.label]
-        values |= {term.label: report.values[term.label] for term in own}
-        log_weight = objective.log_importance_weight(tensors)
-        if log_weight is not None:
-            per_sample = tf.reshape(log_weight, [-1, num_samples])
-            values["log_sum_weight"] = tf.reduce_logsumexp(per_sample, axis=1)
+            rows |= {"elbo": report.elbo, "kl": report.values["kl"]}
+        samples = {name: tf.reshape(value, [-1, num_samples]) for name, value in rows.items()}
+        values = {name: tf.reduce_mean(value, axis=1) for name, value in samples.items()}
+        if {"log_posterior", "log_prior"} <= tensors.keys():
+            log_ratio = tensors["log_prior"] - tensors["log_posterior"]
+            log_weight = tf.reshape(log_ratio, [-1, num_samples]) - samples["reconstruction"]
+            values["log_sum_weight"] = tf.reduce_logsumexp(log_weight, axis=1)
             size = model.objective.num_samples
             if model.objective.importance_weighted and size <= num_samples:
                 groups = num_samples // size
-                per_group = tf.reshape(per_sample[:, : groups * size], [-1, groups, size])
+                per_group = tf.reshape(log_weight[:, : groups * size], [-1, groups, size])
                 bounds = log_mean_exp(per_group, axis=2)
                 values["importance_weighted_bound"] = tf.reduce_mean(bounds, axis=1)
-        return values
+        return values | {"code": model.center(batch)}
 
     return call
 

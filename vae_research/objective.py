@@ -189,14 +189,6 @@ class Objective:
                     "it must return one for each row."
                 )
 
-    def log_importance_weight(self, tensors: Tensors) -> tf.Tensor | None:
-        """Returns `log p(x|z) + log p(z) - log q(z|x)`, `[rows]`, nats, or None without a prior."""
-        if "log_posterior" not in tensors or "log_prior" not in tensors:
-            return None
-        prior = tensors.read("importance weight", "log_prior")
-        posterior = tensors.read("importance weight", "log_posterior")
-        return -self.likelihood(tensors) + prior - posterior
-
     def _mean_over_samples(self, values: tf.Tensor) -> tf.Tensor:
         if values.shape.rank == 0 or self.num_samples == 1:
             return values
