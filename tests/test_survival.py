@@ -65,13 +65,13 @@ def test_a_killed_run_goes_on_bit_for_bit(name, trials, dataset, unbroken, tmp_p
 
 def test_a_kill_at_every_effect_on_files(trials, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
-    effects = trials.run(tmp_path / "listed", *flags, list_effects=True)["effects"]
+    effects = trials.run(tmp_path / "listed/run", *flags, list_effects=True)["effects"]
     kinds = collections.Counter(effect for effect, _ in effects)
     assert set(kinds) == {"create", "write", "fsync", "rename", "remove"}
     killed, parts = collections.Counter(), collections.Counter()
     chosen = range(len(effects)) if FULL else range(3, len(effects), len(effects) // 4)
     for number in chosen:
-        run_dir = tmp_path / f"run{number}"
+        run_dir = tmp_path / str(number) / "run"
         result = trials.run(run_dir, *flags, kill_at_effect=number)
         assert result["status"] == -9, result
         effect, name = effects[number]
