@@ -477,6 +477,17 @@ def test_62_a_locale_without_utf_8_and_no_home(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run/summary.json").read_text("utf-8"))["status"] == "done"
 
 
+def test_56_what_is_said_goes_into_no_file_that_has_the_number_of_a_closed_stream(tmp_path):
+    program = (
+        "victim = open('victim.txt', 'w'); from vae_research.runs import screen; "
+        "screen.open_what_is_closed(); print('said'); victim.close()"
+    )
+    command = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, program]
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "victim.txt").read_text() == ""
+
+
 def test_58_without_the_package_tensorboard_a_run_is_told_so_once(tmp_path, monkeypatch):
     (tmp_path / "first/tensorboard").mkdir(parents=True)
     (tmp_path / "first/tensorboard/__init__.py").write_text(HINDRANCE)

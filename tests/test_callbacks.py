@@ -701,6 +701,36 @@ def test_histograms_have_every_example_and_dimension(tmp_path):
         assert buckets[:, 2].sum() == count
 
 
+def test_pictures_of_another_model_are_of_its_own_prior(tmp_path):
+    pictures = Pictures(tmp_path, IMAGES)
+    other = VAE(
+        dense_encoder(SHAPE, 3), GaussianBottleneck(3), dense_decoder(SHAPE, 3), [Bernoulli()]
+    )
+    pictures.draw(make())
+    drawn = pictures.draw(other)["samples"]
+    assert np.array_equal(drawn, Pictures(tmp_path, IMAGES).draw(other)["samples"])
+
+
+class Codebook(GaussianBottleneck):
+    """Writes what has no row for every example, and a code beside z."""
+
+    def call(self, z_mean, z_log_var, seed):
+        found = super().call(z_mean, z_log_var, seed)
+        return found | {"perplexity": tf.constant(3.0), "codebook": tf.zeros([500, 2])}
+
+
+def test_a_bottleneck_may_write_what_has_no_rows(tmp_path):
+    model = VAE(
+        dense_encoder(SHAPE, LATENT, hidden_units=(8,)),
+        Codebook(LATENT),
+        dense_decoder(SHAPE, LATENT, hidden_units=(8,)),
+        [Bernoulli(), KLDivergence()],
+    )
+    model.compile("adam")
+    train(model, Latents(tmp_path, VALIDATION), epochs=1)
+    assert "latent/cost_of_wrong_codes" in scalars(tmp_path / "validation")
+
+
 # Gradients.
 
 

@@ -24,6 +24,10 @@ VALUES_PER_CALL = 2**21
 # posterior mean over the data is above this.
 ACTIVE_VARIANCE = 0.01
 
+# What a pass returns beside the values of terms, whose names have no slash.
+_CODE, _LOG_SUM_WEIGHT = "pass/code", "pass/log_sum_weight"
+_SUM_OF_BOUNDS, _GROUPS = "pass/sum_of_bounds", "pass/groups"
+
 # By these names the figures have the parts of the ELBO, whatever terms are called.
 _ELBO_PARTS = ("reconstruction", "kl")
 
@@ -63,8 +67,9 @@ def evaluate(
     - `negative_log_likelihood`: the importance-weighted estimate of -log p(x) from the same
       samples. It is an upper bound in expectation, tighter with more samples. Burda et al. 2016
       (arXiv:1509.00519), equation 8.
-    - `importance_weighted_bound`, where the model trains that bound: its value with the K samples
-      that it trains with, the mean over as many groups of K as there are.
+    - `importance_weighted_bound`, where the model trains with such a bound of K samples: that of
+      log p(x), all weights 1, the mean over the groups of K samples that calls hold whole. It is
+      missing where they hold none: `num_samples` or `rows_per_call` is below K.
     - `reconstruction` and `kl`, the two parts of the ELBO, and every other term that has a value
       for one example, unweighted, by its name.
     - `active_units`: latent dimensions whose posterior mean varies over the data by more than 0.01.
@@ -77,14 +82,15 @@ def evaluate(
         num_samples: samples of z for each example.
         rows_per_call: examples times samples that are decoded at once, which bounds the memory; by
             default as many as hold about two million values in data space.
-        jit_compile: compile with XLA, which takes a second or two, once for a model.
+        jit_compile: compile with XLA, which takes about a second, once for a model and a size of
+            the data.
         verbose: 1 shows a progress bar.
         between_calls: called between the compiled calls, to end an evaluation by an exception.
 
     Raises:
         ValueError: `num_samples` or `rows_per_call` is below 1, or there are no data, or they
             differ in length.
-        TypeError: `num_samples` is no integer.
+        TypeError: `num_samples` or `rows_per_call` is no integer.
     """
     data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
     if "inputs" not in data:
@@ -102,7 +108,7 @@ def evaluate(
     rows = rows_per_call
     if rows is None:
         rows = max(1, VALUES_PER_CALL // math.prod(data["inputs"].shape[1:]))
-    elif rows < 1:
+    elif operator.index(rows) < 1:
         raise ValueError(f"rows_per_call must be at least 1, got {rows}.")
     samples = _parts(num_samples, at_most=rows)
     examples = max(_parts(count, at_most=max(1, rows // max(samples))))
@@ -124,7 +130,7 @@ def evaluate(
         batches.append({name: part[: count - start] for name, part in joined.items()})
         bar.update(min(start + examples, count))
     values = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
-    codes = values.pop("code")
+    codes = values.pop(_CODE)
     figures = {name: Figure.mean_of(part) for name, part in values.items()}
     return figures | {"active_units": active_units(codes)} if "elbo" in figures else figures
 
@@ -160,13 +166,29 @@ def _padded(values: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([values, missing]) if len(missing) else values
 
 
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """What evaluations have compiled. (No dictionary: of a model's, Keras takes care to save it.)
+
+    Attributes:
+        parts: of the model that it was compiled from.
+        by_jit: the functions, with XLA and without.
+    """
+
+    parts: tuple[Any, ...]
+    by_jit: dict[bool, Any]
+
+
 def _compiled_pass(model: VAE, jit_compile: bool) -> Any:
     """Returns the function of one call; a model keeps it, so that it is compiled once."""
     networks = model.encoder, model.bottleneck, model.decoder, *model.further_modules
-    key = jit_compile, model.objective, *networks
-    if key not in model.evaluation_passes:
-        model.evaluation_passes = {key: _new_pass(model, jit_compile)}
-    return model.evaluation_passes[key]
+    parts = model.objective, *networks
+    kept = model.evaluation_passes
+    if kept is None or kept.parts != parts:
+        model.evaluation_passes = kept = Passes(parts, {})
+    if jit_compile not in kept.by_jit:
+        kept.by_jit[jit_compile] = _new_pass(model, jit_compile)
+    return kept.by_jit[jit_compile]
 
 
 def _new_pass(model: VAE, jit_compile: bool) -> Any:
@@ -192,14 +214,14 @@ def _new_pass(model: VAE, jit_compile: bool) -> Any:
         if {"log_posterior", "log_prior"} <= tensors.keys():
             log_ratio = tensors["log_prior"] - tensors["log_posterior"]
             log_weight = tf.reshape(log_ratio, [-1, num_samples]) - samples["reconstruction"]
-            values["log_sum_weight"] = tf.reduce_logsumexp(log_weight, axis=1)
+            values[_LOG_SUM_WEIGHT] = tf.reduce_logsumexp(log_weight, axis=1)
             size = model.objective.num_samples
-            if model.objective.importance_weighted and size <= num_samples:
-                groups = num_samples // size
+            groups = num_samples // size
+            if model.objective.importance_weighted and groups:
                 per_group = tf.reshape(log_weight[:, : groups * size], [-1, groups, size])
-                bounds = log_mean_exp(per_group, axis=2)
-                values["importance_weighted_bound"] = tf.reduce_mean(bounds, axis=1)
-        return values | {"code": model.center(batch)}
+                bounds = tf.reduce_sum(log_mean_exp(per_group, axis=2), axis=1)
+                values |= {_SUM_OF_BOUNDS: bounds, _GROUPS: tf.fill(tf.shape(bounds), groups)}
+        return values | {_CODE: model.center(batch)}
 
     return call
 
@@ -208,13 +230,17 @@ def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, n
     """Returns one value per example from the parts of its samples."""
     joined = {
         name: np.average([part[name] for part in parts], axis=0, weights=samples)
-        for name in parts[-1]  # the smallest: it may have too few samples for a bound
-        if name not in ("code", "log_sum_weight")
+        for name in parts[0]
+        if "/" not in name
     }
-    if "log_sum_weight" in parts[0]:
-        log_sum = np.logaddexp.reduce([part["log_sum_weight"].astype(np.float64) for part in parts])
+    if _LOG_SUM_WEIGHT in parts[0]:
+        log_sum = np.logaddexp.reduce([part[_LOG_SUM_WEIGHT].astype(np.float64) for part in parts])
         joined["negative_log_likelihood"] = math.log(sum(samples)) - log_sum
-    return joined | {"code": parts[0]["code"]}
+    groups = [part for part in parts if _GROUPS in part]
+    if groups:
+        bounds, counts = (sum(part[key] for part in groups) for key in (_SUM_OF_BOUNDS, _GROUPS))
+        joined["importance_weighted_bound"] = bounds / counts
+    return joined | {_CODE: parts[0][_CODE]}
 
 
 def _parts(total: int, at_most: int) -> list[int]:

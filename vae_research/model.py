@@ -84,7 +84,7 @@ class VAE(keras.Model):
         self.steps_per_epoch: int | None = None
         self._resident: dict[str, ResidentBatches | None] = {"train": None, "test": None}
         self._resident_functions: dict[Any, ResidentSteps] = {}
-        self.evaluation_passes: dict[Any, Any] = {}  # what `evaluate` has compiled
+        self.evaluation_passes: Any = None  # what `evaluation.evaluate` has compiled
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         labels = [term.label for term in self.objective.terms]
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
@@ -291,7 +291,7 @@ class VAE(keras.Model):
                     "Add a LossTerm to VAE(terms=[...]); with weight=None it is only watched."
                 )
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        self._resident_functions, self.evaluation_passes = {}, {}
+        self._resident_functions, self.evaluation_passes = {}, None
         half = "float16" in (self.encoder.compute_dtype, self.decoder.compute_dtype)
         if half and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(

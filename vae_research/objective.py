@@ -14,7 +14,7 @@ from vae_research.schedules import Schedule, value_at
 from vae_research.tensors import Tensors
 
 # Names in the logs that no term may take.
-RESERVED_NAMES = ("loss", "elbo", "regularization", "learning_rate")
+RESERVED_NAMES = ("loss", "elbo", "regularization", "learning_rate", "importance_weighted_bound")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,15 @@ SCALARS = ("step", "seed")
 
 
 class Tensors(dict[str, tf.Tensor]):
-    """The named tensors of one forward pass. A name is written once."""
+    """The named tensors of one forward pass. A name is written once.
+
+    Attributes:
+        writers: by name, who wrote it; none for what the pass began with.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.writers: dict[str, str] = {}
 
     def write(self, writer: str, tensors: Mapping[str, tf.Tensor]) -> None:
         """Adds what `writer` computed.
@@ -56,6 +64,7 @@ class Tensors(dict[str, tf.Tensor]):
                 "example with named(network, ...)."
             )
         self.update(tensors)
+        self.writers |= dict.fromkeys(tensors, writer)
 
     def read(self, reader: str, name: str) -> tf.Tensor:
         """Returns the tensor `name` for one reader; `seed` is a key that only this reader has.

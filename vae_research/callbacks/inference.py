@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from vae_research.bottlenecks.gaussian import GaussianBottleneck
 from vae_research.model import VAE
-from vae_research.tensors import SCALARS, bind
+from vae_research.tensors import bind
 
 # Examples that are decoded, twice; the others are only encoded.
 _DECODED = 128
@@ -67,9 +67,11 @@ def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
     if isinstance(model.bottleneck, GaussianBottleneck):
         found["z_log_var"] = tf.cast(tensors["z_log_var"], tf.float32)
     z = tensors["z"][:_DECODED]
+    count = keras.tree.flatten(data)[0].shape[0]
     twice = {
-        name: value if name in SCALARS else tf.concat([value[:_DECODED]] * 2, axis=0)
+        name: tf.concat([value[:_DECODED]] * 2, axis=0) if value.shape[:1] == [count] else value
         for name, value in tensors.items()
+        if tensors.writers.get(name) != "bottleneck"  # belongs to the own code
     }
     likelihoods = model.log_likelihood(twice, tf.concat([z, tf.roll(z, 1, axis=0)], axis=0))
     found["own"], found["permuted"] = tf.split(likelihoods, 2)

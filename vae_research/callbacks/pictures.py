@@ -61,6 +61,7 @@ class Pictures(keras.callbacks.Callback):
         self.columns = columns
         self._summaries = Summaries(log_dir)
         self._decode = tf.function(lambda model, codes: model.decode(codes), autograph=False)
+        self._prior: Any = None
         self._from_prior: list[np.ndarray] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -106,10 +107,12 @@ class Pictures(keras.callbacks.Callback):
 
     def _codes_from_prior(self, model: VAE) -> list[np.ndarray]:
         """Returns the codes of `samples`, and 1000 that tell middle and width of the prior."""
-        if not self._from_prior or model.bottleneck.variables:  # a prior that is trained moves
+        bottleneck = model.bottleneck
+        if bottleneck is not self._prior or bottleneck.variables:  # a prior that is trained moves
+            self._prior = bottleneck
             keys = {8 * self.columns: [0, 0], 1000: [1, 0]}
             self._from_prior = [
-                model.bottleneck.sample_prior(count, tf.constant(key)).numpy()
+                bottleneck.sample_prior(count, tf.constant(key)).numpy()
                 for count, key in keys.items()
             ]
         return self._from_prior

@@ -73,13 +73,21 @@ class Summaries:
     def add(self, split: str, make: Callable[[], messages.Summary], step: int) -> None:
         """Writes the summary that a function returns, which is called in the background."""
         now = time.time()
-        self._in_background(
-            lambda log: log.write(split, messages.Event(wall_time=now, step=step, summary=make()))
-        )
+
+        def write(log: _Log) -> None:
+            messages.require_tensorboard()
+            log.write(split, messages.Event(wall_time=now, step=step, summary=make()))
+
+        self._in_background(write)
 
     def graph(self, split: str, graph: tf.Graph) -> None:
         """Writes a graph."""
-        self._in_background(lambda log: log.write(split, messages.graph_event(graph)))
+
+        def write(log: _Log) -> None:
+            messages.require_tensorboard()
+            log.write(split, messages.graph_event(graph))
+
+        self._in_background(write)
 
     def vectors(
         self,
@@ -176,7 +184,6 @@ class _Log:
 
     def _attempt(self, work: Callable[[_Log], None]) -> None:
         try:
-            messages.require_tensorboard()
             work(self)
         # Everything: an exception here would end the thread that all logs share, and no mistake in
         # a picture is worth a training run.
@@ -188,8 +195,10 @@ class _Log:
         self._failure = self._failure or reason
 
     def _tell(self) -> None:
+        if self._failure is None:
+            return
         path = Path(os.path.abspath(self.folder))
-        if self._failure is not None and path not in self._told:
+        if path not in self._told:
             self._told.add(path)
             warnings.warn(
                 f"What TensorBoard shows of {self.folder} is not complete ({self._failure}). "
@@ -222,6 +231,7 @@ class _Log:
         labels: np.ndarray | Sequence[Any] | None,
         images: np.ndarray | None,
     ) -> None:
+        messages.require_tensorboard()
         self.flush(split)
         files = messages.projector_files(name, vectors, labels, images)
         for path, content in files.items():

@@ -257,7 +257,7 @@ def _bytes_at_a_time(
     """
     counts = {split: len(found) for split, found in headers.items()}
     total = sum(counts.values())
-    tested = counts.get("test", total // 10)
+    tested = counts.get("test", total // 5)  # the most that is cut off for it
     largest = max(one.height * one.width for found in headers.values() for one in found.values())
     being_decoded = min(total, _DECODED_AT_ONCE) * largest * channels
     return (3 * total + 2 * tested) * math.prod(size) * channels + being_decoded

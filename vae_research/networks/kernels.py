@@ -22,7 +22,8 @@ def narrow_convolution(layer: keras.layers.Conv2D) -> keras.layers.Conv2D:
     The layer stays what it was, one of Keras' own: its class, configuration and variables, and so
     the saved file, know nothing of it. Keras computes what is out of reach of the product: more
     than three output channels, strides, dilation, groups, another padding, channels first, sixteen
-    bits, images of unknown size, and everything on a GPU.
+    bits, images of unknown size, and everything where there is a GPU. It also computes copies of
+    the layer, and those that are loaded from a file, which have no more than its configuration.
 
     Returns:
         The layer that was given.

@@ -80,7 +80,7 @@ class Saving(keras.callbacks.Callback):
             self.save_now()
             signals.raise_if_received()
         if self._place[1] < steps and self._is_due():
-            self._save(self._progress_now())
+            _warn_of(self._save(self._progress_now()))
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the end of the training part where a signal has come."""
@@ -96,7 +96,7 @@ class Saving(keras.callbacks.Callback):
             self.save_now()
             signals.raise_if_received()
         if self._is_due():
-            self._save(self._progress_now())
+            _warn_of(self._save(self._progress_now()))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Saves the end, and waits until it is on disk."""
@@ -149,7 +149,7 @@ class Saving(keras.callbacks.Callback):
             try:
                 files.flush(metrics)  # the checkpoint relies on its lines
             except OSError as error:
-                _warn_of(error)
+                self._saved_at = time.monotonic()  # tried; again when the next one is due by time
                 return error
         epoch, position = self._place
         self._saver.save(

@@ -18,14 +18,16 @@ def open_what_is_closed() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+            # Gets the lowest number that is free; the processes that are begun here inherit it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:  # the number may be that of a file by now
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, "w" if number else "r"))
 
 
 @contextmanager
 def may_be_closed() -> Iterator[None]:
-    """Lets standard output and standard error be closed: a terminal, or the reader of a pipe."""
+    """Lets standard output and standard error lead nowhere: nobody reads the pipe any more."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_Tolerant, before)
     try:
