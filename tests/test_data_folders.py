@@ -94,11 +94,11 @@ def test_the_walk_is_bounded_and_takes_regular_files_only(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "needed", "advice"),
     [
-        # 12 images of 48 bytes three times, one of them once and as float32, 8 being decoded.
-        ({}, (3 * 11 + 5) * 48 + 8 * 48, "--image_size below 8 needs less"),
+        # 12 images of 48 bytes three times, two of them once and as float32, 8 being decoded.
+        ({}, (3 * 10 + 2 * 5) * 48 + 8 * 48, "--image_size below 8 needs less"),
         (
             {"channels": 3, "image_size": 4},
-            (3 * 11 + 5) * 48 + 8 * 144,
+            (3 * 10 + 2 * 5) * 48 + 8 * 144,
             "--image_size below 4 or --channels=1 needs less",
         ),
     ],

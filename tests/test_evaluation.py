@@ -467,15 +467,15 @@ def test_parts_of_the_samples_are_joined_by_log_sum_exp(level):
     parts = [
         {
             "reconstruction": reconstruction[:, part].mean(axis=1).astype(np.float32),
-            "log_sum_weight": scipy.special.logsumexp(log_weight[:, part], axis=1).astype(
+            "pass/log_sum_weight": scipy.special.logsumexp(log_weight[:, part], axis=1).astype(
                 "float32"
             ),
-            "code": code,
+            "pass/code": code,
         }
         for part in columns
     ]
     joined = evaluation._join(parts, samples)
-    assert joined.keys() == {"reconstruction", "negative_log_likelihood", "code"}
+    assert joined.keys() == {"reconstruction", "negative_log_likelihood", "pass/code"}
     wanted = math.log(7) - scipy.special.logsumexp(log_weight, axis=1)
     np.testing.assert_allclose(joined["negative_log_likelihood"], wanted, rtol=1e-6, atol=1e-6)
     # The mean over samples, of which the parts have 3, 2 and 2; not the mean over parts.
@@ -483,7 +483,7 @@ def test_parts_of_the_samples_are_joined_by_log_sum_exp(level):
     np.testing.assert_allclose(joined["reconstruction"], wanted, rtol=1e-5, atol=1e-6)
     mutant = np.mean([part["reconstruction"] for part in parts], axis=0)
     assert np.abs(mutant - wanted).max() > 1e-2
-    np.testing.assert_array_equal(joined["code"], code)
+    np.testing.assert_array_equal(joined["pass/code"], code)
 
 
 # Standard errors.
