@@ -257,6 +257,7 @@ def test_base_cannot_be_used_as_it_is(base):
 
 
 def test_bottleneck_base_has_no_call():
+    # Keras' own answer for a layer that defines no call.
     with pytest.raises(NotImplementedError):
         Bottleneck(2).call(tf.zeros([2, 2]))
 

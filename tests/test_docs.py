@@ -74,6 +74,7 @@ def test_the_page_on_the_kl_loss_has_every_recipe_that_fails():
         ("ValueError: b", TypeError("a b c")),
         ("ValueError: b", ValueError("a c")),
         ("ValueError: b", "ValueError: b"),
+        # What Keras raises for a symbolic loss has no message, and the page shows none.
         ("NotImplementedError:", NotImplementedError("something")),
         ("", ValueError("b")),
         ("b\n", ValueError("b")),
