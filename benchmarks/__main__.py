@@ -67,6 +67,7 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...] | None]
     "latent_dim": (_sweep("latent_dim", (2, 10, 40, 200)), ("ours", "keras_fit")),
     "steps_per_call": (_steps_per_call, ("ours",)),
     "run": (lambda *given: sections.whole_runs(DENSE_128, *given), ("ours",)),
+    "logging": (sections.logging, ("ours",)),
     "start": (lambda *given: sections.start(DENSE_128, *given), None),
 }
 
@@ -168,7 +169,10 @@ def parse(arguments: Sequence[str]) -> Settings:
         "--nll_images", type=positive(int), default=100, help="test images at least in a turn"
     )
     parser.add_argument(
-        "--run_epochs", type=positive(int), default=15, help="that a default run is measured over"
+        "--run_epochs",
+        type=positive(int),
+        default=15,
+        help="that a default run is measured over; twice as many where its logging is",
     )
     parser.add_argument(
         "--output",

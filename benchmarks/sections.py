@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import operator
 import statistics
 import subprocess
 import sys
@@ -209,15 +210,60 @@ def whole_runs(work: Work, contenders: Sequence[Contender], settings: Namespace)
     return {"speeds": speeds, "flags": RUNS}
 
 
+_EPOCHS_OF_LOGGING = 20
+
+
+def logging(contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
+    """Measures what TensorBoard costs in `experiments/vae_mnist.py`, within one run a round.
+
+    Its callbacks are at work in every other epoch: two whole runs of the same command differ by
+    more than their cost.
+    """
+    del contenders  # the experiment as it is
+    lines = []
+    for number in range(settings.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "benchmarks.every_other", "--verbose=0"]
+            command += [f"--run_dir={folder}/run", f"--epochs={2 * settings.run_epochs + 4}"]
+            started = time.perf_counter()
+            line = json.loads(_output_of(command).splitlines()[-1])
+        line["process"] = time.perf_counter() - started
+        without = statistics.median(line["without"])
+        # The median: now and then something else slows an epoch.
+        each = statistics.median(map(operator.sub, line["with"], line["without"]))
+        # This run, made as long as the one that the figure is for, and without TensorBoard.
+        line["whole"] = (
+            line["process"]
+            - line["once"]
+            - (settings.run_epochs + 2) * each
+            + (_EPOCHS_OF_LOGGING - 2 * settings.run_epochs - 4) * without
+        )
+        line["each"], line["cost"] = each, line["once"] + _EPOCHS_OF_LOGGING * each
+        lines.append(line)
+        told = ", ".join(f"{line[key]:.2f} s {key}" for key in ("once", "cost", "whole"))
+        _say(f"  round {number + 1}: {told}, {1000 * each:.0f} ms an epoch")
+    return {"epochs": _EPOCHS_OF_LOGGING, "rounds": lines}
+
+
+def _output_of(command: list[str]) -> str:
+    """Returns what a program prints.
+
+    Raises:
+        ContenderError: it failed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CHECKOUT)
+    if done.returncode:
+        raise ContenderError(f"{' '.join(command)}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
 def _run_seconds(flags: list[str], epochs: int) -> float:
     """Returns what the summary of a run says of its training, without imports and test figures."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, str(CHECKOUT / "experiments" / "vae_mnist.py")]
         command += [f"--run_dir={run}", f"--epochs={epochs}", "--importance_samples=1"]
-        done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ContenderError(f"{' '.join(command)}: {done.stderr.strip()[-500:]}")
+        _output_of([*command, *flags])
         return json.loads((run / "summary.json").read_text())["seconds"]
 
 

@@ -145,6 +145,20 @@ def _whole_runs(section: dict[str, Any]) -> tuple[str, str]:
     )
 
 
+def _logging(section: dict[str, Any]) -> tuple[str, str]:
+    lines = section["rounds"]
+    figures = {
+        "once, seconds": [line["once"] for line in lines],
+        "each epoch, milliseconds": [1000 * line["each"] for line in lines],
+        "the run without, seconds": [line["whole"] for line in lines],
+        "added, percent": [100 * line["cost"] / line["whole"] for line in lines],
+    }
+    head = ["TensorBoard", "median (min to max)"]
+    rows = [[name, runs.median_and_range(found, 2)] for name, found in figures.items()]
+    title = f"what TensorBoard adds to {section['epochs']} epochs of `experiments/vae_mnist.py`"
+    return title, runs.markdown_table(head, rows)
+
+
 def _speeds(line: dict[str, Any]) -> list[float]:
     return [each["images"] / each["seconds"] for each in line.get("measured", [])]
 
@@ -167,4 +181,5 @@ _TABLES = {
     "steps_per_call": _sweep,
     "start": _start,
     "run": _whole_runs,
+    "logging": _logging,
 }

@@ -152,6 +152,41 @@ def test_the_second_start_finds_what_the_first_has_compiled(monkeypatch):
     assert "| JAX, scan over an epoch | 8.0 | 2.0 | 1,024 MB |" in text
 
 
+def test_callbacks_are_at_work_in_every_other_epoch(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=images, x_val=images[:9], x_test=images[:9])
+    flags = [f"--dataset={tmp_path}/data.npz", f"--run_dir={tmp_path}/run", "--epochs=8"]
+    flags += ["--batch_size=10", "--hidden_units=4", "--importance_samples=1", "--verbose=0"]
+    command = [sys.executable, "-m", "benchmarks.every_other", *flags]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["once"] > 0.0
+    assert len(figures["with"]) == len(figures["without"]) == 2  # the third to the sixth of seven
+    # What was written at the ends of epochs 1, 3, 5 and 7.
+    rows = (tmp_path / "run" / "validation" / "kl_per_dimension.tsv").read_text().splitlines()
+    assert [int(row.split("\t")[0]) for row in rows] == [4, 12, 20, 28]
+    records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(records) == 8
+
+
+def test_the_cost_of_logging_is_that_of_one_run(monkeypatch):
+    """Of 34 epochs of 2 s, 17 with 0.1 s of callbacks, and 0.5 s once, in a program of 80.2 s."""
+    answer = {"once": 0.5, "with": [2.1, 9.0, 2.1], "without": [2.0, 2.0, 2.0]}
+    monkeypatch.setattr(sections, "_output_of", lambda command: f"...\n{json.dumps(answer)}\n")
+    times = iter([100.0, 180.2])
+    monkeypatch.setattr(sections.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(sections, "_say", lambda text: None)
+    settings = type("Settings", (), {"rounds": 1, "run_epochs": 15})
+    section = sections.logging([], settings)
+    (line,) = section["rounds"]
+    # 80.2 - 0.5 - 17 * 0.1 - 14 * 2 = 50
+    assert line["whole"] == pytest.approx(50.0)
+    assert line["cost"] == pytest.approx(0.5 + 20 * 0.1)
+    table = tables.markdown({"machine": MACHINE, "sections": {"logging": section}})
+    assert "| added, percent | 5.00 (5.00 to 5.00) |" in table
+
+
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
 def test_operations_are_those_of_the_networks(work):
     from benchmarks.keras_fit import networks

@@ -424,6 +424,15 @@ def test_the_fixed_draw_is_the_same_for_any_rows_and_both_modes():
         np.testing.assert_array_equal(getattr(static, name).prepare(rows), whole[rows])
 
 
+@pytest.mark.parametrize("rows", [slice(0, 5), slice(None, 4100), slice(0, 4100, 3), slice(-5, -2)])
+def test_the_first_rows_of_the_fixed_draw_need_no_others(rows):
+    array = np.random.default_rng(0).integers(0, 256, (5000, 1051), np.uint8)  # three blocks, odd
+    split = Data.from_arrays(array, array[:3], array[:3], binarize="static").train
+    first = split.prepare(rows)
+    assert ("fixed_draw" in vars(split)) == (rows.start == -5)
+    np.testing.assert_array_equal(first, split.prepare()[rows])
+
+
 def test_the_splits_do_not_share_their_noise():
     array = np.full((200, 50), 0.5, np.float32)
     data = Data.from_arrays(array, array, array, binarize="static")

@@ -223,7 +223,7 @@ def test_a_long_time_is_shown_from_its_first_to_its_last():
 
 
 def test_divergences_of_zero_are_black():
-    np.testing.assert_allclose(over_time(np.zeros([3, 2])), np.broadcast_to(heat(0.0), [20, 60, 3]))
+    np.testing.assert_allclose(over_time(np.zeros([3, 2])), np.broadcast_to(heat(0.0), [10, 30, 3]))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9])

@@ -34,13 +34,11 @@ def tile(rows: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
     shown = channels if channels in (1, 3) else 1  # of other channel counts, the first is shown
     lines = []
     for group in rows:
-        for start in range(0, len(group), columns):
-            line = np.ones([height + gap, columns * (width + gap), shown], np.float32)
-            for column, image in enumerate(group[start : start + columns]):
-                left = column * (width + gap)
-                scaled = (image[..., :shown] - low) / (high - low)
-                line[:height, left : left + width] = scaled
-            lines.append(line)
+        count = -(-len(group) // columns)
+        cells = np.ones([count * columns, height + gap, width + gap, shown], np.float32)
+        cells[: len(group), :height, :width] = (group[..., :shown] - low) / (high - low)
+        cells = cells.reshape([count, columns, *cells.shape[1:]]).swapaxes(1, 2)
+        lines.append(cells.reshape([count * (height + gap), columns * (width + gap), shown]))
     picture = np.concatenate(lines)
     return picture[: len(picture) - gap, : picture.shape[1] - gap]
 
@@ -55,7 +53,7 @@ def heat(values: np.ndarray) -> np.ndarray:
     return (_SHADES.astype(np.float32) / 255.0)[shade]
 
 
-def over_time(values: np.ndarray, *, cell: int = 10, width: int = 400) -> np.ndarray:
+def over_time(values: np.ndarray, *, cell: int = 5, width: int = 400) -> np.ndarray:
     """Returns a picture of numbers that change: a row for each, time to the right.
 
     Black is 0, the brightest colour the largest value there is.

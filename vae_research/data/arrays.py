@@ -88,9 +88,17 @@ class Split:
         """
         rows = slice(None) if rows is None else rows
         if self.binarize in ("static", "dynamic"):
-            return self.fixed_draw[rows].astype(np.float32)
+            return self._drawn(rows).astype(np.float32)
         values = self.scaling.apply(self.raw[rows])
         return (values > 0.5).astype(np.float32) if self.binarize == "threshold" else values
+
+    def _drawn(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Rows of the fixed draw; where they are the first ones, without drawing the others."""
+        if isinstance(rows, slice) and "fixed_draw" not in vars(self):
+            start, stop, step = rows.indices(len(self))
+            if start == 0 and stop < len(self) and step > 0:
+                return fixed_draw(self.raw[:stop], self.scaling, self.name)[::step]
+        return self.fixed_draw[rows]
 
     def steps(self, batch_size: int) -> int:
         """Number of batches in an epoch; the last one may be smaller."""
