@@ -23,6 +23,9 @@ from vae_research.runs.flags import Config
 
 # Validation examples that are looked at after every epoch.
 _EXAMPLES = 1000
+# Training examples whose gradients are measured: as many in every run, since the norm of a mean
+# depends on their number, and a sweep over batch sizes would otherwise compare nothing.
+_EXAMPLES_OF_GRADIENTS = 64
 
 
 def tensorboard_callbacks(
@@ -54,7 +57,8 @@ def tensorboard_callbacks(
         Latents(run_dir, looked_at),
     ]
     if config.gradients_every_steps:
-        callbacks.append(Gradients(run_dir, batch, every_steps=config.gradients_every_steps))
+        few = data.train.prepare(slice(0, _EXAMPLES_OF_GRADIENTS))
+        callbacks.append(Gradients(run_dir, few, every_steps=config.gradients_every_steps))
     if data.is_image:
         callbacks.append(Pictures(run_dir, looked_at))
     images = validation if data.is_image else None
