@@ -1,6 +1,6 @@
 """Measures this package beside Keras' `fit`, PyTorch, JAX and pythae on the same training.
 
-    scripts/benchmark                                         everything, far more than 20 minutes
+    scripts/benchmark                                         everything, 40 minutes and more
     scripts/benchmark --only=dense_128,nll --rounds=5
     scripts/benchmark --contenders=ours,keras_fit --seconds=2
 
