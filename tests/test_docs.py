@@ -87,6 +87,6 @@ def test_a_page_that_says_something_else_is_noticed(shown, got):
 
 def test_a_page_that_is_right_passes():
     assert agrees("ValueError: b", ValueError("a b c"))
-    assert agrees("NotImplementedError:", NotImplementedError())
+    assert agrees("NotImplementedError:", NotImplementedError())  # Keras' own has no message
     assert agrees("b\n", "b\n")
     assert agrees("", "")

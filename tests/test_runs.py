@@ -755,7 +755,7 @@ class Signalled(vr.LossTerm):
         if not tf.executing_eagerly():
             try:
                 signal.raise_signal(getattr(signal, self.signal))
-            except:
+            except:  # bare: also what a signal raises, as those do that are meant here
                 if self.then == "replaced":
                     raise TypeError("Failed to convert elements")
         return vr.sum_over_event(kl)
