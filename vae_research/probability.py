@@ -50,7 +50,7 @@ def log_mean_exp(values: tf.Tensor, axis: int) -> tf.Tensor:
 @tf.custom_gradient
 def _bernoulli_log_density(targets: tf.Tensor, logits: tf.Tensor):
     # log p = x * l - log(1 + e^l), with an exponential of at most one. log1p would keep more digits
-    # of what is next to nothing beside the other pixels of a sum, and evaluations took 1.13 times as
+    # of what is next to nothing beside the other pixels of a sum; an evaluation took 1.13 times as
     # long with it.
     softplus = tf.maximum(logits, 0.0) + tf.math.log(1.0 + tf.exp(-tf.abs(logits)))
 
