@@ -28,7 +28,7 @@ class Inference:
         count: examples that are used, the first ones.
     """
 
-    def __init__(self, data: np.ndarray | Mapping[str, np.ndarray], count: int = 1000) -> None:
+    def __init__(self, data: np.ndarray | Mapping[str, np.ndarray], count: int = 500) -> None:
         self.data = keras.tree.map_structure(lambda values: values[:count], data)
         self.on_device: Any = None
         self._infer = tf.function(_infer, autograph=False)

@@ -42,7 +42,7 @@ class Latents(keras.callbacks.Callback):
     - `latent/cost_of_wrong_codes`: log p(x|z) with the example's own code less that with the code
       of another example.
     - `latent/mutual_information`, for a `GaussianBottleneck`: between x and z, a lower bound that
-      is itself at most log(1000) = 6.9; `latent/kl_total` is an upper bound.
+      is itself at most log(500) = 6.2; `latent/kl_total` is an upper bound.
     - `latent/kl_per_dimension`: a histogram; `latent/kl_over_time`: a picture, dimension 0 on top
       and a column for each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
     - `latent/posterior_mean`, `latent/posterior_std`: histograms over examples and dimensions.
@@ -51,7 +51,7 @@ class Latents(keras.callbacks.Callback):
     Args:
         log_dir: the run directory.
         data: `[count, ...]` validation data, or a dictionary of such arrays; of which the first
-            1000 examples are used; or an `Inference`.
+            500 examples are used; or an `Inference`.
 
     Attributes:
         verdicts: of the last epoch.

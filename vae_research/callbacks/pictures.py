@@ -17,7 +17,7 @@ from vae_research.callbacks.writers import Summaries
 from vae_research.model import VAE
 
 # Dimensions that are traversed, the steps of each, and how far they go from the middle.
-_TRAVERSED, _STEPS, _DEVIATIONS = 20, 11, 3.0
+_TRAVERSED, _STEPS, _DEVIATIONS = 20, 7, 3.0
 _PLANE = 16  # images along each axis
 
 _DESCRIPTIONS = {
@@ -48,7 +48,7 @@ class Pictures(keras.callbacks.Callback):
     Args:
         log_dir: the run directory.
         images: `[count, height, width, channels]`, of which the first `columns * 4` are shown and
-            the first 1000 tell the order of the dimensions; or an `Inference` over images.
+            the first 500 tell the order of the dimensions; or an `Inference` over images.
         columns: images side by side.
     """
 
@@ -143,7 +143,7 @@ def traversals(
         dimensions: `[count]` integers, those that move, in the order of their rows.
 
     Returns:
-        `[count * 11, latent]`, row by row.
+        `[count * 7, latent]`, row by row.
     """
     steps = np.linspace(-_DEVIATIONS, _DEVIATIONS, _STEPS, dtype=np.float32)
     codes = np.tile(code, [len(dimensions), _STEPS, 1])

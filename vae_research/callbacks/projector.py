@@ -21,7 +21,7 @@ class Projector(keras.callbacks.Callback):
 
     Args:
         log_dir: the run directory.
-        data: `[count, ...]`, or a dictionary of such arrays, of which the first 1000 examples are
+        data: `[count, ...]`, or a dictionary of such arrays, of which the first 500 examples are
             shown; or an `Inference`.
         labels: `[count]`, shown beside the points and as their colour.
         images: `[count, height, width, channels]` in [0, 1], thumbnails of the points.

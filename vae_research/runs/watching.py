@@ -22,7 +22,7 @@ from vae_research.runs.continuing import MAY_CHANGE
 from vae_research.runs.flags import Config
 
 # Validation examples that are looked at after every epoch.
-_EXAMPLES = 1000
+_EXAMPLES = 500
 # Training examples whose gradients are measured: as many in every run, since the norm of a mean
 # depends on their number, and a sweep over batch sizes would otherwise compare nothing.
 _EXAMPLES_OF_GRADIENTS = 64
