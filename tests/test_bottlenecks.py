@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from vae_research import Bottleneck, DeterministicBottleneck, GaussianBottleneck
 from vae_research.probability import normal_log_density
+from vae_research.randomness import philox_bits, standard_normal
 
 FLOAT32 = 1e-6
 SEED = tf.constant([3, 1 << 57], tf.int64)  # a key as the model makes it: run's seed, position
@@ -46,15 +47,31 @@ def test_tensorflow_agrees_with_xla_about_random_bits_and_not_about_normal_numbe
     # Why the noise is not taken from stateless_normal: the mutant of the tests above, as observed
     # with TensorFlow 2.21 on a CPU.
     def bits():
-        return tf.random.stateless_uniform(
-            [500, 4], SEED, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
-        )
+        return philox_bits([500, 4], SEED)
 
     def mutant():
         return tf.random.stateless_normal([500, 4], SEED, alg="philox")
 
     np.testing.assert_array_equal(tf.function(bits, jit_compile=True)(), bits())
     assert np.abs(tf.function(mutant, jit_compile=True)() - mutant()).max() > 1.0
+
+
+@pytest.mark.parametrize("seed", [(0, 0), (3, 1 << 57), (1 << 62, -1)])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_random_bits_are_those_of_tensorflow(seed, jit_compile):
+    seed = tf.constant(seed, tf.int64)
+    wanted = tf.random.stateless_uniform([5, 3], seed, None, None, tf.uint32, alg="philox")
+    drawn = tf.function(philox_bits, jit_compile=jit_compile)([5, 3], seed)
+    np.testing.assert_array_equal(drawn, wanted)
+
+
+def test_noise_of_a_shape_that_is_known_only_when_it_is_drawn_is_the_same():
+    signature = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int64)]
+    later = tf.function(standard_normal, input_signature=signature)
+    for shape in ([7, 3], [1], []):  # also of an odd number
+        drawn = later(tf.constant(shape, tf.int32), SEED)
+        assert drawn.shape == shape
+        np.testing.assert_array_equal(drawn, standard_normal(shape, SEED))
 
 
 def test_same_seed_repeats_and_every_other_seed_differs():

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research.data.arrays import Split
+from vae_research.randomness import philox_bits
 
 # What a random key is for. Order and noise of one seed must not be correlated.
 _ORDER, _NOISE = 0, 1
@@ -231,9 +232,7 @@ def bernoulli(probability: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     bits, which are most of the cost of a batch, are enough.
     """
     size = tf.size(probability)
-    words = tf.random.stateless_uniform(
-        [(size + 1) // 2], key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
-    )
+    words = philox_bits([(size + 1) // 2], key)
     halves = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size]
     # n + 1/2 < 2**16 p for round(2**16 p) of the numbers n in 0..65535; exact in float32.
     noise = tf.reshape(tf.cast(halves, tf.float32) + 0.5, tf.shape(probability))
