@@ -18,6 +18,8 @@ from vae_research.model import VAE
 
 # Dimensions that are traversed, the steps of each, and how far they go from the middle.
 _TRAVERSED, _STEPS, _DEVIATIONS = 20, 7, 3.0
+# Rows of originals, and of samples.
+_ORIGINALS, _SAMPLES = 2, 4
 _PLANE = 16  # images along each axis
 
 _DESCRIPTIONS = {
@@ -47,7 +49,7 @@ class Pictures(keras.callbacks.Callback):
 
     Args:
         log_dir: the run directory.
-        images: `[count, height, width, channels]`, of which the first `columns * 4` are shown and
+        images: `[count, height, width, channels]`, of which the first `columns * 2` are shown and
             the first 500 tell the order of the dimensions; or an `Inference` over images.
         columns: images side by side.
     """
@@ -57,7 +59,7 @@ class Pictures(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.inference = Inference.over(images)
-        self.images = self.inference.data[: columns * 4]
+        self.images = self.inference.data[: columns * _ORIGINALS]
         self.columns = columns
         self._summaries = Summaries(log_dir)
         self._decode = tf.function(lambda model, codes: model.decode(codes), autograph=False)
@@ -110,7 +112,7 @@ class Pictures(keras.callbacks.Callback):
         bottleneck = model.bottleneck
         if bottleneck is not self._prior or bottleneck.variables:  # a prior that is trained moves
             self._prior = bottleneck
-            keys = {8 * self.columns: [0, 0], 1000: [1, 0]}
+            keys = {_SAMPLES * self.columns: [0, 0], 1000: [1, 0]}
             self._from_prior = [
                 bottleneck.sample_prior(count, tf.constant(key)).numpy()
                 for count, key in keys.items()
