@@ -172,7 +172,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         "--run_epochs",
         type=positive(int),
         default=15,
-        help="that a default run is measured over; twice as many where its logging is",
+        help="that a default run is measured over; eight times as many, short ones, for logging",
     )
     parser.add_argument(
         "--output",

@@ -1,4 +1,4 @@
-"""A default run whose callbacks for TensorBoard are at work in every other epoch.
+"""A run of `vae_mnist` whose callbacks for TensorBoard are at work in every other epoch.
 
     python -m benchmarks.every_other --epochs=40 --run_dir=...
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import vae_research as vr
 from benchmarks import sections, tables
 from benchmarks.contenders import BY_NAME, CONTENDERS, Contender, ContenderError, Worker
 from benchmarks.works import CONVOLUTIONAL, DENSE_20, DENSE_128, WORKS, as_float
@@ -170,21 +171,37 @@ def test_callbacks_are_at_work_in_every_other_epoch(tmp_path):
     assert len(records) == 8
 
 
-def test_the_cost_of_logging_is_that_of_one_run(monkeypatch):
-    """Of 34 epochs of 2 s, 17 with 0.1 s of callbacks, and 0.5 s once, in a program of 80.2 s."""
+def test_the_cost_of_logging_is_a_part_of_the_run_without(monkeypatch):
+    """0.5 s once and 0.1 s in each of 20 epochs, beside a run of 50 s."""
     answer = {"once": 0.5, "with": [2.1, 9.0, 2.1], "without": [2.0, 2.0, 2.0]}
-    monkeypatch.setattr(sections, "_output_of", lambda command: f"...\n{json.dumps(answer)}\n")
-    times = iter([100.0, 180.2])
+    commands = []
+
+    def run(command):
+        commands.append(command)
+        return f"...\n{json.dumps(answer)}\n"
+
+    monkeypatch.setattr(sections, "_output_of", run)
+    times = iter([100.0, 150.0])
     monkeypatch.setattr(sections.time, "perf_counter", lambda: next(times))
     monkeypatch.setattr(sections, "_say", lambda text: None)
     settings = type("Settings", (), {"rounds": 1, "run_epochs": 15})
     section = sections.logging([], settings)
+    alternating, without = commands
+    assert "--epochs=124" in alternating
+    assert {"--epochs=20", "--notensorboard"} <= set(without)
     (line,) = section["rounds"]
-    # 80.2 - 0.5 - 17 * 0.1 - 14 * 2 = 50
-    assert line["whole"] == pytest.approx(50.0)
+    assert line["whole"] == 50.0
     assert line["cost"] == pytest.approx(0.5 + 20 * 0.1)
     table = tables.markdown({"machine": MACHINE, "sections": {"logging": section}})
     assert "| added, percent | 5.00 (5.00 to 5.00) |" in table
+
+
+def test_the_images_of_short_epochs_are_the_first_ones(tmp_path):
+    sections._save_first_images(tmp_path / "few.npz", {"train": 7, "validation": 5, "test": 3})
+    few, all_of_them = vr.load_data(str(tmp_path / "few.npz")), vr.load_data("mnist")
+    for name, count in {"train": 7, "validation": 5, "test": 3}.items():
+        wanted = getattr(all_of_them, name).prepare(slice(0, count))
+        np.testing.assert_array_equal(getattr(few, name).prepare(), wanted)
 
 
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
