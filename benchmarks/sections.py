@@ -214,19 +214,20 @@ def whole_runs(work: Work, contenders: Sequence[Contender], settings: Namespace)
 
 
 _EPOCHS_OF_LOGGING = 20
-# A sixteenth of the images. What TensorBoard costs at the end of an epoch does not depend on how
-# long that was, and epochs of three seconds differ from each other by more.
+# A sixteenth of the training images, which are 25 steps, and more validation images than are looked
+# at. What TensorBoard costs at the end of an epoch does not depend on how long that was, and epochs
+# of three seconds differ from each other by more.
 _IMAGES_OF_LOGGING = {"train": 3125, "validation": 1000, "test": 100}
-_STEPS_OF_LOGGING = 25
+_BATCH_OF_LOGGING, _STEPS_OF_LOGGING = 128, 25
 
 
 def logging(contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
     """Measures what TensorBoard costs in `experiments/vae_mnist.py`.
 
     Its callbacks are at work in every other epoch of one run, of few images: two runs of the same
-    command differ by more than their cost. The run of all images without TensorBoard, of which
-    that cost is a part, follows in the same round. Gradients are measured in every epoch; in a
-    default run they are in four of five.
+    command differ by more than their cost. The run of all images without TensorBoard, in percent
+    of which that cost is told, follows in the same round. Gradients are measured in every epoch
+    that has callbacks; in a default run they are in four of five.
     """
     del contenders  # the experiment as it is
     lines = []
@@ -236,6 +237,7 @@ def logging(contenders: Sequence[Contender], settings: Namespace) -> dict[str, A
             _save_first_images(few, _IMAGES_OF_LOGGING)
             command = [sys.executable, "-m", "benchmarks.every_other", "--verbose=0"]
             command += [f"--dataset={few}", "--binarize=dynamic", f"--run_dir={folder}/every_other"]
+            command += [f"--batch_size={_BATCH_OF_LOGGING}"]
             command += [f"--gradients_every_steps={_STEPS_OF_LOGGING}"]
             command += [f"--epochs={8 * settings.run_epochs + 4}"]
             line = json.loads(_output_of(command).splitlines()[-1])

@@ -488,13 +488,14 @@ def test_active_units_are_counted(kernel, count, tmp_path):
     assert scalars(tmp_path / "validation")["latent/active_units"] == [(5, count)]
 
 
-def test_the_first_five_hundred_examples_are_used(tmp_path):
-    # The 501st alone is another one.
+@pytest.mark.parametrize(("place", "active"), [(499, 2), (500, 0)])
+def test_the_first_five_hundred_examples_are_used(place, active, tmp_path):
+    # One alone is another one: the last that counts, or the first that does not.
     images = np.zeros([501, *SHAPE], np.float32)
-    images[500] = 1000.0
+    images[place] = 10.0
     model = make(encoder=lambda: linear_encoder([1.0, 1.0]), optimizer=keras.optimizers.SGD(0.0))
     train(model, Latents(tmp_path, images), epochs=1)
-    assert scalars(tmp_path / "validation")["latent/active_units"] == [(5, 0)]
+    assert scalars(tmp_path / "validation")["latent/active_units"] == [(5, active)]
     assert active_units(model.center(images).numpy()).value == 2
 
 

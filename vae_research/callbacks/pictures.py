@@ -112,10 +112,9 @@ class Pictures(keras.callbacks.Callback):
         bottleneck = model.bottleneck
         if bottleneck is not self._prior or bottleneck.variables:  # a prior that is trained moves
             self._prior = bottleneck
-            keys = {_SAMPLES * self.columns: [0, 0], 1000: [1, 0]}
+            draws = [(_SAMPLES * self.columns, [0, 0]), (1000, [1, 0])]
             self._from_prior = [
-                bottleneck.sample_prior(count, tf.constant(key)).numpy()
-                for count, key in keys.items()
+                bottleneck.sample_prior(count, tf.constant(key)).numpy() for count, key in draws
             ]
         return self._from_prior
 

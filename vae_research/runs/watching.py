@@ -46,7 +46,7 @@ def tensorboard_callbacks(
     row = {k: v for k, v in config.as_dict().items() if k not in MAY_CHANGE}
     rows = slice(0, _EXAMPLES)
     validation = data.validation.prepare(rows)
-    looked_at = Inference(validation)
+    looked_at = Inference(validation, _EXAMPLES)
     labels = None if data.validation.labels is None else data.validation.labels[rows]
     batch = data.train.prepare(slice(0, config.batch_size))
     callbacks = [
