@@ -594,6 +594,11 @@ def test_fewer_images_than_columns_are_shown_all_the_same(tmp_path):
     assert (picture[:, 12:] == 255).all()
 
 
+def test_as_many_samples_as_the_prior_is_measured_with(tmp_path):
+    drawn = Pictures(tmp_path, IMAGES, columns=250).draw(make())
+    assert drawn["samples"].shape == (4 * 6 - 2, 250 * 6 - 2, 1)
+
+
 def test_errors_are_those_of_the_pixels(tmp_path):
     model = make(optimizer=keras.optimizers.SGD(0.0))
     train(model, Pictures(tmp_path, IMAGES, columns=3), epochs=1)
