@@ -499,6 +499,21 @@ def test_the_first_five_hundred_examples_are_used(place, active, tmp_path):
     assert active_units(model.center(images).numpy()).value == 2
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_deviation_that_is_too_large_to_compute_is_left_out(tmp_path):
+    images = VALIDATION.copy()
+    images[0] = 1000.0
+    model = make(encoder=lambda: linear_encoder([1.0, 1.0]), optimizer=keras.optimizers.SGD(0.0))
+    latents = Latents(tmp_path, images)
+    train(model, latents, epochs=1)
+    assert latents.inference(model)["z_log_var"].max() > 2 * np.log(np.finfo(np.float32).max)
+    found = read(tmp_path / "validation")
+    assert "latent/kl_over_time" in found  # its divergence is infinite, too
+    ((_, buckets),) = found["latent/posterior_std"]
+    assert np.isfinite(buckets).all()
+    assert 0 < buckets[:, 2].sum() < VALIDATION.shape[0] * 2
+
+
 def test_without_a_posterior_there_is_no_divergence(tmp_path):
     train(autoencoder(), Latents(tmp_path, VALIDATION), epochs=1)
     assert scalars(tmp_path / "validation").keys() == LATENT_TAGS

@@ -261,6 +261,12 @@ def test_information_of_codes_that_say_nothing_is_none():
     assert mutual_information(z, np.zeros([300, 4]), np.zeros([300, 4])) == pytest.approx(0.0)
 
 
+def test_information_of_variances_that_cannot_be_computed_with_is_not_a_number():
+    z, mean, log_var = linear(200, 0.5)
+    log_var[0] = -800.0
+    assert math.isnan(mutual_information(z, mean, log_var))
+
+
 def test_information_is_never_above_the_mean_divergence():
     # q(z) is closest to the prior where the encoder is exact: both are equal there but for noise.
     model = still(make())

@@ -214,12 +214,24 @@ def test_numbers_over_time_have_a_row_each_and_time_to_the_right():
             )
 
 
+@pytest.mark.parametrize("finite", [[1.0, 2.0, 5.0], []])
+def test_a_histogram_is_that_of_the_finite_values(finite):
+    values = np.array([np.inf, *finite, np.nan, -np.inf], np.float32)
+    assert messages.histogram("tag", values) == messages.histogram("tag", np.array(finite))
+
+
 def test_a_long_time_is_shown_from_its_first_to_its_last():
     values = np.arange(1000.0)[:, np.newaxis]
     picture = over_time(values, cell=1, width=100)
     assert picture.shape == (1, 100, 3)
     np.testing.assert_allclose(picture[0, 0], heat(0.0))
     np.testing.assert_allclose(picture[0, -1], heat(1.0))
+
+
+def test_divergences_that_are_not_finite_are_as_bright_as_the_largest():
+    values = np.array([[0.0, 1.0, 4.0], [np.inf, np.nan, 2.0]])
+    wanted = over_time(np.array([[0.0, 1.0, 4.0], [4.0, 4.0, 2.0]]))
+    np.testing.assert_array_equal(over_time(values), wanted)
 
 
 def test_divergences_of_zero_are_black():

@@ -133,6 +133,7 @@ def permutation_cost(own: np.ndarray, permuted: np.ndarray) -> Figure:
     return Figure.mean_of(np.asarray(own, np.float64) - np.asarray(permuted, np.float64))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def mutual_information(
     z: np.ndarray, z_mean: np.ndarray, z_log_var: np.ndarray, *, rows: int = 128
 ) -> float:
@@ -142,7 +143,8 @@ def mutual_information(
     normal posteriors. Its expectation is at most the mutual information of x and z under the
     encoder, which itself is at most the mean KL divergence from the prior; a value near log(count)
     says only that there is at least so much. Poole et al. 2019, On Variational Bounds of Mutual
-    Information (arXiv:1905.06922), the bound with known conditional density.
+    Information (arXiv:1905.06922), the bound with known conditional density. It is NaN where the
+    variances are too large or too small to be computed with.
 
     Args:
         z: `[count, latent]`, one sample for each example.

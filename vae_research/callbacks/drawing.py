@@ -56,7 +56,7 @@ def heat(values: np.ndarray) -> np.ndarray:
 def over_time(values: np.ndarray, *, cell: int = 5, width: int = 400) -> np.ndarray:
     """Returns a picture of numbers that change: a row for each, time to the right.
 
-    Black is 0, the brightest colour the largest value there is.
+    Black is 0, the brightest colour the largest finite value there is, and what is not finite.
 
     Args:
         values: `[times, count]`, none negative; of more than `width` times an even choice is shown.
@@ -66,7 +66,9 @@ def over_time(values: np.ndarray, *, cell: int = 5, width: int = 400) -> np.ndar
     values = np.maximum(np.asarray(values, np.float64), 0.0)
     if len(values) > width:
         values = values[np.linspace(0, len(values) - 1, width).round().astype(int)]
-    scaled = values.T / max(float(values.max()), 1e-12)
+    finite = np.isfinite(values)
+    largest = max(float(values.max(initial=0.0, where=finite)), 1e-12)
+    scaled = np.where(finite, values, largest).T / largest
     wide = min(2 * cell, width // len(values))
     return np.repeat(np.repeat(heat(scaled), cell, axis=0), wide, axis=1)
 

@@ -114,8 +114,9 @@ class Latents(keras.callbacks.Callback):
         self._summaries.histogram("validation", name, found["code"], step)
         if "z_log_var" not in found:
             return
-        name, deviations = "latent/posterior_std", np.exp(0.5 * found["z_log_var"])
-        self._summaries.histogram("validation", name, deviations, step)
+        with np.errstate(over="ignore"):  # of a model that has diverged; infinite ones are left out
+            deviations = np.exp(0.5 * found["z_log_var"])
+        self._summaries.histogram("validation", "latent/posterior_std", deviations, step)
         posterior = found["z"], found["code"], found["z_log_var"]
         tag = "latent/mutual_information"
         self._summaries.add(

@@ -52,8 +52,9 @@ def scalars(values: Mapping[str, float]) -> Summary:
 
 
 def histogram(tag: str, values: np.ndarray, description: str = "") -> Summary:
-    """Returns a histogram of all values of an array, in 30 buckets."""
-    return histogram_pb(tag, np.asarray(values), buckets=30, description=description)
+    """Returns a histogram of the finite values of an array, in 30 buckets."""
+    values = np.asarray(values)
+    return histogram_pb(tag, values[np.isfinite(values)], buckets=30, description=description)
 
 
 def text(tag: str, markdown: str) -> Summary:

@@ -63,7 +63,7 @@ class Summaries:
     def histogram(
         self, split: str, tag: str, values: np.ndarray, step: int, description: str = ""
     ) -> None:
-        """Writes a histogram of all values of an array."""
+        """Writes a histogram of the finite values of an array."""
         self.add(split, lambda: messages.histogram(tag, values, description), step)
 
     def text(self, split: str, tag: str, markdown: str, step: int) -> None:
