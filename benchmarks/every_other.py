@@ -18,7 +18,7 @@ import keras
 
 from experiments import vae_mnist
 from vae_research import runs
-from vae_research.runs import training
+from vae_research.runs.session import training
 
 
 class EveryOther(keras.callbacks.Callback):

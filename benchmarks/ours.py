@@ -15,7 +15,7 @@ import vae_research as vr
 from benchmarks.keras_fit import Epochs
 from benchmarks.protocol import best_matrix_product, serve
 from benchmarks.works import IMPORTANCE_SAMPLES, LEARNING_RATE, Work
-from vae_research.runs import training
+from vae_research.runs.session import training
 
 
 class Ours:

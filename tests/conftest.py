@@ -57,7 +57,7 @@ def without_tensorflow(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def formulate():
-    """Puts the loss of a VAE at one of four places; see `vae_research.layers`.
+    """Puts the loss of a VAE at one of four places; see `vae_research.keras_losses.layers`.
 
     Returns a function of a place, two networks, a factor and a seed. What it returns has `model`,
     `encoder`, `decoder`, `loss` (for `compile`), `start(step)` and `fit(x)`.

@@ -41,7 +41,7 @@ def sums_dropped():
 
 def logs_kept():
     """What was logged after the checkpoint stays."""
-    from vae_research.runs import logs
+    from vae_research.runs.session import logs
 
     logs.rewind = lambda *arguments: []
 
@@ -58,8 +58,8 @@ def written_in_place():
 
 def waiting_lines_dropped():
     """Lines of metrics.jsonl that a full disk has kept back are in no checkpoint."""
-    from vae_research.callbacks.epochs import EpochCallback
-    from vae_research.callbacks.records import MetricsFile
+    from vae_research.callbacks.base import EpochCallback
+    from vae_research.callbacks.metrics_file import MetricsFile
 
     MetricsFile.get_state = EpochCallback.get_state
 
@@ -68,14 +68,14 @@ def signal_ends_at_once():
     """A signal ends the process where it finds it."""
     import os
 
-    from vae_research.runs import signals
+    from vae_research.runs.cli import signals
 
     signals._note = lambda number, frame: os._exit(128 + number)
 
 
 def lock_dropped():
     """Nobody holds a run directory."""
-    from vae_research.runs import directory
+    from vae_research.runs.session import directory
 
     directory.locked = lambda *arguments, **options: contextlib.nullcontext()
 

@@ -43,13 +43,13 @@ from vae_research import (
     dense_decoder,
     dense_encoder,
 )
-from vae_research.callbacks import epochs as epochs_module
-from vae_research.callbacks.drawing import heat, over_time, sprite, tile
-from vae_research.callbacks.epochs import EpochCallback
+from vae_research.callbacks import base as base_module
+from vae_research.callbacks.base import EpochCallback
 from vae_research.callbacks.pictures import reconstructions, samples
+from vae_research.callbacks.tensorboard.drawing import heat, over_time, sprite, tile
 from vae_research.checkpoints import weights_sha256
 from vae_research.data import Data
-from vae_research.evaluation import active_units
+from vae_research.evaluation.estimates import active_units
 
 SHAPE = (4, 4, 1)
 LATENT = 2
@@ -434,9 +434,7 @@ class Clock(keras.callbacks.Callback):
 @pytest.mark.parametrize("validation", [VALIDATION, None], ids=["validation", "none"])
 def test_speed_is_that_of_training_without_validation(validation, tmp_path, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(
-        epochs_module, "time", types.SimpleNamespace(perf_counter=lambda: clock.now)
-    )
+    monkeypatch.setattr(base_module, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
     file = tmp_path / "metrics.jsonl"
     # In either order: what other callbacks do at the end of an epoch is no training either.
     train(make(), MetricsFile(file), Scalars(tmp_path), clock, validation=validation)

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 import vae_research
 from vae_research import Bottleneck, Likelihood, LossTerm, Objective, Schedule, value_at
-from vae_research.declarations import from_config
 from vae_research.networks.kernels import narrow_convolution
+from vae_research.settings import from_config
 
 # What others derive from: they are not used as they are, and have no entry.
 BASES = {"LossTerm", "Likelihood", "Schedule", "Bottleneck"}

@@ -6,30 +6,32 @@ import pytest
 import tensorflow as tf
 
 from vae_research.callbacks.resumable import set_states, states_of
-from vae_research.runs import directory, exactness, logs
-from vae_research.runs.errors import FileSystemError
-from vae_research.runs.saving import Saving
-from vae_research.runs.training import WarnOfCollapse
+from vae_research.runs.cli.errors import FileSystemError
+from vae_research.runs.session import directory, logs, reproducibility
+from vae_research.runs.session.saving import Saving
+from vae_research.runs.session.training import WarnOfCollapse
 
 PROFILE = {"device": "CPU", "cpu": "A", "threads": "2 cores"}
 
 
 def test_the_same_profile_is_bit_exact():
-    assert exactness.promise(PROFILE, {}) == "bit-exact"
-    assert exactness.promise(PROFILE, PROFILE, "bit-exact") == "bit-exact"
+    assert reproducibility.promise(PROFILE, {}) == "bit-exact"
+    assert reproducibility.promise(PROFILE, PROFILE, "bit-exact") == "bit-exact"
 
 
 @pytest.mark.parametrize("name", ["cpu", "threads"])
 def test_another_profile_is_valid_and_not_bit_exact(name):
     other = PROFILE | {name: "another"}
-    answer = exactness.promise(other, PROFILE, "bit-exact")
+    answer = reproducibility.promise(other, PROFILE, "bit-exact")
     assert answer == f"valid, not bit-exact: {name} was {PROFILE[name]}, now another"
     # What is lost once does not come back in the next session.
-    assert exactness.promise(other, other, answer) == answer
+    assert reproducibility.promise(other, other, answer) == answer
 
 
 def test_a_gpu_promises_less():
-    assert exactness.promise(PROFILE | {"device": "T4"}, {}).startswith("valid, not bit-exact")
+    assert reproducibility.promise(PROFILE | {"device": "T4"}, {}).startswith(
+        "valid, not bit-exact"
+    )
 
 
 def test_logs_are_cut_off_at_the_checkpoint(tmp_path):

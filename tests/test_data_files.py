@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from vae_research.data import DataError, load_data
-from vae_research.data.files import load_npy, load_npz
-from vae_research.data.idx import load_idx_folder, read_idx
-from vae_research.data.reading import available_memory, refuse_too_large, what_is_in
+from vae_research.data.readers.arrays import load_npy, load_npz
+from vae_research.data.readers.file_checks import available_memory, refuse_too_large, what_is_in
+from vae_research.data.readers.idx import load_idx_folder, read_idx
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 6), dtype=np.uint8)
 LABELS = np.arange(30) % 3
@@ -399,7 +399,7 @@ def test_a_folder_without_idx_files_says_what_it_holds(tmp_path):
 
 
 def test_counting_a_huge_folder_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("vae_research.data.reading._MOST_ENTRIES_COUNTED", 5)
+    monkeypatch.setattr("vae_research.data.readers.file_checks._MOST_ENTRIES_COUNTED", 5)
     for number in range(9):
         (tmp_path / f"{number}.png").touch()
     assert what_is_in(tmp_path) == "5 .png and more"

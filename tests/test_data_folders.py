@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vae_research.data import DataError, folders, load_data
+from vae_research.data import DataError, load_data
+from vae_research.data.readers import folders
 
 RANDOM = np.random.default_rng(0)
 PICTURES = RANDOM.integers(0, 256, (12, 6, 8, 1), dtype=np.uint8)

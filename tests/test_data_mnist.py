@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_research.data import DataError, load_data, mnist
+from vae_research.data import DataError, load_data
+from vae_research.data.readers import mnist
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "build_mnist"

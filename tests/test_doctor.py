@@ -7,7 +7,8 @@ import keras
 import pytest
 
 from vae_research import checkpoints
-from vae_research.runs import directory, doctor
+from vae_research.runs.session import directory
+from vae_research.runs.tools import doctor
 
 
 @pytest.fixture(scope="module")

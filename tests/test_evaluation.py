@@ -29,9 +29,9 @@ from vae_research import (
     dense_decoder,
     dense_encoder,
     evaluate,
-    evaluation,
 )
-from vae_research.evaluation import Figure, active_units
+from vae_research.evaluation import estimates
+from vae_research.evaluation.estimates import Figure, active_units
 from vae_research.tensors import fold_in
 
 SHAPE = (4, 4, 1)
@@ -240,7 +240,7 @@ CUTS = {
 @pytest.mark.parametrize("cut", CUTS)
 def test_figures_are_those_of_a_forward_pass_in_numpy(cut, trained, monkeypatch):
     values_per_call, parts = CUTS[cut]
-    monkeypatch.setattr(evaluation, "VALUES_PER_CALL", values_per_call)
+    monkeypatch.setattr(estimates, "VALUES_PER_CALL", values_per_call)
     figures = evaluate(trained, IMAGES, num_samples=NUM_SAMPLES)
     wanted = recomputed(trained, IMAGES, NUM_SAMPLES, parts)
     assert figures.keys() == {*BOUNDS, "active_units"}
@@ -276,7 +276,7 @@ def test_figures_are_those_of_a_forward_pass_in_numpy(cut, trained, monkeypatch)
 @pytest.mark.parametrize("cut", CUTS)
 def test_the_bound_that_is_trained_is_that_of_groups_of_its_samples(cut, trained, monkeypatch):
     values_per_call, parts = CUTS[cut]
-    monkeypatch.setattr(evaluation, "VALUES_PER_CALL", values_per_call)
+    monkeypatch.setattr(estimates, "VALUES_PER_CALL", values_per_call)
     vae = VAE(
         trained.encoder,
         trained.bottleneck,
@@ -345,7 +345,7 @@ def test_no_call_decodes_more_rows_than_are_allowed(rows, trained, monkeypatch):
         return forward(self, data, num_samples=num_samples, **options)
 
     monkeypatch.setattr(VAE, "forward", noted)
-    monkeypatch.setattr(evaluation, "VALUES_PER_CALL", 1)
+    monkeypatch.setattr(estimates, "VALUES_PER_CALL", 1)
     trained.evaluation_passes = None
     evaluate(trained, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=rows)
     trained.evaluation_passes = None
@@ -355,7 +355,7 @@ def test_no_call_decodes_more_rows_than_are_allowed(rows, trained, monkeypatch):
 def test_what_needs_no_noise_does_not_depend_on_how_the_work_is_cut(trained, monkeypatch):
     whole = evaluate(trained, IMAGES, num_samples=NUM_SAMPLES)
     for values_per_call, _ in CUTS.values():
-        monkeypatch.setattr(evaluation, "VALUES_PER_CALL", values_per_call)
+        monkeypatch.setattr(estimates, "VALUES_PER_CALL", values_per_call)
         figures = evaluate(trained, IMAGES, num_samples=NUM_SAMPLES)
         assert figures["kl"].value == pytest.approx(whole["kl"].value, rel=1e-6)
         assert figures["active_units"].value == whole["active_units"].value
@@ -373,7 +373,7 @@ def test_every_call_draws_noise_of_its_own(trained, monkeypatch):
         keys.append(int(position))
         return key_of(self, position)
 
-    monkeypatch.setattr(evaluation, "VALUES_PER_CALL", 16 * 3)
+    monkeypatch.setattr(estimates, "VALUES_PER_CALL", 16 * 3)
     monkeypatch.setattr(VAE, "evaluation_key", noted)
     figures = evaluate(trained, np.repeat(IMAGES[:1], 4, axis=0), num_samples=NUM_SAMPLES)
     used = keys[:]
@@ -448,7 +448,7 @@ def test_elbo_is_what_keras_validates_with(trained):
 def test_parts_are_nearly_equal_add_up_and_fit():
     for total in range(1, 40):
         for at_most in range(1, 45):
-            parts = evaluation._parts(total, at_most)
+            parts = estimates._parts(total, at_most)
             assert sum(parts) == total
             assert max(parts) <= at_most
             assert max(parts) - min(parts) <= 1
@@ -474,7 +474,7 @@ def test_parts_of_the_samples_are_joined_by_log_sum_exp(level):
         }
         for part in columns
     ]
-    joined = evaluation._join(parts, samples)
+    joined = estimates._join(parts, samples)
     assert joined.keys() == {"reconstruction", "negative_log_likelihood", "pass/code"}
     wanted = math.log(7) - scipy.special.logsumexp(log_weight, axis=1)
     np.testing.assert_allclose(joined["negative_log_likelihood"], wanted, rtol=1e-6, atol=1e-6)
@@ -590,7 +590,7 @@ def test_a_plain_autoencoder_has_the_reconstruction_alone(monkeypatch):
     logits = apply(decoder["logits"], np.maximum(apply(decoder["hidden"], code), 0.0))
     values = (np.logaddexp(0.0, logits) - x * logits).sum(axis=1)
     for values_per_call, _ in CUTS.values():
-        monkeypatch.setattr(evaluation, "VALUES_PER_CALL", values_per_call)
+        monkeypatch.setattr(estimates, "VALUES_PER_CALL", values_per_call)
         figures = evaluate(vae, IMAGES, num_samples=3)
         assert figures.keys() == {"reconstruction"}
         assert figures["reconstruction"] == Figure(
@@ -692,7 +692,7 @@ def test_labels_and_targets_go_with_their_examples(monkeypatch):
     # Every pixel is right with a logit of 4.
     right = PIXELS * math.log1p(math.exp(-4.0))
     for cut in ("examples", "samples"):
-        monkeypatch.setattr(evaluation, "VALUES_PER_CALL", CUTS[cut][0])
+        monkeypatch.setattr(estimates, "VALUES_PER_CALL", CUTS[cut][0])
         figure = evaluate(vae, data, num_samples=NUM_SAMPLES)["reconstruction"]
         assert figure == Figure(pytest.approx(right, rel=ENOUGH), pytest.approx(0.0, abs=1e-5), 11)
     # The mutant: labels of other examples. Two pixels of each are wrong, by 8 nats each.

@@ -74,7 +74,7 @@ def parsed(path, flags, without_tensorflow):
 import json
 import sys
 from experiments import {path.stem}
-from vae_research.runs.flags import parse
+from vae_research.runs.cli.flags import parse
 
 print(json.dumps(parse({path.stem}.{entry}, sys.argv[1:]).as_dict()))
 """

@@ -24,9 +24,9 @@ from vae_research import (
     sum_over_event,
 )
 from vae_research.data.pipeline import epoch_order
-from vae_research.runs import gate as gates
-from vae_research.runs.errors import DivergedError
-from vae_research.runs.gate import FiniteGate
+from vae_research.runs.cli.errors import DivergedError
+from vae_research.runs.session import gate
+from vae_research.runs.session.gate import FiniteGate
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 BATCH, STEPS, EPOCHS = 8, 5, 2
@@ -150,7 +150,7 @@ def fit(model, run_dir, **options):
 
 
 def state(model):
-    return [np.asarray(variable.value).tobytes() for variable in gates.variables_of(model)]
+    return [np.asarray(variable.value).tobytes() for variable in gate.variables_of(model)]
 
 
 def train_alone(model, steps):
@@ -196,7 +196,7 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp
     assert f"not finite in epoch {epoch}, step {at + 1}." in str(raised.value)
     assert named in str(raised.value)
     assert model.step == at
-    assert gates.not_finite(gates.variables_of(model)) == []
+    assert gate.not_finite(gate.variables_of(model)) == []
     record = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (record["epoch"], record["step"]) == (epoch, at + 1)
     saved = make(**injection(at, value))
@@ -219,7 +219,7 @@ def test_a_value_of_the_data_is_named(mode, at, tmp_path):
         model.fit(batches, epochs=1, callbacks=[gate], verbose=0)
     assert f"not finite in epoch 1, step {at + 1}." in str(raised.value)
     assert model.step == at
-    assert gates.not_finite(gates.variables_of(model)) == []
+    assert gate.not_finite(gate.variables_of(model)) == []
     assert row in json.loads((tmp_path / "nonfinite.json").read_text())["rows"]
 
 
@@ -286,7 +286,7 @@ def test_skipping_leaves_one_step_out_and_says_so(mode, tmp_path, capsys):
     assert gate.skipped == 1
     assert model.step == EPOCHS * STEPS
     assert "epoch 1, step 5; step skipped (1 so far" in capsys.readouterr().err
-    assert gates.not_finite(gates.variables_of(model)) == []
+    assert gate.not_finite(gate.variables_of(model)) == []
     # By hand: four steps, one that only counts, and the others.
     wanted = make([Sparse()], **MODES[mode])
     train_alone(wanted, 4)
@@ -349,7 +349,7 @@ def test_without_a_gate_the_weights_would_be_lost(tmp_path):
     model = make([Sparse(bad_at=4)])
     batches = DATA.train.resident(BATCH, seed=0)
     model.fit(batches, epochs=EPOCHS, callbacks=[NoGate(batches, tmp_path)], verbose=0)
-    assert gates.not_finite(gates.variables_of(model)) != []
+    assert gate.not_finite(gate.variables_of(model)) != []
 
 
 def test_the_command_repeats_the_step_of_a_run(tmp_path):
@@ -366,12 +366,12 @@ def test_the_command_repeats_the_step_of_a_run(tmp_path):
     trained = run("own.py", *flags)
     assert trained.returncode == 6
     assert "term 'sparse' not finite in epoch 2, step 7." in trained.stderr
-    replayed = run("-m", "vae_research.runs.replay", "run")
+    replayed = run("-m", "vae_research.runs.tools.replay", "run")
     assert replayed.returncode == 0, replayed.stderr
     assert replayed.stdout.endswith("now:  term 'sparse' not finite\n")
-    examined = run("-m", "vae_research.runs.doctor", "run")
+    examined = run("-m", "vae_research.runs.tools.doctor", "run")
     assert "diverged in epoch 2, step 7: term 'sparse' not finite" in examined.stdout
-    assert run("-m", "vae_research.runs.replay", ".").returncode == 2
+    assert run("-m", "vae_research.runs.tools.replay", ".").returncode == 2
 
 
 OWN = '''"""A term that fails at one step."""

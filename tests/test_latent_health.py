@@ -21,8 +21,8 @@ from vae_research import (
     judge,
     mutual_information,
 )
-from vae_research.evaluation import Figure
-from vae_research.latent_health import permutation_cost
+from vae_research.evaluation.diagnosis import permutation_cost
+from vae_research.evaluation.estimates import Figure
 
 SHAPE = (6, 6, 1)
 

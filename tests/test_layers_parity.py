@@ -12,13 +12,8 @@ import pytest
 import scipy.special
 import tensorflow as tf
 
-from vae_research import (
-    convolutional_decoder,
-    convolutional_encoder,
-    dense_decoder,
-    dense_encoder,
-    layers,
-)
+from vae_research import convolutional_decoder, convolutional_encoder, dense_decoder, dense_encoder
+from vae_research.keras_losses import layers
 from vae_research.probability import normal_kl_divergence
 from vae_research.randomness import fold_in, standard_normal, training_key
 

@@ -29,8 +29,8 @@ from vae_research import (
     Objective,
     pixel_mean_terms,
 )
-from vae_research.declarations import from_config
 from vae_research.probability import normal_kl_divergence
+from vae_research.settings import from_config
 from vae_research.tensors import Tensors
 
 FLOAT32 = 1e-6

@@ -21,8 +21,8 @@ import pytest
 
 from vae_research import checkpoints, evaluate, load_run, runs
 from vae_research.data import DataError
-from vae_research.runs import directory
-from vae_research.runs.errors import UsageError
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.session import directory
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 VAE_MNIST = CHECKOUT / "experiments" / "vae_mnist.py"
@@ -121,8 +121,8 @@ PARSE = """
 import json
 import sys
 from vae_research import runs
-from vae_research.runs.errors import RunError
-from vae_research.runs.flags import parse
+from vae_research.runs.cli.errors import RunError
+from vae_research.runs.cli.flags import parse
 
 runs.define_float("kl_weight", 1.0, "weight of the KL divergence")
 runs.define_boolean("shuffle", True, "a switch that is on")
@@ -177,7 +177,8 @@ from absl import flags
 before = set(flags.FLAGS)
 import vae_research
 from vae_research import load_run, runs
-from vae_research.runs import command, directory, errors, flags as ours, loading
+from vae_research.runs.cli import command, errors, flags as ours
+from vae_research.runs.session import directory, loading
 assert set(flags.FLAGS) == before, set(flags.FLAGS) - before
 print("imported")
 """
@@ -197,8 +198,8 @@ def test_configure_gives_the_flags_of_the_command(without_tensorflow):
 import json
 from experiments import vae_mnist
 from vae_research import runs
-from vae_research.runs.errors import UsageError
-from vae_research.runs.flags import parse
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.flags import parse
 
 found = {}
 config = runs.configure(vae_mnist)

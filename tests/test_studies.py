@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import vae_research as vr
 from vae_research import runs
 from vae_research.checkpoints import CheckpointError, weights_sha256
-from vae_research.runs import directory
+from vae_research.runs.session import directory
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RANDOM = np.random.default_rng(0)
@@ -395,7 +395,7 @@ def in_python(tmp_path, without_tensorflow):
 PRELUDE = """
 import contextlib, io, json, sys
 from vae_research import runs
-from vae_research.runs.flags import parse
+from vae_research.runs.cli.flags import parse
 import first, second
 
 def error_of(function, *arguments, **options):

@@ -15,10 +15,11 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vae_research import Summaries
-from vae_research.callbacks import background as background_module
-from vae_research.callbacks import messages, writers
-from vae_research.callbacks.background import Background, background
-from vae_research.callbacks.drawing import heat, over_time, sprite
+from vae_research.callbacks.tensorboard import background as background_module
+from vae_research.callbacks.tensorboard import event_protos
+from vae_research.callbacks.tensorboard import summaries as summaries_module
+from vae_research.callbacks.tensorboard.background import Background, background
+from vae_research.callbacks.tensorboard.drawing import heat, over_time, sprite
 
 
 def events_of(folder):
@@ -76,7 +77,7 @@ def test_what_was_written_before_settling_is_in_the_file(tmp_path):
     summaries = Summaries(tmp_path)
     for step in range(20):
         summaries.image("train", "picture", np.zeros([200, 200, 3]), step)
-    writers.settle()
+    summaries_module.settle()
     (file,) = events_of(tmp_path / "train")
     size = file.stat().st_size
     assert len(read(tmp_path / "train")["picture"]) == 20
@@ -104,7 +105,7 @@ def test_a_full_disk_is_told_once(tmp_path, monkeypatch, told):
     full = types.SimpleNamespace(io=types.SimpleNamespace(TFRecordWriter=on_full_disk))
     summaries = Summaries(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(writers, "tf", full)
+        patch.setattr(summaries_module, "tf", full)
         for step in range(5):
             for split in ("train", "validation"):
                 summaries.scalars(split, {"a": 1.0}, step)
@@ -217,7 +218,7 @@ def test_numbers_over_time_have_a_row_each_and_time_to_the_right():
 @pytest.mark.parametrize("finite", [[1.0, 2.0, 5.0], []])
 def test_a_histogram_is_that_of_the_finite_values(finite):
     values = np.array([np.inf, *finite, np.nan, -np.inf], np.float32)
-    assert messages.histogram("tag", values) == messages.histogram("tag", np.array(finite))
+    assert event_protos.histogram("tag", values) == event_protos.histogram("tag", np.array(finite))
 
 
 def test_a_long_time_is_shown_from_its_first_to_its_last():
@@ -259,7 +260,7 @@ def test_thumbnails_of_large_images_are_small():
 
 def test_a_png_has_the_pixels():
     picture = np.random.default_rng(0).random([5, 4, 3])
-    found = tf.io.decode_png(messages.png(picture)).numpy()
+    found = tf.io.decode_png(event_protos.png(picture)).numpy()
     np.testing.assert_array_equal(found, np.rint(picture * 255.0))
 
 
@@ -267,10 +268,10 @@ def test_a_png_has_the_pixels():
 
 
 def test_metrics_that_cannot_be_written_are_kept(tmp_path, told, monkeypatch):
-    from vae_research.callbacks import records
+    from vae_research.callbacks import metrics_file
 
-    file = records.MetricsFile(tmp_path / "run" / "metrics.jsonl")
-    record = records.EpochRecord(1, 3, 5, 1.0, 1.0, 0.1, {"train": {"loss": 1.0}}, {})
+    file = metrics_file.MetricsFile(tmp_path / "run" / "metrics.jsonl")
+    record = metrics_file.EpochRecord(1, 3, 5, 1.0, 1.0, 0.1, {"train": {"loss": 1.0}}, {})
     file.on_record(record)
     file.on_record(record)
     (message,) = told()
@@ -283,7 +284,7 @@ def test_metrics_that_cannot_be_written_are_kept(tmp_path, told, monkeypatch):
 
 
 def test_no_half_line_is_left_on_a_full_disk(tmp_path, told, monkeypatch):
-    from vae_research.callbacks import records
+    from vae_research.callbacks import metrics_file
 
     path = tmp_path / "metrics.jsonl"
     path.write_text("{}\n")
@@ -292,8 +293,10 @@ def test_no_half_line_is_left_on_a_full_disk(tmp_path, told, monkeypatch):
         def write(self, content):
             return super().write(content[: len(content) // 2])
 
-    monkeypatch.setattr(records, "open", lambda path, *_, **__: Half(path, "ab"), raising=False)
-    file = records.MetricsFile(path)
-    file.on_record(records.EpochRecord(1, 3, 5, 1.0, 1.0, 0.1, {"train": {"loss": 1.0}}, {}))
+    monkeypatch.setattr(
+        metrics_file, "open", lambda path, *_, **__: Half(path, "ab"), raising=False
+    )
+    file = metrics_file.MetricsFile(path)
+    file.on_record(metrics_file.EpochRecord(1, 3, 5, 1.0, 1.0, 0.1, {"train": {"loss": 1.0}}, {}))
     assert path.read_text() == "{}\n"
     assert os.strerror(errno.ENOSPC) in told()[0]

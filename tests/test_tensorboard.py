@@ -22,7 +22,7 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
-from vae_research.callbacks.drawing import over_time
+from vae_research.callbacks.tensorboard.drawing import over_time
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SCREENSHOTS = CHECKOUT / "test-artefacts"

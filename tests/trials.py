@@ -109,12 +109,12 @@ class Watch:
 
     def install(self):
         from vae_research import checkpoints, files
-        from vae_research.callbacks import records
-        from vae_research.runs import gate, training
+        from vae_research.callbacks import metrics_file
+        from vae_research.runs.session import gate, training
 
         files.before = self.before
         write, run, evaluate = checkpoints.write, gate.FiniteGate._run, training.evaluate
-        log, error_in = records.MetricsFile.on_record, self.how.get("error_in")
+        log, error_in = metrics_file.MetricsFile.on_record, self.how.get("error_in")
 
         def watched_write(*arguments):
             self.saving = True
@@ -147,8 +147,8 @@ class Watch:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
         if error_in == "metrics":
-            records.append = append
-        records.MetricsFile.on_record = watched_log
+            metrics_file.append = append
+        metrics_file.MetricsFile.on_record = watched_log
         checkpoints.write = watched_write
         gate.FiniteGate._run = watched_run
         training.evaluate = watched_evaluate
@@ -169,7 +169,7 @@ class Watch:
                 self.kill(self.phase)
 
     def before(self, effect, path):
-        from vae_research.runs import signals
+        from vae_research.runs.cli import signals
 
         number, name = len(self.effects), path.name
         self.effects.append([effect, name])
@@ -240,7 +240,7 @@ def serve():
     # What a shell has ignored in the background, or nohup, a run does not listen to.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    import vae_research.runs.training  # noqa: F401  (before the forks, for all of them)
+    import vae_research.runs.session.training  # noqa: F401  (before the forks, for all of them)
     from vae_research import runs
 
     runs.define_choice("network", "dense", ("dense", "convolutional"), "encoder")

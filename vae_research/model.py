@@ -12,9 +12,8 @@ import tensorflow as tf
 
 from vae_research import checkpoints
 from vae_research.data.pipeline import ResidentBatches
-from vae_research.declarations import from_config, import_own_modules
 from vae_research.execution import ResidentSteps
-from vae_research.fitting import (
+from vae_research.keras_inputs import (
     refuse_class_weight,
     targets_for_weights,
     unpack,
@@ -23,6 +22,7 @@ from vae_research.fitting import (
 )
 from vae_research.objective import LossReport, Objective
 from vae_research.randomness import evaluation_key, training_key
+from vae_research.settings import from_config, import_own_modules
 from vae_research.tensors import SCALARS, Tensors, bind, call_module, graph_scope, scope_explained
 
 

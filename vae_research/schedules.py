@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Self
 
-from vae_research.declarations import Declaration
+from vae_research.settings import Declaration
 
 
 class Schedule(Declaration, abc.ABC):

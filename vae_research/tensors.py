@@ -32,8 +32,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from vae_research.declarations import declared_names, did_you_mean
 from vae_research.randomness import fold_in
+from vae_research.settings import declared_names, did_you_mean
 
 # Names without a row for every example: never repeated, never counted as data.
 SCALARS = ("step", "seed")

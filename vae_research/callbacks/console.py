@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from vae_research.callbacks.epochs import EpochCallback, EpochRecord
+from vae_research.callbacks.base import EpochCallback, EpochRecord
 
 # A screen is redrawn at most this often; asking for the loss waits for the step to finish.
 _SECONDS_BETWEEN_UPDATES = 0.2

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.callbacks.epochs import StepCallback
-from vae_research.callbacks.writers import Summaries
+from vae_research.callbacks.base import StepCallback
+from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.model import VAE
 from vae_research.objective import LossReport
 

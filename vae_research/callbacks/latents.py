@@ -9,18 +9,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from vae_research.callbacks import messages
-from vae_research.callbacks.drawing import over_time
 from vae_research.callbacks.inference import Inference
-from vae_research.callbacks.writers import Summaries
-from vae_research.evaluation import active_units
-from vae_research.latent_health import (
+from vae_research.callbacks.tensorboard import event_protos
+from vae_research.callbacks.tensorboard.drawing import over_time
+from vae_research.callbacks.tensorboard.summaries import Summaries
+from vae_research.evaluation.diagnosis import (
     Verdict,
     WarmUp,
     judge,
     mutual_information,
     permutation_cost,
 )
+from vae_research.evaluation.estimates import active_units
 from vae_research.model import VAE
 from vae_research.schedules import Schedule, value_at
 
@@ -46,7 +46,7 @@ class Latents(keras.callbacks.Callback):
     - `latent/kl_per_dimension`: a histogram; `latent/kl_over_time`: a picture, dimension 0 on top
       and a column for each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
     - `latent/posterior_mean`, `latent/posterior_std`: histograms over examples and dimensions.
-    - `latent/verdict`: text, whenever it changes; see `vae_research.latent_health.judge`.
+    - `latent/verdict`: text, whenever it changes; see `vae_research.evaluation.diagnosis.judge`.
 
     Args:
         log_dir: the run directory.
@@ -120,7 +120,7 @@ class Latents(keras.callbacks.Callback):
         posterior = found["z"], found["code"], found["z_log_var"]
         tag = "latent/mutual_information"
         self._summaries.add(
-            "validation", lambda: messages.scalars({tag: mutual_information(*posterior)}), step
+            "validation", lambda: event_protos.scalars({tag: mutual_information(*posterior)}), step
         )
 
     def _write_kl(self, kl: np.ndarray, step: int) -> None:
@@ -130,7 +130,7 @@ class Latents(keras.callbacks.Callback):
         tag = "latent/kl_over_time"
         self._summaries.add(
             "validation",
-            lambda: messages.image(tag, over_time(history), _KL_OVER_TIME),
+            lambda: event_protos.image(tag, over_time(history), _KL_OVER_TIME),
             step,
         )
         line = "\t".join([str(step), *(f"{value:.6g}" for value in kl)])

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.callbacks import messages
-from vae_research.callbacks.writers import Summaries
+from vae_research.callbacks.tensorboard import event_protos
+from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.model import VAE
 
 # Custom Scalars: by category and title, the tags of a chart as regular expressions.
@@ -71,7 +71,7 @@ class Overview(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Writes layout and text."""
         step = self.model.step
-        self._summaries.add("run", lambda: messages.layout(_CHARTS), step)
+        self._summaries.add("run", lambda: event_protos.layout(_CHARTS), step)
         self._summaries.text("run", "model/summary", summary_of(self.model), step)
         terms = {term.label: repr(term) for term in self.model.objective.terms}
         self._summaries.text("run", "model/terms", table(terms, "term"), step)
@@ -117,7 +117,7 @@ class HParams(keras.callbacks.Callback):
         absolute = os.path.abspath(self._summaries.log_dir)
         relative = os.path.relpath(absolute)
         name = absolute if relative.startswith("..") else relative
-        self._summaries.add("run", lambda: messages.session_start(self.values, name), 0)
+        self._summaries.add("run", lambda: event_protos.session_start(self.values, name), 0)
         self._summaries.flush("run")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -129,7 +129,7 @@ class HParams(keras.callbacks.Callback):
         figures = final_figures(logs or {}) | {"final/epochs": float(self._epochs)}
         self._summaries.scalars("run", figures, self.model.step)
         now = time.time()
-        self._summaries.add("run", lambda: messages.session_end(now, success=True), 0)
+        self._summaries.add("run", lambda: event_protos.session_end(now, success=True), 0)
         self._summaries.close()
 
 

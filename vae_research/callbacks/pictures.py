@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.callbacks import messages
-from vae_research.callbacks.drawing import heat, tile
 from vae_research.callbacks.inference import Inference
-from vae_research.callbacks.writers import Summaries
+from vae_research.callbacks.tensorboard import event_protos
+from vae_research.callbacks.tensorboard.drawing import heat, tile
+from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.model import VAE
 
 # Dimensions that are traversed, the steps of each, and how far they go from the middle.
@@ -218,5 +218,5 @@ def decoded_plane(
     return tile([images], columns, gap=0)
 
 
-def _message(tag: str, picture: np.ndarray) -> messages.Summary:
-    return messages.image(tag, picture, _DESCRIPTIONS[tag])
+def _message(tag: str, picture: np.ndarray) -> event_protos.Summary:
+    return event_protos.image(tag, picture, _DESCRIPTIONS[tag])

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from vae_research.callbacks.epochs import StepCallback
+from vae_research.callbacks.base import StepCallback
 
 
 class Profile(StepCallback):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from vae_research.callbacks.inference import Inference
-from vae_research.callbacks.writers import Summaries
+from vae_research.callbacks.tensorboard.summaries import Summaries
 
 
 class Projector(keras.callbacks.Callback):

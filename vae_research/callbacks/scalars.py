@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from vae_research.callbacks.epochs import EpochCallback, EpochRecord
-from vae_research.callbacks.writers import Summaries
+from vae_research.callbacks.base import EpochCallback, EpochRecord
+from vae_research.callbacks.tensorboard.summaries import Summaries
 
 
 class Scalars(EpochCallback):

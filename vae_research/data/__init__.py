@@ -11,11 +11,11 @@ import difflib
 import os
 from pathlib import Path
 
-from vae_research.data.arrays import Data, DataError, Split
-from vae_research.data.files import load_npy, load_npz
-from vae_research.data.folders import images_in, load_image_folder
-from vae_research.data.idx import load_idx_folder
-from vae_research.data.mnist import load_fashion_mnist, load_mnist
+from vae_research.data.dataset import Data, DataError, Split
+from vae_research.data.readers.arrays import load_npy, load_npz
+from vae_research.data.readers.folders import images_in, load_image_folder
+from vae_research.data.readers.idx import load_idx_folder
+from vae_research.data.readers.mnist import load_fashion_mnist, load_mnist
 
 __all__ = ["DATASETS", "Data", "DataError", "Split", "load_data"]
 

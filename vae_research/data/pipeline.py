@@ -11,7 +11,7 @@ import operator
 import numpy as np
 import tensorflow as tf
 
-from vae_research.data.arrays import Split
+from vae_research.data.dataset import Split
 from vae_research.randomness import philox_bits
 
 # What a random key is for. Order and noise of one seed must not be correlated.

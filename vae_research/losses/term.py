@@ -8,13 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vae_research.declarations import (
-    Declaration,
-    declared_names,
-    did_you_mean,
-    snake_case,
-)
 from vae_research.schedules import Schedule
+from vae_research.settings import Declaration, declared_names, did_you_mean, snake_case
 
 if TYPE_CHECKING:
     import tensorflow as tf

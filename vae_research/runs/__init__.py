@@ -16,9 +16,9 @@ Importing this package defines no flag and does not import TensorFlow.
 import importlib
 from typing import Any
 
-from vae_research.runs.command import main, study
-from vae_research.runs.errors import UsageError
-from vae_research.runs.flags import (
+from vae_research.runs.cli.command import main, study
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.flags import (
     Config,
     configure,
     define_boolean,
@@ -30,8 +30,8 @@ from vae_research.runs.flags import (
     define_string,
     set_defaults,
 )
-from vae_research.runs.loading import Run, load_run
-from vae_research.runs.tables import markdown_table, median_and_range
+from vae_research.runs.report.tables import markdown_table, median_and_range
+from vae_research.runs.session.loading import Run, load_run
 
 __all__ = [
     "Config",
@@ -58,7 +58,11 @@ __all__ = [
 
 
 # What imports TensorFlow is loaded on first use.
-_LATER = {"StopAtSignal": "training", "StopWhenDiverged": "training", "train": "studies"}
+_LATER = {
+    "StopAtSignal": "session.training",
+    "StopWhenDiverged": "session.training",
+    "train": "session.studies",
+}
 
 
 def __getattr__(name: str) -> Any:

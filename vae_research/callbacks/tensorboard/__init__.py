@@ -1,0 +1,1 @@
+"""Event files: protocol buffers, background writing and drawing. Nobody extends these."""

@@ -1,0 +1,206 @@
+"""Data sets in one NumPy file: .npz with named arrays, .npy with one. NumPy only.
+
+Headers are read first: nothing is allocated, and nothing unpickled, on the word of a bad file.
+"""
+
+import dataclasses
+import math
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from vae_research.data.checks import DataError
+from vae_research.data.dataset import Data
+from vae_research.data.readers.file_checks import reason, refuse_too_large, regular_file
+
+# Split -> the names its values and its labels go by.
+_VALUE_KEYS = {
+    "train": ("train", "x_train", "train_images", "images", "imgs", "data", "x", "arr_0"),
+    "validation": ("validation", "x_validation", "x_val", "validation_images"),
+    "test": ("test", "x_test", "test_images"),
+}
+_LABEL_KEYS = {
+    "train": ("train_labels", "y_train", "labels", "y"),
+    "validation": ("validation_labels", "y_validation", "y_val"),
+    "test": ("test_labels", "y_test"),
+}
+_BROKEN = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, RuntimeError)
+
+
+def load_npz(
+    path: str | os.PathLike,
+    rescale: str | None = None,
+    binarize: str = "none",
+    memory_limit: int | None = None,
+) -> Data:
+    """A data set from an .npz file.
+
+    Keys: train, validation, test with train_labels, ...; or as Keras writes them x_train, y_train,
+    x_test, y_test; or one array images, imgs, data, x or arr_0 with labels or y. Missing splits
+    are cut from train, see `Data.from_arrays`.
+
+    Args:
+        path: the file.
+        rescale, binarize: see `Data.from_arrays`.
+        memory_limit: bytes that may be used; None asks the system.
+
+    Raises:
+        DataError: no such file, not a zip file, truncated or damaged, none of the keys (lists those
+            found), two keys for the same array, pickled objects, a decompression bomb, more data
+            than memory, or arrays that cannot be used.
+    """
+    arrays, unused = read_npz_arrays(path, memory_limit)
+    name = Path(path).name
+    data = Data.from_arrays(**arrays, rescale=rescale, binarize=binarize, name=name)
+    if not unused:
+        return data
+    warning = f"{name}: these arrays are not used: {', '.join(unused)}"
+    return dataclasses.replace(data, warnings=(*data.warnings, warning))
+
+
+def read_npz_arrays(
+    path: str | os.PathLike, memory_limit: int | None = None
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of an .npz file by argument of `Data.from_arrays`, and the keys not understood.
+
+    Raises:
+        DataError: see `load_npz`.
+    """
+    path = regular_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            keys = _choose(members, path)
+            declared = sum(
+                _declared_bytes(archive, members[key], f"{path}: {key}") for key in keys.values()
+            )
+            refuse_too_large(str(path), declared, path.stat().st_size, memory_limit)
+            arrays = {
+                argument: _read_member(archive, members[key]) for argument, key in keys.items()
+            }
+    except DataError:
+        raise
+    except _BROKEN as error:
+        raise DataError(
+            f"{path} cannot be read as .npz: {_why_no_zip(path) or reason(error)}; write it again "
+            "with numpy.savez_compressed(path, train=array)"
+        ) from error
+    return arrays, sorted(set(members) - set(keys.values()))
+
+
+def load_npy(
+    path: str | os.PathLike,
+    rescale: str | None = None,
+    binarize: str = "none",
+    memory_limit: int | None = None,
+) -> Data:
+    """A data set from an .npy file: one array, cut into three splits; see `Data.from_arrays`.
+
+    Raises:
+        DataError: no such file, not .npy, truncated, pickled objects, more data than memory, or an
+            array that cannot be used.
+    """
+    path = regular_file(path)
+    try:
+        with path.open("rb") as stream:
+            declared = _header_bytes(stream, str(path))
+            refuse_too_large(str(path), declared, path.stat().st_size, memory_limit)
+            _refuse_other_length(str(path), declared, path.stat().st_size - stream.tell())
+            stream.seek(0)
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+    except DataError:
+        raise
+    except _BROKEN as error:
+        raise DataError(
+            f"{path} cannot be read as .npy: {reason(error)}; write it again with "
+            "numpy.save(path, array)"
+        ) from error
+    return Data.from_arrays(array, rescale=rescale, binarize=binarize, name=path.name)
+
+
+def _choose(found, path: Path) -> dict[str, str]:
+    """Argument of `Data.from_arrays` -> key in the file."""
+    understood = dict(_VALUE_KEYS) | {
+        f"{split}_labels": _LABEL_KEYS[split] for split in _LABEL_KEYS
+    }
+    keys = {}
+    for argument, spellings in understood.items():
+        present = [key for key in spellings if key in found]
+        if len(present) > 1:
+            raise DataError(
+                f"{path}: {' and '.join(present)} could all be {argument}; keep one of them, or "
+                "name them train, validation and test"
+            )
+        if present:
+            keys[argument] = present[0]
+    if "train" not in keys:
+        raise DataError(
+            f"{path}: no array for training; found the keys {', '.join(sorted(found)) or 'none'}; "
+            f"understood are {', '.join(_VALUE_KEYS['train'])} (and validation, test, labels)"
+        )
+    return keys
+
+
+def _header_bytes(stream, where: str) -> int:
+    """Bytes of values that the .npy header at the beginning of `stream` promises."""
+    start = stream.read(len(np.lib.format.MAGIC_PREFIX) + 2)
+    if not start.startswith(np.lib.format.MAGIC_PREFIX):
+        raise DataError(
+            f"{where} is no NumPy array: begins with {start!r}; write it with numpy.save or "
+            "numpy.savez"
+        )
+    version = tuple(start[-2:])
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise DataError(
+            f"{where}: .npy format {version} is for records with names; a plain array is needed"
+        )
+    try:
+        shape, _, dtype = readers[version](stream)
+    except Exception as error:  # NumPy lets out whatever Python's tokenizer makes of the bytes
+        raise DataError(f"{where}: damaged header ({reason(error)}); write it again") from error
+    if dtype.hasobject:
+        raise DataError(
+            f"{where} holds pickled Python objects, which could run code and are not read; save a "
+            "plain array: array.astype('float32')"
+        )
+    if any(size < 0 for size in shape):
+        raise DataError(f"{where}: the header gives the shape {shape}; the file is damaged")
+    return math.prod(shape) * dtype.itemsize
+
+
+def _refuse_other_length(where: str, declared: int, found: int) -> None:
+    if found != declared:
+        raise DataError(
+            f"{where}: the header promises {declared} bytes of values, found {found}; the file is "
+            f"{'truncated' if found < declared else 'damaged'}, write or fetch it again"
+        )
+
+
+def _declared_bytes(archive: zipfile.ZipFile, member: str, where: str) -> int:
+    with archive.open(member) as stream:
+        declared = _header_bytes(stream, where)
+        _refuse_other_length(where, declared, archive.getinfo(member).file_size - stream.tell())
+    return declared
+
+
+def _read_member(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    with archive.open(member) as stream:
+        # zipfile compares the checksum when the last byte is read.
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _why_no_zip(path: Path) -> str | None:
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    if not start.startswith(b"PK"):
+        return f"not a zip file, begins with {start!r}"
+    if not zipfile.is_zipfile(path):
+        return f"truncated, {path.stat().st_size} bytes without the directory at the end of a zip"
+    return None

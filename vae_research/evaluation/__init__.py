@@ -1,0 +1,1 @@
+"""Estimates on held-out data, and diagnostics of a latent space."""

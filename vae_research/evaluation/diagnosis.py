@@ -1,0 +1,181 @@
+"""Whether a latent space is in use: figures of it, and a verdict in words. NumPy in, NumPy out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from vae_research.evaluation.estimates import ACTIVE_VARIANCE, Figure
+
+HEALTHY = "healthy"
+DEAD_DIMENSIONS = "dead dimensions"
+POSTERIOR_COLLAPSE = "posterior collapse"
+DECODER_IGNORES_Z = "decoder ignores z"
+WARM_UP_NEVER_ENDED = "warm-up never ended"
+
+# Nats per example that codes of other examples must cost, or the decoder does without its codes.
+LEAST_COST_OF_WRONG_CODES = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One finding, by a name that is always the same, and a sentence with its numbers."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        """The name and the sentence."""
+        return f"{self.name}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmUp:
+    """A weight that would still have grown when training ends.
+
+    Attributes:
+        term: the loss term.
+        ends_at: the optimizer step from which its weight no longer changes.
+        training_ends_at: the last optimizer step.
+        reached: the weight there.
+        peak: the weight from `ends_at` on.
+    """
+
+    term: str
+    ends_at: int
+    training_ends_at: int
+    reached: float
+    peak: float
+
+
+def judge(
+    variances: np.ndarray,
+    cost_of_wrong_codes: Figure,
+    *,
+    has_posterior: bool = True,
+    unfinished: list[WarmUp] | None = None,
+) -> list[Verdict]:
+    """Returns what is wrong with a latent space, or that it is healthy; never an empty list.
+
+    - Dead dimensions: the variance of their posterior mean over the data is not above 0.01, the
+      threshold of active units (Burda et al. 2016, arXiv:1509.00519, section 5.2).
+    - Posterior collapse: all of them are dead.
+    - The decoder ignores z: codes carry something, and to decode those of other examples in their
+      place certainly (by two standard errors) costs less than 0.1 nats. (After a collapse there is
+      nothing to be ignored, and this is not asked.)
+    - The warm-up never ended: training ends while a weight still grows.
+
+    Args:
+        variances: `[latent]`, of posterior means over the data.
+        cost_of_wrong_codes: log-likelihood with the own codes less that with those of other
+            examples, nats; see `permutation_cost`.
+        has_posterior: the codes are compared with a prior of variance about 1. Those of a plain
+            autoencoder have any scale, and are compared with their own largest variance.
+        unfinished: weights that still grow when training ends.
+    """
+    variances = np.asarray(variances, np.float64)
+    scale = 1.0 if has_posterior else float(variances.max())
+    dead = np.flatnonzero(variances <= ACTIVE_VARIANCE * scale)
+    found = []
+    if len(dead) == len(variances):
+        advice = " A smaller weight of the KL divergence or a warm-up may help."
+        found.append(
+            Verdict(
+                POSTERIOR_COLLAPSE,
+                f"none of {len(variances)} dimensions is in use; the codes do not depend on the "
+                f"data.{advice if has_posterior else ''}",
+            )
+        )
+    else:
+        if len(dead):
+            found.append(
+                Verdict(
+                    DEAD_DIMENSIONS,
+                    f"{len(dead)} of {len(variances)} are not in use: {_listed(dead)}.",
+                )
+            )
+        cost, error = cost_of_wrong_codes.value, cost_of_wrong_codes.standard_error or 0.0
+        if cost + 2.0 * error < LEAST_COST_OF_WRONG_CODES:
+            found.append(
+                Verdict(
+                    DECODER_IGNORES_Z,
+                    f"codes of other examples cost {cost:.3g} nats, less than "
+                    f"{LEAST_COST_OF_WRONG_CODES}. The decoder reconstructs without them.",
+                )
+            )
+    for each in unfinished or []:
+        found.append(
+            Verdict(
+                WARM_UP_NEVER_ENDED,
+                f"training ends at step {each.training_ends_at} with weight {each.reached:.3g} of "
+                f"{each.term!r}, which reaches {each.peak:.3g} at step {each.ends_at}.",
+            )
+        )
+    if found:
+        return found
+    active = len(variances) - len(dead)
+    reason = (
+        f"{active} of {len(variances)} dimensions in use, and codes of other examples cost "
+        f"{cost_of_wrong_codes.value:.3g} nats."
+    )
+    return [Verdict(HEALTHY, reason)]
+
+
+def permutation_cost(own: np.ndarray, permuted: np.ndarray) -> Figure:
+    """Returns what codes of other examples cost, in nats per example.
+
+    Args:
+        own: `[count]` log p(x|z) with the code of the example itself.
+        permuted: `[count]` the same with the code of another example.
+    """
+    return Figure.mean_of(np.asarray(own, np.float64) - np.asarray(permuted, np.float64))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def mutual_information(
+    z: np.ndarray, z_mean: np.ndarray, z_log_var: np.ndarray, *, rows: int = 128
+) -> float:
+    """Returns a lower bound of the mutual information between x and z, nats, at most log(count).
+
+    The mean over examples i of `log q(z_i|x_i) - log(1/count * sum_j q(z_i|x_j))`, for diagonal
+    normal posteriors. Its expectation is at most the mutual information of x and z under the
+    encoder, which itself is at most the mean KL divergence from the prior; a value near log(count)
+    says only that there is at least so much. Poole et al. 2019, On Variational Bounds of Mutual
+    Information (arXiv:1905.06922), the bound with known conditional density. It is NaN where the
+    variances are too large or too small to be computed with.
+
+    Args:
+        z: `[count, latent]`, one sample for each example.
+        z_mean: `[count, latent]`.
+        z_log_var: `[count, latent]`.
+        rows: of how many examples the mean is taken; all of them are in the sum over j.
+    """
+    z = np.asarray(z[:rows], np.float64)
+    mean, log_var = np.asarray(z_mean, np.float64), np.asarray(z_log_var, np.float64)
+    precision = np.exp(-log_var)
+    # sum_d (z - mean)^2 / var as three products of matrices: no array of [rows, count, latent]. By
+    # einsum, since the threads of `@` go on spinning for a tenth of a second beside the training.
+    squares = (
+        np.einsum("id,jd->ij", z**2, precision)
+        - 2.0 * np.einsum("id,jd->ij", z, mean * precision)
+        + (mean**2 * precision).sum(1)
+    )
+    log_density = -0.5 * (squares + log_var.sum(1))  # without log(2 pi), which cancels
+    own = log_density[np.arange(len(z)), np.arange(len(z))]
+    highest = log_density.max(axis=1)
+    # Half the width is enough for numbers of which the largest is 1.
+    relative = np.exp((log_density - highest[:, np.newaxis]).astype(np.float32))
+    log_mixture = highest + np.log(relative.mean(axis=1, dtype=np.float64))
+    return min(float((own - log_mixture).mean()), math.log(len(mean)))
+
+
+def _listed(numbers: np.ndarray, at_most: int = 12) -> str:
+    """Returns numbers in words, the first of them where there are many.
+
+    >>> _listed(np.arange(14))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, and 2 more'
+    """
+    shown = ", ".join(str(number) for number in numbers[:at_most])
+    return shown if len(numbers) <= at_most else f"{shown}, and {len(numbers) - at_most} more"

@@ -1,0 +1,1 @@
+"""The command line of a run: flags, exit codes and signals."""

@@ -1,0 +1,1 @@
+"""What a run says: config.json, the screen, figures and tables."""

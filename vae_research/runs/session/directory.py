@@ -1,0 +1,200 @@
+"""The run directory: where it is, whether it may be used, and what it says of a run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vae_research import files
+from vae_research.checkpoints import CheckpointError
+from vae_research.data import Data
+from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, UsageError
+
+CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", "lock"
+# The step at which a run has diverged.
+NONFINITE = "nonfinite.json"
+
+
+def choose(run_dir: str | None, experiment: str) -> Path:
+    """Returns the absolute path of the run directory, after checking that it can be written.
+
+    Nothing is created. Without `run_dir` it is `runs/EXPERIMENT/YYYYMMDD-HHMMSS` here.
+
+    Raises:
+        UsageError: a name with control characters, or that is no valid text.
+        FileSystemError: it is a file, or cannot be written.
+    """
+    if run_dir is None:
+        path = Path("runs", experiment, datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
+    else:
+        # What a terminal cannot print, a message about it cannot say and a log cannot hold.
+        if not run_dir.strip() or not run_dir.isprintable():
+            raise UsageError(
+                f"--run_dir={run_dir!r}: the name must not be empty or have line breaks, control "
+                "characters or bytes that are no text."
+            )
+        try:
+            path = Path(run_dir).expanduser()
+        except RuntimeError as error:  # ~ of a user that is not there
+            raise FileSystemError(f"{run_dir} cannot be the run directory: {error}") from error
+    path = path.absolute()
+    existing = path
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        is_directory = existing.is_dir()
+    except OSError as error:
+        raise FileSystemError(f"{path} cannot be used: {error.strerror}.") from error
+    if not is_directory:
+        raise FileSystemError(
+            f"{path} cannot be the run directory: {existing} is a file. Give another --run_dir."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise FileSystemError(
+            f"{path} cannot be the run directory: {existing} is not writable. Give another "
+            "--run_dir."
+        )
+    if len(os.fsencode(path.name)) > 255:
+        raise FileSystemError(f"The name of the run directory is too long: {path.name[:40]}...")
+    return path
+
+
+def create(path: Path, *, may_exist: bool) -> Path:
+    """Makes the run directory and returns its path, that of a neighbour where it is taken.
+
+    Two runs that start in the same second would choose the same name.
+
+    Args:
+        path: what `choose` returned.
+        may_exist: the user named it; what is there already is the run to go on with.
+    """
+    if may_exist:
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    number, free = 1, path
+    while True:
+        try:
+            free.mkdir(parents=True)
+            return free
+        except FileExistsError:
+            number += 1
+            free = path.with_name(f"{path.name}-{number}")
+
+
+def refuse_full_disk(path: Path, needed: int) -> None:
+    """Raises FileSystemError unless the disk of a run directory has room for its checkpoints.
+
+    Args:
+        path: of the run directory, which need not exist.
+        needed: bytes.
+    """
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise FileSystemError(
+            f"The disk of {path} has {free / 1e6:,.0f} MB free, and the checkpoints of this run "
+            f"need {needed / 1e6:,.0f} MB. Make room, or give a --run_dir on another disk."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns a JSON object, or None where there is no file.
+
+    Raises:
+        UsageError: the file is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no JSON object.")
+    return found
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON object, whole or not at all."""
+    files.replace(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl; a last line that was cut off is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records
+
+
+def refuse_changed_data(run_dir: Path, description: dict[str, Any], data: Data) -> None:
+    """Raises CheckpointError unless the data are those that a run was trained with.
+
+    Args:
+        run_dir: the run, for the message.
+        description: the contents of its config.json.
+        data: what its data set is now.
+    """
+    if data.fingerprint != description["data"]["fingerprint"]:
+        raise CheckpointError(
+            f"{data.name} has changed since {run_dir} was begun (fingerprint). Give another "
+            "--run_dir for a new run."
+        )
+
+
+def refuse_in_use(folder: Path) -> None:
+    """Raises DirectoryInUseError where another process writes to a run directory."""
+    if (folder / LOCK).exists():
+        with locked(folder, writes=False):
+            pass
+
+
+@contextmanager
+def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
+    """Holds the lock of a run directory; a killed holder frees it.
+
+    Args:
+        folder: the run directory.
+        writes: leave a line in the lock that says who holds it.
+
+    Raises:
+        DirectoryInUseError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock
+        yield
+        return
+    with open(folder / LOCK, "a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            raise DirectoryInUseError(
+                f"{folder} is in use by {stream.read().strip() or 'another process'}. Wait for it, "
+                "or give another --run_dir."
+            ) from error
+        if not writes:
+            yield
+            return
+        stream.truncate(0)
+        now = datetime.datetime.now().isoformat(timespec="seconds")
+        stream.write(f"process {os.getpid()} on {os.uname().nodename} since {now}")
+        stream.flush()
+        yield
+
+
+def as_plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns values as JSON gives them back, so that they can be compared with a saved run's."""
+    return json.loads(json.dumps(values))

@@ -1,0 +1,232 @@
+"""A gate against updates that are not finite. Imports TensorFlow.
+
+However many steps run in a call, the state at its beginning is kept until it is over. It consists
+of tensors, which training replaces and never changes, so that keeping them copies nothing. If
+anything is not finite in the end, the state is put back and the call repeated step by step, up to
+the last good one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from vae_research import checkpoints
+from vae_research.callbacks.resumable import Resumable
+from vae_research.data.pipeline import ResidentBatches
+from vae_research.model import VAE
+from vae_research.randomness import training_key
+from vae_research.runs.cli.errors import DivergedError
+from vae_research.runs.session import directory
+
+FOLDER = "nonfinite"
+# With --on_nonfinite=skip, what goes wrong this often without a good step between does not pass.
+_MOST_SKIPS_IN_A_ROW = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One optimizer step: its epoch and position, from 0, and the rows of its batch."""
+
+    epoch: tf.Tensor
+    position: tf.Tensor
+    rows: tf.Tensor
+
+
+class FiniteGate(keras.callbacks.Callback, Resumable):
+    """Lets no step through after which a loss term or the state is not finite.
+
+    It belongs before all other callbacks of a `fit` on `ResidentBatches`. A failing step is undone:
+    weights, slots and step of the optimizer, running means, and what layers keep. Then training
+    ends with `DivergedError`, or goes on without that step.
+
+    Args:
+        batches: the training data of the `fit`.
+        run_dir: where the state before the failing step is left for `scripts/replay`.
+        skip: go on without the step.
+
+    Attributes:
+        skipped: steps that were left out.
+    """
+
+    def __init__(self, batches: ResidentBatches, run_dir: Path, *, skip: bool = False) -> None:
+        super().__init__()
+        self.skipped = 0
+        self._in_a_row = 0
+        self._batches, self._run_dir, self._skip = batches, run_dir, skip
+        self._variables: list[Any] = []
+        self._function: Callable[[Iterator[Any]], Any] | None = None
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns how many steps were left out."""
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on counting."""
+        self.skipped, self._in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Stands between Keras and the function that runs the steps of a call."""
+        self._variables = variables_of(self.model)
+        values = [variable.value for variable in self._variables]
+        self._take = tf.function(lambda: [tf.identity(value) for value in values], autograph=False)
+        self._total = tf.function(lambda: _total(values), autograph=False)
+        self._function = self.model.train_function
+        self.model.train_function = self._run
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Steps back."""
+        self.model.train_function = self._function
+
+    def _run(self, iterator: Iterator[Any]) -> Any:
+        call = next(iterator)
+        before = self._take()
+        try:
+            logs = self._function(iter([call]))
+        except BaseException:
+            self._put_back(before)  # a part of the call's steps may be done
+            raise
+        if self._is_finite():
+            self._in_a_row = 0
+            return logs
+        self._put_back(before)
+        broken = not_finite(self._variables)
+        if broken:  # by a callback, for example
+            raise DivergedError(
+                f"the state was not finite before step {self.model.step + 1} already: "
+                f"{', '.join(broken[:3])}. It is not saved; the last checkpoint is as it was."
+            )
+        for step, single in _steps_of(call):
+            before = self._take()
+            logs = self._function(iter([single]))
+            if self._is_finite():
+                self._in_a_row = 0
+                continue
+            state = not_finite(self._variables)
+            self._put_back(before)
+            self._failed(step, state)
+            logs = self.model.get_metrics_result()
+        return logs
+
+    def _failed(self, step: Step, state: list[str]) -> None:
+        """Ends the training at a step that cannot be done, or goes on with the next.
+
+        Raises:
+            DivergedError: it ends here.
+        """
+        kept = self._take()
+        found = causes(self.model, self._batches, step) or [f"the update of {state[0]}"]
+        self._put_back(kept)  # a forward pass changes what layers keep
+        number, epoch = self.model.step + 1, int(step.epoch) + 1
+        message = f"{' and '.join(found)} not finite in epoch {epoch}, step {number}"
+        if self._skip and self._in_a_row < _MOST_SKIPS_IN_A_ROW:
+            self.skipped += 1
+            self._in_a_row += 1
+            self.model.optimizer.iterations.assign_add(1)
+            print(
+                f"warning: {message}; step skipped ({self.skipped} so far, {self._in_a_row} in a "
+                "row)",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
+        saved = checkpoints.save(
+            self._run_dir / FOLDER,
+            self.model,
+            epoch=int(step.epoch),
+            position=int(step.position),
+            keep=1,
+        )
+        record = {
+            "epoch": epoch,
+            "step": number,
+            "causes": found,
+            "rows": step.rows.numpy().tolist(),
+            "checkpoint": f"{FOLDER}/{saved.name}",
+        }
+        directory.write_json(self._run_dir / directory.NONFINITE, record)
+        in_a_row = f", the {self._in_a_row + 1}th step in a row" if self._in_a_row else ""
+        raise DivergedError(
+            f"training diverged: {message}{in_a_row}. That step is undone, and the last checkpoint "
+            f"is as it was; scripts/replay {self._run_dir} repeats the step. The usual causes are "
+            "a term of your own, and a --learning_rate that is too large."
+        )
+
+    def _put_back(self, values: list[tf.Tensor]) -> None:
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.assign(value)
+
+    def _is_finite(self) -> bool:
+        # A sum of finite numbers may overflow; then each of them is looked at.
+        return math.isfinite(float(self._total())) or not not_finite(self._variables)
+
+
+def variables_of(model: VAE) -> list[Any]:
+    """Returns everything that a step may change."""
+    found = [*model.variables, *model.optimizer.variables, *model.running_sums()]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def not_finite(variables: list[Any]) -> list[str]:
+    """Returns the paths of variables that have values which are not finite."""
+    return [variable.path for variable in variables if not _is_finite(variable.value)]
+
+
+def causes(model: VAE, batches: ResidentBatches, step: Step) -> list[str]:
+    """Returns what is not finite in a step that is repeated in Python, in words.
+
+    That is loss terms, with the tensor of the forward pass that is the first such; otherwise the
+    gradients of variables. Changes what layers keep, but no weight.
+    """
+    reader = batches.reader
+    data = reader(reader.tensors, step.epoch, step.position, step.rows)
+    key = training_key(model.seed, model.optimizer.iterations)
+    with tf.GradientTape() as tape:
+        tensors = model.forward(data, training=True, seed=key)
+        report = model.objective(tensors, regularization=model.losses)
+        loss = tf.reduce_mean(report.surrogate)
+    terms = [name for name, value in report.values.items() if not _is_finite(value)]
+    first = [name for name, value in tensors.items() if not _is_finite(value)][:1]
+    origin = f" (first of all {first[0]})" if first else ""
+    if terms:
+        return [f"term {name!r}{origin}" for name in terms]
+    gradients = tape.gradient(loss, model.trainable_variables)
+    bad = [
+        variable.path
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
+        if gradient is not None and not _is_finite(gradient)
+    ]
+    more = f" and {len(bad) - 1} more" if bad[1:] else ""
+    return [f"the gradient of {bad[0]}{more}"] if bad else []
+
+
+def _steps_of(call: Mapping[str, tf.Tensor]) -> Iterator[tuple[Step, dict[str, tf.Tensor]]]:
+    """Yields the steps of a call, each with a call that consists of this step alone."""
+    count = int(call["count"])
+    for index in range(int(call["begin"]), count):
+        step = Step(call["epoch"], call["first"] + index, call["rows"][index])
+        single = {"begin": tf.constant(index), "count": tf.constant(index + 1)}
+        yield step, {**call, **single, "is_last": tf.constant(False)}
+    if call["is_last"] and len(call["rest"]):
+        step = Step(call["epoch"], call["first"] + count, call["rest"])
+        yield step, {**call, "begin": call["count"]}
+
+
+def _is_finite(value: Any) -> bool:
+    value = tf.convert_to_tensor(value)
+    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
+
+
+def _total(values: list[tf.Variable]) -> tf.Tensor:
+    """Returns a sum over all values, not finite where one of them is not; cheaper than to look."""
+    sums = [
+        tf.reduce_sum(tf.cast(value, tf.float32)) for value in values if value.dtype.is_floating
+    ]
+    return tf.add_n(sums)

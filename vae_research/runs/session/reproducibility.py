@@ -1,0 +1,75 @@
+"""What a run that is continued is bit for bit the unbroken run under: the same profile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+from vae_research.execution import Execution
+from vae_research.runs.cli.flags import Config
+
+
+def profile(execution: Execution, config: Config, device: str) -> dict[str, str]:
+    """Returns what the last bit of a result may depend on, in words by name."""
+    threads = (
+        tf.config.threading.get_intra_op_parallelism_threads(),
+        tf.config.threading.get_inter_op_parallelism_threads(),
+    )
+    return {
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "device": "CPU" if device.startswith("CPU") else device,
+        "cpu": _cpu(),
+        "threads": f"{_cores()} cores, {threads[0]} and {threads[1]} asked for (0: all)",
+        "precision": config.precision,
+        "jit_compile": str(execution.jit_compile),
+        "run_eagerly": str(config.run_eagerly),
+    }
+
+
+def promise(now: Mapping[str, str], saved: Mapping[str, str], before: str = "") -> str:
+    """Returns "bit-exact", or "valid, not bit-exact" and why.
+
+    Args:
+        now: the profile of this session.
+        saved: that of the checkpoint it goes on from; empty at the beginning of a run.
+        before: what earlier sessions of the run could promise.
+
+    >>> promise({"device": "CPU", "cpu": "A"}, {"device": "CPU", "cpu": "B"})
+    'valid, not bit-exact: cpu was B, now A'
+    """
+    changed = [
+        f"{name} was {saved[name]}, now {now.get(name)}"
+        for name in saved
+        if saved[name] != now.get(name)
+    ]
+    if changed:
+        return f"valid, not bit-exact: {'; '.join(changed)}"
+    if before.startswith("valid"):
+        return before
+    if now["device"] != "CPU":
+        return "valid, not bit-exact: a GPU adds up in no fixed order"
+    return "bit-exact"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _cpu() -> str:
+    """Returns the name of the processor and a short hash of what it can do."""
+    found = {}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                found.setdefault(name.strip(), value.strip())
+    except OSError:  # not Linux
+        return f"{platform.machine()} {platform.processor()}".strip()
+    features = hashlib.sha256(found.get("flags", "").encode()).hexdigest()[:8]
+    return f"{found.get('model name', platform.machine())} (features {features})"

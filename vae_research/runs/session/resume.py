@@ -1,0 +1,90 @@
+"""What a run directory holds already, and whether a command may go on with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vae_research import checkpoints, manifests
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.flags import Config
+from vae_research.runs.session import directory
+
+# What may differ between an unfinished run and the command that goes on with it.
+MAY_CHANGE = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
+MAY_CHANGE |= {"on_nonfinite", "checkpoint_minutes", "checkpoint_epochs", "checkpoint_steps"}
+MAY_CHANGE |= {"importance_samples", "evaluation_rows", "run_eagerly", "jit", "steps_per_call"}
+MAY_CHANGE |= {"tensorboard", "profile_steps", "gradients_every_steps"}
+
+
+def unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.Checkpoint | None:
+    """Returns the checkpoint to go on from, None for a new run.
+
+    Raises:
+        UsageError: the directory holds something else, or a run with other flags.
+        DirectoryInUseError: another process writes to it.
+        CheckpointError: `--resume=must` and there is none, or none is whole.
+    """
+    found = _held(config, run_dir, experiment, MAY_CHANGE)
+    checkpoint = checkpoints.newest(run_dir / "checkpoints") if found is not None else None
+    if checkpoint is None and config.resume == "must":
+        raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} has no checkpoint.")
+    return checkpoint
+
+
+def complete(
+    config: Config, run_dir: Path, checkpoint: checkpoints.Checkpoint | None
+) -> dict[str, Any] | None:
+    """Returns the summary of a run that has all the epochs that are asked for, otherwise None."""
+    if checkpoint is None or checkpoint.epoch < config.epochs:
+        return None
+    return directory.read_json(run_dir / directory.SUMMARY)
+
+
+def completed_study(config: Config, run_dir: Path, experiment: str) -> bool:
+    """Returns whether the directory holds this study, complete.
+
+    Raises:
+        UsageError: the directory holds something else, or a study with other flags.
+        DirectoryInUseError: another process writes to it.
+        CheckpointError: `--resume=must` and there is no study.
+    """
+    found = _held(config, run_dir, experiment, {"run_dir", "resume", "verbose", "debug", "device"})
+    if found is None and config.resume == "must":
+        raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} holds no study.")
+    return found is not None and (run_dir / directory.SUMMARY).exists()
+
+
+def _held(
+    config: Config, run_dir: Path, experiment: str, harmless: set[str]
+) -> dict[str, Any] | None:
+    """Returns the config.json of what the directory holds, None where it holds nothing."""
+    directory.refuse_in_use(run_dir)
+    found = directory.read_json(run_dir / directory.CONFIG)
+    if found is None:
+        # All that a run leaves that stopped before it wrote its config.
+        ours = {directory.LOCK, f"{manifests.ASIDE}{directory.CONFIG}"}
+        if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - ours:
+            raise UsageError(f"{run_dir} is not empty and holds no run. Give another --run_dir.")
+        return None
+    if config.resume == "never":
+        raise UsageError(
+            f"{run_dir} holds a run already. Give another --run_dir, or leave out --resume=never."
+        )
+    if found.get("experiment") != experiment:
+        raise UsageError(
+            f"{run_dir} holds a run of {found.get('experiment')}, not of {experiment}. Give "
+            "another --run_dir."
+        )
+    before, now = found["flags"], directory.as_plain(config.as_dict())
+    changed = [
+        f"--{name} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if name not in harmless and before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UsageError(
+            f"{run_dir} holds a run with other flags: {'; '.join(changed)}. Give another "
+            "--run_dir for a new run."
+        )
+    return found

@@ -1,0 +1,220 @@
+"""When a run is saved, and what is saved beside the variables. Imports TensorFlow."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vae_research import checkpoints, files
+from vae_research.callbacks import resumable
+from vae_research.runs.cli import signals
+from vae_research.runs.cli.errors import DivergedError, FileSystemError, RunError
+from vae_research.runs.cli.flags import Config
+from vae_research.runs.session import directory, logs
+
+# Saves by time are this many times as far apart as a save takes: they cost at most 1 %.
+_TIMES_A_SAVE = 100
+
+
+class Saving(keras.callbacks.Callback):
+    """Saves a run when it is due, at a signal, and at the end; and puts a saved state back.
+
+    It belongs behind all other callbacks. A state is saved between two calls of the compiled steps,
+    with all that has to be known to go on there: running sums, states of callbacks, lengths of
+    logs.
+
+    Args:
+        run_dir: the run directory.
+        callbacks: those of the run, whose states are saved.
+        config: says when to save.
+        checkpoint: where the run goes on, None at its beginning.
+        progress: what was saved beside the variables of that checkpoint, and `profile` and
+            `promise` of this session; see `exactness`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        callbacks: Sequence[keras.callbacks.Callback],
+        config: Config,
+        checkpoint: checkpoints.Checkpoint | None,
+        progress: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self._run_dir, self._callbacks, self._config = run_dir, list(callbacks), config
+        self._saver = checkpoints.Saver(run_dir / "checkpoints")
+        self._checkpoint, self._progress = checkpoint, progress
+        # Epoch and steps of it that are done, now and when it was last saved.
+        self._place = (0, 0) if checkpoint is None else (checkpoint.epoch, checkpoint.position)
+        self._saved_place, self._saved_at = self._place, time.monotonic()
+        # The progress at the end of an epoch's training part, until the epoch is over.
+        self._training_part: dict[str, Any] | None = None
+        self._score: float | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Gives callbacks and running means the state back that the run goes on with."""
+        if self._checkpoint is None:
+            self._place = (epoch, 0)
+            return
+        resumable.set_states(self._callbacks, self._progress.get("callbacks", {}))
+        if self._checkpoint.position:
+            self.model.set_running_sums(self._progress["running_sums"])
+        self._checkpoint = None
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves where it is due, and where a signal has come."""
+        epoch, before = self._place
+        steps = self.model.steps_per_epoch
+        # In an epoch that goes on the first calls, which have nothing to do, count as well.
+        self._place = epoch, max(before, min(batch + 1, steps))
+        if self._place[1] == steps:
+            self._training_part = self._progress_now()
+        if signals.is_received():
+            self.save_now()
+            signals.raise_if_received()
+        if self._place[1] < steps and self._is_due():
+            _warn_of(self._save(self._progress_now()))
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves the end of the training part where a signal has come."""
+        if signals.is_received():
+            self.save_now()
+            signals.raise_if_received()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves where it is due, and where a signal has come."""
+        self._place, self._training_part = (epoch + 1, 0), None
+        self._score = _score(logs or {})
+        if signals.is_received():
+            self.save_now()
+            signals.raise_if_received()
+        if self._is_due():
+            _warn_of(self._save(self._progress_now()))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Saves the end, and waits until it is on disk."""
+        self.save_now()
+
+    def save_now(self) -> None:
+        """Saves the last state that the run can go on from, and waits until it is on disk.
+
+        Raises:
+            FileSystemError: it cannot be written.
+        """
+        if self._training_part is None:
+            # Where another callback has failed, this one has not heard of the last call.
+            epoch, _ = self._place
+            self._place = epoch, self.model.step - epoch * self.model.steps_per_epoch
+        if self._finish_writing() is None and self._place == self._saved_place:
+            return
+        error = self._save(self._training_part or self._progress_now()) or self._finish_writing()
+        if error is not None:
+            raise FileSystemError(
+                f"the state of step {self.model.step} cannot be saved: {_words(error)}. The same "
+                "command goes on from the last checkpoint that could be written."
+            ) from error
+
+    @contextmanager
+    def after_an_error(self) -> Iterator[None]:
+        """Saves first where code of the user raises; leaves nothing half-written in any case."""
+        try:
+            yield
+        except (RunError, KeyboardInterrupt):
+            raise
+        except tf.errors.ResourceExhaustedError as error:
+            raise FileSystemError(
+                f"out of memory in a training step ({str(error).partition(chr(10))[0]}). A smaller "
+                "--batch_size needs less; --steps_per_call and --precision may help, too."
+            ) from error
+        except Exception:
+            if self.model is not None and self._place != self._saved_place:
+                self.save_now()
+            raise
+        finally:
+            self._finish_writing()
+
+    def _save(self, progress: dict[str, Any]) -> OSError | None:
+        """Begins a save; returns why it cannot be begun, if so."""
+        # The next one may find space again; training goes on meanwhile.
+        _warn_of(self._finish_writing())
+        metrics = self._run_dir / directory.METRICS
+        if metrics.exists():
+            try:
+                files.flush(metrics)  # the checkpoint relies on its lines
+            except OSError as error:
+                self._saved_at = time.monotonic()  # tried; again when the next one is due by time
+                return error
+        epoch, position = self._place
+        self._saver.save(
+            self.model,
+            epoch=epoch,
+            position=position,
+            score=None if position else self._score,
+            progress=progress,
+        )
+        self._saved_place, self._saved_at = self._place, time.monotonic()
+        return None
+
+    def _finish_writing(self) -> OSError | None:
+        """Waits for the save that is under way; returns why it could not be written, if so.
+
+        Raises:
+            DivergedError: the state is not finite.
+        """
+        try:
+            self._saver.wait()
+        except OSError as error:
+            return error
+        except checkpoints.NotFiniteError as error:
+            raise DivergedError(str(error)) from error
+        return None
+
+    def _is_due(self) -> bool:
+        config, steps = self._config, self.model.steps_per_epoch
+        (epoch, position), (saved_epoch, saved_position) = self._place, self._saved_place
+        if config.checkpoint_epochs and epoch // config.checkpoint_epochs > (
+            saved_epoch // config.checkpoint_epochs
+        ):
+            return True
+        if config.checkpoint_steps:
+            now, last = epoch * steps + position, saved_epoch * steps + saved_position
+            if now // config.checkpoint_steps > last // config.checkpoint_steps:
+                return True
+        if not config.checkpoint_minutes or self._saver.is_writing:
+            return False
+        seconds = max(60 * config.checkpoint_minutes, _TIMES_A_SAVE * self._saver.seconds)
+        return time.monotonic() - self._saved_at >= seconds
+
+    def _progress_now(self) -> dict[str, Any]:
+        sums = [np.asarray(variable.value).tolist() for variable in self.model.running_sums()]
+        return {
+            "running_sums": sums,
+            "callbacks": resumable.states_of(self._callbacks),
+            "logs": logs.lengths(self._run_dir),
+            "profile": self._progress["profile"],
+            "promise": self._progress["promise"],
+        }
+
+
+def _score(logs: dict[str, Any]) -> float | None:
+    """Returns how good the model is on validation data; larger is better."""
+    if "val_elbo" in logs:
+        return float(logs["val_elbo"])
+    return -float(logs["val_loss"]) if "val_loss" in logs else None
+
+
+def _warn_of(error: OSError | None) -> None:
+    if error is not None:
+        print(f"warning: a checkpoint was not written: {_words(error)}", file=sys.stderr)
+
+
+def _words(error: OSError) -> str:
+    return " ".join(str(part) for part in (error.strerror or error, error.filename or "") if part)

@@ -1,0 +1,102 @@
+"""Studies: several models, and what comes of them. Imports TensorFlow: the flags are valid by now.
+
+A model of a study that is trained by `train` is a run of its own, in a folder below the study's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from vae_research.callbacks.tensorboard.summaries import Summaries
+from vae_research.data import Data
+from vae_research.model import VAE
+from vae_research.runs.cli import signals
+from vae_research.runs.cli.flags import Config, experiment_file
+from vae_research.runs.report import run_report
+from vae_research.runs.session import directory, resume, training
+from vae_research.runs.session.loading import Run, load_run
+
+
+def carry_out(
+    conduct: Callable[[Config, Data, Path], dict[str, Any]],
+    experiment: str,
+    config: Config,
+    data: Data,
+    run_dir: Path,
+    device: str,
+) -> None:
+    """Carries out a study in its locked directory and writes its summary."""
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.precision)
+    run_dir = directory.create(run_dir, may_exist=config.run_dir is not None)
+    with directory.locked(run_dir):
+        description = run_report.describe(
+            experiment, experiment_file(conduct), config, data, device
+        )
+        directory.write_json(run_dir / directory.CONFIG, description)
+        if config.verbose:
+            run_report.print_data(data)
+            print(f"Device: {device}")
+            run_report.print_place(run_dir)
+        (run_dir / "figures").mkdir(exist_ok=True)
+        # TensorFlow warns of many tracings where every model is traced once.
+        tf.get_logger().setLevel("ERROR")
+        started = time.perf_counter()
+        with training.printed_warnings():
+            results = dict(conduct(config, data, run_dir) or {})
+        signals.raise_if_received()
+        seconds = round(time.perf_counter() - started, 3)
+        tables = results.pop("tables", "")
+        if tables:
+            (run_dir / "tables.md").write_text(tables, encoding="utf-8")
+        pictures = sorted((run_dir / "figures").glob("*.png"))
+        _show(pictures, run_dir)
+        directory.write_json(
+            run_dir / directory.SUMMARY,
+            {**results, "status": "done", "seconds_of_last_session": seconds},
+        )
+        if config.verbose:
+            names = [*(["tables.md"] if tables else []), *(f"figures/{p.name}" for p in pictures)]
+            print(f"\n{tables}\nWritten to {run_dir}: {', '.join(names)}", flush=True)
+
+
+def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_dir: Path) -> Run:
+    """Trains a model as a run of its own, goes on with it, or loads it where it is complete.
+
+    Seed and precision of the config become those of Keras.
+
+    Args:
+        build: makes the model.
+        config: the flags of the run; `run_dir` and `resume` among them are not used.
+        data: the data of the study.
+        run_dir: the folder of the run.
+
+    Raises:
+        UsageError: the folder holds a run with other flags.
+    """
+    run_dir = Path(run_dir).expanduser().absolute()
+    config = config.replace(run_dir=str(run_dir), resume="auto")
+    experiment = experiment_file(build).stem
+    checkpoint = resume.unfinished(config, run_dir, experiment)
+    if resume.complete(config, run_dir, checkpoint) is None:
+        device = training.choose_device(config.device)
+        training.train(build, experiment, config, data, run_dir, checkpoint, device)
+    elif config.verbose:
+        print(f"{run_dir} is already complete.")
+    signals.raise_if_received()
+    return load_run(run_dir, build)
+
+
+def _show(pictures: list[Path], run_dir: Path) -> None:
+    """Shows pictures of figures/ in TensorBoard, as the run `study`."""
+    summaries = Summaries(run_dir)
+    for path in pictures:
+        picture = tf.io.decode_png(path.read_bytes(), channels=3)
+        summaries.image("study", path.stem, tf.cast(picture, tf.float32).numpy() / 255.0, step=0)
+    summaries.close()

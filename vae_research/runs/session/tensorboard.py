@@ -1,0 +1,74 @@
+"""What a run writes for those who watch it. Imports TensorFlow: flags and data are valid by now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from vae_research.callbacks.gradients import Gradients
+from vae_research.callbacks.inference import Inference
+from vae_research.callbacks.latents import Latents
+from vae_research.callbacks.overview import HParams, Overview
+from vae_research.callbacks.pictures import Pictures
+from vae_research.callbacks.profile import Profile
+from vae_research.callbacks.projector import Projector
+from vae_research.callbacks.scalars import Scalars
+from vae_research.callbacks.tensorboard.summaries import Summaries
+from vae_research.data import Data
+from vae_research.evaluation.estimates import Figure
+from vae_research.runs.cli.flags import Config
+from vae_research.runs.session.resume import MAY_CHANGE
+
+# Validation examples that are looked at after every epoch.
+_EXAMPLES = 500
+# Training examples whose gradients are measured: as many in every run, since the norm of a mean
+# depends on their number, and a sweep over batch sizes would otherwise compare nothing.
+_EXAMPLES_OF_GRADIENTS = 64
+
+
+def tensorboard_callbacks(
+    config: Config, data: Data, run_dir: Path, description: dict[str, Any]
+) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that write for TensorBoard; none with `--notensorboard`.
+
+    Args:
+        config: the flags.
+        data: of the run.
+        run_dir: where it is written.
+        description: what config.json says.
+    """
+    profile = [Profile(run_dir, *config.profile_steps)] if config.profile_steps else []
+    if not config.tensorboard:
+        return [*profile]
+    settings = {key: value for key, value in description.items() if key != "flags"}
+    row = {k: v for k, v in config.as_dict().items() if k not in MAY_CHANGE}
+    rows = slice(0, _EXAMPLES)
+    validation = data.validation.prepare(rows)
+    looked_at = Inference(validation, _EXAMPLES)
+    labels = None if data.validation.labels is None else data.validation.labels[rows]
+    batch = data.train.prepare(slice(0, config.batch_size))
+    callbacks = [
+        *profile,
+        HParams(run_dir, {"experiment": description["experiment"], **row}),
+        Overview(run_dir, batch, {**settings, **description["flags"]}),
+        Scalars(run_dir, every_steps=config.log_every_steps),
+        Latents(run_dir, looked_at),
+    ]
+    if config.gradients_every_steps:
+        few = data.train.prepare(slice(0, _EXAMPLES_OF_GRADIENTS))
+        callbacks.append(Gradients(run_dir, few, every_steps=config.gradients_every_steps))
+    if data.is_image:
+        callbacks.append(Pictures(run_dir, looked_at))
+    images = validation if data.is_image else None
+    callbacks.append(Projector(run_dir, looked_at, labels, images))
+    return callbacks
+
+
+def write_test_figures(run_dir: Path, figures: dict[str, Figure], step: int) -> None:
+    """Writes the test figures as scalars `test/NAME`, for the run's row in the HParams table."""
+    summaries = Summaries(run_dir)
+    values = {f"test/{name}": figure.value for name, figure in figures.items()}
+    summaries.scalars("run", values, step)
+    summaries.close()

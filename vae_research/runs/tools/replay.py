@@ -1,0 +1,69 @@
+"""Repeats the step at which a run has diverged, and shows what is not finite in it.
+
+scripts/replay RUN
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vae_research import checkpoints
+from vae_research.checkpoints import CheckpointError
+from vae_research.data import DataError
+from vae_research.runs.cli.command import without_start_up_lines
+from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.runs.session import directory
+from vae_research.runs.session.loading import rebuild
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 where the step fails again, 1 where it does not, otherwise as the run would."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
+        print("Usage: scripts/replay RUN", file=sys.stderr)
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    try:
+        return replay(Path(arguments[0]).expanduser().absolute())
+    except (RunError, CheckpointError, DataError) as error:
+        print(f"replay: {error}", file=sys.stderr)
+        codes = {CheckpointError: 4, DataError: 3}
+        return getattr(error, "exit_code", codes.get(type(error), 4))
+
+
+def replay(run_dir: Path) -> int:
+    """Prints the forward pass, the loss terms and the gradients of the step.
+
+    Raises:
+        UsageError: the run has not diverged.
+    """
+    record = directory.read_json(run_dir / directory.NONFINITE)
+    if record is None:
+        raise UsageError(f"{run_dir} has no nonfinite.json: it has not diverged.")
+    with without_start_up_lines():
+        import tensorflow as tf
+
+        from vae_research.runs.session import gate
+
+    model, data, config, _ = rebuild(run_dir)
+    found = checkpoints.load(run_dir / record["checkpoint"], model)
+    batches = data.train.resident(config.batch_size, config.seed)
+    step = gate.Step(
+        tf.constant(found.epoch, tf.int64),
+        tf.constant(found.position, tf.int64),
+        tf.constant(record["rows"], tf.int32),
+    )
+    print(f"{run_dir}: epoch {record['epoch']}, step {record['step']}, from the state before it")
+    failed = gate.causes(model, batches, step)
+    print(f"then: not finite was {' and '.join(record['causes'])}")
+    print(f"now:  {' and '.join(failed) + ' not finite' if failed else 'all is finite'}")
+    if not failed:
+        print(
+            "The update itself may be at fault, or what only the compiled step does; the state is "
+            f"in {run_dir / record['checkpoint']}."
+        )
+    return 0 if failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
