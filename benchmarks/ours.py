@@ -61,7 +61,7 @@ class Ours:
         self.description = (
             f"XLA {'on' if chosen.jit_compile else 'off'}, {chosen.steps_per_call} steps per call"
         )
-        self.batches = data.train.resident(config.batch_size, config.seed)
+        self.batches = data.train.on_device(config.batch_size, config.seed)
 
     def train(self, go_on: Callable[[], bool], step_done: Callable[[], None] | None) -> list[float]:
         """Trains whole epochs."""
@@ -75,7 +75,7 @@ class Ours:
     def negative_log_likelihood(self, count: int) -> float:
         """Importance-weighted, as a run's test figures are."""
         images = self.data.test.prepare(slice(0, count))
-        figures = vr.evaluate(
+        figures = vr.estimate(
             self.model,
             images,
             num_samples=IMPORTANCE_SAMPLES,

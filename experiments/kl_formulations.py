@@ -301,7 +301,7 @@ def check(config, data):
         raise vr.DataError(f"{data.name} has no images, which this study needs; see --dataset.")
 
 
-def conduct(config, data, run_dir):
+def run_study(config, data, run_dir):
     """Trains, times, and writes tables and the bar chart."""
     trained, losses = train_epochs(config, data, run_dir)
     blocks = time_blocks(config, data)
@@ -370,4 +370,4 @@ def ratios(seconds, than):
 
 
 if __name__ == "__main__":
-    runs.study(conduct, check=check, needs=["matplotlib"])
+    runs.study(run_study, check=check, needs=["matplotlib"])

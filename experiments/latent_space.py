@@ -72,7 +72,7 @@ def check(config, data):
         raise runs.UsageError(f"--kl_factors={','.join(names)}: each of them once.")
 
 
-def conduct(config, data, run_dir):
+def run_study(config, data, run_dir):
     """Trains all models, each as a run of its own, and measures their codes of the test images."""
     factors = [None, *config.kl_factors]
     models = [
@@ -151,7 +151,7 @@ def measured(run, run_dir, config):
 
 def codes_of(run):
     """Returns the codes of the test images, and writes them for TensorBoard's projector."""
-    codes = run.model.center(run.data.test.prepare()).numpy()
+    codes = run.model.encode(run.data.test.prepare()).numpy()
     summaries = vr.Summaries(run.path)
     summaries.vectors("validation", "test_images", codes, run.data.test.labels)
     summaries.close()
@@ -248,4 +248,4 @@ def separation_table(found, run):
 
 
 if __name__ == "__main__":
-    runs.study(conduct, check=check, needs=["matplotlib", "sklearn"])
+    runs.study(run_study, check=check, needs=["matplotlib", "sklearn"])

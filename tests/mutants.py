@@ -28,8 +28,8 @@ def position_dropped():
     """A run that goes on within an epoch begins it anew."""
     from vae_research.data import Split
 
-    resident = Split.resident
-    Split.resident = lambda *args, **kwargs: resident(*args, **kwargs | {"first_position": 0})
+    on_device = Split.on_device
+    Split.on_device = lambda *args, **kwargs: on_device(*args, **kwargs | {"first_position": 0})
 
 
 def sums_dropped():

@@ -450,11 +450,11 @@ def test_speed_is_measured_by_a_real_clock_too(written):
 # Latents.
 
 
-LATENT_TAGS = {"latent/active_units", "latent/cost_of_wrong_codes"}
+LATENT_TAGS = {"latent/active_units", "latent/permuted_code_gap"}
 
 
 def test_latents_are_those_of_the_data_after_every_epoch(tmp_path):
-    wanted = AtEpochEnd(lambda model: active_units(model.center(VALIDATION).numpy()).value)
+    wanted = AtEpochEnd(lambda model: active_units(model.encode(VALIDATION).numpy()).value)
     history = train(make(), wanted, Latents(tmp_path, VALIDATION))
     assert not (tmp_path / "train").exists()
     found = scalars(tmp_path / "validation")
@@ -494,7 +494,7 @@ def test_the_first_five_hundred_examples_are_used(place, active, tmp_path):
     model = make(encoder=lambda: linear_encoder([1.0, 1.0]), optimizer=keras.optimizers.SGD(0.0))
     train(model, Latents(tmp_path, images), epochs=1)
     assert scalars(tmp_path / "validation")["latent/active_units"] == [(5, active)]
-    assert active_units(model.center(images).numpy()).value == 2
+    assert active_units(model.encode(images).numpy()).value == 2
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
@@ -648,7 +648,7 @@ def test_traversals_move_one_dimension_a_row_and_those_with_most_divergence_come
     drawn = Pictures(tmp_path, IMAGES).draw(model)
     divergence = model.infer(IMAGES)["kl"].numpy().mean(axis=0)
     assert np.argsort(-divergence).tolist() == [1, 2, 0]
-    code = model.center(IMAGES[:1]).numpy()[0]
+    code = model.encode(IMAGES[:1]).numpy()[0]
     prior = model.bottleneck.sample_prior(1000, tf.constant([1, 0])).numpy()
     picture = drawn["traversals"]
     assert picture.shape == (3 * 6 - 2, 7 * 6 - 2, 1)
@@ -680,7 +680,7 @@ def test_the_plane_is_that_of_the_prior_and_that_of_the_codes_without_one(tmp_pa
     wanted = decoded_plane(model, low, low + 6.0 * prior.std(axis=0), columns=16)
     np.testing.assert_allclose(Pictures(tmp_path, IMAGES).draw(model)["plane"], wanted, atol=1e-5)
     model = autoencoder()
-    codes = model.center(IMAGES).numpy()
+    codes = model.encode(IMAGES).numpy()
     low = codes.mean(axis=0) - 3.0 * codes.std(axis=0)
     wanted = decoded_plane(model, low, low + 6.0 * codes.std(axis=0), columns=16)
     np.testing.assert_allclose(Pictures(tmp_path, IMAGES).draw(model)["plane"], wanted, atol=1e-5)
@@ -747,7 +747,7 @@ def test_a_bottleneck_may_write_what_has_no_rows(tmp_path):
     )
     model.compile("adam")
     train(model, Latents(tmp_path, VALIDATION), epochs=1)
-    assert "latent/cost_of_wrong_codes" in scalars(tmp_path / "validation")
+    assert "latent/permuted_code_gap" in scalars(tmp_path / "validation")
 
 
 # Gradients.
@@ -763,7 +763,7 @@ def test_gradients_are_those_of_the_terms(tmp_path):
     def gradients(name, variables):
         with tf.GradientTape() as tape:
             report = model.objective(model.forward(VALIDATION))
-            value = report.bound if name is None else report.contributions[name]
+            value = report.loss if name is None else report.contributions[name]
             value = tf.reduce_mean(value)
         parts = tape.gradient(value, variables)
         pairs = zip(parts, variables, strict=True)
@@ -808,7 +808,7 @@ def test_the_gradient_of_an_importance_weighted_bound_is_no_sum_of_its_terms(tmp
     model.compile(keras.optimizers.SGD(0.0))
     train(model, Gradients(tmp_path, VALIDATION, every_steps=100), epochs=1)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(model.objective(model.forward(VALIDATION)).bound)
+        loss = tf.reduce_mean(model.objective(model.forward(VALIDATION)).loss)
     total = float(tf.linalg.global_norm(tape.gradient(loss, model.trainable_variables)))
     ((step, found),) = scalars(tmp_path / "train")["gradients/total"]
     assert (step, found) == (5, pytest.approx(total, rel=1e-4))
@@ -832,7 +832,7 @@ def test_weights_that_encoder_and_decoder_share_count_once(tmp_path):
     train(model, Gradients(tmp_path, VALIDATION, every_steps=100), epochs=1)
     with tf.GradientTape(persistent=True) as tape:
         report = model.objective(model.forward(VALIDATION))
-        loss, kl = tf.reduce_mean(report.bound), tf.reduce_mean(report.contributions["kl"])
+        loss, kl = tf.reduce_mean(report.loss), tf.reduce_mean(report.contributions["kl"])
     wanted = {
         "total": tape.gradient(loss, model.trainable_variables),
         "encoder/kl": tape.gradient(kl, model.encoder.trainable_variables),
@@ -861,7 +861,7 @@ def test_the_graph_is_that_of_one_step(tmp_path):
 def test_the_graph_of_a_step_is_not_made_twice(tmp_path, monkeypatch):
     monkeypatch.setattr("vae_research.callbacks.overview.graph_of_one_step", None)
     data = Data.from_arrays(IMAGES, VALIDATION, VALIDATION)
-    batches = data.train.resident(len(IMAGES) - 1, seed=0)  # and a last one of a single image
+    batches = data.train.on_device(len(IMAGES) - 1, seed=0)  # and a last one of a single image
     model = make(run_eagerly=False)
     assert model.graph_of_one_step is None
     model.fit(batches, callbacks=[Overview(tmp_path, IMAGES)], verbose=0)
@@ -954,7 +954,7 @@ def test_points_are_the_codes_of_the_last_epoch_with_labels_and_thumbnails(tmp_p
     train(model, Projector(tmp_path, VALIDATION, labels, VALIDATION), epochs=3)
     folder = tmp_path / "validation"
     codes = np.loadtxt(folder / "codes.tsv", delimiter="\t")
-    wanted = model.center(VALIDATION).numpy()
+    wanted = model.encode(VALIDATION).numpy()
     np.testing.assert_allclose(codes[:, :LATENT], wanted, rtol=1e-5, atol=1e-6)
     # Of fewer than three columns the projector draws nothing.
     np.testing.assert_array_equal(codes[:, LATENT:], np.zeros([len(VALIDATION), 1]))

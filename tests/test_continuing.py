@@ -15,23 +15,21 @@ PROFILE = {"device": "CPU", "cpu": "A", "threads": "2 cores"}
 
 
 def test_the_same_profile_is_bit_exact():
-    assert reproducibility.promise(PROFILE, {}) == "bit-exact"
-    assert reproducibility.promise(PROFILE, PROFILE, "bit-exact") == "bit-exact"
+    assert reproducibility.claim(PROFILE, {}) == "bit-exact"
+    assert reproducibility.claim(PROFILE, PROFILE, "bit-exact") == "bit-exact"
 
 
 @pytest.mark.parametrize("name", ["cpu", "threads"])
 def test_another_profile_is_valid_and_not_bit_exact(name):
     other = PROFILE | {name: "another"}
-    answer = reproducibility.promise(other, PROFILE, "bit-exact")
+    answer = reproducibility.claim(other, PROFILE, "bit-exact")
     assert answer == f"valid, not bit-exact: {name} was {PROFILE[name]}, now another"
     # What is lost once does not come back in the next session.
-    assert reproducibility.promise(other, other, answer) == answer
+    assert reproducibility.claim(other, other, answer) == answer
 
 
 def test_a_gpu_promises_less():
-    assert reproducibility.promise(PROFILE | {"device": "T4"}, {}).startswith(
-        "valid, not bit-exact"
-    )
+    assert reproducibility.claim(PROFILE | {"device": "T4"}, {}).startswith("valid, not bit-exact")
 
 
 def test_logs_are_cut_off_at_the_checkpoint(tmp_path):

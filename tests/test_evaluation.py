@@ -1,6 +1,6 @@
 """Test figures against exact likelihoods, and against a forward pass of their own in NumPy.
 
-`recomputed` takes the weights out of a model and does in float64 what `evaluate` promises, with the
+`recomputed` takes the weights out of a model and does in float64 what `estimate` promises, with the
 noise drawn from the keys that the model uses. How the work is cut into calls is an argument of it.
 """
 
@@ -28,10 +28,10 @@ from vae_research import (
     MonteCarloKL,
     dense_decoder,
     dense_encoder,
-    evaluate,
+    estimate,
 )
 from vae_research.evaluation import estimates
-from vae_research.evaluation.estimates import Figure, active_units
+from vae_research.evaluation.estimates import Estimate, active_units
 from vae_research.tensors import fold_in
 
 SHAPE = (4, 4, 1)
@@ -87,7 +87,7 @@ def gap():
 def repeated():
     """Evaluations of the imperfect model with noise of ten seeds."""
     return [
-        evaluate(linear_gaussian(**IMPERFECT, seed=seed), X, num_samples=1000) for seed in range(10)
+        estimate(linear_gaussian(**IMPERFECT, seed=seed), X, num_samples=1000) for seed in range(10)
     ]
 
 
@@ -115,7 +115,7 @@ def test_elbo_is_below_the_exact_likelihood_by_the_divergence_from_the_posterior
 
 def test_bound_grows_with_the_samples_towards_the_exact_likelihood():
     bounds = [
-        -evaluate(linear_gaussian(**IMPERFECT), X, num_samples=k)["negative_log_likelihood"].value
+        -estimate(linear_gaussian(**IMPERFECT), X, num_samples=k)["negative_log_likelihood"].value
         for k in (1, 4, 16, 256)
     ]
     exact = log_p().mean()
@@ -128,7 +128,7 @@ def test_bound_grows_with_the_samples_towards_the_exact_likelihood():
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_exact_posterior_has_the_exact_likelihood_in_every_sample(num_samples):
     # p(x|z) p(z) / q(z|x) is p(x) whatever z is: no sampling error at all.
-    figure = evaluate(linear_gaussian(), X, num_samples=num_samples)["negative_log_likelihood"]
+    figure = estimate(linear_gaussian(), X, num_samples=num_samples)["negative_log_likelihood"]
     assert figure.value == pytest.approx(-log_p().mean(), rel=ENOUGH)
     assert figure.standard_error == pytest.approx(scipy.stats.sem(log_p()), rel=ENOUGH)
     assert figure.count == len(X)
@@ -241,7 +241,7 @@ CUTS = {
 def test_figures_are_those_of_a_forward_pass_in_numpy(cut, trained, monkeypatch):
     values_per_call, parts = CUTS[cut]
     monkeypatch.setattr(estimates, "VALUES_PER_CALL", values_per_call)
-    figures = evaluate(trained, IMAGES, num_samples=NUM_SAMPLES)
+    figures = estimate(trained, IMAGES, num_samples=NUM_SAMPLES)
     wanted = recomputed(trained, IMAGES, NUM_SAMPLES, parts)
     assert figures.keys() == {*BOUNDS, "active_units"}
     for name in BOUNDS:
@@ -251,7 +251,7 @@ def test_figures_are_those_of_a_forward_pass_in_numpy(cut, trained, monkeypatch)
         assert figures[name].standard_error == pytest.approx(error, rel=1e-4), name
         assert figures[name].count == 11
     units = active_units(wanted["code"])
-    assert figures["active_units"] == Figure(
+    assert figures["active_units"] == Estimate(
         units.value, pytest.approx(units.standard_error, rel=1e-4), 11
     )
 
@@ -286,7 +286,7 @@ def test_the_bound_that_is_trained_is_that_of_groups_of_its_samples(cut, trained
         num_samples=3,
         importance_weighted=True,
     )
-    figures = evaluate(vae, IMAGES, num_samples=NUM_SAMPLES)
+    figures = estimate(vae, IMAGES, num_samples=NUM_SAMPLES)
     log_weight = recomputed(trained, IMAGES, NUM_SAMPLES, parts)["log_weight"]
     groups, first = [], 0
     for size in parts[1]:
@@ -303,7 +303,7 @@ def test_the_bound_that_is_trained_is_that_of_groups_of_its_samples(cut, trained
 
 
 def test_only_an_importance_weighted_model_has_its_bound(trained):
-    assert "importance_weighted_bound" not in evaluate(trained, IMAGES, num_samples=NUM_SAMPLES)
+    assert "importance_weighted_bound" not in estimate(trained, IMAGES, num_samples=NUM_SAMPLES)
 
 
 def test_a_model_is_compiled_once_for_all_its_evaluations(trained, monkeypatch):
@@ -311,24 +311,24 @@ def test_a_model_is_compiled_once_for_all_its_evaluations(trained, monkeypatch):
     forward, traces = VAE.forward, []
     monkeypatch.setattr(VAE, "forward", lambda *a, **k: traces.append(1) or forward(*a, **k))
     for count in (11, 10, 11):  # in calls of 4, the last of which is smaller
-        evaluate(vae, IMAGES[:count], num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
+        estimate(vae, IMAGES[:count], num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
     assert len(traces) == 1
     vae.set_weights(trained.get_weights())
-    figures = evaluate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
+    figures = estimate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
     assert len(traces) == 1
     wanted = recomputed(trained, IMAGES, NUM_SAMPLES, (4, [7]))["kl"].mean()
     assert figures["kl"].value == pytest.approx(wanted, rel=1e-5)
-    evaluate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=28, jit_compile=True)
-    evaluate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=28)
+    estimate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=28, jit_compile=True)
+    estimate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=28)
     assert len(traces) == 2
     vae.decoder = trained.decoder
-    evaluate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
+    estimate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
     assert len(traces) == 3
 
 
 def test_what_was_compiled_is_no_part_of_a_saved_model(tmp_path):
     vae = dense_vae()
-    evaluate(vae, IMAGES, num_samples=2)
+    estimate(vae, IMAGES, num_samples=2)
     serve = tf.function(vae.reconstruct, input_signature=[tf.TensorSpec([None, *SHAPE])])
     tf.saved_model.save(vae, str(tmp_path), signatures=serve)
     served = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
@@ -347,16 +347,16 @@ def test_no_call_decodes_more_rows_than_are_allowed(rows, trained, monkeypatch):
     monkeypatch.setattr(VAE, "forward", noted)
     monkeypatch.setattr(estimates, "VALUES_PER_CALL", 1)
     trained.evaluation_passes = None
-    evaluate(trained, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=rows)
+    estimate(trained, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=rows)
     trained.evaluation_passes = None
     assert 0 < max(decoded) <= rows
 
 
 def test_what_needs_no_noise_does_not_depend_on_how_the_work_is_cut(trained, monkeypatch):
-    whole = evaluate(trained, IMAGES, num_samples=NUM_SAMPLES)
+    whole = estimate(trained, IMAGES, num_samples=NUM_SAMPLES)
     for values_per_call, _ in CUTS.values():
         monkeypatch.setattr(estimates, "VALUES_PER_CALL", values_per_call)
-        figures = evaluate(trained, IMAGES, num_samples=NUM_SAMPLES)
+        figures = estimate(trained, IMAGES, num_samples=NUM_SAMPLES)
         assert figures["kl"].value == pytest.approx(whole["kl"].value, rel=1e-6)
         assert figures["active_units"].value == whole["active_units"].value
         # The others are other draws of the same thing.
@@ -375,7 +375,7 @@ def test_every_call_draws_noise_of_its_own(trained, monkeypatch):
 
     monkeypatch.setattr(estimates, "VALUES_PER_CALL", 16 * 3)
     monkeypatch.setattr(VAE, "evaluation_key", noted)
-    figures = evaluate(trained, np.repeat(IMAGES[:1], 4, axis=0), num_samples=NUM_SAMPLES)
+    figures = estimate(trained, np.repeat(IMAGES[:1], 4, axis=0), num_samples=NUM_SAMPLES)
     used = keys[:]
     assert figures["kl"].standard_error == pytest.approx(0.0, abs=1e-6)
     assert figures["reconstruction"].standard_error > 1e-3
@@ -384,18 +384,18 @@ def test_every_call_draws_noise_of_its_own(trained, monkeypatch):
 
 
 def test_the_same_evaluation_gives_the_same_figures_and_another_seed_others(trained):
-    first, second = (evaluate(trained, IMAGES, num_samples=3) for _ in range(2))
+    first, second = (estimate(trained, IMAGES, num_samples=3) for _ in range(2))
     assert first == second
     other = dense_vae(seed=1)
     other.set_weights(trained.get_weights())
-    third = evaluate(other, IMAGES, num_samples=3)
+    third = estimate(other, IMAGES, num_samples=3)
     assert third["kl"].value == pytest.approx(first["kl"].value)
     assert third["reconstruction"] != first["reconstruction"]
 
 
 def test_xla_draws_the_same_noise(trained):
-    plain = evaluate(trained, IMAGES, num_samples=3)
-    compiled = evaluate(trained, IMAGES, num_samples=3, jit_compile=True)
+    plain = estimate(trained, IMAGES, num_samples=3)
+    compiled = estimate(trained, IMAGES, num_samples=3, jit_compile=True)
     for name, figure in plain.items():
         # Of the same random bits XLA makes normal numbers that differ by some 2e-5.
         assert compiled[name].value == pytest.approx(figure.value, rel=1e-4), name
@@ -415,7 +415,7 @@ def test_training_settings_are_no_part_of_the_figures():
         vae = dense_vae(terms, **options)
         vae.compile(run_eagerly=True)
         losses.append(vae.evaluate(IMAGES, verbose=0, return_dict=True)["loss"])
-        figures.append(evaluate(vae, IMAGES, num_samples=5))
+        figures.append(estimate(vae, IMAGES, num_samples=5))
     assert len(set(losses)) == len(losses)
     for found in figures[1:]:
         assert {name: found[name] for name in figures[0]} == figures[0]
@@ -427,9 +427,9 @@ def test_own_terms_have_a_figure_by_their_name():
             return tf.reduce_sum(z_mean**2, axis=-1)
 
     vae = dense_vae([Bernoulli(), KLDivergence(), Spread(weight=3.0), FreeBits(weight=None)])
-    figures = evaluate(vae, IMAGES, num_samples=2)
-    assert set(figures) - {"spread"} == set(evaluate(dense_vae([Bernoulli()]), IMAGES))
-    expected = Figure.mean_of((vae.center(IMAGES).numpy() ** 2).sum(axis=1))
+    figures = estimate(vae, IMAGES, num_samples=2)
+    assert set(figures) - {"spread"} == set(estimate(dense_vae([Bernoulli()]), IMAGES))
+    expected = Estimate.mean_of((vae.encode(IMAGES).numpy() ** 2).sum(axis=1))
     assert figures["spread"].value == pytest.approx(expected.value, rel=1e-5)
     assert figures["spread"].standard_error == pytest.approx(expected.standard_error, rel=1e-4)
 
@@ -437,7 +437,7 @@ def test_own_terms_have_a_figure_by_their_name():
 def test_elbo_is_what_keras_validates_with(trained):
     """One sample of z a batch: the same key, so the very same figure."""
     keras_figures = trained.evaluate(IMAGES, batch_size=32, verbose=0, return_dict=True)
-    figures = evaluate(trained, IMAGES, num_samples=1)
+    figures = estimate(trained, IMAGES, num_samples=1)
     for name in ("elbo", "reconstruction", "kl"):
         assert figures[name].value == pytest.approx(keras_figures[name], rel=1e-5), name
 
@@ -491,25 +491,25 @@ def test_parts_of_the_samples_are_joined_by_log_sum_exp(level):
 
 def test_a_figure_is_a_mean_with_its_standard_error_and_count():
     # Variance of 1, 2, 3, 4 about 2.5: 5 / 3; of their mean: 5 / 12.
-    figure = Figure.mean_of(np.array([1.0, 2.0, 3.0, 4.0], np.float32))
-    assert figure == Figure(2.5, pytest.approx(math.sqrt(5.0 / 12.0)), 4)
-    assert Figure.mean_of(np.array([3.5])) == Figure(3.5, None, 1)
+    figure = Estimate.mean_of(np.array([1.0, 2.0, 3.0, 4.0], np.float32))
+    assert figure == Estimate(2.5, pytest.approx(math.sqrt(5.0 / 12.0)), 4)
+    assert Estimate.mean_of(np.array([3.5])) == Estimate(3.5, None, 1)
     values = np.random.default_rng(2).normal(size=1000)
-    assert Figure.mean_of(values).standard_error == pytest.approx(scipy.stats.sem(values))
+    assert Estimate.mean_of(values).standard_error == pytest.approx(scipy.stats.sem(values))
 
 
 def test_a_mean_does_not_lose_its_digits_in_float32():
     # In float32, 2^24 + 1 is 2^24.
     values = np.array([2.0**24] + [1.0] * 999, np.float32)
-    assert Figure.mean_of(values).value == (2.0**24 + 999.0) / 1000.0
+    assert Estimate.mean_of(values).value == (2.0**24 + 999.0) / 1000.0
 
 
 def test_one_example_has_no_standard_error(trained):
-    figures = evaluate(trained, IMAGES[:1], num_samples=3)
+    figures = estimate(trained, IMAGES[:1], num_samples=3)
     wanted = recomputed(trained, IMAGES[:1], 3)
     for name in BOUNDS:
-        assert figures[name] == Figure(pytest.approx(wanted[name][0], rel=ENOUGH), None, 1)
-    assert figures["active_units"] == Figure(0, None, 1)
+        assert figures[name] == Estimate(pytest.approx(wanted[name][0], rel=ENOUGH), None, 1)
+    assert figures["active_units"] == Estimate(0, None, 1)
 
 
 # Active units.
@@ -559,18 +559,18 @@ def test_active_units_of_the_data_come_from_posterior_means(trained):
     # One dimension of the encoder's means is made constant; its variances stay as they were.
     vae = dense_vae()
     vae.set_weights(trained.get_weights())
-    before = evaluate(vae, IMAGES, num_samples=1)["active_units"].value
+    before = estimate(vae, IMAGES, num_samples=1)["active_units"].value
     layer = vae.encoder.get_layer("z_mean")
     kernel, bias = layer.get_weights()
     kernel[:, 0] = 0.0
     layer.set_weights([kernel, bias])
-    after = evaluate(vae, IMAGES, num_samples=1)["active_units"].value
+    after = estimate(vae, IMAGES, num_samples=1)["active_units"].value
     assert (before, after) == (2, 1)
 
 
 @pytest.mark.filterwarnings("error")
 def test_codes_of_one_distance_from_their_mean_have_a_certain_variance():
-    assert active_units(np.array([[-2.0], [2.0]])) == Figure(1, 0.0, 2)
+    assert active_units(np.array([[-2.0], [2.0]])) == Estimate(1, 0.0, 2)
 
 
 # Models of other kinds.
@@ -591,9 +591,9 @@ def test_a_plain_autoencoder_has_the_reconstruction_alone(monkeypatch):
     values = (np.logaddexp(0.0, logits) - x * logits).sum(axis=1)
     for values_per_call, _ in CUTS.values():
         monkeypatch.setattr(estimates, "VALUES_PER_CALL", values_per_call)
-        figures = evaluate(vae, IMAGES, num_samples=3)
+        figures = estimate(vae, IMAGES, num_samples=3)
         assert figures.keys() == {"reconstruction"}
-        assert figures["reconstruction"] == Figure(
+        assert figures["reconstruction"] == Estimate(
             pytest.approx(values.mean(), rel=ENOUGH),
             pytest.approx(values.std(ddof=1) / math.sqrt(11), rel=1e-4),
             11,
@@ -622,7 +622,7 @@ def with_bottleneck(trained, *writes):
 
 
 def test_without_a_closed_form_the_divergence_is_that_of_the_samples(trained):
-    figures = evaluate(
+    figures = estimate(
         with_bottleneck(trained, "log_posterior", "log_prior"), IMAGES, num_samples=NUM_SAMPLES
     )
     wanted = recomputed(trained, IMAGES, NUM_SAMPLES)
@@ -638,7 +638,7 @@ def test_without_a_closed_form_the_divergence_is_that_of_the_samples(trained):
 
 
 def test_without_densities_there_is_no_importance_weighted_figure(trained):
-    figures = evaluate(with_bottleneck(trained, "kl"), IMAGES, num_samples=NUM_SAMPLES)
+    figures = estimate(with_bottleneck(trained, "kl"), IMAGES, num_samples=NUM_SAMPLES)
     assert figures.keys() == {"elbo", "reconstruction", "kl", "active_units"}
     wanted = recomputed(trained, IMAGES, NUM_SAMPLES)
     assert figures["elbo"].value == pytest.approx(wanted["elbo"].mean(), rel=ENOUGH)
@@ -655,17 +655,17 @@ def test_dropout_is_off(trained):
         dense_decoder(SHAPE, LATENT, hidden_units=()),
         [Bernoulli(), KLDivergence()],
     )
-    assert evaluate(vae, IMAGES, num_samples=2) == evaluate(vae, IMAGES, num_samples=2)
+    assert estimate(vae, IMAGES, num_samples=2) == estimate(vae, IMAGES, num_samples=2)
 
 
 # Forms of data.
 
 
 def test_a_dictionary_of_inputs_is_the_array(trained):
-    wanted = evaluate(trained, IMAGES, num_samples=3)
-    assert evaluate(trained, {"inputs": IMAGES}, num_samples=3) == wanted
+    wanted = estimate(trained, IMAGES, num_samples=3)
+    assert estimate(trained, {"inputs": IMAGES}, num_samples=3) == wanted
     unread = {"inputs": IMAGES, "labels": np.arange(len(IMAGES))}
-    assert evaluate(trained, unread, num_samples=3) == wanted
+    assert estimate(trained, unread, num_samples=3) == wanted
 
 
 def test_labels_and_targets_go_with_their_examples(monkeypatch):
@@ -693,16 +693,18 @@ def test_labels_and_targets_go_with_their_examples(monkeypatch):
     right = PIXELS * math.log1p(math.exp(-4.0))
     for cut in ("examples", "samples"):
         monkeypatch.setattr(estimates, "VALUES_PER_CALL", CUTS[cut][0])
-        figure = evaluate(vae, data, num_samples=NUM_SAMPLES)["reconstruction"]
-        assert figure == Figure(pytest.approx(right, rel=ENOUGH), pytest.approx(0.0, abs=1e-5), 11)
+        figure = estimate(vae, data, num_samples=NUM_SAMPLES)["reconstruction"]
+        assert figure == Estimate(
+            pytest.approx(right, rel=ENOUGH), pytest.approx(0.0, abs=1e-5), 11
+        )
     # The mutant: labels of other examples. Two pixels of each are wrong, by 8 nats each.
     data["labels"] = np.roll(bits, 1, axis=0)
-    figure = evaluate(vae, data, num_samples=1)["reconstruction"]
+    figure = estimate(vae, data, num_samples=1)["reconstruction"]
     assert figure.value == pytest.approx(right + 8.0, rel=ENOUGH)
 
 
 def test_vectors_are_data_too():
-    figures = evaluate(linear_gaussian(), X[:3], num_samples=1)
+    figures = estimate(linear_gaussian(), X[:3], num_samples=1)
     assert figures["elbo"].count == 3
 
 
@@ -719,19 +721,19 @@ def test_vectors_are_data_too():
 )
 def test_no_samples_or_no_examples_are_refused(trained, images, num_samples, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(trained, images, num_samples=num_samples)
+        estimate(trained, images, num_samples=num_samples)
 
 
 def test_calls_without_rows_are_refused(trained):
     with pytest.raises(ValueError, match="rows_per_call must be at least 1, got 0"):
-        evaluate(trained, IMAGES, rows_per_call=0)
+        estimate(trained, IMAGES, rows_per_call=0)
     with pytest.raises(TypeError):
-        evaluate(trained, IMAGES, rows_per_call=1.5)
+        estimate(trained, IMAGES, rows_per_call=1.5)
 
 
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_a_bar_is_shown_where_it_is_asked_for(trained, verbose, capsys):
-    evaluate(trained, IMAGES, num_samples=1, verbose=verbose)
+    estimate(trained, IMAGES, num_samples=1, verbose=verbose)
     assert ("11/11" in capsys.readouterr().out) == bool(verbose)
 
 

@@ -73,7 +73,7 @@ def test_resident_steps_are_those_of_the_stream(settings, binarize):
     data = grey_images(binarize=binarize)
     stream = data.train.batches(BATCH, SEED)
     plain, slow = trained(compiled(), stream, epochs=2, steps_per_epoch=STEPS)
-    fast, quick = trained(compiled(**settings), data.train.resident(BATCH, SEED), epochs=2)
+    fast, quick = trained(compiled(**settings), data.train.on_device(BATCH, SEED), epochs=2)
     assert fast.step == plain.step == 2 * STEPS
     assert fast.examples_seen == ROWS  # every image once, those of the short batch too
     # The running mean at the end of each call is the plain one after the same step.
@@ -96,15 +96,15 @@ def test_fast_and_plain_losses_agree_over_200_steps_of_mnist(convolutional):
     fast = compiled(shape=shape, convolutional=convolutional, jit_compile=not convolutional)
     stream = data.train.batches(32, SEED)
     _, slow = trained(plain, stream, epochs=1, steps_per_epoch=200)
-    _, quick = trained(fast, data.train.resident(32, SEED), epochs=1)
+    _, quick = trained(fast, data.train.on_device(32, SEED), epochs=1)
     np.testing.assert_allclose(quick.losses, slow.losses, rtol=1e-5)
     assert fast.examples_seen == plain.examples_seen == 6390
 
 
 def test_another_order_or_noise_would_be_noticed():
     data = grey_images(binarize="dynamic")
-    _, ours = trained(compiled(), data.train.resident(BATCH, SEED), epochs=1)
-    _, other = trained(compiled(), data.train.resident(BATCH, SEED + 1), epochs=1)
+    _, ours = trained(compiled(), data.train.on_device(BATCH, SEED), epochs=1)
+    _, other = trained(compiled(), data.train.on_device(BATCH, SEED + 1), epochs=1)
     assert not np.allclose(ours.losses, other.losses, rtol=1e-5)
 
 
@@ -113,21 +113,21 @@ def test_evaluation_of_resident_data_is_that_of_arrays(jit_compile):
     data = grey_images(binarize="dynamic")
     vae = compiled(jit_compile=jit_compile, steps_per_execution=5)
     history = vae.fit(
-        data.train.resident(BATCH, SEED),
+        data.train.on_device(BATCH, SEED),
         epochs=1,
         verbose=0,
-        validation_data=data.validation.resident(BATCH),
+        validation_data=data.validation.on_device(BATCH),
     ).history
     arrays = vae.evaluate(data.validation.prepare(), batch_size=BATCH, verbose=0, return_dict=True)
-    resident = vae.evaluate(data.validation.resident(BATCH), verbose=0, return_dict=True)
+    on_device = vae.evaluate(data.validation.on_device(BATCH), verbose=0, return_dict=True)
     for name, value in arrays.items():
-        np.testing.assert_allclose(resident[name], value, rtol=1e-5)
+        np.testing.assert_allclose(on_device[name], value, rtol=1e-5)
         np.testing.assert_allclose(history[f"val_{name}"][0], value, rtol=1e-5)
 
 
 def test_labels_and_a_later_first_epoch():
     data = grey_images()
-    batches = data.train.resident(BATCH, SEED, first_epoch=1, with_labels=True)
+    batches = data.train.on_device(BATCH, SEED, first_epoch=1, with_labels=True)
     stream = iter(data.train.batches(BATCH, SEED, first_epoch=1, with_labels=True))
     for call in batches.calls(4).take(7):  # one epoch
         for index in range(int(call["count"])):
@@ -150,11 +150,11 @@ def test_the_model_takes_other_data_before_and_after():
     vae = compiled(steps_per_execution=5)
     arrays = data.train.prepare()
     vae.fit(arrays, batch_size=BATCH, epochs=1, verbose=0)
-    vae.fit(data.train.resident(BATCH, SEED), epochs=1, verbose=0)
+    vae.fit(data.train.on_device(BATCH, SEED), epochs=1, verbose=0)
     vae.fit(arrays, batch_size=BATCH, epochs=1, verbose=0)
     vae.train_on_batch(arrays[:BATCH])
     assert vae.step == 3 * STEPS + 1
-    vae.evaluate(data.train.resident(BATCH), verbose=0)
+    vae.evaluate(data.train.on_device(BATCH), verbose=0)
     assert np.isfinite(vae.test_on_batch(arrays[:BATCH])).all()
 
 
@@ -175,7 +175,7 @@ def test_between_two_calls_python_does_next_to_nothing(monkeypatch):
     networks = vr.dense_encoder((6, 6, 1), 3), vr.GaussianBottleneck(3)
     vae = Counted(*networks, vr.dense_decoder((6, 6, 1), 3), [vr.Bernoulli(), vr.KLDivergence()])
     vae.compile("adam", jit_compile=True, steps_per_execution=13)
-    batches = data.train.resident(BATCH, SEED)
+    batches = data.train.on_device(BATCH, SEED)
     vae.fit(batches, epochs=1, verbose=0)
     assert counts["traces"] == 2  # the loop's body and the short batch
     numpy = type(tf.constant(0)).numpy
@@ -199,7 +199,7 @@ def test_between_two_calls_python_does_next_to_nothing(monkeypatch):
         vae.train_function = function
 
     monkeypatch.setattr(vae, "make_train_function", counting)
-    vae.fit(data.train.resident(BATCH, SEED), epochs=3, verbose=0)
+    vae.fit(data.train.on_device(BATCH, SEED), epochs=3, verbose=0)
     assert counts["traces"] == 2, "another fit on such data must find the compiled steps"
     assert counts["calls"] == 3 * 2, "26 steps are two calls of 13"
     assert counts["reads"] == 0, "no call waits for a value of the device"
@@ -233,14 +233,14 @@ class Unknown(vr.LossTerm):
 def test_xla_is_chosen_by_what_the_model_consists_of(keywords, jit, wanted):
     vae = compiled(**keywords)
     images = tf.constant(grey_images().test.prepare())
-    assert choose_jit(lambda batch: vae.objective(vae.forward(batch)).bound, images, jit) == wanted
+    assert choose_jit(lambda batch: vae.objective(vae.forward(batch)).loss, images, jit) == wanted
 
 
 def test_xla_asked_for_and_impossible_names_the_operation():
     vae = compiled([vr.Bernoulli(), vr.KLDivergence(), Unknown()])
     images = tf.constant(grey_images().test.prepare())
     with pytest.raises(ValueError, match="XLA cannot compile PyFunc"):
-        choose_jit(lambda batch: vae.objective(vae.forward(batch)).bound, images, "on")
+        choose_jit(lambda batch: vae.objective(vae.forward(batch)).loss, images, "on")
 
 
 @pytest.mark.parametrize(
@@ -272,8 +272,8 @@ def test_sixteen_bits_give_the_same_elbo_within_its_standard_error():
             vae = compiled(shape=data.shape, steps_per_execution=32, jit_compile=True)
         finally:
             keras.config.set_dtype_policy(before)
-        vae.fit(data.train.resident(32, SEED), epochs=4, verbose=0)
-        figures[precision] = vr.evaluate(vae, data.test.prepare(), num_samples=20)
+        vae.fit(data.train.on_device(32, SEED), epochs=4, verbose=0)
+        figures[precision] = vr.estimate(vae, data.test.prepare(), num_samples=20)
         weights[precision] = vae.get_weights()
     exact, short = figures["float32"]["elbo"], figures["mixed_bfloat16"]["elbo"]
     assert exact.value > -200  # it has learned: an untrained model has about -545

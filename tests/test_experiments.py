@@ -69,7 +69,7 @@ def header_flags(path):
 
 def parsed(path, flags, without_tensorflow):
     """The flags of an experiment, as its command line gives them."""
-    entry = "conduct" if path in STUDIES else "build"
+    entry = "run_study" if path in STUDIES else "build"
     code = f"""
 import json
 import sys
@@ -275,7 +275,7 @@ def test_the_latent_space_is_that_of_the_runs_below_the_study(finished):
     assert found[6.5e-4]["effective_beta"] == pytest.approx(2 * 6.5e-4 * 64 / 2)  # 64 pixels, 2 z
     assert "KL factor 0.00065: effective beta 0.0416" in process.stdout
     run = load_run(run_dir / "factor_0.00065_z2_seed0")
-    codes, labels = run.model.center(run.data.test.prepare()).numpy(), run.data.test.labels
+    codes, labels = run.model.encode(run.data.test.prepare()).numpy(), run.data.test.labels
     others = codes[labels != 6]
     expected = {
         "area_95": occupied_area(codes),

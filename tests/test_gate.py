@@ -143,7 +143,7 @@ def make(
 
 
 def fit(model, run_dir, **options):
-    batches = DATA.train.resident(BATCH, seed=0)
+    batches = DATA.train.on_device(BATCH, seed=0)
     gate = FiniteGate(batches, run_dir, **options)
     model.fit(batches, epochs=EPOCHS, callbacks=[gate], verbose=0)
     return gate
@@ -156,7 +156,7 @@ def state(model):
 def train_alone(model, steps):
     """Trains so many steps, one in a call, without a gate."""
     model.steps_per_execution = 1
-    model.fit(DATA.train.resident(BATCH, seed=0), epochs=1, steps_per_epoch=steps, verbose=0)
+    model.fit(DATA.train.on_device(BATCH, seed=0), epochs=1, steps_per_epoch=steps, verbose=0)
 
 
 INJECTIONS = {
@@ -209,7 +209,7 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp
 @pytest.mark.parametrize("mode", PLACES if FULL else ["graph"])
 def test_a_value_of_the_data_is_named(mode, at, tmp_path):
     model = make(**MODES[mode])
-    batches = DATA.train.resident(BATCH, seed=0)
+    batches = DATA.train.on_device(BATCH, seed=0)
     row = int(epoch_order(len(DATA.train), 0, 0)[at * BATCH])
     stored = batches.reader.tensors["stored"].numpy()
     stored[row, 3] = list(BAD.values())[at % 3]
@@ -254,7 +254,7 @@ def test_a_state_that_was_not_finite_before_is_said_to_be_so(tmp_path):
 def test_steps_are_those_without_a_gate(mode, tmp_path):
     gated, free = make([Sparse()], **MODES[mode]), make([Sparse()], **MODES[mode])
     fit(gated, tmp_path)
-    free.fit(DATA.train.resident(BATCH, seed=0), epochs=EPOCHS, verbose=0)
+    free.fit(DATA.train.on_device(BATCH, seed=0), epochs=EPOCHS, verbose=0)
     assert state(gated) == state(free)
     assert list(tmp_path.iterdir()) == []
 
@@ -262,7 +262,7 @@ def test_steps_are_those_without_a_gate(mode, tmp_path):
 @pytest.mark.parametrize("mode", ["graph", "XLA"] if FULL else ["XLA"])
 def test_no_false_alarm_in_ten_thousand_clean_steps(mode, tmp_path):
     images = np.random.default_rng(1).random((800, 4, 4)).astype("float32")
-    batches = Data.from_arrays(images, images[:5], images[:5]).train.resident(BATCH, seed=0)
+    batches = Data.from_arrays(images, images[:5], images[:5]).train.on_device(BATCH, seed=0)
     checks = []
 
     class Watched(FiniteGate):
@@ -291,7 +291,7 @@ def test_skipping_leaves_one_step_out_and_says_so(mode, tmp_path, capsys):
     wanted = make([Sparse()], **MODES[mode])
     train_alone(wanted, 4)
     wanted.optimizer.iterations.assign_add(1)
-    rest = DATA.train.resident(BATCH, seed=0, first_epoch=1)
+    rest = DATA.train.on_device(BATCH, seed=0, first_epoch=1)
     wanted.fit(rest, epochs=1, verbose=0)
     ours, theirs = model.get_weights(), wanted.get_weights()
     for mine, other in zip(ours, theirs, strict=True):
@@ -304,7 +304,7 @@ def test_skips_that_run_on_end_the_training(tmp_path):
             return sum_over_event(z) * np.nan
 
     model = make([AlwaysBad(name="always_bad")])
-    batches = DATA.train.resident(BATCH, seed=0)
+    batches = DATA.train.on_device(BATCH, seed=0)
     gate = FiniteGate(batches, tmp_path, skip=True)
     with pytest.raises(DivergedError, match=r"step 11, the 11th step in a row"):
         model.fit(batches, epochs=5, callbacks=[gate], verbose=0)
@@ -315,7 +315,7 @@ def test_large_values_are_no_alarm(tmp_path):
     model = make()
     # Their sum overflows, and each of them is finite.
     model.optimizer.variables[-1].assign(np.full(model.optimizer.variables[-1].shape, 3e38))
-    gate = FiniteGate(DATA.train.resident(BATCH, seed=0), tmp_path)
+    gate = FiniteGate(DATA.train.on_device(BATCH, seed=0), tmp_path)
     gate.set_model(model)
     model.make_train_function()
     gate.on_train_begin()
@@ -347,7 +347,7 @@ class NoGate(FiniteGate):
 
 def test_without_a_gate_the_weights_would_be_lost(tmp_path):
     model = make([Sparse(bad_at=4)])
-    batches = DATA.train.resident(BATCH, seed=0)
+    batches = DATA.train.on_device(BATCH, seed=0)
     model.fit(batches, epochs=EPOCHS, callbacks=[NoGate(batches, tmp_path)], verbose=0)
     assert gate.not_finite(gate.variables_of(model)) != []
 

@@ -18,11 +18,11 @@ from vae_research import (
     LinearWarmup,
     dense_decoder,
     dense_encoder,
-    judge,
+    diagnose,
     mutual_information,
 )
-from vae_research.evaluation.diagnosis import permutation_cost
-from vae_research.evaluation.estimates import Figure
+from vae_research.evaluation.diagnosis import permuted_code_gap
+from vae_research.evaluation.estimates import Estimate
 
 SHAPE = (6, 6, 1)
 
@@ -56,7 +56,7 @@ def make(*, latent=2, weight=1.0, seed=0, learning_rate=3e-3, bottleneck=Gaussia
 
 
 class EveryEpoch(keras.callbacks.Callback):
-    """Keeps the verdicts of all epochs."""
+    """Keeps the diagnoses of all epochs."""
 
     def __init__(self, latents):
         super().__init__()
@@ -64,11 +64,11 @@ class EveryEpoch(keras.callbacks.Callback):
         self.found = []
 
     def on_epoch_end(self, epoch, logs=None):
-        self.found.append([verdict.name for verdict in self.latents.verdicts])
+        self.found.append([diagnosis.name for diagnosis in self.latents.diagnoses])
 
 
-def verdicts(model, folder, *, epochs=1, **options):
-    """Returns the names of the verdicts after each epoch, and those after training."""
+def diagnoses(model, folder, *, epochs=1, **options):
+    """Returns the names of the diagnoses after each epoch, and those after training."""
     latents = Latents(folder, VALIDATION)
     every = EveryEpoch(latents)
     model.fit(
@@ -80,7 +80,7 @@ def verdicts(model, folder, *, epochs=1, **options):
         verbose=0,
         **options,
     )
-    return every.found, [verdict.name for verdict in latents.verdicts]
+    return every.found, [diagnosis.name for diagnosis in latents.diagnoses]
 
 
 # A model of each kind.
@@ -88,21 +88,21 @@ def verdicts(model, folder, *, epochs=1, **options):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_healthy_runs_are_healthy_after_every_epoch(seed, tmp_path):
-    found, last = verdicts(make(seed=seed), tmp_path, epochs=4)
+    found, last = diagnoses(make(seed=seed), tmp_path, epochs=4)
     assert found == [["healthy"]] * 4
     assert last == ["healthy"]
 
 
 def test_a_healthy_autoencoder_is_healthy_whatever_the_scale_of_its_codes(tmp_path):
     model = make(bottleneck=DeterministicBottleneck)
-    _, last = verdicts(model, tmp_path, epochs=2)
+    _, last = diagnoses(model, tmp_path, epochs=2)
     assert last == ["healthy"]
     encoder, decoder = model.encoder.layers[-1], model.decoder.layers[1]
     encoder.set_weights([weights * 1e-3 for weights in encoder.get_weights()])
     kernel, bias = decoder.get_weights()
     decoder.set_weights([kernel * 1e3, bias])
     model.optimizer.learning_rate = 0.0
-    assert verdicts(model, tmp_path)[1] == ["healthy"]
+    assert diagnoses(model, tmp_path)[1] == ["healthy"]
 
 
 def still(model):
@@ -126,19 +126,19 @@ def test_dead_dimensions(tmp_path):
     silence(model, [0, 2])
     latents = Latents(tmp_path, VALIDATION)
     model.fit(TRAIN[:50], verbose=0, callbacks=[latents])
-    (verdict,) = latents.verdicts
-    assert verdict.name == "dead dimensions"
-    assert verdict.reason == "2 of 3 are not in use: 0, 2."
+    (diagnosis,) = latents.diagnoses
+    assert diagnosis.name == "dead dimensions"
+    assert diagnosis.reason == "2 of 3 are not in use: 0, 2."
 
 
 def test_posterior_collapse_of_an_encoder_that_says_nothing(tmp_path):
     model = still(make())
     silence(model, [0, 1])
-    assert verdicts(model, tmp_path)[1] == ["posterior collapse"]
+    assert diagnoses(model, tmp_path)[1] == ["posterior collapse"]
 
 
 def test_posterior_collapse_of_a_model_that_was_trained_into_it(tmp_path):
-    assert verdicts(make(weight=50.0), tmp_path, epochs=4)[1] == ["posterior collapse"]
+    assert diagnoses(make(weight=50.0), tmp_path, epochs=4)[1] == ["posterior collapse"]
 
 
 def test_decoder_that_ignores_z(tmp_path):
@@ -146,7 +146,7 @@ def test_decoder_that_ignores_z(tmp_path):
     first = model.decoder.layers[1]
     kernel, bias = first.get_weights()
     first.set_weights([np.zeros_like(kernel), bias])
-    assert verdicts(model, tmp_path)[1] == ["decoder ignores z"]
+    assert diagnoses(model, tmp_path)[1] == ["decoder ignores z"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_decoder_that_ignores_z(tmp_path):
     ],
 )
 def test_warm_up_that_never_ends_is_told_from_the_first_epoch_on(weight, expected, tmp_path):
-    found, last = verdicts(make(weight=weight), tmp_path, epochs=3)  # 120 steps
+    found, last = diagnoses(make(weight=weight), tmp_path, epochs=3)  # 120 steps
     assert found == [[expected]] * 3
     assert last == [expected]
 
@@ -176,18 +176,18 @@ def test_warm_up_that_would_have_ended_had_training_not_been_stopped(tmp_path):
     latents = Latents(tmp_path, VALIDATION)
     model = make(weight=LinearWarmup(start=0.2, steps=120))
     model.fit(TRAIN, batch_size=50, epochs=3, verbose=0, callbacks=[latents, Stop()])
-    (verdict,) = latents.verdicts
-    assert verdict.name == "warm-up never ended"
+    (diagnosis,) = latents.diagnoses
+    assert diagnosis.name == "warm-up never ended"
     assert (
-        "ends at step 40 with weight 0.467 of 'kl', which reaches 1 at step 120" in verdict.reason
+        "ends at step 40 with weight 0.467 of 'kl', which reaches 1 at step 120" in diagnosis.reason
     )
 
 
-# The verdict itself.
+# The diagnosis itself.
 
 
 def cost(value, error=0.0):
-    return Figure(value, error, 100)
+    return Estimate(value, error, 100)
 
 
 @pytest.mark.parametrize(
@@ -201,25 +201,25 @@ def cost(value, error=0.0):
         ([1.0, 1.0], cost(0.11), ["healthy"]),
         ([1.0, 1.0], cost(0.05, 0.03), ["healthy"]),  # nobody knows
         ([1.0, 1.0], cost(0.03, 0.03), ["decoder ignores z"]),
-        ([1.0, 1.0], Figure(0.0, None, 1), ["decoder ignores z"]),
+        ([1.0, 1.0], Estimate(0.0, None, 1), ["decoder ignores z"]),
         ([1.0, 0.0], cost(0.0), ["dead dimensions", "decoder ignores z"]),
     ],
 )
 def test_thresholds(variances, found, expected):
-    assert [verdict.name for verdict in judge(np.array(variances), found)] == expected
+    assert [diagnosis.name for diagnosis in diagnose(np.array(variances), found)] == expected
 
 
 def test_codes_without_a_prior_are_compared_with_the_widest():
     variances = np.array([1e-4, 2e-6, 9e-7])
-    (verdict,) = judge(variances, cost(5.0), has_posterior=False)
-    assert str(verdict) == "dead dimensions: 1 of 3 are not in use: 2."
-    (verdict,) = judge(np.zeros(3), cost(5.0), has_posterior=False)
-    assert verdict.name == "posterior collapse"
-    assert "KL divergence" not in verdict.reason
+    (diagnosis,) = diagnose(variances, cost(5.0), has_posterior=False)
+    assert str(diagnosis) == "dead dimensions: 1 of 3 are not in use: 2."
+    (diagnosis,) = diagnose(np.zeros(3), cost(5.0), has_posterior=False)
+    assert diagnosis.name == "posterior collapse"
+    assert "KL divergence" not in diagnosis.reason
 
 
-def test_cost_of_wrong_codes_is_the_mean_difference():
-    figure = permutation_cost(np.array([-1.0, -2.0, -3.0]), np.array([-2.0, -4.0, -6.0]))
+def test_the_permuted_code_gap_is_the_mean_difference():
+    figure = permuted_code_gap(np.array([-1.0, -2.0, -3.0]), np.array([-2.0, -4.0, -6.0]))
     assert figure.value == 2.0
     assert figure.standard_error == pytest.approx(1.0 / math.sqrt(3.0))
 

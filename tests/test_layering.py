@@ -262,7 +262,7 @@ GOOD = {
     "": "import importlib",
     "settings": "import dataclasses",
     "probability": "import tensorflow as tf",
-    "schedules": "from vae_research.settings import Declaration",
+    "schedules": "from vae_research.settings import Settings",
     "tensors": "import keras\nimport numpy as np",
     "losses": "from .term import LossTerm",
     "losses.term": "from vae_research.schedules import Schedule, value_at",

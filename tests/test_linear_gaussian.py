@@ -74,7 +74,7 @@ CLOSED = [Gaussian(standard_deviation=S), KLDivergence()]
 def bound_of_each_copy(vae, copies, seed=0):
     """Returns float64 `[examples, copies]`: minus the reported loss, with noise of its own each."""
     tensors = vae.forward(np.repeat(X, copies, axis=0), seed=tf.constant([seed, 1], tf.int64))
-    return -vae.objective(tensors).bound.numpy().astype(np.float64).reshape(len(X), copies)
+    return -vae.objective(tensors).loss.numpy().astype(np.float64).reshape(len(X), copies)
 
 
 def mean_and_standard_error(values):

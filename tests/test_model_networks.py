@@ -133,7 +133,7 @@ def test_the_networks_of_the_keras_example_as_they_stand(run_eagerly):
     assert all(moved(before, copies(encoder) + copies(decoder)))
     # What people ask of the model afterwards is what the networks themselves say.
     codes = encoder(digits)[0]
-    np.testing.assert_array_equal(vae.encode(digits)["z_mean"], codes)
+    np.testing.assert_array_equal(vae.posterior(digits)["z_mean"], codes)
     np.testing.assert_allclose(vae.decode(codes), decoder(codes), **ENOUGH)
     np.testing.assert_allclose(vae.predict(digits, verbose=0), decoder(codes), **ENOUGH)
     assert vae.sample(3).shape == (3, 28, 28, 1)
@@ -254,7 +254,7 @@ def test_every_kind_of_network_is_an_encoder_and_a_decoder(kind, run_eagerly):
     outputs = raw(encoder, IMAGES)
     if not isinstance(outputs, (list, tuple)):  # one tensor: the mean has its first half
         outputs = outputs[:, :LATENT], outputs[:, LATENT:]
-    encoded = vae.encode(IMAGES)
+    encoded = vae.posterior(IMAGES)
     np.testing.assert_allclose(encoded["z_mean"], outputs[0], **ENOUGH)
     np.testing.assert_allclose(encoded["z_log_var"], outputs[1], **ENOUGH)
     decoded = raw(decoder, encoded["z_mean"])
@@ -432,7 +432,7 @@ def test_batch_normalisation_moves_in_training_and_only_there(run_eagerly):
     before = statistics(network)
     evaluate(vae)
     vae.predict(IMAGES, verbose=0)
-    vae.encode(IMAGES)
+    vae.posterior(IMAGES)
     vae.reconstruct(IMAGES)
     vae.sample(2)
     vae.forward(IMAGES)
@@ -449,8 +449,8 @@ def test_batch_normalisation_moves_in_training_and_only_there(run_eagerly):
 def test_evaluation_normalises_by_the_statistics_of_training():
     vae = build(on_top_of(pretrained()))
     train(vae)
-    together = vae.encode(IMAGES)["z_mean"]
-    alone = vae.encode(IMAGES[:1])["z_mean"]
+    together = vae.posterior(IMAGES)["z_mean"]
+    alone = vae.posterior(IMAGES[:1])["z_mean"]
     np.testing.assert_allclose(together[:1], alone, **ENOUGH)
     # In training one example alone is its own mean: every example gives the same.
     vae.forward(IMAGES[:1], training=True)
@@ -506,7 +506,7 @@ def test_dropout_is_active_in_training_alone(kind):
     vae = build(DROPPING[kind](), learning_rate=0.0)
     evaluations = {evaluate(vae)["kl"] for _ in range(3)}
     assert len(evaluations) == 1
-    np.testing.assert_array_equal(vae.encode(IMAGES)["z_mean"], vae.encode(IMAGES)["z_mean"])
+    np.testing.assert_array_equal(vae.posterior(IMAGES)["z_mean"], vae.posterior(IMAGES)["z_mean"])
     np.testing.assert_array_equal(vae.reconstruct(IMAGES), vae.reconstruct(IMAGES))
     # The KL divergence is in closed form and the weights stand still: only dropout can move it.
     steps = {vae.train_on_batch(IMAGES, return_dict=True)["kl"] for _ in range(3)}

@@ -296,7 +296,7 @@ def test_what_was_asked_of_a_model_does_not_spoil_its_file(tmp_path):
     """The encoder needs no labels; that it was asked without them is no property of the model."""
     data = {"inputs": IMAGES, "labels": LABELS}
     vae = trained(networks=lambda: (functional()[0], conditional_decoder()), data=data)
-    vae.encode(IMAGES)
+    vae.posterior(IMAGES)
     assert figures(through_a_file(vae, tmp_path), data) == figures(vae, data)
 
 
@@ -586,7 +586,7 @@ def test_networks_saved_alone_load_without_this_package(tmp_path):
     wanted = {}
     for kind in (functional, convolutional):
         vae = trained(networks=kind)
-        codes = vae.encode(IMAGES)
+        codes = vae.posterior(IMAGES)
         wanted[f"{kind.__name__}_encoder"] = codes["z_log_var"].numpy()
         wanted[f"{kind.__name__}_decoder"] = vae.decoder(codes["z_mean"])["logits"].numpy()
         np.save(tmp_path / f"{kind.__name__}_codes.npy", codes["z_mean"])

@@ -293,7 +293,7 @@ def test_evaluation_gives_the_textbook_numbers():
     vae = standing()
     tensors = vae.forward(IMAGES)  # without a key: that of the first evaluated batch
     nats = negative_log_likelihood(IMAGES, tensors["logits"])
-    kl = divergence(vae.encode(IMAGES)).sum(axis=1)
+    kl = divergence(vae.posterior(IMAGES)).sum(axis=1)
     figures = vae.evaluate(IMAGES, batch_size=len(IMAGES), verbose=0, return_dict=True)
     assert figures == pytest.approx(
         {
@@ -310,7 +310,7 @@ def test_evaluation_gives_the_textbook_numbers():
 def test_epoch_figures_are_means_over_examples_also_with_a_short_last_batch(run_eagerly):
     data = IMAGES[:10]  # batches of 4, 4 and 2
     vae = standing([Bernoulli(), KLDivergence()], encoder=strong_encoder, run_eagerly=run_eagerly)
-    kl = divergence(vae.encode(data)).sum(axis=1)  # in closed form: free of noise
+    kl = divergence(vae.posterior(data)).sum(axis=1)  # in closed form: free of noise
     history = train(vae, data, batch_size=4, validation_data=data)
     of_batches = np.mean([kl[:4].mean(), kl[4:8].mean(), kl[8:].mean()])
     assert abs(of_batches - kl.mean()) > 0.01  # the mutant that averages batches would be seen
@@ -339,7 +339,7 @@ def test_a_reconstruction_without_noise_is_averaged_over_examples():
 def test_a_batch_statistic_counts_for_all_examples_of_its_batch():
     data = IMAGES[:10]
     vae = standing([Bernoulli(), FreeBits(nats_per_dimension=0.2)], encoder=strong_encoder)
-    kl = divergence(vae.encode(data))
+    kl = divergence(vae.posterior(data))
     bounded = [np.maximum(part.mean(axis=0), 0.2).sum() for part in (kl[:4], kl[4:8], kl[8:])]
     wanted = np.average(bounded, weights=[4, 4, 2])
     assert abs(wanted - np.mean(bounded)) > 0.01
@@ -577,7 +577,7 @@ def test_lengths_in_epochs_follow_the_data_of_the_next_fit():
 def test_lengths_in_epochs_inside_a_term_are_resolved_too():
     term = CapacityKL(capacity=LinearWarmup(peak=6.0, epochs=2))
     vae = standing([Bernoulli(), term])
-    kl = divergence(vae.encode(IMAGES)).sum(axis=1).mean()
+    kl = divergence(vae.posterior(IMAGES)).sum(axis=1).mean()
     history = train(vae, batch_size=len(IMAGES), epochs=3)
     wanted = [abs(kl - capacity) for capacity in (0.0, 3.0, 6.0)]
     assert history["capacity_kl"] == pytest.approx(wanted, rel=1e-4)
@@ -937,7 +937,7 @@ def test_a_term_of_ones_own_is_in_the_history_by_its_name_and_is_trained():
     def final(weight):
         terms = [Bernoulli(), KLDivergence(), MeanSquare(scale=2.0, weight=weight)]
         vae = compiled(terms, optimizer=keras.optimizers.Adam(0.02))
-        start = 2.0 * np.square(vae.encode(IMAGES)["z_mean"]).sum(axis=1).mean()
+        start = 2.0 * np.square(vae.posterior(IMAGES)["z_mean"]).sum(axis=1).mean()
         assert start == pytest.approx(vae.train_on_batch(IMAGES, return_dict=True)["mean_square"])
         for _ in range(10):
             figures = vae.train_on_batch(IMAGES, return_dict=True)
@@ -951,7 +951,7 @@ def test_free_bits_train_and_stop_pushing():
     # training is that of the likelihood alone.
     bounded = compiled([Bernoulli(), FreeBits(nats_per_dimension=5.0)])
     free = compiled([Bernoulli()])
-    assert divergence(bounded.encode(IMAGES)).max() < 5.0
+    assert divergence(bounded.posterior(IMAGES)).max() < 5.0
     history = train(bounded, epochs=3)
     train(free, epochs=3)
     assert history["free_bits"] == pytest.approx([10.0] * 3)
@@ -1048,7 +1048,7 @@ def test_a_plain_autoencoder_has_neither_elbo_nor_kl_nor_samples():
     assert history["loss"][1] < history["loss"][0]
     with pytest.raises(ValueError, match="no prior to sample from"):
         vae.sample(3)
-    codes = vae.encode(IMAGES)["z_mean"]
+    codes = vae.posterior(IMAGES)["z_mean"]
     np.testing.assert_array_equal(vae.decode(codes), vae.reconstruct(IMAGES))
 
 
@@ -1161,7 +1161,7 @@ def test_sixteen_bits_in_the_networks_and_none_in_the_loss(bfloat16_policy, run_
     for model in (vae, outer):
         tensors = model.forward(IMAGES)
         report = model.objective(tensors)
-        for value in (report.bound, report.elbo, *report.values.values(), tensors["z"]):
+        for value in (report.loss, report.elbo, *report.values.values(), tensors["z"]):
             assert value.dtype == tf.float32
     assert vae.encoder.layers[-1].compute_dtype == "float32"
     assert any(layer.compute_dtype == "bfloat16" for layer in vae.encoder.layers)

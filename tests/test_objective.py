@@ -94,15 +94,15 @@ def test_report_keeps_values_weights_and_contributions_apart():
 def test_contributions_add_up_to_the_bound(terms):
     tensors = draw(step=4.0)
     report = Objective(terms)(tensors, regularization=[tf.constant(0.25), tf.constant(0.5)])
-    assert report.bound.shape == [4]
+    assert report.loss.shape == [4]
     total = sum(report.contributions.values())
-    np.testing.assert_allclose(report.bound, total, rtol=FLOAT32)
-    assert report.surrogate is report.bound
+    np.testing.assert_allclose(report.loss, total, rtol=FLOAT32)
+    assert report.surrogate is report.loss
 
 
 def test_one_example_has_one_value_in_float32():
     report = Objective([Given(), KLDivergence(), Length()])(draw(rows=5))
-    for tensor in (report.bound, report.surrogate, report.elbo, *report.values.values()):
+    for tensor in (report.loss, report.surrogate, report.elbo, *report.values.values()):
         assert (tensor.dtype, tensor.shape) == (tf.float32, [5])
     for weight in report.weights.values():
         assert (weight.dtype, weight.shape) == (tf.float32, [])
@@ -185,7 +185,7 @@ def test_monitor_leaves_bound_and_gradients_as_they_are():
     watched = Objective(
         [CapacityKL(weight=None), Given(), Length(weight=None), KLDivergence(weight=0.3)]
     )
-    np.testing.assert_array_equal(plain(Tensors(tensors)).bound, watched(Tensors(tensors)).bound)
+    np.testing.assert_array_equal(plain(Tensors(tensors)).loss, watched(Tensors(tensors)).loss)
     theirs = surrogate_gradients(watched, tensors)
     for name, gradient in surrogate_gradients(plain, tensors).items():
         np.testing.assert_array_equal(gradient, theirs[name])
@@ -272,7 +272,7 @@ def test_regularization_is_a_term_of_weight_1_outside_the_elbo():
     report = Objective([Given(), KLDivergence()])(Tensors(tensors), regularization=losses)
     assert float(report.values["regularization"]) == 0.75
     assert float(report.weights["regularization"]) == 1.0
-    np.testing.assert_allclose(report.bound, plain.bound + 0.75, rtol=FLOAT32)
+    np.testing.assert_allclose(report.loss, plain.loss + 0.75, rtol=FLOAT32)
     np.testing.assert_array_equal(report.elbo, plain.elbo)
     assert "regularization" not in plain.values.keys() | plain.weights.keys()
 
@@ -303,7 +303,7 @@ def test_samples_of_one_example_are_adjacent_and_joined_by_their_mean():
     free_bits = np.maximum(tensors["kl"].numpy().mean(axis=0), 0.1).sum()
     assert report.values["free_bits"].shape == []
     assert float(report.values["free_bits"]) == pytest.approx(free_bits, rel=FLOAT32)
-    assert report.bound.shape == [2]
+    assert report.loss.shape == [2]
 
 
 def importance_weighted(num_samples, **weights):
@@ -326,18 +326,18 @@ def test_importance_weighted_bound_is_the_exact_log_mean_of_the_weights(num_samp
     log_weight = log_weights(tensors, num_samples)
     expected = scipy.special.logsumexp(log_weight, axis=1) - np.log(num_samples)
     report = importance_weighted(num_samples)(tensors)
-    np.testing.assert_allclose(report.bound, -expected, rtol=FLOAT32)
+    np.testing.assert_allclose(report.loss, -expected, rtol=FLOAT32)
     # The ELBO stays the mean: its difference from the bound is the gain of importance weighting.
     np.testing.assert_allclose(report.elbo, log_weight.mean(axis=1), rtol=FLOAT32)
-    assert np.all(-report.bound.numpy() >= report.elbo.numpy() - 1e-4)
+    assert np.all(-report.loss.numpy() >= report.elbo.numpy() - 1e-4)
 
 
 def test_importance_weighted_bound_of_one_sample_is_the_sampled_elbo():
     tensors = draw(without=["kl"])
     weighted = importance_weighted(1)(Tensors(tensors))
     plain = Objective([Given(), MonteCarloKL()])(Tensors(tensors))
-    np.testing.assert_allclose(weighted.bound, plain.bound, rtol=FLOAT32)
-    np.testing.assert_allclose(weighted.bound, -weighted.elbo, rtol=FLOAT32)
+    np.testing.assert_allclose(weighted.loss, plain.loss, rtol=FLOAT32)
+    np.testing.assert_allclose(weighted.loss, -weighted.elbo, rtol=FLOAT32)
 
 
 def test_importance_weighted_bound_grows_with_the_samples_towards_the_log_of_their_mean():
@@ -354,7 +354,7 @@ def test_importance_weighted_bound_grows_with_the_samples_towards_the_log_of_the
                 log_prior=zeros,
             )
         )
-        values = -report.bound.numpy()
+        values = -report.loss.numpy()
         bounds[num_samples] = values.mean(), values.std() / np.sqrt(len(values))
     for fewer, more in ((1, 5), (5, 50)):
         difference = bounds[more][0] - bounds[fewer][0]
@@ -372,7 +372,7 @@ def test_permuting_samples_changes_nothing_within_an_example_and_something_acros
     def bound(order):
         return objective(
             Tensors({n: v if n == "step" else tf.gather(v, order) for n, v in tensors.items()})
-        ).bound.numpy()
+        ).loss.numpy()
 
     unchanged = bound([0, 1, 2, 3, 4, 5])
     np.testing.assert_allclose(bound([2, 0, 1, 4, 3, 5]), unchanged, rtol=FLOAT32)
@@ -405,7 +405,7 @@ def test_weights_of_terms_stand_inside_the_importance_weight():
     inside = (0.5 * log_p - 0.2 * divergence).reshape(2, 3)
     expected = -(scipy.special.logsumexp(inside, axis=1) - np.log(3))
     report = importance_weighted(3, likelihood=0.5, kl=0.2)(tensors)
-    np.testing.assert_allclose(report.bound, expected, rtol=FLOAT32)
+    np.testing.assert_allclose(report.loss, expected, rtol=FLOAT32)
 
 
 def test_penalty_that_is_no_density_stays_outside_the_importance_weight():
@@ -416,7 +416,7 @@ def test_penalty_that_is_no_density_stays_outside_the_importance_weight():
         Tensors(tensors), regularization=[tf.constant(0.5)]
     )
     length = (tensors["z_mean"].numpy() ** 2).sum(axis=1).reshape(2, 3).mean(axis=1)
-    np.testing.assert_allclose(report.bound, plain.bound + 2.0 * length + 0.5, rtol=FLOAT32)
+    np.testing.assert_allclose(report.loss, plain.loss + 2.0 * length + 0.5, rtol=FLOAT32)
 
 
 REFUSED = [
@@ -459,7 +459,7 @@ def test_everything_may_be_watched_beside_an_importance_weighted_bound():
         [Given(), MonteCarloKL(), *watched], num_samples=3, importance_weighted=True
     )
     report = objective(Tensors(tensors))
-    np.testing.assert_array_equal(report.bound, importance_weighted(3)(Tensors(tensors)).bound)
+    np.testing.assert_array_equal(report.loss, importance_weighted(3)(Tensors(tensors)).loss)
     assert report.weights.keys() == {"reconstruction", "kl"}
     assert report.values.keys() >= {"closed", "free_bits", "capacity_kl", "length"}
 
@@ -485,7 +485,7 @@ def test_densities_of_a_second_level_are_inside_the_importance_weight():
     divergence = (top["log_posterior"] - top["log_prior"]).numpy().reshape(2, 3)
     inside = log_weights(tensors, 3) - divergence
     expected = -(scipy.special.logsumexp(inside, axis=1) - np.log(3))
-    np.testing.assert_allclose(objective(Tensors(tensors)).bound, expected, rtol=1e-5)
+    np.testing.assert_allclose(objective(Tensors(tensors)).loss, expected, rtol=1e-5)
 
 
 # What an objective is made of.

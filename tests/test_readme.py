@@ -32,7 +32,7 @@ def test_python_examples_run_in_their_order(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert "Figure(value=-1" in done.stdout  # the ELBO of the first example
+    assert "Estimate(value=-1" in done.stdout  # the ELBO of the first example
     assert "'kl', 'log_posterior', 'log_prior', 'logits'" in done.stdout
 
 

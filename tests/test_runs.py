@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_research import checkpoints, evaluate, load_run, runs
+from vae_research import checkpoints, estimate, load_run, runs
 from vae_research.data import DataError
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session import directory
@@ -416,15 +416,15 @@ def test_event_files_have_the_same_tags_in_both_splits(finished):
         for name in ("reconstruction", "kl")
     }
     pictures = {"reconstructions", "errors", "samples", "traversals", "plane"}
-    latent = {"active_units", "kl_total", "cost_of_wrong_codes", "mutual_information"}
-    latent |= {"kl_per_dimension", "kl_over_time", "posterior_mean", "posterior_std", "verdict"}
+    latent = {"active_units", "kl_total", "permuted_code_gap", "mutual_information"}
+    latent |= {"kl_per_dimension", "kl_over_time", "posterior_mean", "posterior_std", "diagnosis"}
     gradients = {"total", "encoder/reconstruction", "encoder/kl", "decoder/reconstruction"}
     gradients = {f"gradients/{name}" for name in gradients | {"cosine/kl"}}
     assert tags["train"] == shared | gradients | {"learning_rate", "images_per_second"}
     assert tags["validation"] == shared | pictures | {f"latent/{name}" for name in latent}
     # The x axis is the optimizer step. Of 500 steps without an interval there is the last alone.
-    verdict = steps.pop(("validation", "latent/verdict"))
-    assert set(verdict) <= {2, 4}
+    diagnosis = steps.pop(("validation", "latent/diagnosis"))
+    assert set(diagnosis) <= {2, 4}
     for (split, name), found in steps.items():
         assert found == ([4] if name in gradients else [2, 4]), (split, name)
 
@@ -459,7 +459,7 @@ def test_a_loaded_run_gives_the_figures_of_its_summary(finished, loaded):
     assert loaded.summary == read_json(run_dir / "summary.json")
     assert loaded.model.step == 4
     assert (len(loaded.data.train), loaded.data.name) == (32, "images.npz")
-    figures = evaluate(
+    figures = estimate(
         loaded.model, loaded.data.test.prepare(), num_samples=loaded.config.importance_samples
     )
     for name, expected in loaded.summary["test"].items():

@@ -60,11 +60,11 @@ def check(config, data):
         raise vr.DataError("too few test images.")
 
 
-def conduct(config, data, run_dir):
+def run_study(config, data, run_dir):
     codes = []
     for name, weight in zip("ab", config.kl_weights, strict=True):
         run = runs.train(build, config.replace(kl_weight=weight), data, run_dir / name)
-        codes.append(run.model.center(data.test.prepare()).numpy())
+        codes.append(run.model.encode(data.test.prepare()).numpy())
         if "TERMINATE" in os.environ:
             os.kill(os.getpid(), signal.SIGTERM)  # Ctrl-C is ignored where pytest ignores it
     labels = np.arange(len(codes[0])) % 2
@@ -73,7 +73,7 @@ def conduct(config, data, run_dir):
 
 
 if __name__ == "__main__":
-    runs.study(conduct, check=check, needs=os.environ.get("NEEDS", "matplotlib sklearn").split())
+    runs.study(run_study, check=check, needs=os.environ.get("NEEDS", "matplotlib sklearn").split())
 '''
 
 

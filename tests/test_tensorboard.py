@@ -163,7 +163,7 @@ def test_every_kind_of_data_has_its_tags(server):
     histograms = {"latent/kl_per_dimension", "latent/posterior_mean", "latent/posterior_std"}
     assert tags("histograms", "first/validation") == histograms
     assert tags("distributions", "first/validation") == histograms
-    assert tags("text", "first/validation") == {"latent/verdict"}
+    assert tags("text", "first/validation") == {"latent/diagnosis"}
     assert tags("text", "first/run") == {"model/summary", "model/terms", "run/settings"}
     assert get(server, "data/plugin/graphs/info")["first/run"]["run_graph"] is True
     assert "first/validation" in get(server, "data/plugin/projector/runs")
@@ -195,7 +195,7 @@ def test_the_table_of_runs_has_settings_and_test_figures(server, folder):
 
 
 def test_the_verdict_is_that_of_the_last_epoch(server, folder):
-    run, tag = "first/validation", "latent/verdict"
+    run, tag = "first/validation", "latent/diagnosis"
     assert "<strong>healthy" in get(server, "data/plugin/text/text", run=run, tag=tag)[-1]["text"]
 
 
@@ -346,7 +346,7 @@ def test_histograms(dashboard, opened):
 def test_text(opened, folder):
     page = opened("text")
     for tag, words in (
-        ("latent/verdict", ["dimensions"]),
+        ("latent/diagnosis", ["dimensions"]),
         ("model/summary", ["encoder", "z_log_var", "GaussianBottleneck", "decoder", "logits"]),
         ("model/terms", ["KLDivergence()", "Bernoulli()"]),
         ("run/settings", ["latent_dim", "learning_rate", "digits.npz"]),

@@ -122,7 +122,7 @@ def test_gradients_of_many_readers_add_up():
         tape.watch(z)
         tensors = Tensors(z=z)
         # d/dz of z + 2 z + 3 z + 4 z is 10.
-        total = sum(k * tensors.read(f"reader {k}", "z") for k in (1.0, 2.0, 3.0, 4.0))
+        total = sum(k * tensors.tap(f"reader {k}", "z") for k in (1.0, 2.0, 3.0, 4.0))
     np.testing.assert_array_equal(tape.gradient(total, z), [10.0])
 
 
@@ -131,7 +131,7 @@ def test_every_tensor_has_at_most_two_consumers_in_a_graph():
     @tf.function
     def readers(z):
         tensors = Tensors(z=z)
-        return [tensors.read(f"reader {k}", "z") * 2.0 for k in range(5)]
+        return [tensors.tap(f"reader {k}", "z") * 2.0 for k in range(5)]
 
     graph = readers.get_concrete_function(tf.TensorSpec([3])).graph
     consumers = [len(output.consumers()) for op in graph.get_operations() for output in op.outputs]
@@ -375,7 +375,7 @@ def test_named_network_is_saved_and_loaded_with_its_weights(tmp_path):
 
 def keys(*readers, seed=(7, 5)):
     tensors = Tensors(seed=tf.constant(seed, tf.int64))
-    return [tuple(tensors.read(reader, "seed").numpy().tolist()) for reader in readers]
+    return [tuple(tensors.tap(reader, "seed").numpy().tolist()) for reader in readers]
 
 
 def test_each_reader_has_a_key_of_its_own_and_the_same_reader_the_same():

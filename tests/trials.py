@@ -113,7 +113,7 @@ class Watch:
         from vae_research.runs.session import gate, training
 
         files.before = self.before
-        write, run, evaluate = checkpoints.write, gate.FiniteGate._run, training.evaluate
+        write, run, estimate = checkpoints.write, gate.FiniteGate._run, training.estimate
         log, error_in = metrics_file.MetricsFile.on_record, self.how.get("error_in")
 
         def watched_write(*arguments):
@@ -134,9 +134,9 @@ class Watch:
             finally:
                 self.phase = "between two calls"
 
-        def watched_evaluate(*arguments, **options):
+        def watched_estimate(*arguments, **options):
             self.phase = "after training"
-            return evaluate(*arguments, **options) if self.how.get("whole") else {}
+            return estimate(*arguments, **options) if self.how.get("whole") else {}
 
         def watched_log(callback, record):
             if error_in == "callback" and record.epoch == 3:
@@ -151,7 +151,7 @@ class Watch:
         metrics_file.MetricsFile.on_record = watched_log
         checkpoints.write = watched_write
         gate.FiniteGate._run = watched_run
-        training.evaluate = watched_evaluate
+        training.estimate = watched_estimate
         if not self.how.get("whole"):
             training._write_results = lambda *arguments: None
 

@@ -1,7 +1,7 @@
 """How steps are compiled, and how many of them run in one call.
 
 Keras' `fit` calls a function from Python for every step, or for `steps_per_execution` of them, with
-values that tf.data brought to the device. For data that stay on the device, `ResidentSteps` is that
+values that tf.data brought to the device. For data that stay on the device, `StepLoop` is that
 function: one call is a compiled loop over several steps, each of which gathers its own batch.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from vae_research.data.pipeline import ResidentBatches
+from vae_research.data.pipeline import DeviceDataset
 
 # XLA on a CPU has no fast kernels for these: a convolutional step took 1.3 to 60 times as long.
 _SLOW_UNDER_XLA_ON_CPU = ("Conv2D", "Conv3D", "DepthwiseConv2d")
@@ -34,7 +34,7 @@ class Execution:
     reason: str
 
 
-class ResidentSteps:
+class StepLoop:
     """Runs the steps of one call; Keras calls it as `train_function` or `test_function`.
 
     It takes an iterator over `batches.calls(...)` and the batches that it belongs to: these or
@@ -56,7 +56,7 @@ class ResidentSteps:
         self,
         step: Callable[[Any], Any],
         results: Callable[[], dict[str, tf.Tensor]],
-        batches: ResidentBatches,
+        batches: DeviceDataset,
         *,
         jit_compile: bool,
         run_eagerly: bool,
@@ -68,7 +68,7 @@ class ResidentSteps:
             self._many = tf.function(self._many, jit_compile=jit_compile, autograph=False)
             self._rest = tf.function(self._rest, autograph=False)
 
-    def __call__(self, iterator: Iterator[Any], batches: ResidentBatches) -> dict[str, tf.Tensor]:
+    def __call__(self, iterator: Iterator[Any], batches: DeviceDataset) -> dict[str, tf.Tensor]:
         call = next(iterator)
         answer = None
         # Both are known on the host, where the iterator is: nothing waits for the device.

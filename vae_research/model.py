@@ -11,8 +11,8 @@ import keras
 import tensorflow as tf
 
 from vae_research import checkpoints
-from vae_research.data.pipeline import ResidentBatches
-from vae_research.execution import ResidentSteps
+from vae_research.data.pipeline import DeviceDataset
+from vae_research.execution import StepLoop
 from vae_research.keras_inputs import (
     refuse_class_weight,
     targets_for_weights,
@@ -82,9 +82,9 @@ class VAE(keras.Model):
         )
         self.objective = self._declared_objective
         self.steps_per_epoch: int | None = None
-        self._resident: dict[str, ResidentBatches | None] = {"train": None, "test": None}
-        self._resident_functions: dict[Any, ResidentSteps] = {}
-        self.evaluation_passes: Any = None  # what `evaluation.evaluate` has compiled
+        self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
+        self._step_loops: dict[Any, StepLoop] = {}
+        self.evaluation_passes: Any = None  # what `estimate` has compiled
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         labels = [term.label for term in self.objective.terms]
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
@@ -180,7 +180,7 @@ class VAE(keras.Model):
 
     # What a user asks of a model.
 
-    def encode(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def posterior(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns what the encoder writes, usually `z_mean` and `z_log_var` `[batch, latent]`."""
         tensors = self._start(data)
         given = set(tensors)
@@ -203,7 +203,7 @@ class VAE(keras.Model):
 
     def _decoded(self, tensors: Tensors) -> tf.Tensor:
         self._run_decoder(tensors, training=False, whole=False)
-        return tensors.read("user", "reconstruction")
+        return tensors.tap("user", "reconstruction")
 
     def reconstruct(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the mean of p(x|z) for the code without noise, in data space, as the data."""
@@ -222,7 +222,7 @@ class VAE(keras.Model):
         self._run_decoder(tensors, training=False, whole=False)
         return -self.objective.likelihood(tensors)
 
-    def center(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def encode(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the codes without noise, `[batch, latent]`: posterior means."""
         return self._center(self._encoded(self._start(data)))
 
@@ -291,7 +291,7 @@ class VAE(keras.Model):
                     "Add a LossTerm to VAE(terms=[...]); with weight=None it is only watched."
                 )
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        self._resident_functions, self.evaluation_passes = {}, None
+        self._step_loops, self.evaluation_passes = {}, None
         half = "float16" in (self.encoder.compute_dtype, self.decoder.compute_dtype)
         if half and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
@@ -317,7 +317,7 @@ class VAE(keras.Model):
     ) -> keras.callbacks.History:
         """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is.
 
-        `x` and `validation_data` may also be `ResidentBatches`, which need no `steps_per_epoch`:
+        `x` and `validation_data` may also be `DeviceDataset`, which need no `steps_per_epoch`:
         `steps_per_execution` steps then run as one compiled loop.
 
         Raises:
@@ -328,12 +328,12 @@ class VAE(keras.Model):
         if self.built and optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)  # outside of the step, which may fail
         callbacks = with_schedule_lengths(self, callbacks, kwargs.get("initial_epoch", 0))
-        x = self._use("train", x, kwargs, "steps_per_epoch")
+        x = self._select_input("train", x, kwargs, "steps_per_epoch")
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle these
         x, y = targets_for_weights(x, y, kwargs.get("sample_weight"))
         validation = kwargs.get("validation_data")
-        validation = self._use("test", validation, kwargs, "validation_steps")
+        validation = self._select_input("test", validation, kwargs, "validation_steps")
         kwargs["validation_data"] = validation
         if isinstance(validation, tuple) and len(validation) == 3:
             inputs, targets = targets_for_weights(*validation)
@@ -345,7 +345,7 @@ class VAE(keras.Model):
             # A step that failed while it was traced cannot be called again; the next fit makes it
             # anew, and says what is wrong then.
             self.train_function = self.test_function = None
-            self._resident_functions = {}
+            self._step_loops = {}
             raise
 
     def evaluate(
@@ -357,9 +357,9 @@ class VAE(keras.Model):
         sample_weight: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Keras' `evaluate`; `x` may also be `ResidentBatches`."""
+        """Keras' `evaluate`; `x` may also be `DeviceDataset`."""
         if "_use_cached_eval_dataset" not in kwargs:  # Keras' word for the evaluations within fit
-            x = self._use("test", x, kwargs, "steps")
+            x = self._select_input("test", x, kwargs, "steps")
         x, y = targets_for_weights(x, y, sample_weight)
         with scope_explained():
             return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
@@ -378,57 +378,59 @@ class VAE(keras.Model):
             ValueError: `class_weight` is given.
         """
         refuse_class_weight(class_weight)
-        self._use("train", x)
+        self._select_input("train", x)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
         """Keras' `test_on_batch`."""
-        self._use("test", x)
+        self._select_input("test", x)
         return super().test_on_batch(x, y, sample_weight, **kwargs)
 
-    def _use(self, kind: str, x: Any, kwargs: dict[str, Any] | None = None, steps: str = "") -> Any:
+    def _select_input(
+        self, kind: str, x: Any, kwargs: dict[str, Any] | None = None, steps: str = ""
+    ) -> Any:
         """Returns what Keras is given for the data `x`, after choosing the function that reads it.
 
         Args:
             kind: "train" or "test".
             x: what the user gave.
-            kwargs: of Keras' method; for `ResidentBatches` the number of steps is added.
+            kwargs: of Keras' method; for `DeviceDataset` the number of steps is added.
             steps: what that argument is called.
         """
-        resident = x if isinstance(x, ResidentBatches) else None
-        if resident is not self._resident[kind]:
-            self._resident = self._resident | {kind: resident}
+        device_dataset = x if isinstance(x, DeviceDataset) else None
+        if device_dataset is not self._device_datasets[kind]:
+            self._device_datasets = self._device_datasets | {kind: device_dataset}
             setattr(self, f"{kind}_function", None)
-        if resident is None:
+        if device_dataset is None:
             return x
-        kwargs.setdefault(steps, resident.steps)
-        return resident.calls(self.steps_per_execution)
+        kwargs.setdefault(steps, device_dataset.steps)
+        return device_dataset.calls(self.steps_per_execution)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Keras' `make_train_function`, also for data that stay on the device."""
-        if not self._make_resident_function("train", self.train_step, force):
+        if not self._make_step_loop("train", self.train_step, force):
             return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Any:
         """Keras' `make_test_function`, also for data that stay on the device."""
-        if not self._make_resident_function("test", self.test_step, force):
+        if not self._make_step_loop("test", self.test_step, force):
             return super().make_test_function(force)
 
-    def _make_resident_function(self, kind: str, step: Any, force: bool) -> bool:
-        batches = self._resident[kind]
+    def _make_step_loop(self, kind: str, step: Any, force: bool) -> bool:
+        batches = self._device_datasets[kind]
         if batches is None:
             return False
         # Another fit on such data finds the compiled program of the first.
         key = (kind, batches.reader.steps_alike)
-        if force or key not in self._resident_functions:
-            self._resident_functions[key] = ResidentSteps(
+        if force or key not in self._step_loops:
+            self._step_loops[key] = StepLoop(
                 step,
                 self.get_metrics_result,
                 batches,
                 jit_compile=self.jit_compile,
                 run_eagerly=self.run_eagerly,
             )
-        function = self._resident_functions[key]
+        function = self._step_loops[key]
         setattr(self, f"{kind}_function", lambda iterator: function(iterator, batches))
         return True
 
@@ -437,7 +439,7 @@ class VAE(keras.Model):
         """The graph of a training step, where `fit` has made one that is no loop over several."""
         graphs = [
             function.graph_of_one_step
-            for (kind, _), function in self._resident_functions.items()
+            for (kind, _), function in self._step_loops.items()
             if kind == "train"
         ]
         return next((graph for graph in reversed(graphs) if graph is not None), None)
@@ -457,7 +459,7 @@ class VAE(keras.Model):
         self.objective = self._declared_objective.in_steps(steps_per_epoch)
         if self.objective.terms != before:
             # The compiled steps have the old lengths in them.
-            self._resident_functions = {}
+            self._step_loops = {}
             for make in ("train", "test"):
                 if getattr(self, f"{make}_function") is not None:
                     getattr(self, f"make_{make}_function")(force=True)
@@ -491,14 +493,14 @@ class VAE(keras.Model):
 
     def _record(self, report: LossReport, sample_weight: tf.Tensor | None) -> dict[str, tf.Tensor]:
         # The loss is weighted as it is trained; other figures describe the data as they are.
-        figures = {"loss": weighted(report.bound, report, sample_weight)}
+        figures = {"loss": weighted(report.loss, report, sample_weight)}
         if report.elbo is not None:
             figures["elbo"] = report.elbo
         figures |= report.values
         for name, value in report.contributions.items():
             if f"contribution/{name}" in self._trackers:
                 figures[f"contribution/{name}"] = value
-        count = tf.shape(report.bound)[0]
+        count = tf.shape(report.loss)[0]
         for name, values in figures.items():
             # A vector has its own count; the scalar of a batch counts for all of its examples.
             weight = count if values.shape.rank == 0 else None

@@ -22,7 +22,7 @@ class LossReport:
     """What the objective says of a batch. Everything is in nats and float32.
 
     Attributes:
-        bound: `[batch]`, what is reported as loss.
+        loss: `[batch]`, what is minimised and reported.
         surrogate: `[batch]`, what is differentiated; the same tensor unless an estimator needs
             another.
         values: unweighted values by name, `[batch]` or a scalar, joined over samples by the mean.
@@ -31,7 +31,7 @@ class LossReport:
             there is no likelihood or no posterior.
     """
 
-    bound: tf.Tensor
+    loss: tf.Tensor
     surrogate: tf.Tensor
     values: dict[str, tf.Tensor]
     weights: dict[str, tf.Tensor]
@@ -164,19 +164,19 @@ class Objective:
             rows.setdefault("kl", divergence)
         values = {name: self._mean_over_samples(value) for name, value in rows.items()}
         if self.importance_weighted:
-            bound = self._importance_weighted_bound(rows, weights)
+            loss = self._importance_weighted_bound(rows, weights)
             outside = [name for name in weights if name not in self._inside_importance_weight()]
         else:
-            bound = tf.zeros_like(values[self.likelihood.label])
+            loss = tf.zeros_like(values[self.likelihood.label])
             outside = list(weights)
         for name in outside:
-            bound += weights[name] * values[name]
+            loss += weights[name] * values[name]
         if regularization := list(regularization):
             losses = [tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in regularization]
             values["regularization"] = sum(losses)  # in their order, as add_n need not
             weights["regularization"] = tf.constant(1.0)
-            bound += values["regularization"]
-        return LossReport(bound, bound, values, weights, elbo)
+            loss += values["regularization"]
+        return LossReport(loss, loss, values, weights, elbo)
 
     def _check_rows(self, rows: Mapping[str, tf.Tensor]) -> None:
         """A value of another number of rows would broadcast, and give a number all the same."""
@@ -242,7 +242,7 @@ def _meanings(term: LossTerm) -> set[str]:
 def _divergence(tensors: Tensors) -> tf.Tensor | None:
     """Returns `[rows]`: the KL divergence in the ELBO, in closed form where there is one."""
     if "kl" in tensors:
-        return sum_over_event(tensors.read("ELBO", "kl"))
+        return sum_over_event(tensors.tap("ELBO", "kl"))
     if "log_posterior" in tensors and "log_prior" in tensors:
-        return tensors.read("ELBO", "log_posterior") - tensors.read("ELBO", "log_prior")
+        return tensors.tap("ELBO", "log_posterior") - tensors.tap("ELBO", "log_prior")
     return None

@@ -15,10 +15,10 @@ import math
 from collections.abc import Callable
 from typing import Any, Self
 
-from vae_research.settings import Declaration
+from vae_research.settings import Settings
 
 
-class Schedule(Declaration, abc.ABC):
+class Schedule(Settings, abc.ABC):
     """Base of all schedules. A subclass declares its settings and writes `__call__`.
 
     >>> class HalfLife(Schedule):

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Declaration:
+class Settings:
     """Base of everything that is declared by settings; every subclass is a frozen dataclass.
 
     Annotated class attributes are settings, given by keyword. Their values are numbers, strings,
@@ -78,8 +78,8 @@ class Declaration:
         }
 
 
-def from_config(config: Mapping[str, Any]) -> Declaration:
-    """Returns the declaration that `Declaration.to_config` described.
+def from_config(config: Mapping[str, Any]) -> Settings:
+    """Returns the declaration that `Settings.to_config` described.
 
     The class is looked for among those of this package and those that are defined now; nothing
     else is imported, so that loading a file runs no code that the reader has not imported.
@@ -89,7 +89,7 @@ def from_config(config: Mapping[str, Any]) -> Declaration:
     """
     name, module = config["declaration"], config["module"]
     import_own_modules(config)
-    candidates = [cls for cls in _subclasses(Declaration) if cls.__qualname__ == name]
+    candidates = [cls for cls in _subclasses(Settings) if cls.__qualname__ == name]
     matching = [cls for cls in candidates if cls.__module__ == module]
     if not matching:
         # A class of a script is `__main__`'s when it is saved and the module's own when it is
@@ -163,7 +163,7 @@ def _subclasses(cls: type) -> Iterable[type]:
 
 
 def _printed(value: Any) -> str:
-    is_function = isinstance(value, Callable) and not isinstance(value, Declaration)
+    is_function = isinstance(value, Callable) and not isinstance(value, Settings)
     return getattr(value, "__qualname__", repr(value)) if is_function else repr(value)
 
 
@@ -179,7 +179,7 @@ def _immutable(value: Any) -> Any:
 
 
 def _in_steps(value: Any, steps_per_epoch: int) -> Any:
-    if isinstance(value, Declaration):
+    if isinstance(value, Settings):
         return value.in_steps(steps_per_epoch)
     if isinstance(value, tuple):
         return tuple(_in_steps(item, steps_per_epoch) for item in value)
@@ -197,7 +197,7 @@ def _check_setting(owner: str, name: str, value: Any) -> None:
     elif isinstance(value, Mapping):
         for item in value.values():
             _check_setting(owner, name, item)
-    elif not isinstance(value, (bool, int, float, str, type(None), Declaration)) and (
+    elif not isinstance(value, (bool, int, float, str, type(None), Settings)) and (
         not isinstance(value, Callable) or _belongs_to_keras(value)
     ):
         raise TypeError(
@@ -213,7 +213,7 @@ def _belongs_to_keras(value: Any) -> bool:
 
 
 def _to_plain(value: Any) -> Any:
-    if isinstance(value, Declaration):
+    if isinstance(value, Settings):
         return value.to_config()
     if isinstance(value, (tuple, list)):
         return {"tuple": [_to_plain(item) for item in value]}

@@ -66,7 +66,7 @@ class Tensors(dict[str, tf.Tensor]):
         self.update(tensors)
         self.writers |= dict.fromkeys(tensors, writer)
 
-    def read(self, reader: str, name: str) -> tf.Tensor:
+    def tap(self, reader: str, name: str) -> tf.Tensor:
         """Returns the tensor `name` for one reader; `seed` is a key that only this reader has.
 
         Raises:
@@ -120,7 +120,7 @@ def bind(
         names = declared_names(function)
     elif len(names) == 1 and only_input and _is_unnamed(function, names[0], tensors):
         rename = {names[0]: only_input, **rename}
-    return {name: tensors.read(reader, rename.get(name, name)) for name in names}
+    return {name: tensors.tap(reader, rename.get(name, name)) for name in names}
 
 
 def _is_unnamed(network: keras.layers.Layer, name: str, tensors: Mapping[str, tf.Tensor]) -> bool:

@@ -14,11 +14,11 @@ from vae_research.callbacks.tensorboard import event_protos
 from vae_research.callbacks.tensorboard.drawing import over_time
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.evaluation.diagnosis import (
-    Verdict,
+    Diagnosis,
     WarmUp,
-    judge,
+    diagnose,
     mutual_information,
-    permutation_cost,
+    permuted_code_gap,
 )
 from vae_research.evaluation.estimates import active_units
 from vae_research.model import VAE
@@ -32,21 +32,21 @@ _KL_OVER_TIME = (
 
 
 class Latents(keras.callbacks.Callback):
-    """Writes figures and pictures of the latent space after every epoch, and a verdict.
+    """Writes figures and pictures of the latent space after every epoch, and a diagnosis.
 
     Under `validation`, in nats per example:
 
     - `latent/active_units`: dimensions whose posterior mean has a variance above 0.01 (Burda et al.
       2016, arXiv:1509.00519, section 5.2).
     - `latent/kl_total`, where `fit` validates: the mean KL divergence of the validation data.
-    - `latent/cost_of_wrong_codes`: log p(x|z) with the example's own code less that with the code
+    - `latent/permuted_code_gap`: log p(x|z) with the example's own code less that with the code
       of another example.
     - `latent/mutual_information`, for a `GaussianBottleneck`: between x and z, a lower bound that
       is itself at most log(500) = 6.2; `latent/kl_total` is an upper bound.
     - `latent/kl_per_dimension`: a histogram; `latent/kl_over_time`: a picture, dimension 0 on top
       and a column for each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
     - `latent/posterior_mean`, `latent/posterior_std`: histograms over examples and dimensions.
-    - `latent/verdict`: text, whenever it changes; see `vae_research.evaluation.diagnosis.judge`.
+    - `latent/diagnosis`: text, whenever it changes; see `vae_research.diagnose`.
 
     Args:
         log_dir: the run directory.
@@ -54,7 +54,7 @@ class Latents(keras.callbacks.Callback):
             500 examples are used; or an `Inference`.
 
     Attributes:
-        verdicts: of the last epoch.
+        diagnoses: of the last epoch.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Latents(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.inference = Inference.over(data)
-        self.verdicts: list[Verdict] = []
+        self.diagnoses: list[Diagnosis] = []
         self._judged: dict[str, Any] = {}
         self._written: list[str] = []
         self._summaries = Summaries(log_dir)
@@ -81,27 +81,27 @@ class Latents(keras.callbacks.Callback):
         """Encodes the data and writes what comes of it."""
         step = self.model.step
         found = self.inference(self.model)
-        cost = permutation_cost(found["own"], found["permuted"])
+        cost = permuted_code_gap(found["own"], found["permuted"])
         values = {"latent/active_units": active_units(found["code"]).value}
         if "val_elbo" in (logs or {}):
             values["latent/kl_total"] = float(logs["val_kl"])
-        values["latent/cost_of_wrong_codes"] = cost.value
+        values["latent/permuted_code_gap"] = cost.value
         self._summaries.scalars("validation", values, step)
         self._write_posterior(found, step)
         if "kl" in found:
             self._write_kl(found["kl"].mean(axis=0), step)
         self._judged = {
             "variances": found["code"].var(axis=0),
-            "cost_of_wrong_codes": cost,
+            "permuted_code_gap": cost,
             "has_posterior": self.model.bottleneck.has_prior,
         }
-        self._write_verdict(self._last_step(epoch, step), step)
+        self._write_diagnosis(self._last_step(epoch, step), step)
         self._summaries.flush("validation")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Judges a training that was stopped before its end, and closes the event files."""
         if self._judged:
-            self._write_verdict(self.model.step, self.model.step)
+            self._write_diagnosis(self.model.step, self.model.step)
         self._summaries.close()
 
     def _last_step(self, epoch: int, step: int) -> int:
@@ -136,14 +136,14 @@ class Latents(keras.callbacks.Callback):
         line = "\t".join([str(step), *(f"{value:.6g}" for value in kl)])
         self._summaries.file(f"validation/{_KL_FILE}", f"{line}\n", append=True)
 
-    def _write_verdict(self, last_step: int, step: int) -> None:
+    def _write_diagnosis(self, last_step: int, step: int) -> None:
         unfinished = unfinished_warm_ups(self.model, last_step)
-        self.verdicts = judge(**self._judged, unfinished=unfinished)
-        names = [verdict.name for verdict in self.verdicts]
+        self.diagnoses = diagnose(**self._judged, unfinished=unfinished)
+        names = [diagnosis.name for diagnosis in self.diagnoses]
         if names != self._written:
             self._written = names
-            lines = [f"- **{verdict.name}**: {verdict.reason}" for verdict in self.verdicts]
-            self._summaries.text("validation", "latent/verdict", "\n".join(lines), step)
+            lines = [f"- **{diagnosis.name}**: {diagnosis.reason}" for diagnosis in self.diagnoses]
+            self._summaries.text("validation", "latent/diagnosis", "\n".join(lines), step)
 
 
 def unfinished_warm_ups(model: VAE, last_step: int) -> list[WarmUp]:

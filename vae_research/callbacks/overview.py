@@ -30,7 +30,7 @@ _CHARTS = {
         "information in z (nats)": [
             "latent/kl_total",
             "latent/mutual_information",
-            "latent/cost_of_wrong_codes",
+            "latent/permuted_code_gap",
         ],
     },
     "gradients": {

@@ -110,7 +110,7 @@ class Split:
 
         return pipeline.batches(self, batch_size, seed, first_epoch, with_labels)
 
-    def resident(
+    def on_device(
         self,
         batch_size: int,
         seed: int | None = None,
@@ -118,10 +118,10 @@ class Split:
         with_labels: bool = False,
         first_position: int = 0,
     ):
-        """`ResidentBatches` for `fit` and `evaluate`; see `vae_research.data.pipeline`."""
+        """`DeviceDataset` for `fit` and `evaluate`; see `vae_research.data.pipeline`."""
         from vae_research.data import pipeline
 
-        return pipeline.ResidentBatches(
+        return pipeline.DeviceDataset(
             self, batch_size, seed, first_epoch, with_labels, first_position
         )
 

@@ -122,7 +122,7 @@ def batches(
     return _as_written(order.map(read, _PARALLEL_BATCHES, deterministic=True))
 
 
-class ResidentBatches:
+class DeviceDataset:
     """The same batches for `VAE.fit` and `VAE.evaluate`, of rows that stay on the device.
 
     What moves is row numbers: each step gathers its rows from the stored ones (one byte per grey
@@ -163,7 +163,7 @@ class ResidentBatches:
         self._seed, self._first_epoch = seed, first_epoch
 
     def calls(self, steps_per_call: int) -> tf.data.Dataset:
-        """Returns, for ever, what the calls of `execution.ResidentSteps` are to do.
+        """Returns, for ever, what the calls of `execution.StepLoop` are to do.
 
         Each is a dictionary of `epoch` and `first` (position of its first batch in the epoch),
         `rows` `[steps_per_call, batch_size]` of which the batches from `begin` to `count` are

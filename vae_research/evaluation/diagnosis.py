@@ -1,4 +1,4 @@
-"""Whether a latent space is in use: figures of it, and a verdict in words. NumPy in, NumPy out."""
+"""Whether a latent space is in use: estimates of it, and a diagnosis in words. NumPy in and out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from vae_research.evaluation.estimates import ACTIVE_VARIANCE, Figure
+from vae_research.evaluation.estimates import ACTIVE_VARIANCE, Estimate
 
 HEALTHY = "healthy"
 DEAD_DIMENSIONS = "dead dimensions"
@@ -16,11 +16,11 @@ DECODER_IGNORES_Z = "decoder ignores z"
 WARM_UP_NEVER_ENDED = "warm-up never ended"
 
 # Nats per example that codes of other examples must cost, or the decoder does without its codes.
-LEAST_COST_OF_WRONG_CODES = 0.1
+LEAST_PERMUTED_CODE_GAP = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """One finding, by a name that is always the same, and a sentence with its numbers."""
 
     name: str
@@ -50,13 +50,13 @@ class WarmUp:
     peak: float
 
 
-def judge(
+def diagnose(
     variances: np.ndarray,
-    cost_of_wrong_codes: Figure,
+    permuted_code_gap: Estimate,
     *,
     has_posterior: bool = True,
     unfinished: list[WarmUp] | None = None,
-) -> list[Verdict]:
+) -> list[Diagnosis]:
     """Returns what is wrong with a latent space, or that it is healthy; never an empty list.
 
     - Dead dimensions: the variance of their posterior mean over the data is not above 0.01, the
@@ -69,8 +69,8 @@ def judge(
 
     Args:
         variances: `[latent]`, of posterior means over the data.
-        cost_of_wrong_codes: log-likelihood with the own codes less that with those of other
-            examples, nats; see `permutation_cost`.
+        permuted_code_gap: log-likelihood with the own codes less that with those of other
+            examples, nats; see `permuted_code_gap`.
         has_posterior: the codes are compared with a prior of variance about 1. Those of a plain
             autoencoder have any scale, and are compared with their own largest variance.
         unfinished: weights that still grow when training ends.
@@ -82,7 +82,7 @@ def judge(
     if len(dead) == len(variances):
         advice = " A smaller weight of the KL divergence or a warm-up may help."
         found.append(
-            Verdict(
+            Diagnosis(
                 POSTERIOR_COLLAPSE,
                 f"none of {len(variances)} dimensions is in use; the codes do not depend on the "
                 f"data.{advice if has_posterior else ''}",
@@ -91,23 +91,23 @@ def judge(
     else:
         if len(dead):
             found.append(
-                Verdict(
+                Diagnosis(
                     DEAD_DIMENSIONS,
                     f"{len(dead)} of {len(variances)} are not in use: {_listed(dead)}.",
                 )
             )
-        cost, error = cost_of_wrong_codes.value, cost_of_wrong_codes.standard_error or 0.0
-        if cost + 2.0 * error < LEAST_COST_OF_WRONG_CODES:
+        cost, error = permuted_code_gap.value, permuted_code_gap.standard_error or 0.0
+        if cost + 2.0 * error < LEAST_PERMUTED_CODE_GAP:
             found.append(
-                Verdict(
+                Diagnosis(
                     DECODER_IGNORES_Z,
                     f"codes of other examples cost {cost:.3g} nats, less than "
-                    f"{LEAST_COST_OF_WRONG_CODES}. The decoder reconstructs without them.",
+                    f"{LEAST_PERMUTED_CODE_GAP}. The decoder reconstructs without them.",
                 )
             )
     for each in unfinished or []:
         found.append(
-            Verdict(
+            Diagnosis(
                 WARM_UP_NEVER_ENDED,
                 f"training ends at step {each.training_ends_at} with weight {each.reached:.3g} of "
                 f"{each.term!r}, which reaches {each.peak:.3g} at step {each.ends_at}.",
@@ -118,19 +118,19 @@ def judge(
     active = len(variances) - len(dead)
     reason = (
         f"{active} of {len(variances)} dimensions in use, and codes of other examples cost "
-        f"{cost_of_wrong_codes.value:.3g} nats."
+        f"{permuted_code_gap.value:.3g} nats."
     )
-    return [Verdict(HEALTHY, reason)]
+    return [Diagnosis(HEALTHY, reason)]
 
 
-def permutation_cost(own: np.ndarray, permuted: np.ndarray) -> Figure:
+def permuted_code_gap(own: np.ndarray, permuted: np.ndarray) -> Estimate:
     """Returns what codes of other examples cost, in nats per example.
 
     Args:
         own: `[count]` log p(x|z) with the code of the example itself.
         permuted: `[count]` the same with the code of another example.
     """
-    return Figure.mean_of(np.asarray(own, np.float64) - np.asarray(permuted, np.float64))
+    return Estimate.mean_of(np.asarray(own, np.float64) - np.asarray(permuted, np.float64))
 
 
 @np.errstate(over="ignore", invalid="ignore")

@@ -33,7 +33,7 @@ _ELBO_PARTS = ("reconstruction", "kl")
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A mean over examples (or a count of units), its standard error, and the number of examples.
 
     The standard error is None where one example says nothing about spread.
@@ -44,14 +44,14 @@ class Figure:
     count: int
 
     @classmethod
-    def mean_of(cls, values: np.ndarray) -> Figure:
+    def mean_of(cls, values: np.ndarray) -> Estimate:
         """Returns the mean of `[count]` values with the standard error of that mean."""
         values = np.asarray(values, np.float64)
         spread = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
         return cls(float(values.mean()), spread, len(values))
 
 
-def evaluate(
+def estimate(
     model: VAE,
     data: np.ndarray | Mapping[str, np.ndarray],
     *,
@@ -60,7 +60,7 @@ def evaluate(
     jit_compile: bool = False,
     verbose: int = 0,
     between_calls: Callable[[], None] | None = None,
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Returns the figures of `data`, in nats per example unless the name says otherwise.
 
     - `elbo`: log-likelihood minus KL divergence, mean over `num_samples` samples of z.
@@ -102,7 +102,7 @@ def evaluate(
     num_samples = operator.index(num_samples)
     if num_samples < 1 or count < 1:
         raise ValueError(
-            f"evaluate needs at least one sample and one example; got num_samples={num_samples} "
+            f"estimate needs at least one sample and one example; got num_samples={num_samples} "
             f"and {count} examples."
         )
     rows = rows_per_call
@@ -131,11 +131,11 @@ def evaluate(
         bar.update(min(start + examples, count))
     values = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
     codes = values.pop(_CODE)
-    figures = {name: Figure.mean_of(part) for name, part in values.items()}
+    figures = {name: Estimate.mean_of(part) for name, part in values.items()}
     return figures | {"active_units": active_units(codes)} if "elbo" in figures else figures
 
 
-def active_units(codes: np.ndarray) -> Figure:
+def active_units(codes: np.ndarray) -> Estimate:
     """Returns the number of latent dimensions whose posterior mean has a variance above 0.01.
 
     The standard error treats each dimension's variance as normal, with the standard error
@@ -151,13 +151,13 @@ def active_units(codes: np.ndarray) -> Figure:
     variance = squared.sum(axis=0) / max(count - 1, 1)
     active = int((variance > ACTIVE_VARIANCE).sum())
     if count < 2:
-        return Figure(active, None, count)
+        return Estimate(active, None, count)
     error = np.sqrt(np.maximum(np.square(squared).mean(axis=0) - np.square(variance), 0.0) / count)
     certain = error == 0.0
     distance = (variance - ACTIVE_VARIANCE) / np.where(certain, 1.0, error)
     above = np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in distance])
     above = np.where(certain, variance > ACTIVE_VARIANCE, above)
-    return Figure(active, float(np.sqrt((above * (1.0 - above)).sum())), count)
+    return Estimate(active, float(np.sqrt((above * (1.0 - above)).sum())), count)
 
 
 def _padded(values: np.ndarray, count: int) -> np.ndarray:
@@ -221,7 +221,7 @@ def _new_pass(model: VAE, jit_compile: bool) -> Any:
                 per_group = tf.reshape(log_weight[:, : groups * size], [-1, groups, size])
                 bounds = tf.reduce_sum(log_mean_exp(per_group, axis=2), axis=1)
                 values |= {_SUM_OF_BOUNDS: bounds, _GROUPS: tf.fill(tf.shape(bounds), groups)}
-        return values | {_CODE: model.center(batch)}
+        return values | {_CODE: model.encode(batch)}
 
     return call
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vae_research.schedules import Schedule
-from vae_research.settings import Declaration, declared_names, did_you_mean, snake_case
+from vae_research.settings import Settings, declared_names, did_you_mean, snake_case
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 
-class LossTerm(Declaration, abc.ABC):
+class LossTerm(Settings, abc.ABC):
     """One term of the objective: reads named tensors, returns nats per example, unweighted.
 
     A subclass annotates its settings and writes `per_example`, whose parameters are the names of

@@ -43,7 +43,7 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
 
 
 def study(
-    conduct: Callable[[Config, Data, Path], dict[str, Any]],
+    run_study: Callable[[Config, Data, Path], dict[str, Any]],
     arguments: list[str] | None = None,
     *,
     check: Callable[[Config, Data], None] | None = None,
@@ -51,7 +51,7 @@ def study(
 ) -> None:
     """Runs a study from the command line and exits: several models, and what comes of them.
 
-    As `main`, but what is trained is up to `conduct`. It gets the flags, the data and the run
+    As `main`, but what is trained is up to `run_study`. It gets the flags, the data and the run
     directory, which exists and is locked; it writes pictures into its `figures`, from where they
     also go to TensorBoard, and returns what belongs into summary.json. Markdown that it returns as
     `tables` is printed and written to tables.md instead. `runs.train` trains a model as a run of
@@ -59,14 +59,14 @@ def study(
     calls `fit` itself gives it the callbacks `runs.StopAtSignal` and `runs.StopWhenDiverged`.
 
     Args:
-        conduct: the study.
+        run_study: the study.
         arguments: as for `main`.
         check: raises `UsageError` or `DataError` where flags or data are not for this study, before
             anything is written.
         needs: modules of the extra `figures` that the study cannot do without, by the names under
             which they are imported.
     """
-    _answer(conduct, functools.partial(_study, check, needs), arguments)
+    _answer(run_study, functools.partial(_study, check, needs), arguments)
 
 
 def _answer(
@@ -137,7 +137,7 @@ def _train(build: Callable[[Config, Data], Any], experiment: str, config: Config
 def _study(
     check: Callable[[Config, Data], None] | None,
     needs: Sequence[str],
-    conduct: Callable[[Config, Data, Path], dict[str, Any]],
+    run_study: Callable[[Config, Data, Path], dict[str, Any]],
     experiment: str,
     config: Config,
 ) -> None:
@@ -159,7 +159,7 @@ def _study(
         from vae_research.runs.session.training import choose_device
 
         device = choose_device(config.device)
-    carry_out(conduct, experiment, config, data, run_dir, device)
+    carry_out(run_study, experiment, config, data, run_dir, device)
 
 
 def _load(config: Config) -> Data:

@@ -269,7 +269,7 @@ def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Con
     """Returns the config that an experiment's command would have, for use without a command line.
 
     Args:
-        experiment: the imported experiment, or its `build` (a study's `conduct`).
+        experiment: the imported experiment, or its `build` (a study's `run_study`).
         values: flags that differ from their defaults.
 
     Raises:
@@ -281,7 +281,7 @@ def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Con
     define_standard_flags()
     build = experiment
     if isinstance(experiment, ModuleType):
-        build = experiment.build if hasattr(experiment, "build") else experiment.conduct
+        build = experiment.build if hasattr(experiment, "build") else experiment.run_study
     known = _flags_of(build)
     config = _defaults_of(build, known)
     for name, value in values.items():

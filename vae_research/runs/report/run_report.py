@@ -19,7 +19,7 @@ import tensorflow as tf
 from vae_research.callbacks.pictures import reconstructions, samples
 from vae_research.checkpoints import Checkpoint
 from vae_research.data import Data
-from vae_research.evaluation.estimates import Figure
+from vae_research.evaluation.estimates import Estimate
 from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.plots import save_curves
@@ -117,7 +117,7 @@ def print_place(run_dir: Path) -> None:
     )
 
 
-def print_figures(figures: dict[str, Figure], notes: list[str], num_samples: int) -> None:
+def print_figures(figures: dict[str, Estimate], notes: list[str], num_samples: int) -> None:
     """Prints the test figures as a table, with what has to be said beside them."""
     for name, figure in figures.items():
         error = "" if figure.standard_error is None else f" +- {figure.standard_error:.2f}"

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from vae_research import checkpoints
 from vae_research.callbacks.resumable import Resumable
-from vae_research.data.pipeline import ResidentBatches
+from vae_research.data.pipeline import DeviceDataset
 from vae_research.model import VAE
 from vae_research.randomness import training_key
 from vae_research.runs.cli.errors import DivergedError
@@ -43,7 +43,7 @@ class Step:
 class FiniteGate(keras.callbacks.Callback, Resumable):
     """Lets no step through after which a loss term or the state is not finite.
 
-    It belongs before all other callbacks of a `fit` on `ResidentBatches`. A failing step is undone:
+    It belongs before all other callbacks of a `fit` on `DeviceDataset`. A failing step is undone:
     weights, slots and step of the optimizer, running means, and what layers keep. Then training
     ends with `DivergedError`, or goes on without that step.
 
@@ -56,7 +56,7 @@ class FiniteGate(keras.callbacks.Callback, Resumable):
         skipped: steps that were left out.
     """
 
-    def __init__(self, batches: ResidentBatches, run_dir: Path, *, skip: bool = False) -> None:
+    def __init__(self, batches: DeviceDataset, run_dir: Path, *, skip: bool = False) -> None:
         super().__init__()
         self.skipped = 0
         self._in_a_row = 0
@@ -179,7 +179,7 @@ def not_finite(variables: list[Any]) -> list[str]:
     return [variable.path for variable in variables if not _is_finite(variable.value)]
 
 
-def causes(model: VAE, batches: ResidentBatches, step: Step) -> list[str]:
+def causes(model: VAE, batches: DeviceDataset, step: Step) -> list[str]:
     """Returns what is not finite in a step that is repeated in Python, in words.
 
     That is loss terms, with the tensor of the forward pass that is the first such; otherwise the

@@ -32,7 +32,7 @@ def profile(execution: Execution, config: Config, device: str) -> dict[str, str]
     }
 
 
-def promise(now: Mapping[str, str], saved: Mapping[str, str], before: str = "") -> str:
+def claim(now: Mapping[str, str], saved: Mapping[str, str], before: str = "") -> str:
     """Returns "bit-exact", or "valid, not bit-exact" and why.
 
     Args:
@@ -40,7 +40,7 @@ def promise(now: Mapping[str, str], saved: Mapping[str, str], before: str = "") 
         saved: that of the checkpoint it goes on from; empty at the beginning of a run.
         before: what earlier sessions of the run could promise.
 
-    >>> promise({"device": "CPU", "cpu": "A"}, {"device": "CPU", "cpu": "B"})
+    >>> claim({"device": "CPU", "cpu": "A"}, {"device": "CPU", "cpu": "B"})
     'valid, not bit-exact: cpu was B, now A'
     """
     changed = [

@@ -37,7 +37,7 @@ class Saving(keras.callbacks.Callback):
         config: says when to save.
         checkpoint: where the run goes on, None at its beginning.
         progress: what was saved beside the variables of that checkpoint, and `profile` and
-            `promise` of this session; see `exactness`.
+            `claim` of this session; see `reproducibility`.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Saving(keras.callbacks.Callback):
             "callbacks": resumable.states_of(self._callbacks),
             "logs": logs.lengths(self._run_dir),
             "profile": self._progress["profile"],
-            "promise": self._progress["promise"],
+            "claim": self._progress["claim"],
         }
 
 

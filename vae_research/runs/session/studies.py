@@ -24,7 +24,7 @@ from vae_research.runs.session.loading import Run, load_run
 
 
 def carry_out(
-    conduct: Callable[[Config, Data, Path], dict[str, Any]],
+    run_study: Callable[[Config, Data, Path], dict[str, Any]],
     experiment: str,
     config: Config,
     data: Data,
@@ -37,7 +37,7 @@ def carry_out(
     run_dir = directory.create(run_dir, may_exist=config.run_dir is not None)
     with directory.locked(run_dir):
         description = run_report.describe(
-            experiment, experiment_file(conduct), config, data, device
+            experiment, experiment_file(run_study), config, data, device
         )
         directory.write_json(run_dir / directory.CONFIG, description)
         if config.verbose:
@@ -49,7 +49,7 @@ def carry_out(
         tf.get_logger().setLevel("ERROR")
         started = time.perf_counter()
         with training.printed_warnings():
-            results = dict(conduct(config, data, run_dir) or {})
+            results = dict(run_study(config, data, run_dir) or {})
         signals.raise_if_received()
         seconds = round(time.perf_counter() - started, 3)
         tables = results.pop("tables", "")

@@ -17,7 +17,7 @@ from vae_research.callbacks.projector import Projector
 from vae_research.callbacks.scalars import Scalars
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
-from vae_research.evaluation.estimates import Figure
+from vae_research.evaluation.estimates import Estimate
 from vae_research.runs.cli.flags import Config
 from vae_research.runs.session.resume import MAY_CHANGE
 
@@ -66,7 +66,7 @@ def tensorboard_callbacks(
     return callbacks
 
 
-def write_test_figures(run_dir: Path, figures: dict[str, Figure], step: int) -> None:
+def write_test_figures(run_dir: Path, figures: dict[str, Estimate], step: int) -> None:
     """Writes the test figures as scalars `test/NAME`, for the run's row in the HParams table."""
     summaries = Summaries(run_dir)
     values = {f"test/{name}": figure.value for name, figure in figures.items()}

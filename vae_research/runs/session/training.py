@@ -19,7 +19,7 @@ from vae_research import checkpoints
 from vae_research.callbacks.console import Console
 from vae_research.callbacks.metrics_file import MetricsFile, append
 from vae_research.data import Data, DataError
-from vae_research.evaluation.estimates import Figure, evaluate
+from vae_research.evaluation.estimates import Estimate, estimate
 from vae_research.execution import Execution, choose_jit, steps_per_call
 from vae_research.model import VAE
 from vae_research.runs.cli import signals
@@ -80,23 +80,23 @@ def train(
             )
         progress = {} if checkpoint is None else checkpoints.restore(model, checkpoint)
         checkpoints.set_aside(found)
-        promise = reproducibility.promise(
-            profile, progress.get("profile", {}), progress.get("promise", "")
+        claim = reproducibility.claim(
+            profile, progress.get("profile", {}), progress.get("claim", "")
         )
         for name in (directory.SUMMARY, directory.NONFINITE):  # they speak of other weights
             (run_dir / name).unlink(missing_ok=True)
         description = run_report.describe(experiment, experiment_file(build), config, data, device)
         description |= run_report.describe_model(model, execution)
-        description["exactness"] = {"promise": promise, "profile": profile}
+        description["reproducibility"] = {"claim": claim, "profile": profile}
         directory.write_json(run_dir / directory.CONFIG, description)
         short = logs.rewind(run_dir, progress.get("logs", {}))
-        for problem in problems(found, short, promise):
+        for problem in problems(found, short, claim):
             print(f"warning: {problem}", file=sys.stderr)
         if config.verbose:
             run_report.print_start(description, data, run_dir, steps, checkpoint, config.epochs)
         started = time.perf_counter()
         if epochs_before < config.epochs:
-            progress |= {"profile": profile, "promise": promise}
+            progress |= {"profile": profile, "claim": claim}
             _fit(model, config, data, run_dir, description, checkpoint, progress)
         else:  # a full disk may have kept lines back
             kept_back = progress.get("callbacks", {}).get(MetricsFile.__name__, {})
@@ -104,7 +104,7 @@ def train(
         seconds = time.perf_counter() - started
         if config.verbose:
             print("Test figures:", flush=True)
-        figures = evaluate(
+        figures = estimate(
             model,
             data.test.prepare(),
             num_samples=config.importance_samples,
@@ -116,7 +116,7 @@ def train(
         )
         if config.tensorboard:
             write_test_figures(run_dir, figures, model.step)
-        _write_results(model, data, run_dir, figures, seconds, config, promise)
+        _write_results(model, data, run_dir, figures, seconds, config, claim)
 
 
 def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data) -> VAE:
@@ -164,7 +164,7 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     interval = math.gcd(*intervals.values())
     try:
         jit_compile, reason = choose_jit(
-            lambda batch: model.objective(model.forward(batch, training=True)).bound,
+            lambda batch: model.objective(model.forward(batch, training=True)).loss,
             tf.constant(data.validation.prepare(slice(0, 2))),
             "on" if model.jit_compile else config.jit,
         )
@@ -180,11 +180,11 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     return chosen
 
 
-def problems(found: checkpoints.Search, short: list[str], promise: str) -> list[str]:
+def problems(found: checkpoints.Search, short: list[str], claim: str) -> list[str]:
     """Returns what has to be said of a run that goes on, one line each."""
     lines = [f"{problem}; it is skipped and kept aside" for _, problem in found.damaged]
     lines += [f"{name} has lost lines since the checkpoint was taken" for name in short]
-    return lines + ([f"this run is {promise}"] if promise != "bit-exact" else [])
+    return lines + ([f"this run is {claim}"] if claim != "bit-exact" else [])
 
 
 def bytes_of_checkpoints(model: VAE) -> int:
@@ -204,7 +204,7 @@ def _fit(
     progress: dict[str, Any],
 ) -> None:
     epoch, position = (0, 0) if checkpoint is None else (checkpoint.epoch, checkpoint.position)
-    batches = data.train.resident(
+    batches = data.train.on_device(
         config.batch_size, config.seed, first_epoch=epoch, first_position=position
     )
     gate = FiniteGate(batches, run_dir, skip=config.on_nonfinite == "skip")
@@ -224,7 +224,7 @@ def _fit(
             batches,
             epochs=config.epochs,
             initial_epoch=epoch,
-            validation_data=data.validation.resident(min(_VALIDATION_BATCH, len(data.validation))),
+            validation_data=data.validation.on_device(min(_VALIDATION_BATCH, len(data.validation))),
             callbacks=[*callbacks, saving],
             verbose=0,
         )
@@ -261,10 +261,10 @@ def _write_results(
     model: VAE,
     data: Data,
     run_dir: Path,
-    figures: dict[str, Figure],
+    figures: dict[str, Estimate],
     seconds: float,
     config: Config,
-    promise: str,
+    claim: str,
 ) -> None:
     records = directory.read_metrics(run_dir / directory.METRICS)
     best = max(records, key=lambda found: found.get("validation/elbo", -found["validation/loss"]))
@@ -278,7 +278,7 @@ def _write_results(
         "images_per_second": statistics.median(found["images_per_second"] for found in records),
         "parameters": model.count_params(),
         "weights_sha256": checkpoints.weights_sha256(model),
-        "exactness": promise,
+        "reproducibility": claim,
         "notes": notes,
         "test": {name: vars(figure) for name, figure in figures.items()},
     }

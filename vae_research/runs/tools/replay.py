@@ -47,7 +47,7 @@ def replay(run_dir: Path) -> int:
 
     model, data, config, _ = rebuild(run_dir)
     found = checkpoints.load(run_dir / record["checkpoint"], model)
-    batches = data.train.resident(config.batch_size, config.seed)
+    batches = data.train.on_device(config.batch_size, config.seed)
     step = gate.Step(
         tf.constant(found.epoch, tf.int64),
         tf.constant(found.position, tf.int64),
