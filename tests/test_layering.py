@@ -23,7 +23,7 @@ ROOT = "vae_research"
 # From the ground up. A part is a module or a folder directly in vae_research; it may import itself
 # and every part of the lines before its own, but none of its own line.
 LAYERS = (
-    ("settings", "version", "randomness", "files"),
+    ("settings", "arguments", "tables", "version", "randomness", "files"),
     ("probability", "schedules", "tensors", "manifests"),
     ("losses", "bottlenecks", "networks", "data"),
     ("objective", "keras_losses"),
@@ -47,6 +47,8 @@ ONLY = {
 REQUIRED = {"absl", "keras", "numpy", "tensorboard", "tensorflow"}
 REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "settings": set(),
+    "arguments": set(),
+    "tables": set(),
     "version": set(),
     "files": set(),
     "manifests": {"numpy"},

@@ -68,9 +68,20 @@ def rename(source: Path, target: Path) -> None:
     flush(target.parent)
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Gives a file a new content, whole or not at all."""
+def replace(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replaces the content of a file, so that a reader sees all of the old or all of the new one.
+
+    Args:
+        path: the file, which need not exist.
+        content: what it will hold.
+        durable: flush file and folder to disk, so that the new content survives a power cut. What
+            is only looked at, as TensorBoard's files are, does without.
+    """
     aside = path.with_name(f".writing-{path.name}")
+    if not durable:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+        return
     if aside.exists():
         remove(aside)
     write(aside, lambda stream: stream.write(content))

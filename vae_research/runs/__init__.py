@@ -30,7 +30,7 @@ from vae_research.runs.cli.flags import (
     define_string,
     set_defaults,
 )
-from vae_research.runs.report.tables import markdown_table, median_and_range
+from vae_research.tables import markdown_table, median_and_range
 from vae_research.runs.session.loading import Run, load_run
 
 __all__ = [
