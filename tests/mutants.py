@@ -20,8 +20,10 @@ def slots_dropped():
     """Checkpoints without the optimizer's momenta."""
     from vae_research import checkpoints
 
-    state_of = checkpoints.state_of
-    checkpoints.state_of = lambda model: [v for v in state_of(model) if "velocity" not in v.path]
+    saved_variables = checkpoints.saved_variables
+    checkpoints.saved_variables = lambda model: [
+        variable for variable in saved_variables(model) if "velocity" not in variable.path
+    ]
 
 
 def position_dropped():

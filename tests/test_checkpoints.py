@@ -35,6 +35,7 @@ from vae_research.checkpoints import (
     restore,
     save,
 )
+from vae_research.state import saved_variables
 
 SHAPE = (4, 4, 1)
 LATENT = 2
@@ -83,7 +84,7 @@ def values_of(model):
     """Every variable by its place and path, as bytes: -0.0 is not 0.0, and NaN is NaN."""
     return {
         (index, variable.path): np.asarray(variable.value).tobytes()
-        for index, variable in enumerate(checkpoints.state_of(model))
+        for index, variable in enumerate(saved_variables(model))
     }
 
 
@@ -126,7 +127,7 @@ def test_every_variable_comes_back_bit_for_bit(tmp_path):
     train(model)
     # What a way through text, or a comparison with ==, would lose.
     odd = [3.4e38, -3.4e38, -0.0, 1e-42, np.nextafter(np.float32(1.0), np.float32(2.0)), 0.1]
-    checkpoints.state_of(model)[1].assign(np.array(odd, "float32"))
+    saved_variables(model)[1].assign(np.array(odd, "float32"))
     wanted = values_of(model)
     for group, part in GROUPS.items():
         found = [key for key in wanted if part in key[1]]
@@ -149,7 +150,7 @@ def test_values_are_plain_arrays_that_numpy_reads_alone(original):
     _, paths, model = original
     described = json.loads((paths[-1] / MANIFEST).read_text())["content"]["variables"]
     with np.load(paths[-1] / VALUES, allow_pickle=False) as values:
-        for index, variable in enumerate(checkpoints.state_of(model)):
+        for index, variable in enumerate(saved_variables(model)):
             np.testing.assert_array_equal(values[f"{index:05d}"], variable.numpy())
             assert described[index]["path"] == variable.path
     assert names(paths[-1]) == [MANIFEST, VALUES]
@@ -173,7 +174,7 @@ def test_what_a_checkpoint_could_forget_would_change_the_training(group, origina
     for model in (wanted, forgetful):
         restore(model, newest(original[0]))
     for fresh, variable in zip(
-        checkpoints.state_of(make(seed=2)), checkpoints.state_of(forgetful), strict=True
+        saved_variables(make(seed=2)), saved_variables(forgetful), strict=True
     ):
         if GROUPS[group] in variable.path:
             variable.assign(fresh)
@@ -425,7 +426,7 @@ def test_pickled_values_are_refused_and_not_run(folder, original, tmp_path):
 
 def test_values_that_cannot_be_read_leave_the_model_as_it_was(folder, tmp_path):
     model = make(seed=2)
-    put_pickle(folder / "0000000002", len(checkpoints.state_of(model)) - 1, tmp_path / "marker")
+    put_pickle(folder / "0000000002", len(saved_variables(model)) - 1, tmp_path / "marker")
     before = values_of(model)
     with pytest.raises(CheckpointError):
         restore(model, Checkpoint(folder / "0000000002", step=2, epoch=2))
@@ -471,12 +472,12 @@ def test_a_difference_in_the_last_variable_changes_nothing_in_the_first(original
     """As many variables, and all but the last of one shape: a loop that checks and assigns by turns
     would have changed the weights by the time that it finds out."""
     model = make(seed=2)
-    last = checkpoints.state_of(model)[-1]
+    last = saved_variables(model)[-1]
     assert tuple(last.shape) == (16,)
     odd = keras.Variable(np.zeros([17], "float32"), name="odd")
     # Keras has no public way to exchange a slot.
     model.optimizer._variables[-1] = odd
-    assert checkpoints.state_of(model)[-1] is odd
+    assert saved_variables(model)[-1] is odd
     before = values_of(model)
     with pytest.raises(CheckpointError, match=r"\(16,\) where the model has \S*odd \(17,\)"):
         restore(model, newest(original[0]))
@@ -488,9 +489,7 @@ def test_slots_of_another_optimizer_are_refused_where_shapes_agree(tmp_path):
     train(model)
     save(tmp_path, model, epoch=1)
     other = make(optimizer=keras.optimizers.Adagrad(0.01))
-    shapes = [
-        [variable.shape for variable in checkpoints.state_of(found)] for found in (model, other)
-    ]
+    shapes = [[variable.shape for variable in saved_variables(found)] for found in (model, other)]
     assert shapes[0] == shapes[1]
     before = values_of(other)
     with pytest.raises(CheckpointError, match="trained with RMSprop, and the model has Adagrad"):
@@ -833,7 +832,7 @@ def test_damaged_ones_are_kept_aside(folder):
 @pytest.mark.parametrize("part", ["kernel", "momentum", "moving_variance"])
 def test_values_that_are_not_finite_are_never_written(part, value, tmp_path):
     model = make()
-    (variable, *_) = [v for v in checkpoints.state_of(model) if part in v.path]
+    (variable, *_) = [v for v in saved_variables(model) if part in v.path]
     broken = np.array(variable.numpy())
     broken.flat[-1] = value
     variable.assign(broken)
@@ -913,7 +912,7 @@ def test_the_hash_is_that_of_equal_runs_alone():
 def test_the_hash_sees_every_variable(group):
     model = make()
     before = checkpoints.weights_sha256(model)
-    for variable in checkpoints.state_of(model):
+    for variable in saved_variables(model):
         if GROUPS[group] in variable.path:
             value = np.array(variable.numpy())
             changed = value.copy()
@@ -928,11 +927,11 @@ def test_the_state_has_no_running_means(original):
     """They are no part of a run's result, and their number depends on what was traced so far."""
     model = make()
     before = checkpoints.weights_sha256(model)
-    variables = len(checkpoints.state_of(model))
+    variables = len(saved_variables(model))
     model.evaluate(IMAGES, verbose=0)
     assert model.examples_seen == len(IMAGES)
     assert checkpoints.weights_sha256(model) == before
     train(model, 1)
-    assert len(checkpoints.state_of(model)) == variables == len(checkpoints.state_of(original[2]))
+    assert len(saved_variables(model)) == variables == len(saved_variables(original[2]))
     tracked = {id(variable) for metric in model.metrics for variable in metric.variables}
-    assert not tracked & {id(variable) for variable in checkpoints.state_of(model)}
+    assert not tracked & {id(variable) for variable in saved_variables(model)}

@@ -27,6 +27,7 @@ from vae_research.data.pipeline import epoch_order
 from vae_research.runs.cli.errors import DivergedError
 from vae_research.runs.session import gate
 from vae_research.runs.session.gate import FiniteGate
+from vae_research.state import all_variables
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 BATCH, STEPS, EPOCHS = 8, 5, 2
@@ -150,7 +151,7 @@ def fit(model, run_dir, **options):
 
 
 def state(model):
-    return [np.asarray(variable.value).tobytes() for variable in gate.variables_of(model)]
+    return [np.asarray(variable.value).tobytes() for variable in all_variables(model)]
 
 
 def train_alone(model, steps):
@@ -196,7 +197,7 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp
     assert f"not finite in epoch {epoch}, step {at + 1}." in str(raised.value)
     assert named in str(raised.value)
     assert model.step == at
-    assert gate.not_finite(gate.variables_of(model)) == []
+    assert gate.not_finite(all_variables(model)) == []
     record = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (record["epoch"], record["step"]) == (epoch, at + 1)
     saved = make(**injection(at, value))
@@ -219,7 +220,7 @@ def test_a_value_of_the_data_is_named(mode, at, tmp_path):
         model.fit(batches, epochs=1, callbacks=[gate], verbose=0)
     assert f"not finite in epoch 1, step {at + 1}." in str(raised.value)
     assert model.step == at
-    assert gate.not_finite(gate.variables_of(model)) == []
+    assert gate.not_finite(all_variables(model)) == []
     assert row in json.loads((tmp_path / "nonfinite.json").read_text())["rows"]
 
 
@@ -286,7 +287,7 @@ def test_skipping_leaves_one_step_out_and_says_so(mode, tmp_path, capsys):
     assert gate.skipped == 1
     assert model.step == EPOCHS * STEPS
     assert "epoch 1, step 5; step skipped (1 so far" in capsys.readouterr().err
-    assert gate.not_finite(gate.variables_of(model)) == []
+    assert gate.not_finite(all_variables(model)) == []
     # By hand: four steps, one that only counts, and the others.
     wanted = make([Sparse()], **MODES[mode])
     train_alone(wanted, 4)
@@ -349,7 +350,7 @@ def test_without_a_gate_the_weights_would_be_lost(tmp_path):
     model = make([Sparse(bad_at=4)])
     batches = DATA.train.on_device(BATCH, seed=0)
     model.fit(batches, epochs=EPOCHS, callbacks=[NoGate(batches, tmp_path)], verbose=0)
-    assert gate.not_finite(gate.variables_of(model)) != []
+    assert gate.not_finite(all_variables(model)) != []
 
 
 def test_the_command_repeats_the_step_of_a_run(tmp_path):

@@ -24,7 +24,7 @@ ROOT = "vae_research"
 # and every part of the lines before its own, but none of its own line.
 LAYERS = (
     ("settings", "arguments", "tables", "version", "randomness", "files"),
-    ("probability", "schedules", "tensors", "manifests"),
+    ("probability", "schedules", "tensors", "manifests", "state"),
     ("losses", "bottlenecks", "networks", "data"),
     ("objective", "keras_losses"),
     ("keras_inputs", "execution", "checkpoints"),
@@ -52,6 +52,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "version": set(),
     "files": set(),
     "manifests": {"numpy"},
+    "state": {"numpy"},
     "randomness": {"tensorflow"},
 }
 OPTIONAL = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # in setup.cfg

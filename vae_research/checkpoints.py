@@ -12,7 +12,6 @@ older ones removed. What a folder holds is found by listing and verifying it, ne
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import shutil
 import threading
@@ -24,6 +23,7 @@ import numpy as np
 
 from vae_research import files, manifests
 from vae_research.manifests import Checkpoint, CheckpointError, NewerFormatError, Search, search
+from vae_research.state import as_array, model_variables, saved_variables, sha256
 from vae_research.version import __version__
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "search",
     "set_aside",
     "snapshot",
-    "state_of",
     "weights_sha256",
 ]
 
@@ -58,8 +57,8 @@ class Snapshot:
 
     Attributes:
         content: what the manifest says of it.
-        values: the variables in the order of `state_of`. They are tensors, which training replaces
-            and never changes: taking them copies nothing.
+        values: the variables in the order of `saved_variables`. They are tensors, which training
+            replaces and never changes: taking them copies nothing.
     """
 
     content: dict[str, Any]
@@ -83,7 +82,7 @@ def snapshot(
         score: how good the model is, larger is better; the best is kept.
         progress: what else is needed to go on, as JSON has it.
     """
-    variables = state_of(model)
+    variables = saved_variables(model)
     values = [variable.value.read_value() for variable in variables]
     content = {
         "package": __version__,
@@ -92,7 +91,7 @@ def snapshot(
         "position": position,
         "score": score,
         "optimizer": type(model.optimizer).__name__,
-        "model_variables": len(variables) - len(model.optimizer.variables),
+        "model_variables": len(model_variables(model)),
         "variables": [
             {"path": var.path, "shape": list(var.shape), "dtype": str(var.dtype)}
             for var in variables
@@ -125,7 +124,7 @@ def write(folder: Path, state: Snapshot, keep: int = KEPT) -> Path:
     """Writes a snapshot as `save` does."""
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
-    values = [_as_array(value) for value in state.values]
+    values = [as_array(value) for value in state.values]
     table = [dict(variable) for variable in state.content["variables"]]
     for variable, value in zip(table, values, strict=True):
         if not manifests.is_finite(value):
@@ -270,7 +269,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
             then.
     """
     content = manifests.verify(checkpoint.path)
-    variables = state_of(model)
+    variables = saved_variables(model)
     saved = content["variables"]
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
@@ -292,35 +291,14 @@ def restore(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     values = manifests.read_values(checkpoint.path, content)[: len(variables)]
     for variable, value, described in zip(variables, values, saved, strict=True):
         if "stored" in described:
-            value = value.view(_as_array(variable.value).dtype)
+            value = value.view(as_array(variable.value).dtype)
         variable.assign(value)
     return content["progress"]
 
 
 def weights_sha256(model: Any) -> str:
     """Returns a hash over all variables of model and optimizer: equal for equal runs alone."""
-    digest = hashlib.sha256()
-    for variable in state_of(model):
-        digest.update(np.ascontiguousarray(_as_array(variable.value)).tobytes())
-    return digest.hexdigest()
-
-
-def state_of(model: Any) -> list[Any]:
-    """Returns the variables of a model and its optimizer, in a fixed order, without metrics."""
-    metrics = {id(variable) for metric in model.metrics for variable in metric.variables}
-    metrics |= {id(variable) for variable in model.metrics_variables}
-    own = [variable for variable in model.variables if id(variable) not in metrics]
-    optimizer = getattr(model, "optimizer", None)
-    return own + (list(optimizer.variables) if optimizer is not None else [])
-
-
-def _as_array(value: Any) -> np.ndarray:
-    try:
-        # The tensor's own memory; numpy() copies, and holds up the training while it does.
-        array = np.asarray(memoryview(value))
-    except (TypeError, ValueError, BufferError):  # on another device, or of a type without format
-        array = value.numpy()
-    return array
+    return sha256(saved_variables(model))
 
 
 def _remove_remains(folder: Path) -> None:

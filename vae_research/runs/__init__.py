@@ -30,8 +30,8 @@ from vae_research.runs.cli.flags import (
     define_string,
     set_defaults,
 )
-from vae_research.tables import markdown_table, median_and_range
 from vae_research.runs.session.loading import Run, load_run
+from vae_research.tables import markdown_table, median_and_range
 
 __all__ = [
     "Config",

@@ -25,6 +25,7 @@ from vae_research.model import VAE
 from vae_research.randomness import training_key
 from vae_research.runs.cli.errors import DivergedError
 from vae_research.runs.session import directory
+from vae_research.state import all_variables
 
 FOLDER = "nonfinite"
 # With --on_nonfinite=skip, what goes wrong this often without a good step between does not pass.
@@ -74,7 +75,7 @@ class FiniteGate(keras.callbacks.Callback, Resumable):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Stands between Keras and the function that runs the steps of a call."""
-        self._variables = variables_of(self.model)
+        self._variables = all_variables(self.model)
         values = [variable.value for variable in self._variables]
         self._take = tf.function(lambda: [tf.identity(value) for value in values], autograph=False)
         self._total = tf.function(lambda: _total(values), autograph=False)
@@ -166,12 +167,6 @@ class FiniteGate(keras.callbacks.Callback, Resumable):
     def _is_finite(self) -> bool:
         # A sum of finite numbers may overflow; then each of them is looked at.
         return math.isfinite(float(self._total())) or not not_finite(self._variables)
-
-
-def variables_of(model: VAE) -> list[Any]:
-    """Returns everything that a step may change."""
-    found = [*model.variables, *model.optimizer.variables, *model.running_sums()]
-    return list({id(variable): variable for variable in found}.values())
 
 
 def not_finite(variables: list[Any]) -> list[str]:

@@ -35,6 +35,7 @@ from vae_research.runs.session import directory, logs, reproducibility
 from vae_research.runs.session.gate import FiniteGate
 from vae_research.runs.session.saving import Saving
 from vae_research.runs.session.tensorboard import tensorboard_callbacks, write_test_figures
+from vae_research.state import saved_variables
 
 # Validation has no gradients to keep: larger batches than those of training cost less.
 _VALIDATION_BATCH = 500
@@ -189,7 +190,7 @@ def problems(found: checkpoints.Search, short: list[str], claim: str) -> list[st
 
 def bytes_of_checkpoints(model: VAE) -> int:
     """Returns the size of all checkpoints that are on disk at a time."""
-    size = sum(var.value.dtype.size * math.prod(var.shape) for var in checkpoints.state_of(model))
+    size = sum(var.value.dtype.size * math.prod(var.shape) for var in saved_variables(model))
     # Those that are kept, the best one, and the one that is being written.
     return (checkpoints.KEPT + 2) * size
 
