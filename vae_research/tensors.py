@@ -43,7 +43,7 @@ class Tensors(dict[str, tf.Tensor]):
     """The named tensors of one forward pass. A name is written once.
 
     Attributes:
-        writers: by name, who wrote it; none for what the pass began with.
+        writers: who wrote a name; those that the pass began with have no writer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -66,8 +66,14 @@ class Tensors(dict[str, tf.Tensor]):
         self.update(tensors)
         self.writers |= dict.fromkeys(tensors, writer)
 
-    def tap(self, reader: str, name: str) -> tf.Tensor:
-        """Returns the tensor `name` for one reader; `seed` is a key that only this reader has.
+    def tap(self, reader: str, name: str, *, key: str | None = None) -> tf.Tensor:
+        """Returns the tensor `name` for one reader, and leaves an identity of it for the next.
+
+        Args:
+            reader: what to call the reader in a message.
+            name: of the tensor.
+            key: what the reader's noise is for. `seed` is a stateless key that only readers with
+                this `key` have; rewording `reader` changes no number. By default `reader`.
 
         Raises:
             ValueError: nothing of that name was written; the message lists what was.
@@ -78,10 +84,9 @@ class Tensors(dict[str, tf.Tensor]):
                 f"{', '.join(sorted(self))}.{did_you_mean(name, self)}"
             )
         if name == "seed":
-            return fold_in(self["seed"], reader)
-        # Each reader taps the tap of the reader before it. Every tensor then has at most two
-        # consumers, so that its gradient is a sum of two numbers, which has only one order. A sum
-        # of three may come out in another order at another run.
+            return fold_in(self["seed"], reader if key is None else key)
+        # Identities are chained so that no tensor has more than two consumers: a gradient that is a
+        # sum of three numbers has no fixed order, and differs in the last bit from run to run.
         self[name] = tf.identity(self[name])
         return self[name]
 
@@ -91,6 +96,7 @@ def bind(
     function: Callable[..., Any],
     tensors: Mapping[str, tf.Tensor],
     *,
+    key: str | None = None,
     rename: Mapping[str, str] | None = None,
     only_input: str | None = None,
 ) -> dict[str, tf.Tensor]:
@@ -100,9 +106,10 @@ def bind(
     Keras layer by the parameters of its `call`.
 
     Args:
-        reader: what to call it in a message, for example `decoder`; also what its `seed` is for.
+        reader: what to call it in a message, for example `decoder`.
         function: a method, or a Keras layer or model.
         tensors: what was written so far.
+        key: what its noise is for; see `Tensors.tap`.
         rename: from a parameter's name to the name that is read in its place.
         only_input: what a network with a single input reads when its input has no name that says
             otherwise. (`inputs` is what Keras calls the argument of any layer.)
@@ -120,7 +127,7 @@ def bind(
         names = declared_names(function)
     elif len(names) == 1 and only_input and _is_unnamed(function, names[0], tensors):
         rename = {names[0]: only_input, **rename}
-    return {name: tensors.tap(reader, rename.get(name, name)) for name in names}
+    return {name: tensors.tap(reader, rename.get(name, name), key=key) for name in names}
 
 
 def _is_unnamed(network: keras.layers.Layer, name: str, tensors: Mapping[str, tf.Tensor]) -> bool:
@@ -248,7 +255,7 @@ def _outputs_of(
     training: bool,
     only_input: str | None,
 ) -> Mapping[str, tf.Tensor]:
-    arguments = bind(role, module, tensors, only_input=only_input)
+    arguments = bind(role, module, tensors, key=role, only_input=only_input)
     network = module.network if isinstance(module, Named) else module
     if isinstance(network, keras.Model) and _is_functional(network):
         positional, by_name = list(arguments.values()), {}
@@ -270,6 +277,15 @@ def _outputs_of(
             "decoder."
         )
     return outputs
+
+
+def repeat_rows(values: tf.Tensor, times: int) -> tf.Tensor:
+    """Returns `tf.repeat(values, times, axis=0)` in a form that XLA need not hold in memory."""
+    shape = tf.shape(values)
+    rows = tf.expand_dims(values, 1)
+    rows = tf.broadcast_to(rows, tf.concat([shape[:1], [times], shape[1:]], axis=0))
+    repeated = tf.reshape(rows, tf.concat([shape[:1] * times, shape[1:]], axis=0))
+    return tf.ensure_shape(repeated, [None, *values.shape[1:]])
 
 
 @keras.saving.register_keras_serializable(package="vae_research")

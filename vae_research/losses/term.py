@@ -120,7 +120,10 @@ class LossTerm(Settings, abc.ABC):
         from vae_research.tensors import bind, without_captured_tensors
 
         reader = f"loss term {self.label!r}"
-        arguments = bind(reader, method, tensors, rename=self.rename)
+        # The key is an identity, not a message: another one gives a term that reads `seed` other
+        # noise.
+        key = f"loss term {self.label!r}"
+        arguments = bind(reader, method, tensors, key=key, rename=self.rename)
         return without_captured_tensors(reader, method, **arguments)
 
     def _checked(self, values: Any) -> tf.Tensor:
