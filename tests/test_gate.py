@@ -25,8 +25,7 @@ from vae_research import (
 )
 from vae_research.data.pipeline import epoch_order
 from vae_research.runs.cli.errors import DivergedError
-from vae_research.runs.session import gate
-from vae_research.runs.session.gate import FiniteGate
+from vae_research.runs.session.gate import FiniteGate, not_finite
 from vae_research.state import all_variables
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -145,8 +144,8 @@ def make(
 
 def fit(model, run_dir, **options):
     batches = DATA.train.on_device(BATCH, seed=0)
-    gate = FiniteGate(batches, run_dir, **options)
-    model.fit(batches, epochs=EPOCHS, callbacks=[gate], verbose=0)
+    model.guard = gate = FiniteGate(model, batches, run_dir, **options)
+    model.fit(batches, epochs=EPOCHS, verbose=0)
     return gate
 
 
@@ -197,7 +196,7 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp
     assert f"not finite in epoch {epoch}, step {at + 1}." in str(raised.value)
     assert named in str(raised.value)
     assert model.step == at
-    assert gate.not_finite(all_variables(model)) == []
+    assert not_finite(all_variables(model)) == []
     record = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (record["epoch"], record["step"]) == (epoch, at + 1)
     saved = make(**injection(at, value))
@@ -215,12 +214,12 @@ def test_a_value_of_the_data_is_named(mode, at, tmp_path):
     stored = batches.reader.tensors["stored"].numpy()
     stored[row, 3] = list(BAD.values())[at % 3]
     batches.reader.tensors["stored"] = tf.constant(stored)
-    gate = FiniteGate(batches, tmp_path)
+    model.guard = FiniteGate(model, batches, tmp_path)
     with pytest.raises(DivergedError, match=r"'reconstruction' \(first of all inputs\)") as raised:
-        model.fit(batches, epochs=1, callbacks=[gate], verbose=0)
+        model.fit(batches, epochs=1, verbose=0)
     assert f"not finite in epoch 1, step {at + 1}." in str(raised.value)
     assert model.step == at
-    assert gate.not_finite(all_variables(model)) == []
+    assert not_finite(all_variables(model)) == []
     assert row in json.loads((tmp_path / "nonfinite.json").read_text())["rows"]
 
 
@@ -273,7 +272,8 @@ def test_no_false_alarm_in_ten_thousand_clean_steps(mode, tmp_path):
 
     model = make([Sparse()], **MODES[mode])
     model.steps_per_execution = 100
-    model.fit(batches, epochs=100, callbacks=[Watched(batches, tmp_path)], verbose=0)
+    model.guard = Watched(model, batches, tmp_path)
+    model.fit(batches, epochs=100, verbose=0)
     assert model.step == 10_000
     assert checks == [True] * 100
     assert list(tmp_path.iterdir()) == []
@@ -287,7 +287,7 @@ def test_skipping_leaves_one_step_out_and_says_so(mode, tmp_path, capsys):
     assert gate.skipped == 1
     assert model.step == EPOCHS * STEPS
     assert "epoch 1, step 5; step skipped (1 so far" in capsys.readouterr().err
-    assert gate.not_finite(all_variables(model)) == []
+    assert not_finite(all_variables(model)) == []
     # By hand: four steps, one that only counts, and the others.
     wanted = make([Sparse()], **MODES[mode])
     train_alone(wanted, 4)
@@ -306,9 +306,9 @@ def test_skips_that_run_on_end_the_training(tmp_path):
 
     model = make([AlwaysBad(name="always_bad")])
     batches = DATA.train.on_device(BATCH, seed=0)
-    gate = FiniteGate(batches, tmp_path, skip=True)
+    model.guard = gate = FiniteGate(model, batches, tmp_path, skip=True)
     with pytest.raises(DivergedError, match=r"step 11, the 11th step in a row"):
-        model.fit(batches, epochs=5, callbacks=[gate], verbose=0)
+        model.fit(batches, epochs=5, verbose=0)
     assert gate.skipped == 10
 
 
@@ -316,10 +316,7 @@ def test_large_values_are_no_alarm(tmp_path):
     model = make()
     # Their sum overflows, and each of them is finite.
     model.optimizer.variables[-1].assign(np.full(model.optimizer.variables[-1].shape, 3e38))
-    gate = FiniteGate(DATA.train.on_device(BATCH, seed=0), tmp_path)
-    gate.set_model(model)
-    model.make_train_function()
-    gate.on_train_begin()
+    gate = FiniteGate(model, DATA.train.on_device(BATCH, seed=0), tmp_path)
     assert not np.isfinite(float(gate._total()))
     assert gate._is_finite()
 
@@ -349,8 +346,9 @@ class NoGate(FiniteGate):
 def test_without_a_gate_the_weights_would_be_lost(tmp_path):
     model = make([Sparse(bad_at=4)])
     batches = DATA.train.on_device(BATCH, seed=0)
-    model.fit(batches, epochs=EPOCHS, callbacks=[NoGate(batches, tmp_path)], verbose=0)
-    assert gate.not_finite(all_variables(model)) != []
+    model.guard = NoGate(model, batches, tmp_path)
+    model.fit(batches, epochs=EPOCHS, verbose=0)
+    assert not_finite(all_variables(model)) != []
 
 
 def test_the_command_repeats_the_step_of_a_run(tmp_path):

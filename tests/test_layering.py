@@ -27,7 +27,8 @@ LAYERS = (
     ("probability", "schedules", "tensors", "manifests", "state"),
     ("losses", "bottlenecks", "networks", "data"),
     ("objective", "keras_losses"),
-    ("keras_inputs", "execution", "checkpoints"),
+    ("keras_inputs", "execution", "checkpoints", "running_means", "serialization"),
+    ("trainer",),
     ("model",),
     ("evaluation", "plots"),
     ("callbacks",),
@@ -40,7 +41,10 @@ BOTTOM = (*LAYERS[0], *LAYERS[1])
 # Narrower than the layers: a part, and the only things of this package that it may import.
 ONLY = {
     "objective": ("losses.term", *BOTTOM),
-    "model": ("objective", "keras_inputs", "execution", "checkpoints", "data.pipeline", *BOTTOM),
+    "model": (
+        *("objective", "keras_inputs", "checkpoints", "running_means", "serialization", "trainer"),
+        *BOTTOM,
+    ),
 }
 
 # What comes from outside: everywhere, at the bottom, and only where it is used (inside a function).

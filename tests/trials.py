@@ -113,7 +113,7 @@ class Watch:
         from vae_research.runs.session import gate, training
 
         files.before = self.before
-        write, run, estimate = checkpoints.write, gate.FiniteGate._run, training.estimate
+        write, guard, estimate = checkpoints.write, gate.FiniteGate.__call__, training.estimate
         log, error_in = metrics_file.MetricsFile.on_record, self.how.get("error_in")
 
         def watched_write(*arguments):
@@ -123,16 +123,21 @@ class Watch:
             finally:
                 self.saving = False
 
-        def watched_run(*arguments):
-            if error_in == "term" and self.calls == 5:
-                raise RuntimeError("of the user's term")
-            self.phase = "in a call"
-            self.calls += 1
-            self.before_call()
-            try:
-                return run(*arguments)
-            finally:
-                self.phase = "between two calls"
+        def watched_guard(gate, loop):
+            run = guard(gate, loop)
+
+            def watched_run(iterator):
+                if error_in == "term" and self.calls == 5:
+                    raise RuntimeError("of the user's term")
+                self.phase = "in a call"
+                self.calls += 1
+                self.before_call()
+                try:
+                    return run(iterator)
+                finally:
+                    self.phase = "between two calls"
+
+            return watched_run
 
         def watched_estimate(*arguments, **options):
             self.phase = "after training"
@@ -150,10 +155,10 @@ class Watch:
             metrics_file.append = append
         metrics_file.MetricsFile.on_record = watched_log
         checkpoints.write = watched_write
-        gate.FiniteGate._run = watched_run
+        gate.FiniteGate.__call__ = watched_guard
         training.estimate = watched_estimate
         if not self.how.get("whole"):
-            training._write_results = lambda *arguments: None
+            training.Session.write = lambda *arguments: None
 
     def before_call(self):
         if self.calls == 1 and "hold_for" in self.how:

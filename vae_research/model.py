@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
 
-from vae_research import checkpoints
-from vae_research.data.pipeline import DeviceDataset
-from vae_research.execution import StepLoop
-from vae_research.keras_inputs import (
-    refuse_class_weight,
-    targets_for_weights,
-    unpack,
-    weighted,
-    with_schedule_lengths,
-)
+from vae_research import checkpoints, serialization
+from vae_research.arguments import checked_seed
+from vae_research.keras_inputs import unpack, weighted
 from vae_research.objective import LossReport, Objective
 from vae_research.randomness import evaluation_key, training_key
-from vae_research.settings import from_config, import_own_modules
-from vae_research.tensors import SCALARS, Tensors, bind, call_module, graph_scope, scope_explained
+from vae_research.running_means import RunningMeans
+from vae_research.tensors import SCALARS, Tensors, bind, call_module, graph_scope, repeat_rows
+from vae_research.trainer import Trainer
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
-class VAE(keras.Model):
+class VAE(Trainer):
     """Encoder, bottleneck, decoder and loss terms, trained by `compile` and `fit`.
 
     Args:
@@ -69,30 +62,18 @@ class VAE(keras.Model):
         seed: int = 0,
         name: str = "vae",
     ) -> None:
-        super().__init__(name=name, dtype="float32")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}.")
+        objective = Objective(
+            terms, num_samples=num_samples, importance_weighted=importance_weighted
+        )
+        super().__init__(RunningMeans(objective.terms), name=name, dtype="float32")
         self.encoder = encoder
         self.bottleneck = bottleneck
         self.decoder = decoder
         self.further_modules = list(modules)
-        self.seed = seed
-        self._declared_objective = Objective(
-            terms, num_samples=num_samples, importance_weighted=importance_weighted
-        )
-        self.objective = self._declared_objective
-        self.steps_per_epoch: int | None = None
-        self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
-        self._step_loops: dict[Any, StepLoop] = {}
+        self.seed = checked_seed(seed)
+        self.objective = self._declared_objective = objective
         self.evaluation_passes: Any = None  # what `estimate` has compiled
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
-        labels = [term.label for term in self.objective.terms]
-        names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
-        scheduled = [term.label for term in self.objective.terms if callable(term.weight)]
-        names |= dict.fromkeys(f"contribution/{label}" for label in scheduled)
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
-        # Which of the trackers this model has values for is known once a step has been traced.
-        self._reported = ["loss", *labels]
         # Known already where every variable exists; otherwise the first forward pass says so.
         no_variables_to_come = type(bottleneck).build is keras.layers.Layer.build
         networks = (encoder, decoder, *modules)
@@ -135,7 +116,7 @@ class VAE(keras.Model):
         if num_samples > 1:
             # The K rows of one example are adjacent: Objective reshapes to [batch, K].
             for name in [name for name in tensors if name not in SCALARS]:
-                tensors[name] = _repeated(tensors[name], num_samples)
+                tensors[name] = repeat_rows(tensors[name], num_samples)
         call_module("bottleneck", self.bottleneck, tensors, training=training)
         return tensors
 
@@ -169,10 +150,6 @@ class VAE(keras.Model):
         likelihood = self.objective.likelihood
         if "reconstruction" not in tensors and likelihood.mean_reads() <= tensors.keys():
             tensors.write("likelihood", {"reconstruction": likelihood.reconstruction(tensors)})
-
-    def _step(self) -> tf.Tensor | int:
-        optimizer = getattr(self, "optimizer", None)  # Keras sets the attribute in compile()
-        return 0 if optimizer is None else tf.convert_to_tensor(optimizer.iterations)
 
     def evaluation_key(self, position: tf.Tensor | int) -> tf.Tensor:
         """Returns the stateless key, `[2]`, of the noise at a position of every evaluation."""
@@ -249,207 +226,6 @@ class VAE(keras.Model):
 
     # Training and evaluation.
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps so far, 0 when not compiled."""
-        return int(self._step())
-
-    @property
-    def examples_seen(self) -> int:
-        """Examples since the running means were last reset: since the epoch or evaluation began."""
-        return int(self._trackers["loss"].count)
-
-    def compile(
-        self,
-        optimizer: Any = "adam",
-        loss: Any = None,
-        metrics: Any = None,
-        loss_weights: Any = None,
-        weighted_metrics: Any = None,
-        jit_compile: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Keras' `compile`, without a loss: the loss is the model's own terms.
-
-        `jit_compile` is False unless asked for: what "auto" means changes from host to host, and
-        XLA makes convolutions slower on a CPU.
-
-        Raises:
-            ValueError: a loss, metric or loss weight is given, or networks compute in float16 and
-                the optimizer does not scale the loss.
-        """
-        given = {
-            "loss": loss,
-            "metrics": metrics,
-            "loss_weights": loss_weights,
-            "weighted_metrics": weighted_metrics,
-        }
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"compile({name}=...) is not for a VAE: its loss and figures are its terms. "
-                    "Add a LossTerm to VAE(terms=[...]); with weight=None it is only watched."
-                )
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        self._step_loops, self.evaluation_passes = {}, None
-        half = "float16" in (self.encoder.compute_dtype, self.decoder.compute_dtype)
-        if half and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            raise ValueError(
-                "Networks in mixed_float16 need a scaled loss, or small gradients become zero: "
-                "compile(keras.optimizers.LossScaleOptimizer(optimizer)), or use mixed_bfloat16."
-            )
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as the saved model was, and makes the optimizer's slots to be filled."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
-
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        epochs: int = 1,
-        verbose: str | int = "auto",
-        callbacks: Any = None,
-        **kwargs: Any,
-    ) -> keras.callbacks.History:
-        """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is.
-
-        `x` and `validation_data` may also be `DeviceDataset`, which need no `steps_per_epoch`:
-        `steps_per_execution` steps then run as one compiled loop.
-
-        Raises:
-            ValueError: `class_weight` is given.
-        """
-        refuse_class_weight(kwargs.pop("class_weight", None))
-        optimizer = getattr(self, "optimizer", None)
-        if self.built and optimizer is not None and not optimizer.built:
-            optimizer.build(self.trainable_variables)  # outside of the step, which may fail
-        callbacks = with_schedule_lengths(self, callbacks, kwargs.get("initial_epoch", 0))
-        x = self._select_input("train", x, kwargs, "steps_per_epoch")
-        if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle these
-        x, y = targets_for_weights(x, y, kwargs.get("sample_weight"))
-        validation = kwargs.get("validation_data")
-        validation = self._select_input("test", validation, kwargs, "validation_steps")
-        kwargs["validation_data"] = validation
-        if isinstance(validation, tuple) and len(validation) == 3:
-            inputs, targets = targets_for_weights(*validation)
-            kwargs["validation_data"] = (inputs, targets, validation[2])
-        try:
-            with scope_explained():
-                return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
-        except BaseException:
-            # A step that failed while it was traced cannot be called again; the next fit makes it
-            # anew, and says what is wrong then.
-            self.train_function = self.test_function = None
-            self._step_loops = {}
-            raise
-
-    def evaluate(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        verbose: str | int = "auto",
-        sample_weight: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Keras' `evaluate`; `x` may also be `DeviceDataset`."""
-        if "_use_cached_eval_dataset" not in kwargs:  # Keras' word for the evaluations within fit
-            x = self._select_input("test", x, kwargs, "steps")
-        x, y = targets_for_weights(x, y, sample_weight)
-        with scope_explained():
-            return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
-
-    def train_on_batch(
-        self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        class_weight: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Keras' `train_on_batch`.
-
-        Raises:
-            ValueError: `class_weight` is given.
-        """
-        refuse_class_weight(class_weight)
-        self._select_input("train", x)
-        return super().train_on_batch(x, y, sample_weight, **kwargs)
-
-    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
-        """Keras' `test_on_batch`."""
-        self._select_input("test", x)
-        return super().test_on_batch(x, y, sample_weight, **kwargs)
-
-    def _select_input(
-        self, kind: str, x: Any, kwargs: dict[str, Any] | None = None, steps: str = ""
-    ) -> Any:
-        """Returns what Keras is given for the data `x`, after choosing the function that reads it.
-
-        Args:
-            kind: "train" or "test".
-            x: what the user gave.
-            kwargs: of Keras' method; for `DeviceDataset` the number of steps is added.
-            steps: what that argument is called.
-        """
-        device_dataset = x if isinstance(x, DeviceDataset) else None
-        if device_dataset is not self._device_datasets[kind]:
-            self._device_datasets = self._device_datasets | {kind: device_dataset}
-            setattr(self, f"{kind}_function", None)
-        if device_dataset is None:
-            return x
-        kwargs.setdefault(steps, device_dataset.steps)
-        return device_dataset.calls(self.steps_per_execution)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Keras' `make_train_function`, also for data that stay on the device."""
-        if not self._make_step_loop("train", self.train_step, force):
-            return super().make_train_function(force)
-
-    def make_test_function(self, force: bool = False) -> Any:
-        """Keras' `make_test_function`, also for data that stay on the device."""
-        if not self._make_step_loop("test", self.test_step, force):
-            return super().make_test_function(force)
-
-    def _make_step_loop(self, kind: str, step: Any, force: bool) -> bool:
-        batches = self._device_datasets[kind]
-        if batches is None:
-            return False
-        # Another fit on such data finds the compiled program of the first.
-        key = (kind, batches.reader.steps_alike)
-        if force or key not in self._step_loops:
-            self._step_loops[key] = StepLoop(
-                step,
-                self.get_metrics_result,
-                batches,
-                jit_compile=self.jit_compile,
-                run_eagerly=self.run_eagerly,
-            )
-        function = self._step_loops[key]
-        setattr(self, f"{kind}_function", lambda iterator: function(iterator, batches))
-        return True
-
-    @property
-    def graph_of_one_step(self) -> tf.Graph | None:
-        """The graph of a training step, where `fit` has made one that is no loop over several."""
-        graphs = [
-            function.graph_of_one_step
-            for (kind, _), function in self._step_loops.items()
-            if kind == "train"
-        ]
-        return next((graph for graph in reversed(graphs) if graph is not None), None)
-
-    def reset_metrics(self) -> None:
-        """Resets all running means, also of terms that the last step did not have."""
-        super().reset_metrics()
-        for tracker in self._trackers.values():
-            tracker.reset_state()
-
     def set_steps_per_epoch(self, steps_per_epoch: int) -> None:
         """Says how many optimizer steps an epoch has, for schedules that count in epochs."""
         if steps_per_epoch == self.steps_per_epoch:
@@ -458,11 +234,7 @@ class VAE(keras.Model):
         before = self.objective.terms
         self.objective = self._declared_objective.in_steps(steps_per_epoch)
         if self.objective.terms != before:
-            # The compiled steps have the old lengths in them.
-            self._step_loops = {}
-            for make in ("train", "test"):
-                if getattr(self, f"{make}_function") is not None:
-                    getattr(self, f"make_{make}_function")(force=True)
+            self.remake_functions()  # the compiled steps have the old lengths in them
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One optimizer step on a batch; returns the running means of this epoch."""
@@ -483,7 +255,7 @@ class VAE(keras.Model):
         """The same figures without training. Every evaluation sees the same noise."""
         data, sample_weight = unpack(data)
         # Keras resets the trackers when an evaluation begins: their count is the position in it.
-        key = self.evaluation_key(self._trackers["loss"].count)
+        key = self.evaluation_key(self.running_means.count)
         return self._record(self._report(data, key, False), sample_weight)
 
     def _report(self, data: Any, seed: tf.Tensor, training: bool) -> LossReport:
@@ -498,38 +270,14 @@ class VAE(keras.Model):
             figures["elbo"] = report.elbo
         figures |= report.values
         for name, value in report.contributions.items():
-            if f"contribution/{name}" in self._trackers:
+            if f"contribution/{name}" in self.running_means:
                 figures[f"contribution/{name}"] = value
-        count = tf.shape(report.loss)[0]
-        for name, values in figures.items():
-            # A vector has its own count; the scalar of a batch counts for all of its examples.
-            weight = count if values.shape.rank == 0 else None
-            self._trackers[name].update_state(values, sample_weight=weight)
-        self._reported = [name for name in self._trackers if name in figures]
+        self.running_means.update(figures, tf.shape(report.loss)[0])
         return self.get_metrics_result()
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """The running means that appear in the logs, and the metrics of layers."""
-        ours = {id(tracker) for tracker in (*self._trackers.values(), self._loss_tracker)}
-        others = [metric for metric in super().metrics if id(metric) not in ours]
-        return [self._trackers[name] for name in self._reported] + others
-
-    def running_sums(self) -> list[Any]:
-        """Returns the variables of all running means, also of those that no log has had yet."""
-        ours = {id(tracker): tracker for tracker in self._trackers.values()}
-        metrics = ours | {id(metric): metric for metric in self.metrics}
-        return [variable for metric in metrics.values() for variable in metric.variables]
-
-    def set_running_sums(self, values: Sequence[Any]) -> None:
-        """Gives the variables of `running_sums` the values that they had within an epoch."""
-        for variable, value in zip(self.running_sums(), values, strict=True):
-            variable.assign(value)
-        self._reported = [name for name, mean in self._trackers.items() if float(mean.count) > 0]
 
     # Saving and loading.
 
-    def load_checkpoint(self, path: str | os.PathLike) -> checkpoints.Checkpoint:
+    def load_checkpoint(self, path: str | Path) -> checkpoints.Checkpoint:
         """Puts the values of a checkpoint, a folder of a run's `checkpoints`, into this model.
 
         Returns:
@@ -540,47 +288,33 @@ class VAE(keras.Model):
             CheckpointError: it is no checkpoint, damaged, or of another model; nothing is changed
                 then.
         """
-        optimizer = getattr(self, "optimizer", None)
-        if self.built and optimizer is not None and not optimizer.built:
-            optimizer.build(self.trainable_variables)
+        self.build_optimizer()
         return checkpoints.load(path, self)
 
     def get_config(self) -> dict[str, Any]:
         """Returns what `from_config` needs; Keras saves it with the weights."""
         networks = {
-            name: keras.saving.serialize_keras_object(value)
-            for name, value in (
-                ("encoder", self.encoder),
-                ("bottleneck", self.bottleneck),
-                ("decoder", self.decoder),
-                ("modules", list(self.further_modules)),
-            )
+            "encoder": self.encoder,
+            "bottleneck": self.bottleneck,
+            "decoder": self.decoder,
+            "modules": list(self.further_modules),
         }
-        return networks | {
-            "terms": [term.to_config() for term in self._declared_objective.terms],
-            "num_samples": self._declared_objective.num_samples,
-            "importance_weighted": self._declared_objective.importance_weighted,
+        return serialization.model_config(networks, self._declared_objective) | {
             "seed": self.seed,
             "name": self.name,
             "steps_per_epoch": self.steps_per_epoch,
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> VAE:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Returns the model that `get_config` described.
 
         Raises:
             ValueError: a term's class is not imported, or a schedule was a plain function.
         """
-        config = copy.deepcopy(config)  # deserialisation takes it apart
-        import_own_modules(config)
-        terms = [from_config(term) for term in config.pop("terms")]
-        steps_per_epoch = config.pop("steps_per_epoch")
-        networks = {
-            name: keras.saving.deserialize_keras_object(config.pop(name))
-            for name in ("encoder", "bottleneck", "decoder", "modules")
-        }
-        model = cls(terms=terms, **networks, **config)
+        arguments = serialization.model_arguments(config)
+        steps_per_epoch = arguments.pop("steps_per_epoch")
+        model = cls(**arguments)
         if steps_per_epoch is not None:
             model.set_steps_per_epoch(steps_per_epoch)
         return model
@@ -590,30 +324,13 @@ class VAE(keras.Model):
 
     def get_build_config(self) -> dict[str, Any]:
         """Returns shapes and types of the data, so that a loaded model has all its variables."""
-        return {"data": {name: list(spec) for name, spec in self._input_specs.items()}}
+        return serialization.build_config(self._input_specs)
 
     def build_from_config(self, config: dict[str, Any]) -> None:
-        """Makes every variable by a symbolic forward pass, before weights are loaded."""
-        specs = {
-            name: tf.TensorSpec([None, *shape], dtype)
-            for name, (shape, dtype) in config["data"].items()
-        }
-        if specs:
-            tf.function(self.forward, autograph=False).get_concrete_function(specs)
+        """Creates every variable before weights are loaded."""
+        serialization.build_from_config(self, config)
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Keras' `load_weights`, with step and slots of the optimizer where they were saved."""
-        # Keras warns, and starts the optimizer from zero, where its slots do not exist yet.
-        optimizer = getattr(self, "optimizer", None)
-        if self.built and optimizer is not None:
-            optimizer.build(self.trainable_variables)
+        """Keras' `load_weights`, with step and slots of the optimizer if they were saved."""
+        self.build_optimizer()
         super().load_weights(*args, **kwargs)
-
-
-def _repeated(values: tf.Tensor, times: int) -> tf.Tensor:
-    """Returns `tf.repeat(values, times, axis=0)`, which XLA does not need to hold in memory."""
-    shape = tf.shape(values)
-    rows = tf.expand_dims(values, 1)
-    rows = tf.broadcast_to(rows, tf.concat([shape[:1], [times], shape[1:]], axis=0))
-    repeated = tf.reshape(rows, tf.concat([shape[:1] * times, shape[1:]], axis=0))
-    return tf.ensure_shape(repeated, [None, *values.shape[1:]])

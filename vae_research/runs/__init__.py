@@ -59,8 +59,8 @@ __all__ = [
 
 # What imports TensorFlow is loaded on first use.
 _LATER = {
-    "StopAtSignal": "session.training",
-    "StopWhenDiverged": "session.training",
+    "StopAtSignal": "session.stopping",
+    "StopWhenDiverged": "session.stopping",
     "train": "session.studies",
 }
 

@@ -128,10 +128,11 @@ def _train(build: Callable[[Config, Data], Any], experiment: str, config: Config
         directory.refuse_changed_data(run_dir, description, data)
     signals.wait_for_steps()
     with without_start_up_lines():
-        from vae_research.runs.session.training import choose_device, train
+        from vae_research.runs.session.building import choose_device
+        from vae_research.runs.session.training import Session
 
         device = choose_device(config.device)
-    train(build, experiment, config, data, run_dir, checkpoint, device)
+    Session(build, experiment, config, data, run_dir, checkpoint, device).run()
 
 
 def _study(
@@ -155,8 +156,8 @@ def _study(
         check(config, data)
     signals.wait_for_steps()
     with without_start_up_lines():
+        from vae_research.runs.session.building import choose_device
         from vae_research.runs.session.studies import carry_out
-        from vae_research.runs.session.training import choose_device
 
         device = choose_device(config.device)
     carry_out(run_study, experiment, config, data, run_dir, device)

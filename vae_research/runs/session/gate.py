@@ -1,9 +1,9 @@
 """A gate against updates that are not finite. Imports TensorFlow.
 
-However many steps run in a call, the state at its beginning is kept until it is over. It consists
-of tensors, which training replaces and never changes, so that keeping them copies nothing. If
-anything is not finite in the end, the state is put back and the call repeated step by step, up to
-the last good one.
+However many steps run in a call, the state at its beginning is kept until it ends. The state
+consists of tensors, which training replaces and never changes, so that keeping them copies nothing.
+If anything is not finite at the end, the state is restored and the call is repeated step by step,
+up to the last good one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from vae_research import checkpoints
@@ -26,9 +25,10 @@ from vae_research.randomness import training_key
 from vae_research.runs.cli.errors import DivergedError
 from vae_research.runs.session import directory
 from vae_research.state import all_variables
+from vae_research.trainer import StepFunction
 
 FOLDER = "nonfinite"
-# With --on_nonfinite=skip, what goes wrong this often without a good step between does not pass.
+# With --on_nonfinite=skip, training ends if this many steps fail without a good one between.
 _MOST_SKIPS_IN_A_ROW = 10
 
 
@@ -41,96 +41,102 @@ class Step:
     rows: tf.Tensor
 
 
-class FiniteGate(keras.callbacks.Callback, Resumable):
-    """Lets no step through after which a loss term or the state is not finite.
+class FiniteGate(Resumable):
+    """Rolls back any step that makes a loss term or the state non-finite.
 
-    It belongs before all other callbacks of a `fit` on `DeviceDataset`. A failing step is undone:
-    weights, slots and step of the optimizer, running means, and what layers keep. Then training
-    ends with `DivergedError`, or goes on without that step.
+    It is the `guard` of a model that trains on a `DeviceDataset`. What is rolled back: weights,
+    slots and step of the optimizer, running means, and what layers keep. Then training ends with
+    `DivergedError`, or continues without that step.
 
     Args:
+        model: a model with all its variables, compiled.
         batches: the training data of the `fit`.
         run_dir: where the state before the failing step is left for `scripts/replay`.
-        skip: go on without the step.
+        skip: continue without the step.
 
     Attributes:
         skipped: steps that were left out.
     """
 
-    def __init__(self, batches: DeviceDataset, run_dir: Path, *, skip: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self, model: VAE, batches: DeviceDataset, run_dir: Path, *, skip: bool = False
+    ) -> None:
         self.skipped = 0
         self._in_a_row = 0
-        self._batches, self._run_dir, self._skip = batches, run_dir, skip
-        self._variables: list[Any] = []
-        self._function: Callable[[Iterator[Any]], Any] | None = None
+        self._model, self._batches, self._run_dir, self._skip = model, batches, run_dir, skip
+        self._variables = all_variables(model)
+        values = [variable.value for variable in self._variables]
+        self._take = tf.function(lambda: [tf.identity(value) for value in values], autograph=False)
+        self._total = tf.function(lambda: _total(values), autograph=False)
 
     def get_state(self) -> dict[str, Any]:
         """Returns how many steps were left out."""
         return {"skipped": self.skipped, "in_a_row": self._in_a_row}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on counting."""
+        """Continues counting."""
         self.skipped, self._in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Stands between Keras and the function that runs the steps of a call."""
-        self._variables = all_variables(self.model)
-        values = [variable.value for variable in self._variables]
-        self._take = tf.function(lambda: [tf.identity(value) for value in values], autograph=False)
-        self._total = tf.function(lambda: _total(values), autograph=False)
-        self._function = self.model.train_function
-        self.model.train_function = self._run
+    def __call__(self, loop: StepFunction) -> StepFunction:
+        """Returns the function that runs the steps of a call, guarded."""
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Steps back."""
-        self.model.train_function = self._function
+        def guarded(iterator: Iterator[Any]) -> dict[str, tf.Tensor]:
+            call = next(iterator)
+            before = self._take()
+            try:
+                logs = loop(iter([call]))
+            except BaseException:
+                self._put_back(before)  # a part of the call's steps may be done
+                raise
+            if self._is_finite():
+                self._in_a_row = 0
+                return logs
+            self._put_back(before)
+            return self._repeat(loop, call)
 
-    def _run(self, iterator: Iterator[Any]) -> Any:
-        call = next(iterator)
-        before = self._take()
-        try:
-            logs = self._function(iter([call]))
-        except BaseException:
-            self._put_back(before)  # a part of the call's steps may be done
-            raise
-        if self._is_finite():
-            self._in_a_row = 0
-            return logs
-        self._put_back(before)
+        return guarded
+
+    def _repeat(self, loop: StepFunction, call: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Runs the steps of a call one by one, without those that fail; returns the last figures.
+
+        Raises:
+            DivergedError: a step failed and is not to be skipped, or the state was not finite
+                before.
+        """
         broken = not_finite(self._variables)
         if broken:  # by a callback, for example
             raise DivergedError(
-                f"the state was not finite before step {self.model.step + 1} already: "
+                f"the state was not finite before step {self._model.step + 1} already: "
                 f"{', '.join(broken[:3])}. It is not saved; the last checkpoint is as it was."
             )
+        logs = self._model.get_metrics_result()
         for step, single in _steps_of(call):
             before = self._take()
-            logs = self._function(iter([single]))
+            logs = loop(iter([single]))
             if self._is_finite():
                 self._in_a_row = 0
                 continue
             state = not_finite(self._variables)
             self._put_back(before)
             self._failed(step, state)
-            logs = self.model.get_metrics_result()
+            logs = self._model.get_metrics_result()
         return logs
 
     def _failed(self, step: Step, state: list[str]) -> None:
-        """Ends the training at a step that cannot be done, or goes on with the next.
+        """Ends the training at a step that failed, or counts it as skipped.
 
         Raises:
             DivergedError: it ends here.
         """
         kept = self._take()
-        found = causes(self.model, self._batches, step) or [f"the update of {state[0]}"]
+        found = causes(self._model, self._batches, step) or [f"the update of {state[0]}"]
         self._put_back(kept)  # a forward pass changes what layers keep
-        number, epoch = self.model.step + 1, int(step.epoch) + 1
+        number, epoch = self._model.step + 1, int(step.epoch) + 1
         message = f"{' and '.join(found)} not finite in epoch {epoch}, step {number}"
         if self._skip and self._in_a_row < _MOST_SKIPS_IN_A_ROW:
             self.skipped += 1
             self._in_a_row += 1
-            self.model.optimizer.iterations.assign_add(1)
+            self._model.optimizer.iterations.assign_add(1)
             print(
                 f"warning: {message}; step skipped ({self.skipped} so far, {self._in_a_row} in a "
                 "row)",
@@ -140,7 +146,7 @@ class FiniteGate(keras.callbacks.Callback, Resumable):
             return
         saved = checkpoints.save(
             self._run_dir / FOLDER,
-            self.model,
+            self._model,
             epoch=int(step.epoch),
             position=int(step.position),
             keep=1,

@@ -73,7 +73,7 @@ def rebuild(
     """
     import keras
 
-    from vae_research.runs.session.training import build_model
+    from vae_research.runs.session.building import build_model
 
     description = _description(path)
     # JSON has lists where a flag has a tuple.

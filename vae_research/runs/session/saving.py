@@ -33,7 +33,7 @@ class Saving(keras.callbacks.Callback):
 
     Args:
         run_dir: the run directory.
-        callbacks: those of the run, whose states are saved.
+        callbacks: those of the run and its gate, whose states are saved.
         config: says when to save.
         checkpoint: where the run goes on, None at its beginning.
         progress: what was saved beside the variables of that checkpoint, and `profile` and
@@ -43,7 +43,7 @@ class Saving(keras.callbacks.Callback):
     def __init__(
         self,
         run_dir: Path,
-        callbacks: Sequence[keras.callbacks.Callback],
+        callbacks: Sequence[Any],
         config: Config,
         checkpoint: checkpoints.Checkpoint | None,
         progress: dict[str, Any],

@@ -19,8 +19,11 @@ from vae_research.model import VAE
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.flags import Config, experiment_file
 from vae_research.runs.report import run_report
-from vae_research.runs.session import directory, resume, training
+from vae_research.runs.session import directory, resume
+from vae_research.runs.session.building import choose_device
 from vae_research.runs.session.loading import Run, load_run
+from vae_research.runs.session.stopping import printed_warnings
+from vae_research.runs.session.training import Session
 
 
 def carry_out(
@@ -48,7 +51,7 @@ def carry_out(
         # TensorFlow warns of many tracings where every model is traced once.
         tf.get_logger().setLevel("ERROR")
         started = time.perf_counter()
-        with training.printed_warnings():
+        with printed_warnings():
             results = dict(run_study(config, data, run_dir) or {})
         signals.raise_if_received()
         seconds = round(time.perf_counter() - started, 3)
@@ -85,8 +88,8 @@ def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_
     experiment = experiment_file(build).stem
     checkpoint = resume.unfinished(config, run_dir, experiment)
     if resume.complete(config, run_dir, checkpoint) is None:
-        device = training.choose_device(config.device)
-        training.train(build, experiment, config, data, run_dir, checkpoint, device)
+        device = choose_device(config.device)
+        Session(build, experiment, config, data, run_dir, checkpoint, device).run()
     elif config.verbose:
         print(f"{run_dir} is already complete.")
     signals.raise_if_received()

@@ -1,0 +1,72 @@
+"""Running means of everything that is logged, over the examples of an epoch or evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from vae_research.losses.term import LossTerm
+
+
+class RunningMeans:
+    """Means over examples since the epoch or the evaluation began, by name.
+
+    Args:
+        terms: the loss terms. There is a mean of `loss`, `elbo`, each term by its label, `kl` and
+            `regularization`, and of `contribution/LABEL` for terms whose weight changes.
+    """
+
+    def __init__(self, terms: Iterable[LossTerm]) -> None:
+        terms = list(terms)
+        labels = [term.label for term in terms]
+        names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
+        scheduled = [term.label for term in terms if callable(term.weight)]
+        names |= dict.fromkeys(f"contribution/{label}" for label in scheduled)
+        self._means = {name: keras.metrics.Mean(name=name) for name in names}
+        # Which of them this model has values for is known once a step has been traced.
+        self._reported = ["loss", *labels]
+
+    def __contains__(self, name: str) -> bool:
+        """Returns whether there is a mean of that name."""
+        return name in self._means
+
+    @property
+    def count(self) -> tf.Variable:
+        """Examples since the last reset, a float32 scalar."""
+        return self._means["loss"].count
+
+    @property
+    def reported(self) -> list[keras.metrics.Metric]:
+        """The means that appear in the logs: those that the last traced step had values for."""
+        return [self._means[name] for name in self._reported]
+
+    @property
+    def all(self) -> list[keras.metrics.Metric]:
+        """Every mean, also those that no log has had yet."""
+        return list(self._means.values())
+
+    def update(self, figures: Mapping[str, tf.Tensor], count: tf.Tensor) -> None:
+        """Adds the figures of a batch.
+
+        Args:
+            figures: `[batch]` vectors or scalars by name.
+            count: examples of the batch; a scalar figure counts for all of them.
+        """
+        for name, values in figures.items():
+            weight = count if values.shape.rank == 0 else None
+            self._means[name].update_state(values, sample_weight=weight)
+        self._reported = [name for name in self._means if name in figures]
+
+    def reset(self) -> None:
+        """Resets every mean, also those of terms that the last step did not have."""
+        for mean in self._means.values():
+            mean.reset_state()
+
+    def restore(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
+        """Gives variables of means the values that they had within an epoch."""
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        self._reported = [name for name, mean in self._means.items() if float(mean.count) > 0]

@@ -1,0 +1,127 @@
+"""The model of a run: built, checked against the data, and how its steps will run.
+
+Imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from vae_research.data import Data, DataError
+from vae_research.execution import Execution, choose_jit, steps_per_call
+from vae_research.model import VAE
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.flags import Config, is_given
+
+
+def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data) -> VAE:
+    """Returns the model of an experiment, compiled, with all its variables.
+
+    Raises:
+        UsageError: `build`, or a forward pass over two examples, found something wrong.
+    """
+    try:
+        model = build(config, data)
+        if not isinstance(model, VAE):
+            raise TypeError(f"build() returned {model!r}; it must return a VAE.")
+        if not model.compiled:
+            model.compile(
+                keras.optimizers.Adam(config.learning_rate),
+                run_eagerly=config.run_eagerly,
+            )
+        # A forward pass makes every variable, and finds what does not fit before anything is
+        # written.
+        model.set_steps_per_epoch(data.train.steps(config.batch_size))
+        model.objective(model.forward(data.validation.prepare(slice(0, 2))))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{error} (--debug shows where)") from error
+    model.build_optimizer()
+    return model
+
+
+def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
+    """Decides how the steps of a model run, and tells the model.
+
+    Raises:
+        UsageError: --jit=on, and XLA cannot compile the model; or --steps_per_call does not fit.
+    """
+    if model.run_eagerly:
+        return Execution(False, 1, "the model runs eagerly")
+    steps = data.train.steps(config.batch_size)
+    asked = config.steps_per_call
+    intervals = {name: getattr(config, name) for name in ("log_every_steps", "checkpoint_steps")}
+    for name, interval in intervals.items():
+        if asked is not None and interval % asked:
+            raise UsageError(
+                f"--{name}={interval} is not a multiple of --steps_per_call={asked}: figures and "
+                "states are there at the end of a call only."
+            )
+    interval = math.gcd(*intervals.values())
+    try:
+        jit_compile, reason = choose_jit(
+            lambda batch: model.objective(model.forward(batch, training=True)).loss,
+            tf.constant(data.validation.prepare(slice(0, 2))),
+            "on" if model.jit_compile else config.jit,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    rows = config.batch_size * model.objective.num_samples
+    if config.profile_steps:  # a call is recorded as a whole
+        first, last = config.profile_steps
+        interval = math.gcd(interval, (first - 1) % steps, last % steps)
+    calls = steps_per_call(model.count_params() * rows, jit_compile, steps, interval)
+    chosen = Execution(jit_compile, asked or calls, reason)
+    model.jit_compile, model.steps_per_execution = chosen.jit_compile, chosen.steps_per_call
+    return chosen
+
+
+def refuse_values_outside_support(model: VAE, data: Data) -> None:
+    """Raises if the data have values for which the likelihood has no density.
+
+    Raises:
+        UsageError: a flag of the command chose the likelihood or the scale.
+        DataError: the data are so by themselves.
+    """
+    likelihood = type(model.objective.likelihood).__name__
+    support = model.objective.likelihood.support
+    low, high = data.value_range()
+    if support[0] <= low and high <= support[1]:
+        return
+    advice = (
+        "Clip validation and test data to the range of the training data."
+        if data.rescale == "unit"
+        else "--rescale=unit maps them to [0, 1]; Gaussian and Laplace likelihoods take all values."
+    )
+    message = (
+        f"{data.name} has values from {low:g} to {high:g}, and {likelihood} needs values from "
+        f"{support[0]:g} to {support[1]:g}. {advice}"
+    )
+    raise (UsageError if is_given("rescale") or is_given("likelihood") else DataError)(message)
+
+
+def choose_device(wanted: str) -> str:
+    """Returns what the run computes on, in words.
+
+    Raises:
+        UsageError: a GPU is asked for and TensorFlow finds none.
+    """
+    found = tf.config.list_physical_devices("GPU")
+    if wanted == "gpu" and not found:
+        raise UsageError(
+            "--device=gpu, and TensorFlow finds no GPU. pip install 'vae_research[gpu]' brings "
+            "its CUDA libraries; --device=cpu runs without."
+        )
+    if wanted == "cpu" or not found:
+        tf.config.set_visible_devices([], "GPU")
+        reason = "--device=cpu" if wanted == "cpu" else "no GPU found"
+        return f"CPU ({reason})"
+    for gpu in found:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    names = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in found
+    ]
+    return ", ".join(names)

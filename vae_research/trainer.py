@@ -1,0 +1,290 @@
+"""Between Keras' `fit` and the steps of a model: what runs when `fit` asks for the next steps.
+
+Start at `Trainer.make_train_function`: what Keras calls is `guard(loop(step))`. `step` is the
+model's `train_step`; `loop` (`execution.StepLoop`) runs many of them in one compiled call; `guard`
+may undo a call (a run gives its `FiniteGate`). Without a `DeviceDataset`, Keras' own function runs
+`train_step`, and there is neither loop nor guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from vae_research.data.pipeline import DeviceDataset
+from vae_research.execution import StepLoop
+from vae_research.keras_inputs import (
+    refuse_class_weight,
+    targets_for_weights,
+    with_schedule_lengths,
+)
+from vae_research.running_means import RunningMeans
+from vae_research.tensors import scope_explained
+
+StepFunction = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
+
+
+class Trainer(keras.Model):
+    """Keras' `compile`, `fit` and `evaluate` for a model whose loss is its own terms.
+
+    A subclass has `train_step` and `test_step`. `fit` and `evaluate` also take a `DeviceDataset`,
+    of which `steps_per_execution` steps run in one compiled call.
+
+    Args:
+        running_means: of the figures that a step records.
+        kwargs: of `keras.Model`.
+
+    Attributes:
+        guard: wraps the function that runs the steps of a call; None runs it as it is.
+        steps_per_epoch: batches of an epoch, known from the first `fit` on.
+    """
+
+    train_function: StepFunction | None
+    test_function: StepFunction | None
+
+    def __init__(self, running_means: RunningMeans, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.running_means = running_means
+        self.guard: Callable[[StepFunction], StepFunction] | None = None
+        self.steps_per_epoch: int | None = None
+        self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
+        self._step_loops: dict[Any, StepLoop] = {}
+
+    def _step(self) -> tf.Tensor | int:
+        optimizer = getattr(self, "optimizer", None)  # Keras sets the attribute in compile()
+        return 0 if optimizer is None else tf.convert_to_tensor(optimizer.iterations)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far, 0 when not compiled."""
+        return int(self._step())
+
+    @property
+    def examples_seen(self) -> int:
+        """Examples since the running means were last reset: since the epoch or evaluation began."""
+        return int(self.running_means.count)
+
+    def reset_metrics(self) -> None:
+        """Resets all running means, also of terms that the last step did not have."""
+        super().reset_metrics()
+        self.running_means.reset()
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The running means that appear in the logs, and the metrics of layers."""
+        ours = {id(mean) for mean in (*self.running_means.all, self._loss_tracker)}
+        others = [metric for metric in super().metrics if id(metric) not in ours]
+        return self.running_means.reported + others
+
+    def running_sums(self) -> list[Any]:
+        """Returns the variables of all running means, also of those that no log has had yet."""
+        metrics = {id(metric): metric for metric in (*self.running_means.all, *self.metrics)}
+        return [variable for metric in metrics.values() for variable in metric.variables]
+
+    def set_running_sums(self, values: Sequence[Any]) -> None:
+        """Gives the variables of `running_sums` the values that they had within an epoch."""
+        self.running_means.restore(self.running_sums(), values)
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: Any = None,
+        metrics: Any = None,
+        loss_weights: Any = None,
+        weighted_metrics: Any = None,
+        jit_compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Keras' `compile`, without a loss: the loss is the model's own terms.
+
+        `jit_compile` is False unless asked for: what "auto" means changes from host to host, and
+        XLA makes convolutions slower on a CPU.
+
+        Raises:
+            ValueError: a loss, metric or loss weight is given, or networks compute in float16 and
+                the optimizer does not scale the loss.
+        """
+        given = {
+            "loss": loss,
+            "metrics": metrics,
+            "loss_weights": loss_weights,
+            "weighted_metrics": weighted_metrics,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"compile({name}=...) is not for a VAE: its loss and figures are its terms. "
+                    "Add a LossTerm to VAE(terms=[...]); with weight=None it is only watched."
+                )
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        self._step_loops = {}
+        half = any(layer.compute_dtype == "float16" for layer in self.layers)
+        if half and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "Networks in mixed_float16 need a scaled loss, or small gradients become zero: "
+                "compile(keras.optimizers.LossScaleOptimizer(optimizer)), or use mixed_bfloat16."
+            )
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as the saved model was, and creates the slots of the optimizer to be filled."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.build_optimizer()
+
+    def build_optimizer(self) -> None:
+        """Creates the slots of the optimizer, unless variables or optimizer are missing.
+
+        Slots have to exist before values are loaded into them (Keras would only warn and start from
+        zero), and before a step is traced, which may fail half-way.
+        """
+        optimizer = getattr(self, "optimizer", None)
+        if self.built and optimizer is not None and not optimizer.built:
+            optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is.
+
+        `x` and `validation_data` may also be a `DeviceDataset`, which needs no `steps_per_epoch`:
+        `steps_per_execution` steps then run as one compiled loop.
+
+        Raises:
+            ValueError: `class_weight` is given.
+        """
+        refuse_class_weight(kwargs.pop("class_weight", None))
+        self.build_optimizer()
+        callbacks = with_schedule_lengths(self, callbacks, kwargs.get("initial_epoch", 0))
+        x = self._select_input("train", x, kwargs, "steps_per_epoch")
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle these
+        x, y = targets_for_weights(x, y, kwargs.get("sample_weight"))
+        validation = kwargs.get("validation_data")
+        validation = self._select_input("test", validation, kwargs, "validation_steps")
+        kwargs["validation_data"] = validation
+        if isinstance(validation, tuple) and len(validation) == 3:
+            inputs, targets = targets_for_weights(*validation)
+            kwargs["validation_data"] = (inputs, targets, validation[2])
+        try:
+            with scope_explained():
+                return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        except BaseException:
+            # A step that failed while it was traced cannot be called again; the next fit traces it
+            # again and says what is wrong then.
+            self.train_function = self.test_function = None
+            self._step_loops = {}
+            raise
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Keras' `evaluate`; `x` may also be a `DeviceDataset`."""
+        if "_use_cached_eval_dataset" not in kwargs:  # Keras' word for the evaluations within fit
+            x = self._select_input("test", x, kwargs, "steps")
+        x, y = targets_for_weights(x, y, sample_weight)
+        with scope_explained():
+            return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Keras' `train_on_batch`.
+
+        Raises:
+            ValueError: `class_weight` is given.
+        """
+        refuse_class_weight(class_weight)
+        self._select_input("train", x)
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
+        """Keras' `test_on_batch`."""
+        self._select_input("test", x)
+        return super().test_on_batch(x, y, sample_weight, **kwargs)
+
+    def _select_input(
+        self, kind: str, x: Any, kwargs: dict[str, Any] | None = None, steps: str = ""
+    ) -> Any:
+        """Returns what Keras is given for the data `x`, and notes which function will read it.
+
+        Args:
+            kind: "train" or "test".
+            x: what the user gave.
+            kwargs: of Keras' method; for a `DeviceDataset` the number of steps is added.
+            steps: what that argument is called.
+        """
+        device_dataset = x if isinstance(x, DeviceDataset) else None
+        if device_dataset is not self._device_datasets[kind]:
+            self._device_datasets = self._device_datasets | {kind: device_dataset}
+            setattr(self, f"{kind}_function", None)
+        if device_dataset is None:
+            return x
+        if kwargs is not None:
+            kwargs.setdefault(steps, device_dataset.steps)
+        return device_dataset.calls(self.steps_per_execution)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes what Keras calls for the next steps: `guard(loop(step))`, or its own function."""
+        dataset = self._device_datasets["train"]
+        if dataset is None:
+            return super().make_train_function(force)
+        loop = self._loop("train", self.train_step, dataset, force)
+        self.train_function = loop if self.guard is None else self.guard(loop)
+        return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Makes what Keras calls for the next steps of an evaluation: a loop over `test_step`."""
+        dataset = self._device_datasets["test"]
+        if dataset is None:
+            return super().make_test_function(force)
+        self.test_function = self._loop("test", self.test_step, dataset, force)
+        return self.test_function
+
+    def _loop(self, kind: str, step: Any, dataset: DeviceDataset, force: bool) -> StepFunction:
+        """Returns the loop over the steps of a call; data read alike share a compiled program."""
+        key = (kind, dataset.reader.steps_alike)
+        if force or key not in self._step_loops:
+            self._step_loops[key] = StepLoop(
+                step,
+                self.get_metrics_result,
+                dataset,
+                jit_compile=self.jit_compile,
+                run_eagerly=self.run_eagerly,
+            )
+        loop = self._step_loops[key]
+        return lambda iterator: loop(iterator, dataset)
+
+    def remake_functions(self) -> None:
+        """Makes those functions again that exist: a compiled step holds what it was traced with."""
+        self._step_loops = {}
+        for kind in ("train", "test"):
+            if getattr(self, f"{kind}_function") is not None:
+                getattr(self, f"make_{kind}_function")(force=True)
+
+    @property
+    def graph_of_one_step(self) -> tf.Graph | None:
+        """The graph of a training step, if `fit` has made one that is not a loop over several."""
+        for (kind, _), loop in reversed(self._step_loops.items()):
+            if kind == "train" and loop.graph_of_one_step is not None:
+                return loop.graph_of_one_step
+        return None
