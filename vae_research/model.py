@@ -84,7 +84,6 @@ class VAE(keras.Model):
         self.steps_per_epoch: int | None = None
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
         self._step_loops: dict[Any, StepLoop] = {}
-        self.evaluation_passes: Any = None  # what `estimate` has compiled
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         labels = [term.label for term in self.objective.terms]
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
@@ -291,7 +290,7 @@ class VAE(keras.Model):
                     "Add a LossTerm to VAE(terms=[...]); with weight=None it is only watched."
                 )
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        self._step_loops, self.evaluation_passes = {}, None
+        self._step_loops = {}
         half = "float16" in (self.encoder.compute_dtype, self.decoder.compute_dtype)
         if half and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
