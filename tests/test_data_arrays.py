@@ -291,7 +291,7 @@ def test_a_single_image_serves_as_every_split_with_warnings():
     data = Data.from_arrays(random_bytes(1, 4, 4))
     assert [len(split) for split in data.splits] == [1, 1, 1]
     assert any("cannot be split" in warning for warning in data.warnings)
-    assert any("one single image" in warning for warning in data.warnings)
+    assert any("a single image" in warning for warning in data.warnings)
 
 
 def test_blank_images_are_counted():

@@ -190,7 +190,7 @@ def test_text_and_empty_files_are_refused(tmp_path, name):
 def test_an_npz_named_npy_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", train=IMAGES)
     (tmp_path / "a.npz").rename(tmp_path / "a.npy")
-    assert "is no NumPy array: begins with b'PK" in refusal(load_data, tmp_path / "a.npy")
+    assert "is not a NumPy array: begins with b'PK" in refusal(load_data, tmp_path / "a.npy")
 
 
 def test_an_encrypted_zip_is_refused(tmp_path):
@@ -353,7 +353,7 @@ def test_idx_of_the_wrong_length_names_both(tmp_path, pack):
 )
 def test_idx_magic_is_verified(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
-    assert "is no idx file: begins with" in refusal(read_idx, tmp_path / "a")
+    assert "is not an idx file: begins with" in refusal(read_idx, tmp_path / "a")
 
 
 def test_idx_with_a_truncated_header_or_gzip(tmp_path):

@@ -4,7 +4,9 @@
 noise drawn from the keys that the model uses. How the work is cut into calls is an argument of it.
 """
 
+import gc
 import math
+import weakref
 
 import keras
 import numpy as np
@@ -326,9 +328,25 @@ def test_a_model_is_compiled_once_for_all_its_evaluations(trained, monkeypatch):
     assert len(traces) == 3
 
 
-def test_what_was_compiled_is_no_part_of_a_saved_model(tmp_path):
+def test_what_was_compiled_lives_as_long_as_the_model():
     vae = dense_vae()
     estimate(vae, IMAGES, num_samples=2)
+    estimate(vae, IMAGES, num_samples=2, jit_compile=True)
+    kept, reference = len(estimates._PASSES), weakref.ref(vae)
+    compiled = weakref.ref(estimates._PASSES[vae])
+    del vae
+    gc.collect()
+    assert reference() is None
+    assert compiled() is None
+    assert len(estimates._PASSES) == kept - 1
+
+
+def test_what_was_compiled_is_no_part_of_a_saved_model(tmp_path):
+    vae = dense_vae()
+    vae(IMAGES)
+    attributes = set(vars(vae))
+    estimate(vae, IMAGES, num_samples=2)
+    assert set(vars(vae)) == attributes
     serve = tf.function(vae.reconstruct, input_signature=[tf.TensorSpec([None, *SHAPE])])
     tf.saved_model.save(vae, str(tmp_path), signatures=serve)
     served = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
@@ -346,9 +364,8 @@ def test_no_call_decodes_more_rows_than_are_allowed(rows, trained, monkeypatch):
 
     monkeypatch.setattr(VAE, "forward", noted)
     monkeypatch.setattr(estimates, "VALUES_PER_CALL", 1)
-    trained.evaluation_passes = None
+    monkeypatch.setattr(estimates, "_PASSES", weakref.WeakKeyDictionary())
     estimate(trained, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=rows)
-    trained.evaluation_passes = None
     assert 0 < max(decoded) <= rows
 
 
@@ -714,9 +731,10 @@ def test_vectors_are_data_too():
 @pytest.mark.parametrize(
     ("images", "num_samples", "message"),
     [
-        (IMAGES, 0, "num_samples=0 and 11 examples"),
-        (IMAGES, -3, "num_samples=-3"),
-        (IMAGES[:0], 5, "num_samples=5 and 0 examples"),
+        (IMAGES, 0, "num_samples must be an integer >= 1, got 0"),
+        (IMAGES, -3, "num_samples must be an integer >= 1, got -3"),
+        (IMAGES, 2.0, "num_samples must be an integer >= 1, got 2.0"),
+        (IMAGES[:0], 5, "at least one example, got none"),
     ],
 )
 def test_no_samples_or_no_examples_are_refused(trained, images, num_samples, message):
@@ -724,11 +742,10 @@ def test_no_samples_or_no_examples_are_refused(trained, images, num_samples, mes
         estimate(trained, images, num_samples=num_samples)
 
 
-def test_calls_without_rows_are_refused(trained):
-    with pytest.raises(ValueError, match="rows_per_call must be at least 1, got 0"):
-        estimate(trained, IMAGES, rows_per_call=0)
-    with pytest.raises(TypeError):
-        estimate(trained, IMAGES, rows_per_call=1.5)
+@pytest.mark.parametrize("rows", [0, 1.5])
+def test_calls_without_a_whole_number_of_rows_are_refused(trained, rows):
+    with pytest.raises(ValueError, match=f"rows_per_call must be an integer >= 1, got {rows}"):
+        estimate(trained, IMAGES, rows_per_call=rows)
 
 
 @pytest.mark.parametrize("verbose", [0, 1])

@@ -21,7 +21,7 @@ from vae_research import (
     diagnose,
     mutual_information,
 )
-from vae_research.evaluation.diagnosis import permuted_code_gap
+from vae_research.evaluation.diagnosis import collapse_in_training, permuted_code_gap
 from vae_research.evaluation.estimates import Estimate
 
 SHAPE = (6, 6, 1)
@@ -216,6 +216,28 @@ def test_codes_without_a_prior_are_compared_with_the_widest():
     (diagnosis,) = diagnose(np.zeros(3), cost(5.0), has_posterior=False)
     assert diagnosis.name == "posterior collapse"
     assert "KL divergence" not in diagnosis.reason
+
+
+@pytest.mark.parametrize(
+    ("kl", "collapsed"),
+    [
+        ([], False),
+        ([0.001, 0.001], False),
+        ([0.001, 0.001, 0.001], True),
+        ([5.0, 0.001, 0.001, 0.001], True),
+        ([0.001, 0.001, 0.001, 5.0], False),
+        ([0.001, 5.0, 0.001, 0.001], False),
+        ([0.009, 0.009, 0.01], False),  # the threshold itself is not below it
+        ([0.001, math.nan, 0.001], False),
+        ([math.inf, 0.001, 0.001], False),
+    ],
+)
+def test_collapse_is_a_kl_divergence_near_zero_three_times_in_a_row(kl, collapsed):
+    found = collapse_in_training(kl)
+    assert (found is not None) == collapsed
+    if found is not None:
+        assert found.name == "posterior collapse"
+        assert "KL divergence was below 0.01 nats at 3 evaluations in a row" in found.reason
 
 
 def test_the_permuted_code_gap_is_the_mean_difference():

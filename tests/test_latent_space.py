@@ -237,7 +237,7 @@ def test_of_equally_frequent_labels_the_smaller_wins():
 
 @pytest.mark.parametrize("neighbours", [0, -1, 10, 11])
 def test_neighbours_must_be_fewer_than_the_codes(neighbours):
-    with pytest.raises(ValueError, match="neighbours must be from 1 to 9"):
+    with pytest.raises(ValueError, match="neighbours must be an integer from 1 to 9"):
         neighbour_accuracy(NORMAL[:10], np.zeros(10, int), neighbours=neighbours)
 
 

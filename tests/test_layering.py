@@ -6,6 +6,7 @@ a call of `import_module` with a constant name.
 
 import ast
 import configparser
+import graphlib
 import re
 import subprocess
 import sys
@@ -169,6 +170,20 @@ def reachable(start: str, sources: Mapping[str, str]) -> set[str]:
     return seen
 
 
+def cycle(sources: Mapping[str, str]) -> list[str]:
+    """Returns modules each of which imports the next, the last one being the first; or nothing."""
+    imported = {
+        module: {resolve(each.target, sources) for each in imports_of(module, source, sources)}
+        for module, source in sources.items()
+    }
+    graph = {module: targets & sources.keys() - {module} for module, targets in imported.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
 def private_uses(source: str, public: set[str]) -> list[str]:
     """Returns what an experiment takes from the package without it being offered."""
     found, names_of_root = [], set()
@@ -211,6 +226,10 @@ def package():
 
 def test_imports_go_downward_only(package):
     assert violations(package) == []
+
+
+def test_no_modules_import_each_other(package):
+    assert cycle(package) == []
 
 
 def test_a_loss_term_never_imports_the_model(package):
@@ -366,6 +385,22 @@ def test_detour_to_the_model_is_caught():
     sources = named(GOOD | {"probability": "def f():\n    from vae_research.model import VAE"})
     assert f"{ROOT}.model" in reachable(f"{ROOT}.losses.divergence", sources)
     assert f"{ROOT}.model" not in reachable(f"{ROOT}.losses.divergence", named(GOOD))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from vae_research import tensors",
+        "def f():\n    from .tensors import bind",
+        "if TYPE_CHECKING:\n    import vae_research.tensors",
+    ],
+)
+def test_cycle_is_caught(line):
+    sources = named(GOOD | {"tensors": "from vae_research.schedules import Schedule"})
+    assert cycle(sources) == []
+    sources |= named({"settings": line})  # which schedules imports
+    schedules, settings, tensors = named({"schedules": "", "settings": "", "tensors": ""})
+    assert set(cycle(sources)) == {schedules, settings, tensors}
 
 
 @pytest.mark.parametrize(

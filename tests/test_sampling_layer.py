@@ -72,7 +72,7 @@ def test_sample_has_the_mean_and_the_standard_deviation_that_it_is_given():
 @pytest.mark.parametrize("seed", [-1, 2**32, True, 1.5, "1", None])
 def test_bad_seed_is_refused(seed):
     for make in (SamplingLayer, lambda seed: AddLossModel(*networks(), 1.0, seed=seed)):
-        with pytest.raises(ValueError, match=r"seed must be an integer from 0 to 2\*\*32 - 1, got"):
+        with pytest.raises(ValueError, match="seed must be an integer from 0 to 4294967295, got"):
             make(seed)
 
 

@@ -14,6 +14,7 @@ from vae_research import (
     Schedule,
     value_at,
 )
+from vae_research.schedules import unsettled
 
 
 class HalfLife(Schedule):
@@ -226,14 +227,15 @@ def test_length_is_given_exactly_once(schedule, lengths):
 @pytest.mark.parametrize("schedule", TIMED)
 @pytest.mark.parametrize("lengths", [{"steps": 0}, {"steps": -3}, {"epochs": 0}, {"epochs": -0.5}])
 def test_length_is_positive(schedule, lengths):
-    with pytest.raises(ValueError, match="must be positive"):
+    message = r"\.(steps must be an integer >= 1|epochs must be a positive number), got"
+    with pytest.raises(ValueError, match=message):
         schedule(**lengths)
 
 
 @pytest.mark.parametrize("schedule", TIMED)
 @pytest.mark.parametrize("steps", [2.5, True])
 def test_number_of_steps_is_whole(schedule, steps):
-    with pytest.raises(ValueError, match="steps"):
+    with pytest.raises(ValueError, match=rf"\.steps must be an integer >= 1, got {steps}"):
         schedule(steps=steps)
 
 
@@ -242,7 +244,7 @@ def test_number_of_steps_is_whole(schedule, steps):
     [
         ({"rising": 0.0}, r"rising must lie in \(0, 1\], got 0.0"),
         ({"rising": 1.5}, r"rising must lie in \(0, 1\], got 1.5"),
-        ({"cycles": 0}, "cycles must be at least 1 or None, got 0"),
+        ({"cycles": 0}, r"cycles must be an integer >= 1 \(or None for endless cycles\), got 0"),
     ],
 )
 def test_impossible_cycle_is_refused(settings, message):
@@ -292,6 +294,17 @@ def test_schedule_settles_at_the_step_from_which_it_no_longer_changes(schedule, 
 
 
 # Schedules inside terms.
+
+
+@pytest.mark.parametrize("schedule", [LinearWarmup(steps=9), Cosine(steps=9)])
+def test_schedule_is_unsettled_until_it_no_longer_changes(schedule):
+    assert unsettled(schedule, 8) == f"{schedule} settles at step 9, and training ends at step 8"
+    assert unsettled(schedule, 9) is None
+
+
+@pytest.mark.parametrize("schedule", [Constant(), Cyclical(steps=9, cycles=None), HalfLife()])
+def test_schedule_that_never_settles_is_not_called_unsettled(schedule):
+    assert unsettled(schedule, 0) is None
 
 
 def test_in_steps_of_a_term_reaches_its_weight_and_the_schedules_in_its_settings():

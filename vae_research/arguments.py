@@ -15,10 +15,10 @@ def checked_integer(
 
     Args:
         name: of the argument, for the message.
-        value: an integer of Python or NumPy; a boolean is none.
+        value: an integer of Python or NumPy; booleans are refused.
         minimum: smallest allowed value.
         maximum: largest allowed value.
-        why: what the range comes from, for the message.
+        why: reason for the range, for the message.
 
     Raises:
         ValueError: `value` is not an integer of that range.

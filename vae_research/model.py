@@ -72,7 +72,6 @@ class VAE(Trainer):
         self.further_modules = list(modules)
         self.seed = checked_seed(seed)
         self.objective = self._declared_objective = objective
-        self.evaluation_passes: Any = None  # what `estimate` has compiled
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         # Known already where every variable exists; otherwise the first forward pass says so.
         no_variables_to_come = type(bottleneck).build is keras.layers.Layer.build

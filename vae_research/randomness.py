@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-# The second word of a key: what it is for in the upper bits, then the replica, then the position.
+# The second word of a key: its purpose in the upper bits, then the replica, then the position.
 _TRAINING, _EVALUATION = 0, 1
 _POSITION_BITS, _REPLICA_BITS = 40, 16
 
@@ -22,7 +22,7 @@ _SCRAMBLER = 0x02461E293EC8F720
 
 
 def training_key(seed: int, step: tf.Tensor | int) -> tf.Tensor:
-    """Returns the key of an optimizer step, `[2]` int64; replicas have different ones."""
+    """Returns the key of an optimizer step, `[2]` int64; each replica has its own."""
     return _key(seed, _TRAINING, step)
 
 
@@ -38,11 +38,24 @@ def _key(seed: int, purpose: int, position: tf.Tensor | int) -> tf.Tensor:
     return tf.stack([tf.constant(seed, tf.int64), tf.cast(position, tf.int64) + offset])
 
 
-def fold_in(seed: tf.Tensor, purpose: str) -> tf.Tensor:
-    """Returns a key for one purpose, `[2]` int64, from the key of a step."""
-    # The run's seed is below 2^32: the purpose has the upper half of the first word to itself.
-    offset = (zlib.crc32(purpose.encode()) >> 1) << 32
-    return tf.stack([seed[0] + offset, seed[1]])
+def fold_in(key: tf.Tensor, *parts: str | int | tf.Tensor) -> tf.Tensor:
+    """Returns another key, `[2]` int64, derived from a key and each of the parts in turn.
+
+    Args:
+        key: `[2]` int64; for a string, a key of a step or an evaluation, as made above.
+        parts: a string is a purpose within the step; a number is a place, such as an epoch.
+    """
+    for part in parts:
+        if isinstance(part, str):
+            # The run's seed is below 2^32: the purpose has the upper half of the first word to
+            # itself.
+            offset = (zlib.crc32(part.encode()) >> 1) << 32
+            key = tf.stack([key[0] + offset, key[1]])
+        else:
+            # The type counts: the same number as int32 gives another key.
+            number = tf.cast(part, tf.int64)
+            key = tf.random.experimental.stateless_fold_in(key, number, alg="philox")
+    return key
 
 
 def standard_normal(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -72,8 +85,8 @@ def standard_normal(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Ten
 def philox_bits(shape: Sequence[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
     """Returns random uint32 words, those of `tf.random.stateless_uniform` with `alg="philox"`.
 
-    That function is 46 operations of a graph, most of them to scramble the seed; this one is 17,
-    which are traced sooner. Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3.
+    That function adds 46 operations to a graph, most of them to scramble the seed; this one adds
+    17, which are traced faster. Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3.
 
     Args:
         shape: of the result; integers or scalars.
@@ -88,6 +101,6 @@ def philox_bits(shape: Sequence[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
         shape=[4], key=tf.constant([_SCRAMBLER], tf.uint64), counter=tf.cast(seed, tf.uint64)
     )
     words = tf.bitcast(tf.reshape(scrambled, [2, 2]), tf.uint64)
-    # The lower word of the counter begins at zero. (tf.split would do, but not on a GPU.)
+    # The lower word of the counter begins at zero. (tf.split would do the same, but not on a GPU.)
     counter = words * tf.constant([0, 1], tf.uint64)
     return draw(shape=shape, key=words[:1], counter=counter)

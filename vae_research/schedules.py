@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Self
 
+from vae_research.arguments import checked_integer
 from vae_research.settings import Settings
 
 
@@ -53,17 +54,20 @@ class _Timed(Schedule):
                 f"{type(self).__name__} takes its length as steps=... or as epochs=..., one of "
                 f"the two; got steps={self.steps}, epochs={self.epochs}."
             )
-        length, kinds = (self.steps, int) if self.epochs is None else (self.epochs, (int, float))
-        if isinstance(length, bool) or not isinstance(length, kinds) or length <= 0:
+        if self.epochs is None:
+            checked_integer(f"{type(self).__name__}.steps", self.steps, 1)
+        elif (
+            isinstance(self.epochs, bool)
+            or not isinstance(self.epochs, (int, float))
+            or self.epochs <= 0
+        ):
             raise ValueError(
-                f"The length of {type(self).__name__} must be positive, whole steps or epochs; got "
-                f"{length!r}."
+                f"{type(self).__name__}.epochs must be a positive number, got {self.epochs!r}."
             )
 
     def in_steps(self, steps_per_epoch: int) -> Self:
         """Returns this schedule with its length in optimizer steps (at least one)."""
-        if steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}.")
+        checked_integer("steps_per_epoch", steps_per_epoch, 1)
         if self.epochs is None:
             return self
         steps = max(1, round(self.epochs * steps_per_epoch))
@@ -73,15 +77,18 @@ class _Timed(Schedule):
         """Returns the elapsed lengths: 0 at step 0, 1 after one length, 1.5 after one and a half.
 
         Raises:
-            ValueError: the length is in epochs and nobody has said how many steps an epoch has.
+            ValueError: the length is in epochs, and the number of steps per epoch is not known.
         """
+        return step / self._known_steps()
+
+    def _known_steps(self) -> int:
         if self.steps is None:
             raise ValueError(
                 f"{self!r} counts in epochs, and the number of steps in an epoch is not known "
-                "yet. `fit` sets it where the data have a length; otherwise give steps=..., or "
+                "yet. `fit` sets it if the data have a length; otherwise give steps=..., or "
                 "call in_steps(steps_per_epoch)."
             )
-        return step / self.steps
+        return self.steps
 
 
 class Constant(Schedule):
@@ -99,7 +106,7 @@ class Constant(Schedule):
 
 
 class _Ramp(_Timed):
-    """Goes from `start` to `peak` in one length and stays there."""
+    """A schedule from `start` to `peak` in one length, constant after that."""
 
     start: float = 0.0
     peak: float = 1.0
@@ -145,8 +152,8 @@ class Cosine(_Ramp):
 class Cyclical(_Timed):
     """Linear warm-ups that start again: each cycle of `steps` rises, then holds `peak`.
 
-    `rising` is the fraction of a cycle that is spent on the way from `start` to `peak`. After
-    `cycles` cycles the value stays at `peak`; with `cycles=None` they never end.
+    `rising` is the fraction of a cycle in which the value rises from `start` to `peak`. After
+    `cycles` cycles the value stays at `peak`; `cycles=None` repeats them endlessly.
     Fu et al. 2019 (arXiv:1903.10145), equations 6 and 7.
 
     >>> float(value_at(Cyclical(steps=100, rising=0.5), 125))
@@ -162,16 +169,15 @@ class Cyclical(_Timed):
         super().__post_init__()
         if not 0.0 < self.rising <= 1.0:
             raise ValueError(f"Cyclical.rising must lie in (0, 1], got {self.rising}.")
-        if self.cycles is not None and (not isinstance(self.cycles, int) or self.cycles < 1):
-            raise ValueError(f"Cyclical.cycles must be at least 1 or None, got {self.cycles!r}.")
+        if self.cycles is not None:
+            checked_integer("Cyclical.cycles", self.cycles, 1, why="or None for endless cycles")
 
     def __call__(self, step: Any) -> Any:
-        """Returns the value of the running cycle, `peak` after the last one."""
+        """Returns the value of the current cycle, `peak` after the last one."""
         import tensorflow as tf
 
-        self.fraction(step)  # refuses a length that is not known yet
         # The remainder of whole steps is exact; that of a rounded quotient may begin a step late.
-        length = float(self.steps)
+        length = float(self._known_steps())
         risen = tf.minimum(tf.math.floormod(step, length) / (length * self.rising), 1.0)
         if self.cycles is not None:
             risen = tf.where(step < length * self.cycles, risen, 1.0)
@@ -182,6 +188,18 @@ class Cyclical(_Timed):
         if self.steps is None or self.cycles is None:
             return None
         return math.ceil(self.steps * (self.cycles - 1 + self.rising))
+
+
+def unsettled(schedule: Schedule, last_step: int) -> str | None:
+    """Returns a clause about a schedule that still changes after the last step, otherwise None.
+
+    >>> unsettled(LinearWarmup(steps=100), 40)
+    'LinearWarmup(steps=100) settles at step 100, and training ends at step 40'
+    """
+    settled = schedule.settled_at()
+    if settled is None or settled <= last_step:
+        return None
+    return f"{schedule!r} settles at step {settled}, and training ends at step {last_step}"
 
 
 def value_at(value: float | Schedule | Callable[[Any], Any], step: Any) -> Any:

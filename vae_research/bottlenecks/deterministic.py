@@ -10,9 +10,9 @@ from vae_research.bottlenecks.bottleneck import Bottleneck
 
 @keras.saving.register_keras_serializable(package="vae_research")
 class DeterministicBottleneck(Bottleneck):
-    """No noise, no posterior, no prior: `z` is the encoder's `z_mean`.
+    """Passes the encoder's `z_mean` on as `z`, without noise, posterior or prior.
 
-    A model with it has no ELBO, and none is logged.
+    A model with this bottleneck has no ELBO, and none is logged.
     """
 
     has_prior = False

@@ -12,7 +12,7 @@ from vae_research.randomness import standard_normal
 
 @keras.saving.register_keras_serializable(package="vae_research")
 class GaussianBottleneck(Bottleneck):
-    """Diagonal normal posterior, standard normal prior, sampled by reparameterisation.
+    """Diagonal normal posterior and standard normal prior; z is sampled by reparameterisation.
 
     Reads `z_mean`, `z_log_var` `[rows, latent]` and `seed`; writes `z`, `log_posterior`,
     `log_prior` and `kl`. Kingma and Welling 2014 (arXiv:1312.6114), section 2.4 and appendix B.
@@ -26,12 +26,13 @@ class GaussianBottleneck(Bottleneck):
         self._check_latent_dim("z_log_var", z_log_var)
         z_mean, z_log_var = tf.cast(z_mean, tf.float32), tf.cast(z_log_var, tf.float32)
         noise = standard_normal(tf.shape(z_mean), seed)
-        # Taps, as in Tensors.read: of three uses, no tensor has more than two.
+        # Chained identities, so that no tensor has more than two consumers: a gradient sum of
+        # three has no fixed order.
         log_var_of_densities = tf.identity(z_log_var)
         log_var_of_kl = tf.identity(log_var_of_densities)
         z = z_mean + tf.exp(0.5 * z_log_var) * noise
-        # log q(z|x) of z = mean + exp(v/2) * noise depends on the noise and v alone. Written this
-        # way it has no quotient of two small numbers where the posterior is narrow.
+        # log q(z|x) of z = mean + exp(v/2) * noise depends on the noise and v only. Written so,
+        # it has no quotient of two small numbers when the posterior is narrow.
         log_posterior = probability.standard_normal_log_density(noise) - 0.5 * log_var_of_densities
         return {
             "z": z,

@@ -1,4 +1,4 @@
-"""Data sets: what a run trains on, validates with and is judged by.
+"""Data sets with training, validation and test splits.
 
     data = load_data("mnist", binarize="dynamic")
     data.train.batches(batch_size=128, seed=0)   # tf.data.Dataset
@@ -21,7 +21,7 @@ __all__ = ["DATASETS", "Data", "DataError", "Split", "load_data"]
 
 _BY_NAME = {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist}
 DATASETS = tuple(_BY_NAME)
-"""Data sets that are known by name."""
+"""Data sets that have a name."""
 
 _BY_SUFFIX = {".npz": load_npz, ".npy": load_npy}
 
@@ -34,16 +34,16 @@ def load_data(
     channels: int | None = None,
     bad_images: int = 0,
 ) -> Data:
-    """The data set `name`.
+    """Returns the data set `name`.
 
     Args:
         name: "mnist" (embedded), "fashion_mnist", a path that ends in .npz or .npy, a folder of
-            idx files, or one of images. A folder called mnist is meant by ./mnist.
+            idx files, or a folder of images. A folder called mnist is written ./mnist.
         rescale, binarize: see `Data.from_arrays`.
-        image_size, channels, bad_images: of a folder of images; see `folders.load_image_folder`.
+        image_size, channels, bad_images: for a folder of images; see `folders.load_image_folder`.
 
     Raises:
-        DataError: no such data set, or one that cannot be used.
+        DataError: there is no such data set, or it cannot be used.
         ValueError: unknown `rescale` or `binarize`.
 
     Example:
@@ -54,7 +54,7 @@ def load_data(
         return _BY_NAME[name](rescale, binarize)
     try:
         path = Path(name).expanduser()
-    except RuntimeError as error:  # ~ of a user that is not there
+    except RuntimeError as error:  # the home folder of a user who does not exist
         raise DataError(f"data set {str(name)!r}: {error}") from error
     if path.suffix.lower() in _BY_SUFFIX:
         return _BY_SUFFIX[path.suffix.lower()](path, rescale, binarize)

@@ -1,14 +1,15 @@
-"""What arrays a data set accepts, and one line of plain words for every one it refuses.
+"""Checks of arrays and labels; each refusal is an error of one line.
 
-NumPy only: a bad data file is answered without waiting for TensorFlow.
+NumPy only, so that a bad data file is reported without waiting for TensorFlow.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
-# Rows are looked at in blocks of about this many values, so that no check needs a temporary
-# array of the size of the data set.
+# Rows are checked in blocks of about this many values, so that no check needs a temporary array of
+# the size of the data set.
 _BLOCK_VALUES = 2**21
 
 
@@ -24,44 +25,46 @@ def row_blocks(array: np.ndarray) -> Iterator[slice]:
         yield slice(start, min(start + step, len(array)))
 
 
-def _at(index: tuple, array: np.ndarray) -> str:
-    return f"first {array[index]!s} at index {tuple(int(i) for i in index)}"
+def _first(array: np.ndarray, index: tuple[int, ...]) -> str:
+    return f"first {array[index]!s} at index {index}"
 
 
 def _refuse_non_finite(array: np.ndarray, where: str, advice: str) -> None:
-    count, first = 0, None
+    count = 0
+    first: tuple[int, ...] | None = None
     for block in row_blocks(array):
         bad = ~np.isfinite(array[block])
         found = int(np.count_nonzero(bad))
         if found and first is None:
-            row, *rest = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            row, *rest = map(int, np.unravel_index(int(np.argmax(bad)), bad.shape))
             first = (row + block.start, *rest)
         count += found
-    if count:
+    if first is not None:
         raise DataError(
-            f"{where}: {count} of {array.size} values are not finite, {_at(first, array)}; {advice}"
+            f"{where}: {count} of {array.size} values are not finite, {_first(array, first)}; "
+            f"{advice}"
         )
 
 
-def as_values(array, where: str) -> np.ndarray:
-    """`array` in native byte order and C order, checked; float64 becomes float32.
+def as_values(values: object, where: str) -> np.ndarray:
+    """The values as a checked array in native byte order and C order; float64 becomes float32.
 
-    Big-endian, Fortran-order and memory-mapped arrays are converted; uint8 and bool and the other
-    integers stay as they are. An array that needs no conversion is not copied.
+    Big-endian, Fortran-order and memory-mapped arrays are converted; bool and integer dtypes stay
+    unchanged. An array that needs no conversion is not copied.
 
     Args:
-        array: values [n, ...], rank >= 2; bool, integers or floats.
+        values: an array [n, ...] of rank >= 2; bool, integers or floats.
         where: name of data set and split, the beginning of every message.
 
     Raises:
         DataError: another dtype, a masked array, a rank below 2, no rows or no values in a row,
-            NaN or infinity (first index and count).
+            NaN or infinity (the message has their number and the first index).
     """
-    if isinstance(array, np.ma.MaskedArray):
+    if isinstance(values, np.ma.MaskedArray):
         raise DataError(f"{where}: got a masked array; fill it first, e.g. array.filled(0)")
-    memory_mapped = isinstance(array, np.memmap)
+    memory_mapped = isinstance(values, np.memmap)
     try:
-        array = np.asarray(array)
+        array = np.asarray(values)
     except ValueError as error:
         raise DataError(
             f"{where}: the rows do not form one array ({error}); all rows need the same shape"
@@ -85,18 +88,18 @@ def as_values(array, where: str) -> np.ndarray:
                 array = array.astype(np.float32, order="C")
             _refuse_non_finite(array, where, "they exceed float32 (3.4e38); divide them first")
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    # The file behind a memory map may change or vanish during a run.
+    # The file of a memory map may change or be deleted during a run.
     return array.copy() if memory_mapped and array.base is not None else array
 
 
-def as_labels(labels, count: int, where: str) -> np.ndarray:
+def as_labels(class_numbers: npt.ArrayLike, count: int, where: str) -> np.ndarray:
     """Class numbers as int64 [count].
 
     Raises:
-        DataError: not integers (whole-numbered floats are refused, too), not one label per row,
-            or a negative label.
+        DataError: they are not integers (floats are refused even if they are whole), not one per
+            row, negative, or beyond 64 bits.
     """
-    labels = np.asarray(labels)
+    labels = np.asarray(class_numbers)
     if labels.dtype.kind not in "ui":
         raise DataError(
             f"{where}: labels have dtype {labels.dtype}; class numbers are integers >= 0 "
@@ -112,10 +115,10 @@ def as_labels(labels, count: int, where: str) -> np.ndarray:
     if count and labels.min() < 0:
         raise DataError(
             f"{where}: {np.count_nonzero(labels < 0)} labels are negative, "
-            f"{_at((int(np.argmax(labels < 0)),), labels)}; class numbers start at 0"
+            f"{_first(labels, (int(np.argmax(labels < 0)),))}; class numbers start at 0"
         )
     if count and labels.max() > np.iinfo(np.int64).max:
-        raise DataError(f"{where}: label {labels.max()} exceeds 64 bits; number the classes anew")
+        raise DataError(f"{where}: label {labels.max()} exceeds 64 bits; renumber the classes")
     return np.ascontiguousarray(labels, dtype=np.int64)
 
 
@@ -130,14 +133,14 @@ def _row_hashes(array: np.ndarray) -> np.ndarray:
         padded = np.zeros((len(rows), words * 8), np.uint8)
         padded[:, :bytes_per_row] = rows
         mixed = padded.view(np.uint64)
-        # Without this, words that differ in their highest bits only would cancel in the sum.
+        # Without this, words that differ only in their highest bits would cancel in the sum.
         mixed ^= mixed >> np.uint64(29)
         hashes[block] = (mixed * weights).sum(axis=1, dtype=np.uint64)
     return hashes
 
 
 def count_shared_rows(first: np.ndarray, second: np.ndarray) -> int:
-    """How many rows of `second` occur, bit for bit, among the rows of `first`."""
+    """Number of rows of `second` that also occur, bit for bit, in `first`."""
     if first.shape[1:] != second.shape[1:] or first.dtype != second.dtype:
         return 0
     known = _row_hashes(first)
@@ -149,7 +152,7 @@ def count_shared_rows(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def count_constant_rows(array: np.ndarray) -> int:
-    """How many rows hold one and the same value everywhere (blank images)."""
+    """Number of rows in which all values are equal (blank images)."""
     count = 0
     for block in row_blocks(array):
         rows = array[block].reshape(len(array[block]), -1)

@@ -1,24 +1,24 @@
-"""The data of a run, held in memory: `Split` is one array with its labels, `Data` the three splits.
+"""The data of a run in memory: `Split` is one array with its labels, `Data` is the three splits.
 
     data = Data.from_arrays(images)              # uint8 [n, height, width]
     data.train.batches(batch_size=128, seed=0)   # endless tf.data.Dataset, shuffled
     data.test.prepare()                          # float32, as evaluation sees it
 
-NumPy only, except for `Split.batches`, which imports TensorFlow when it is called.
+NumPy only, except for `Split.batches` and `Split.on_device`, which import TensorFlow when called.
 """
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from vae_research.data.checks import (
-    DataError,
-    as_labels,
-    as_values,
-    row_blocks,
-)
+from vae_research.data.checks import DataError, as_labels, as_values, row_blocks
 from vae_research.data.scaling import (
     BINARIZATIONS,
     RESCALINGS,
@@ -34,6 +34,11 @@ from vae_research.data.splitting import (
     oddities,
     refuse_different_kinds,
 )
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from vae_research.data.pipeline import DeviceDataset
 
 __all__ = ["Data", "DataError", "Split"]
 
@@ -57,7 +62,7 @@ class Split:
     binarize: str
 
     def __repr__(self) -> str:
-        """The name and the shape; for the values there is `prepare()`."""
+        """The name and the shape; `prepare()` gives the values."""
         return f"Split({self.name!r}, {len(self)} rows of shape {self.shape})"
 
     def __len__(self) -> int:
@@ -71,17 +76,17 @@ class Split:
 
     @cached_property
     def fixed_draw(self) -> np.ndarray:
-        """The one Bernoulli draw of "static" and of evaluation, uint8 0 or 1, [n, ...]."""
+        """The Bernoulli draw used by "static" and by evaluation, uint8 0 or 1, [n, ...]."""
         return fixed_draw(self.raw, self.scaling, self.name)
 
     def prepare(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
         """The values as evaluation sees them, independent of any seed.
 
-        Rescaled; where the data set binarises by chance ("static" or "dynamic"), always the same
-        draw, whichever rows are asked for.
+        Rescaled, and binarised if the data set is. For "static" and "dynamic" it is always the same
+        draw, whichever rows are requested.
 
         Args:
-            rows: a slice or an array of row numbers; None for all.
+            rows: a slice or an array of row numbers; None means all.
 
         Returns:
             A new float32 array [rows, ...].
@@ -93,7 +98,7 @@ class Split:
         return (values > 0.5).astype(np.float32) if self.binarize == "threshold" else values
 
     def _drawn(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Rows of the fixed draw; where they are the first ones, without drawing the others."""
+        """Rows of the fixed draw; if they are the first ones, the others are not drawn."""
         if isinstance(rows, slice) and "fixed_draw" not in vars(self):
             start, stop, step = rows.indices(len(self))
             if start == 0 and stop < len(self) and step > 0:
@@ -104,7 +109,9 @@ class Split:
         """Number of batches in an epoch; the last one may be smaller."""
         return -(-len(self) // batch_size)
 
-    def batches(self, batch_size: int, seed: int, first_epoch: int = 0, with_labels: bool = False):
+    def batches(
+        self, batch_size: int, seed: int, first_epoch: int = 0, with_labels: bool = False
+    ) -> tf.data.Dataset:
         """Endless `tf.data.Dataset` for training; see `vae_research.data.pipeline.batches`."""
         from vae_research.data import pipeline  # here, so that loading data needs no TensorFlow
 
@@ -117,7 +124,7 @@ class Split:
         first_epoch: int = 0,
         with_labels: bool = False,
         first_position: int = 0,
-    ):
+    ) -> DeviceDataset:
         """`DeviceDataset` for `fit` and `evaluate`; see `vae_research.data.pipeline`."""
         from vae_research.data import pipeline
 
@@ -128,15 +135,15 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """A data set in three splits. Made by `load_data` or `Data.from_arrays`.
+    """A data set in three splits, made by `load_data` or `Data.from_arrays`.
 
     Attributes:
-        name: what it is called in messages and in config.json.
+        name: of the data set, for messages and config.json.
         train, validation, test: the splits.
         is_image: whether rows are [height, width, channels].
         rescale: "none", "unit" or "standardize".
         binarize: "none", "threshold", "static" or "dynamic".
-        warnings: one line each; what is odd, but no error. For the caller to print.
+        warnings: one line for each oddity that is not an error. The caller prints them.
     """
 
     name: str
@@ -149,7 +156,7 @@ class Data:
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """The name, the splits and what is done to the values."""
+        """The name, the splits, and how values are rescaled and binarised."""
         counts = ", ".join(f"{split.name} {len(split)}" for split in self.splits)
         return (
             f"Data({self.name!r}, {counts}, shape {self.shape}, rescale={self.rescale!r}, "
@@ -180,7 +187,7 @@ class Data:
 
     @cached_property
     def grey_values(self) -> bool:
-        """Whether a prepared value other than 0 and 1 exists (Bernoulli is then no density)."""
+        """Whether a prepared value is neither 0 nor 1 (Bernoulli is then not normalised)."""
         if self.binarize != "none":
             return False
         for split in self.splits:
@@ -196,8 +203,8 @@ class Data:
             return 0.0, 1.0
         return _scaled_range(self.splits)
 
-    def summary(self) -> dict:
-        """What config.json records of the data; plain types only."""
+    def summary(self) -> dict[str, Any]:
+        """The description of the data in config.json; plain types only."""
         return {
             "name": self.name,
             "counts": {split.name: len(split) for split in self.splits},
@@ -211,49 +218,53 @@ class Data:
     @classmethod
     def from_arrays(
         cls,
-        train,
-        validation=None,
-        test=None,
+        train: npt.ArrayLike,
+        validation: npt.ArrayLike | None = None,
+        test: npt.ArrayLike | None = None,
         *,
-        train_labels=None,
-        validation_labels=None,
-        test_labels=None,
+        train_labels: npt.ArrayLike | None = None,
+        validation_labels: npt.ArrayLike | None = None,
+        test_labels: npt.ArrayLike | None = None,
         rescale: str | None = None,
         binarize: str = "none",
         is_image: bool | None = None,
         name: str = "arrays",
-    ) -> "Data":
+    ) -> Data:
         """A data set from arrays of rank >= 2 whose first axis counts the rows.
 
-        What the axes mean follows from the rank alone: [n, d] is a table or mono sound; [n, h, w]
-        are grey images and get a channel axis; [n, h, w, c] with c in 1..4 are images; everything
-        else is a plain array. `is_image=False` keeps any array plain, for instance sound [n, t, c].
+        The rank alone decides what the axes mean: [n, d] is a table or mono sound; [n, h, w] are
+        grey images and get a channel axis; [n, h, w, c] with c in 1..4 are images; anything else is
+        a plain array. `is_image=False` keeps any array plain, for example sound [n, t, c].
 
-        Missing splits are taken from `train`. If it is the only array, a fixed permutation is cut
-        into 80 % training, 10 % validation and 10 % test, at least one row each; fewer than three
-        rows serve as all three splits, with a warning. If one of validation and test is given, the
-        other is cut from the END of train: as many rows as the given one has, but at most a fifth
-        (MNIST's 60 000 and 10 000 become 50 000, 10 000 and 10 000).
+        Missing splits are taken from `train`. If it is the only array, a fixed permutation of its
+        rows is cut into 80 % training, 10 % validation and 10 % test, at least one row each; fewer
+        than three rows serve as all three splits, with a warning. If either validation or test is
+        given, the other is cut from the END of train: as many rows as the given one has, but at
+        most a fifth (MNIST's 60 000 and 10 000 become 50 000, 10 000 and 10 000).
 
         Args:
-            train, validation, test: bool, integers or floats (float64 is stored as float32); all of
-                one dtype and row shape.
+            train, validation, test: bool, integers or floats (float64 is stored as float32); all
+                with the same dtype and row shape.
             train_labels, validation_labels, test_labels: integers >= 0, one per row.
             rescale: see `vae_research.data.scaling.fit_scaling`; None is "unit" for uint8 and bool
                 and "none" for everything else.
-            binarize: "threshold" (1 above 0.5), "static" (one Bernoulli draw, fixed for ever),
-                "dynamic" (training draws anew in every epoch, evaluation sees the fixed draw).
-            is_image: False: plain arrays; True: refuse what the rule takes for no image.
+            binarize: "none", "threshold" (1 above 0.5), "static" (one Bernoulli draw that never
+                changes), "dynamic" (training draws again in every epoch, evaluation sees the fixed
+                draw).
+            is_image: None follows the rule above; False keeps arrays plain; True refuses arrays
+                that are not images by the rule.
             name: for messages and config.json.
 
         Raises:
-            DataError: arrays that cannot be used, or to be binarised but outside [0, 1].
+            DataError: arrays that cannot be used, or that are to be binarised and have values
+                outside [0, 1].
             ValueError: unknown `rescale` or `binarize`.
         """
         one_of(binarize, BINARIZATIONS, "binarize")
         if rescale is not None:
             one_of(rescale, RESCALINGS, "rescale")
-        arrays, labels = {}, {}
+        arrays: dict[str, np.ndarray] = {}
+        labels: dict[str, np.ndarray] = {}
         given = zip(
             SPLITS,
             (train, validation, test),
@@ -263,9 +274,12 @@ class Data:
         for key, array, numbers in given:
             where = f"{name}: {key}"
             if array is None and numbers is not None:
-                raise DataError(f"{where}: got labels but no values; give {key}=, too")
-            arrays[key] = None if array is None and key != "train" else as_values(array, where)
-            labels[key] = None if numbers is None else as_labels(numbers, len(arrays[key]), where)
+                raise DataError(f"{where}: got labels but no values; give {key}= too")
+            if array is None and key != "train":
+                continue
+            arrays[key] = as_values(array, where)
+            if numbers is not None:
+                labels[key] = as_labels(numbers, len(arrays[key]), where)
         refuse_different_kinds(arrays, name)
         arrays, is_image, warnings = as_images(arrays, is_image, name)
         arrays, labels, cut_warnings = cut_missing(arrays, labels, name)
@@ -274,29 +288,42 @@ class Data:
         if rescale is None:
             rescale = "unit" if arrays["train"].dtype in (np.uint8, np.bool_) else "none"
         scaling = fit_scaling(rescale, arrays["train"])
-        splits = [
-            Split(key, _read_only(arrays[key]), _read_only(labels[key]), scaling, binarize)
+        splits = {
+            key: Split(
+                key,
+                _read_only(arrays[key]),
+                _read_only(labels[key]) if key in labels else None,
+                scaling,
+                binarize,
+            )
             for key in SPLITS
-        ]
+        }
         if binarize != "none":
-            _refuse_outside_unit_interval(splits, name, rescale, binarize)
-        return cls(name, *splits, is_image, rescale, binarize, tuple(warnings))
+            _refuse_outside_unit_interval(splits.values(), name, rescale, binarize)
+        return cls(
+            name,
+            **splits,
+            is_image=is_image,
+            rescale=rescale,
+            binarize=binarize,
+            warnings=tuple(warnings),
+        )
 
 
-def _read_only(array: np.ndarray | None) -> np.ndarray | None:
-    if array is None:
-        return None
-    view = array.view()  # of its own: the caller's array stays writable
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()  # a view, so that the caller's array stays writable
     view.flags.writeable = False
     return view
 
 
-def _scaled_range(splits) -> tuple[float, float]:
+def _scaled_range(splits: Iterable[Split]) -> tuple[float, float]:
     ranges = [split.scaling.range_of(split.raw) for split in splits]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _refuse_outside_unit_interval(splits, name: str, rescale: str, binarize: str) -> None:
+def _refuse_outside_unit_interval(
+    splits: Iterable[Split], name: str, rescale: str, binarize: str
+) -> None:
     low, high = _scaled_range(splits)
     if low >= 0 and high <= 1:
         return

@@ -1,24 +1,53 @@
-"""Training batches with TensorFlow: streamed values, or row numbers of what stays on the device.
+"""Training batches with TensorFlow: streamed values, or row numbers of data kept on the device.
 
-It is the only module of this package with TensorFlow. Nothing in it has a state. The order of an
-epoch is a function of (seed, epoch) and the binarisation noise of a batch a function of (seed,
-epoch, position of the batch), so a stream begun at any epoch continues the unbroken one bit for
-bit. Philox is named everywhere: it draws the same numbers on every device, and with or without XLA.
+Nothing here has a state. The order of an epoch is a function of (seed, epoch), and the binarisation
+noise of a batch is a function of (seed, epoch, position of the batch), so a stream that begins at
+any epoch continues the uninterrupted one bit for bit. All draws name Philox, which gives the same
+numbers on every device, with XLA and without.
 """
 
-import operator
+from __future__ import annotations
+
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from vae_research.data.dataset import Split
-from vae_research.randomness import philox_bits
+from vae_research.arguments import checked_integer, checked_seed
+from vae_research.data.scaling import Scaling
+from vae_research.randomness import fold_in, philox_bits
 
-# What a random key is for. Order and noise of one seed must not be correlated.
+# Purposes of a random key: order and noise of the same seed must not be correlated.
 _ORDER, _NOISE = 0, 1
 # A batch of 128 MNIST images costs about 0.6 ms of one core; two at a time stay ahead of the step.
 _PARALLEL_BATCHES = 2
 _PREFETCHED = 2
+
+
+class StoredRows(Protocol):
+    """What this module reads of a `Split`; it does not import the class, which imports it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def raw(self) -> np.ndarray: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def scaling(self) -> Scaling: ...
+
+    @property
+    def binarize(self) -> str: ...
+
+    @property
+    def fixed_draw(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def steps(self, batch_size: int) -> int: ...
 
 
 class Reader:
@@ -26,26 +55,26 @@ class Reader:
 
     Args:
         split: what to read.
-        seed: of the binarisation noise; None reads what evaluation sees, as `Split.prepare`.
+        seed: of the binarisation noise; None reads what evaluation sees, as `Split.prepare` does.
         with_labels: adds "labels".
 
     Attributes:
-        tensors: what is read from, by name, as stored (one byte per grey value).
-        steps_alike: two readers with equal values read by the same compiled program.
+        tensors: the data by name, as stored (one byte per grey value).
+        steps_alike: readers for which this is equal can share a compiled program.
 
     Raises:
-        ValueError: labels asked for where there are none.
+        ValueError: labels are asked for and the split has none.
     """
 
-    def __init__(self, split: Split, seed: int | None, with_labels: bool) -> None:
+    def __init__(self, split: StoredRows, seed: int | None, with_labels: bool) -> None:
         if with_labels and split.labels is None:
             raise ValueError(f"split {split.name!r} has no labels; give them to Data.from_arrays")
         drawn = split.binarize == "static" or (split.binarize == "dynamic" and seed is None)
         self.binarize = "none" if drawn else split.binarize
         self.is_scaled = not (drawn or split.scaling.is_identity)
         stored = split.fixed_draw if drawn else split.raw
-        self.shape = split.shape
-        # One row is one run of numbers: XLA gathers those several times as fast as images.
+        self.shape = split.raw.shape[1:]
+        # Rows are stored flat: XLA gathers them several times as fast as images.
         self.tensors = {"stored": tf.constant(stored.reshape(len(stored), -1))}
         if self.is_scaled:
             self.tensors["offset"] = tf.constant(split.scaling.offset)
@@ -54,7 +83,7 @@ class Reader:
             self.tensors["key"] = tf.constant([seed, _NOISE], tf.int64)
         if with_labels:
             self.tensors["labels"] = tf.constant(split.labels)
-        self.steps_alike = (self.binarize, self.shape, *sorted(self.tensors))
+        self.steps_alike: tuple[Any, ...] = (self.binarize, self.shape, *sorted(self.tensors))
 
     def __call__(
         self,
@@ -67,9 +96,9 @@ class Reader:
 
         Args:
             tensors: `self.tensors`, an argument so that a compiled program does not contain them.
-            epoch: of the batch, from 0.
-            position: of the batch in its epoch, from 0.
-            rows: integers [rows].
+            epoch: that of the batch, counted from 0.
+            position: that of the batch in its epoch, counted from 0.
+            rows: row numbers, integers [rows].
         """
         values = tf.cast(tf.gather(tensors["stored"], rows), tf.float32)
         values = tf.reshape(values, [-1, *self.shape])
@@ -79,18 +108,18 @@ class Reader:
         if self.binarize == "threshold":
             values = tf.cast(values > 0.5, tf.float32)
         elif self.binarize == "dynamic":
-            values = bernoulli(values, _fold_in(tensors["key"], epoch, position))
+            values = bernoulli(values, fold_in(tensors["key"], epoch, position))
         if "labels" not in tensors:
             return {"inputs": values}
         return {"inputs": values, "labels": tf.gather(tensors["labels"], rows)}
 
 
 def batches(
-    split: Split, batch_size: int, seed: int, first_epoch: int = 0, with_labels: bool = False
+    split: StoredRows, batch_size: int, seed: int, first_epoch: int = 0, with_labels: bool = False
 ) -> tf.data.Dataset:
-    """Batches for ever, epoch after epoch, every row exactly once per epoch in a new order.
+    """An endless stream of batches; each epoch has every row exactly once, in a new order.
 
-    The last batch of an epoch holds the rest and may be smaller. With `binarize="dynamic"` every
+    The last batch of an epoch may be smaller. With `binarize="dynamic"` every
     epoch draws new Bernoulli values. The rows stay in memory as stored (one byte per grey value).
 
     Args:
@@ -104,9 +133,10 @@ def batches(
         A dataset of {"inputs": float32 [rows, ...]} and, if asked for, "labels": int64 [rows].
 
     Raises:
-        ValueError: an argument outside its range, or labels asked for where there are none.
+        ValueError: an argument is out of range, or labels are asked for and the split has none.
     """
-    batch_size, seed, first_epoch = _checked(split, batch_size, seed, first_epoch)
+    batch_size, first_epoch = _checked(split, batch_size, first_epoch)
+    seed = checked_seed(seed)
     with tf.device("/cpu:0"):  # tf.data gathers on the host, whatever devices there are
         reader = Reader(split, seed, with_labels)
 
@@ -123,53 +153,52 @@ def batches(
 
 
 class DeviceDataset:
-    """The same batches for `VAE.fit` and `VAE.evaluate`, of rows that stay on the device.
+    """The batches of `batches` for `VAE.fit` and `VAE.evaluate`, from rows kept on the device.
 
-    What moves is row numbers: each step gathers its rows from the stored ones (one byte per grey
-    value), scales and binarises them. Values, order and noise are those of `batches`, bit for bit.
+    The stream carries row numbers only: each step gathers its rows from the stored ones (one byte
+    per grey value), scales and binarises them. Values, order and noise are those of `batches`, bit
+    for bit.
 
     Args:
         split: what to read.
         batch_size: rows, from 1 to the length of the split.
-        seed: 0 to 2**32 - 1; None gives the rows in their order, with the values of evaluation.
+        seed: 0 to 2**32 - 1; None keeps the rows in their order, with the values of evaluation.
         first_epoch: the epoch to begin with, counted from 0.
         with_labels: adds "labels".
-        first_position: batches of the first epoch that are left out, from 0 to all of them.
+        first_position: number of batches of the first epoch to skip, from 0 to all of them.
 
     Attributes:
         reader: the `Reader` from row numbers to a batch.
         steps: batches in an epoch; the last one may be smaller.
 
     Raises:
-        ValueError: an argument outside its range, or labels asked for where there are none.
+        ValueError: an argument is out of range, or labels are asked for and the split has none.
     """
 
     def __init__(
         self,
-        split: Split,
+        split: StoredRows,
         batch_size: int,
         seed: int | None = None,
         first_epoch: int = 0,
         with_labels: bool = False,
         first_position: int = 0,
     ) -> None:
-        batch_size, _, first_epoch = _checked(split, batch_size, seed or 0, first_epoch)
-        self._first_position = _integer(
-            "first_position", first_position, 0, split.steps(batch_size)
-        )
-        self.reader = Reader(split, seed, with_labels)
-        self.steps = split.steps(batch_size)
-        self._rows, self._batch_size = len(split), batch_size
-        self._seed, self._first_epoch = seed, first_epoch
+        self._rows = len(split)
+        self._batch_size, self._first_epoch = _checked(split, batch_size, first_epoch)
+        self._seed = None if seed is None else checked_seed(seed)
+        self.steps = split.steps(self._batch_size)
+        self._first_position = checked_integer("first_position", first_position, 0, self.steps)
+        self.reader = Reader(split, self._seed, with_labels)
 
     def calls(self, steps_per_call: int) -> tf.data.Dataset:
-        """Returns, for ever, what the calls of `execution.StepLoop` are to do.
+        """Returns an endless dataset with the arguments of each call of `execution.StepLoop`.
 
-        Each is a dictionary of `epoch` and `first` (position of its first batch in the epoch),
-        `rows` `[steps_per_call, batch_size]` of which the batches from `begin` to `count` are
-        meant, and `rest`, the rows of the epoch's smaller last batch: it follows where `is_last`.
-        A stream that begins within an epoch has all calls of that epoch, some of them with nothing
-        to do, so that Keras counts as in the unbroken one.
+        An element is a dictionary of `epoch`, `first` (position of its first batch in the epoch),
+        `rows` `[steps_per_call, batch_size]`, of which the batches from `begin` up to `count` are
+        used, `is_last`, and `rest`: the rows of the smaller last batch of the epoch, used if
+        `is_last`. A stream that begins within an epoch has all calls of that epoch, some with
+        nothing to do, so that Keras counts them as in an uninterrupted run.
         """
         whole = self._rows // self._batch_size
         number = -(-self.steps // steps_per_call)
@@ -205,10 +234,10 @@ class DeviceDataset:
 
 
 def _as_written(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Prefetches, and leaves nothing to tf.data's tuning.
+    """Prefetches, with tf.data's autotuning off.
 
-    There is nothing to tune, and to drop an iterator waits for the thread that does it: validation
-    after every epoch began up to a second late.
+    There is nothing to tune, and deleting an iterator waits for the tuning thread: validation
+    started up to a second late after every epoch.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -216,9 +245,9 @@ def _as_written(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def epoch_order(rows: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
-    """A permutation of 0..rows-1, int64, that depends on seed and epoch alone."""
-    key = _fold_in(tf.constant([seed, _ORDER], tf.int64), epoch)
-    # 63 random bits per row: two equal ones, where the sort would decide, are out of the question.
+    """A permutation of 0..rows-1, int64, that depends on seed and epoch only."""
+    key = fold_in(tf.constant([seed, _ORDER], tf.int64), epoch)
+    # 63 random bits per row: ties, whose order the sort would decide, are practically impossible.
     draw = tf.random.stateless_uniform(
         [rows], key, maxval=np.iinfo(np.int64).max, dtype=tf.int64, alg="philox"
     )
@@ -226,10 +255,10 @@ def epoch_order(rows: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
 
 
 def bernoulli(probability: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Float32 0 and 1, drawn with a stateless `key` [2]; 0 and 1 are drawn without fail.
+    """Float32 0 and 1, drawn with a stateless `key` [2]; probabilities 0 and 1 are exact.
 
-    A probability is rounded to a multiple of 2**-16: the error is below 8e-6, and half the random
-    bits, which are most of the cost of a batch, are enough.
+    Probabilities are rounded to multiples of 2**-16, an error below 8e-6. This halves the number of
+    random bits, which are most of the cost of a batch.
     """
     size = tf.size(probability)
     words = philox_bits([(size + 1) // 2], key)
@@ -239,29 +268,8 @@ def bernoulli(probability: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     return tf.cast(noise < probability * 2.0**16, tf.float32)
 
 
-def _fold_in(key: tf.Tensor, *numbers: int | tf.Tensor) -> tf.Tensor:
-    """The stateless random key [2] of a place in the run, from that of seed and purpose."""
-    for number in numbers:
-        # Of another type the same number gives another key.
-        number = tf.cast(number, tf.int64)
-        key = tf.random.experimental.stateless_fold_in(key, number, alg="philox")
-    return key
-
-
-def _checked(split: Split, batch_size, seed, first_epoch) -> tuple[int, int, int]:
-    """Batch size, seed and first epoch as integers in their ranges, or ValueError."""
+def _checked(split: StoredRows, batch_size: int, first_epoch: int) -> tuple[int, int]:
     return (
-        _integer("batch_size", batch_size, 1, len(split), " (the rows of the split)"),
-        _integer("seed", seed, 0, 2**32 - 1),
-        _integer("first_epoch", first_epoch, 0, 2**31 - 1),
+        checked_integer("batch_size", batch_size, 1, len(split), why="the rows of the split"),
+        checked_integer("first_epoch", first_epoch, 0, 2**31 - 1),
     )
-
-
-def _integer(name: str, value, low: int, high: int, why: str = "") -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}={value!r} must be an integer") from None
-    if not low <= number <= high:
-        raise ValueError(f"{name}={number} must be between {low} and {high}{why}")
-    return number

@@ -11,11 +11,11 @@ RESCALINGS = ("none", "unit", "standardize")
 BINARIZATIONS = ("none", "threshold", "static", "dynamic")
 
 
-def one_of(value, allowed: tuple[str, ...], what: str) -> str:
+def one_of(value: str, allowed: tuple[str, ...], what: str) -> str:
     """`value`, if it is one of `allowed`.
 
     Raises:
-        ValueError: it is not; lists what exists and the nearest.
+        ValueError: it is not. The message lists what exists and the nearest match.
     """
     if value in allowed:
         return value
@@ -28,8 +28,8 @@ def one_of(value, allowed: tuple[str, ...], what: str) -> str:
 class Scaling:
     """The map `(value - offset) / divisor` in float32, fitted once to the training split.
 
-    A division by 255 rather than a multiplication by 1/255: the largest value becomes exactly 1,
-    and NumPy and TensorFlow agree to the last bit.
+    Values are divided by 255, not multiplied by 1/255: the largest one becomes exactly 1, and NumPy
+    and TensorFlow agree to the last bit.
 
     Attributes:
         offset: float32 scalar or [size of the last axis].
@@ -41,7 +41,7 @@ class Scaling:
 
     @property
     def is_identity(self) -> bool:
-        """Whether values pass unchanged."""
+        """Whether values stay unchanged."""
         return bool(np.all(self.offset == 0) and np.all(self.divisor == 1))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
@@ -59,27 +59,28 @@ class Scaling:
         else:
             columns = values.reshape(-1, values.shape[-1])
             extremes = np.stack([columns.min(axis=0), columns.max(axis=0)])
-        # Every divisor is positive: the map keeps the order.
+        # All divisors are positive, so the map keeps the order.
         scaled = self.apply(extremes)
         return float(scaled[0].min()), float(scaled[1].max())
 
 
 def fit_scaling(mode: str, train: np.ndarray) -> Scaling:
-    """The scaling `mode` stands for, with statistics of the training split `train` [n, ...].
+    """The scaling called `mode`, with statistics of the training split `train` [n, ...].
 
-    - "none": values as they are.
-    - "unit": uint8 is divided by 255, bool is 0 or 1, anything else has its smallest and largest
-      training value mapped to 0 and 1 (values of the other splits may then lie outside). Constant
-      values become 0.
-    - "standardize": mean 0 and variance 1 over all axes but the last, that is per column of a
-      table and per channel of an image. A column without variance is divided by 1.
+    - "none": values stay unchanged.
+    - "unit": uint8 is divided by 255, bool becomes 0 or 1, and for other types the smallest and
+      largest training values become 0 and 1 (values of the other splits may then lie outside).
+      Constant values become 0.
+    - "standardize": mean 0 and variance 1 over all axes but the last, that is for each column of a
+      table and each channel of an image. A column without variance is divided by 1.
     """
-    offset, divisor = np.float32(0), np.float32(1)
+    offset: np.ndarray | np.float32 = np.float32(0)
+    divisor: np.ndarray | np.float32 = np.float32(1)
     if mode == "unit" and train.dtype == np.uint8:
         divisor = np.float32(255)
     elif mode == "unit" and train.dtype != np.bool_:
         offset = np.float32(train.min())
-        # The difference of the float32 values: the largest value then becomes exactly 1.
+        # Subtracted in float32, so that the largest value becomes exactly 1.
         divisor = np.float32(train.max()) - offset
     elif mode == "standardize":
         offset, divisor = _mean_and_deviation(train)
@@ -89,7 +90,7 @@ def fit_scaling(mode: str, train: np.ndarray) -> Scaling:
 
 def _mean_and_deviation(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     columns = train.reshape(-1, train.shape[-1])
-    # Two passes in float64: a large mean does not eat the digits of the variance.
+    # Two passes in float64: in one pass, a large mean would cost digits of the variance.
     total = sum(columns[block].sum(axis=0, dtype=np.float64) for block in row_blocks(columns))
     mean = total / len(columns)
     squares = sum(
@@ -97,16 +98,16 @@ def _mean_and_deviation(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for block in row_blocks(columns)
     )
     constant = columns.min(axis=0) == columns.max(axis=0)
-    # Rounding in the mean gives constant columns a tiny deviation; they must not be blown up.
+    # Rounding of the mean gives constant columns a tiny deviation, which must not be divided by.
     return mean, np.where(constant, 0.0, np.sqrt(squares / len(columns)))
 
 
 def fixed_draw(values: np.ndarray, scaling: Scaling, name: str) -> np.ndarray:
-    """One Bernoulli draw per value, uint8 of 0 and 1, the same for ever.
+    """One Bernoulli draw per value, uint8 of 0 and 1, which never changes.
 
-    The uniform numbers are the raw output of the Philox generator, keyed by the split's name alone:
-    neither the run's seed nor a NumPy release changes them (NumPy promises stable streams for its
-    bit generators, not for `Generator.random`).
+    The uniform numbers are the raw output of the Philox generator, keyed by the split's name only:
+    they depend neither on the run's seed nor on the NumPy release (NumPy guarantees the streams of
+    its bit generators, but not those of `Generator.random`).
 
     Args:
         values: [n, ...], in [0, 1] after `scaling`.
@@ -118,7 +119,7 @@ def fixed_draw(values: np.ndarray, scaling: Scaling, name: str) -> np.ndarray:
     for block in row_blocks(values):
         probability = scaling.apply(values[block])
         words = generator.random_raw(-(-probability.size // 2)).astype("<u8", copy=False)
-        # 24 bits fit a float32 exactly: probability 0 never draws a 1, probability 1 always does.
+        # 24 bits fit in a float32 exactly: probability 0 never draws a 1, probability 1 always.
         uniform = (words.view("<u4")[: probability.size] >> np.uint32(8)).astype(np.float32)
         uniform *= np.float32(2**-24)
         drawn[block] = uniform.reshape(probability.shape) < probability

@@ -1,7 +1,10 @@
-"""Which axes are an image, how missing splits are cut from the training array, and what is odd.
+"""Rules for splits: which axes are an image, how missing splits are cut, what is worth a warning.
 
-NumPy only. All functions work on `{"train": array, "validation": array or None, "test": ...}`.
+NumPy only. Arrays and labels are dictionaries by split, "train" first; splits that are not given
+are not in them.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,16 +12,14 @@ from vae_research.data.checks import DataError, count_constant_rows, count_share
 
 SPLITS = ("train", "validation", "test")
 
-# Key of the permutation that cuts a single array into three splits; it never changes.
+# Key of the permutation that cuts a single array into three splits. It must never change.
 _PERMUTATION_KEY = 0x5EED
 
 
-def refuse_different_kinds(arrays: dict, name: str) -> None:
+def refuse_different_kinds(arrays: Mapping[str, np.ndarray], name: str) -> None:
     """Raises DataError unless all arrays have the dtype and row shape of the training array."""
     train = arrays["train"]
     for key, array in arrays.items():
-        if array is None:
-            continue
         if array.shape[1:] != train.shape[1:]:
             raise DataError(
                 f"{name}: rows of train have shape {train.shape[1:]}, rows of {key} "
@@ -31,19 +32,21 @@ def refuse_different_kinds(arrays: dict, name: str) -> None:
             )
 
 
-def as_images(arrays: dict, is_image: bool | None, name: str) -> tuple[dict, bool, list[str]]:
-    """Arrays with a channel axis if they are grey images, whether they are images, warnings.
+def as_images(
+    arrays: dict[str, np.ndarray], is_image: bool | None, name: str
+) -> tuple[dict[str, np.ndarray], bool, list[str]]:
+    """Arrays (grey images get a channel axis), whether they are images, and warnings.
 
-    The rule looks at the rank alone: see `Data.from_arrays`.
+    `Data.from_arrays` states the rule.
 
     Raises:
-        DataError: `is_image=True` for an array that the rule takes for no image.
+        DataError: `is_image=True`, and the arrays are not images by the rule.
     """
     shape = arrays["train"].shape
     by_rule = len(shape) == 3 or (len(shape) == 4 and 1 <= shape[-1] <= 4)
     if is_image and not by_rule:
         raise DataError(
-            f"{name}: shape {shape} is no stack of images; [n, height, width] and "
+            f"{name}: shape {shape} is not a stack of images; [n, height, width] and "
             "[n, height, width, 1 to 4 channels] are"
         )
     warnings = []
@@ -54,30 +57,33 @@ def as_images(arrays: dict, is_image: bool | None, name: str) -> tuple[dict, boo
         )
     image = by_rule if is_image is None else is_image
     if image and len(shape) == 3:
-        arrays = {key: None if a is None else a[..., np.newaxis] for key, a in arrays.items()}
+        arrays = {key: array[..., np.newaxis] for key, array in arrays.items()}
     return arrays, image, warnings
 
 
-def cut_missing(arrays: dict, labels: dict, name: str) -> tuple[dict, dict, list[str]]:
-    """Arrays and labels of all three splits, and warnings; see `Data.from_arrays` for the rule."""
-    missing = [key for key in SPLITS if arrays[key] is None]
+def cut_missing(
+    arrays: dict[str, np.ndarray], labels: dict[str, np.ndarray], name: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+    """Arrays of all three splits, their labels if any, and warnings.
+
+    `Data.from_arrays` states the rule.
+    """
+    missing = [key for key in SPLITS if key not in arrays]
     if not missing:
         return arrays, labels, []
-    train, numbers = arrays["train"], labels["train"]
+    train, numbers = arrays["train"], labels.get("train")
     count = len(train)
     if (len(missing) == 2 and count < 3) or count < 2:
-        everything = {key: train if key in missing else arrays[key] for key in SPLITS}
-        all_labels = {key: numbers if key in missing else labels[key] for key in SPLITS}
-        return (
-            everything,
-            all_labels,
-            [
-                f"{name}: {count} training row(s) cannot be split; {' and '.join(missing)} "
-                "repeat the training split"
-            ],
+        everything = {key: arrays.get(key, train) for key in SPLITS}
+        if numbers is not None:
+            labels = {**labels, **dict.fromkeys(missing, numbers)}
+        warning = (
+            f"{name}: {count} training row(s) cannot be split; {' and '.join(missing)} "
+            "repeat the training split"
         )
+        return everything, labels, [warning]
     if len(missing) == 2:
-        # Files are often sorted by class: the end of such a file is no sample of it.
+        # Files are often sorted by class: the end of such a file is not a fair sample of it.
         order = np.argsort(np.random.Philox(key=_PERMUTATION_KEY).random_raw(count), kind="stable")
         tenth = max(1, count // 10)
         parts = {
@@ -85,15 +91,14 @@ def cut_missing(arrays: dict, labels: dict, name: str) -> tuple[dict, dict, list
             "validation": order[count - 2 * tenth : count - tenth],
             "test": order[count - tenth :],
         }
-        return (
-            {key: train[rows] for key, rows in parts.items()},
-            {key: None if numbers is None else numbers[rows] for key, rows in parts.items()},
-            [],
-        )
+        if numbers is not None:
+            labels = {key: numbers[rows] for key, rows in parts.items()}
+        return {key: train[rows] for key, rows in parts.items()}, labels, []
     (absent,) = missing
     (given,) = (key for key in SPLITS[1:] if key != absent)
     cut = count - max(1, min(len(arrays[given]), count // 5))
     arrays = {**arrays, "train": train[:cut], absent: train[cut:]}
+    arrays = {key: arrays[key] for key in SPLITS}
     if numbers is None:
         return arrays, labels, []
     labels = {**labels, "train": numbers[:cut], absent: numbers[cut:]}
@@ -101,22 +106,19 @@ def cut_missing(arrays: dict, labels: dict, name: str) -> tuple[dict, dict, list
     new = np.setdiff1d(labels[absent], labels["train"])
     if not len(lost) and not len(new):
         return arrays, labels, []
-    return (
-        arrays,
-        labels,
-        [
-            f"{name}: {absent} was cut from the end of train and holds other classes "
-            f"({len(lost)} are in train only, {len(new)} in {absent} only); shuffle train first"
-        ],
+    warning = (
+        f"{name}: {absent} was cut from the end of train and holds other classes "
+        f"({len(lost)} are in train only, {len(new)} in {absent} only); shuffle train first"
     )
+    return arrays, labels, [warning]
 
 
-def oddities(arrays: dict, is_image: bool, name: str) -> list[str]:
-    """Warnings: one single row, blank images, constant data, rows shared between splits."""
+def oddities(arrays: Mapping[str, np.ndarray], is_image: bool, name: str) -> list[str]:
+    """Warnings: a single row, blank images, constant data, rows shared between splits."""
     train, rows = arrays["train"], "images" if is_image else "rows"
     warnings = []
     if len(train) == 1:
-        warnings.append(f"{name}: train holds one single {rows[:-1]}")
+        warnings.append(f"{name}: train holds a single {rows[:-1]}")
     if train.min() == train.max():
         warnings.append(f"{name}: every value of train is {train.flat[0]}; nothing can be learned")
     elif is_image:
@@ -130,6 +132,6 @@ def oddities(arrays: dict, is_image: bool, name: str) -> list[str]:
         if shared := count_shared_rows(arrays[seen], arrays[judged]):
             warnings.append(
                 f"{name}: {shared} of {len(arrays[judged])} {judged} {rows} are also in {seen}; "
-                f"figures on {judged} are too good by that"
+                f"figures on {judged} will be too good"
             )
     return warnings

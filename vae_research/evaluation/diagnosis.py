@@ -1,9 +1,10 @@
-"""Whether a latent space is in use: estimates of it, and a diagnosis in words. NumPy in and out."""
+"""Whether a latent space is in use: estimates, and a diagnosis in words. NumPy in and out."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,13 +16,16 @@ POSTERIOR_COLLAPSE = "posterior collapse"
 DECODER_IGNORES_Z = "decoder ignores z"
 WARM_UP_NEVER_ENDED = "warm-up never ended"
 
-# Nats per example that codes of other examples must cost, or the decoder does without its codes.
+# Nats per example. Below this permuted code gap, the decoder ignores its codes.
 LEAST_PERMUTED_CODE_GAP = 0.1
+
+# A KL divergence below this many nats per example, at so many evaluations in a row, is a collapse.
+COLLAPSED_KL, COLLAPSED_EVALUATIONS = 0.01, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """One finding, by a name that is always the same, and a sentence with its numbers."""
+    """One finding: its name, which is one of the constants above, and a sentence with numbers."""
 
     name: str
     reason: str
@@ -33,13 +37,13 @@ class Diagnosis:
 
 @dataclasses.dataclass(frozen=True)
 class WarmUp:
-    """A weight that would still have grown when training ends.
+    """A weight that is still growing when training ends.
 
     Attributes:
-        term: the loss term.
+        term: name of the loss term.
         ends_at: the optimizer step from which its weight no longer changes.
         training_ends_at: the last optimizer step.
-        reached: the weight there.
+        reached: the weight at the last step.
         peak: the weight from `ends_at` on.
     """
 
@@ -59,21 +63,20 @@ def diagnose(
 ) -> list[Diagnosis]:
     """Returns what is wrong with a latent space, or that it is healthy; never an empty list.
 
-    - Dead dimensions: the variance of their posterior mean over the data is not above 0.01, the
+    - Dead dimensions: the variance of their posterior mean over the data is at most 0.01, the
       threshold of active units (Burda et al. 2016, arXiv:1509.00519, section 5.2).
-    - Posterior collapse: all of them are dead.
-    - The decoder ignores z: codes carry something, and to decode those of other examples in their
-      place certainly (by two standard errors) costs less than 0.1 nats. (After a collapse there is
-      nothing to be ignored, and this is not asked.)
-    - The warm-up never ended: training ends while a weight still grows.
+    - Posterior collapse: all dimensions are dead.
+    - The decoder ignores z: not all dimensions are dead, and decoding codes of other examples costs
+      less than 0.1 nats, by a margin of two standard errors.
+    - The warm-up never ended: training ends while a weight is still growing.
 
     Args:
-        variances: `[latent]`, of posterior means over the data.
-        permuted_code_gap: log-likelihood with the own codes less that with those of other
-            examples, nats; see `permuted_code_gap`.
-        has_posterior: the codes are compared with a prior of variance about 1. Those of a plain
-            autoencoder have any scale, and are compared with their own largest variance.
-        unfinished: weights that still grow when training ends.
+        variances: `[latent]`, variances of the posterior means over the data.
+        permuted_code_gap: log-likelihood with the example's own code minus that with the code of
+            another example, nats; see `permuted_code_gap`.
+        has_posterior: True compares variances with a prior of variance about 1. False is for a
+            plain autoencoder, whose codes have any scale: variances are compared with the largest.
+        unfinished: weights that are still growing when training ends.
     """
     variances = np.asarray(variances, np.float64)
     scale = 1.0 if has_posterior else float(variances.max())
@@ -123,12 +126,31 @@ def diagnose(
     return [Diagnosis(HEALTHY, reason)]
 
 
-def permuted_code_gap(own: np.ndarray, permuted: np.ndarray) -> Estimate:
-    """Returns what codes of other examples cost, in nats per example.
+def collapse_in_training(kl: Sequence[float]) -> Diagnosis | None:
+    """Returns a posterior collapse if the KL divergence of the last evaluations is near zero.
+
+    That is below 0.01 nats at 3 evaluations in a row.
 
     Args:
-        own: `[count]` log p(x|z) with the code of the example itself.
-        permuted: `[count]` the same with the code of another example.
+        kl: mean KL divergence at each evaluation so far, nats per example, the latest last.
+    """
+    last = kl[-COLLAPSED_EVALUATIONS:]
+    if len(last) < COLLAPSED_EVALUATIONS or not all(value < COLLAPSED_KL for value in last):
+        return None
+    return Diagnosis(
+        POSTERIOR_COLLAPSE,
+        f"the KL divergence was below {COLLAPSED_KL} nats at {COLLAPSED_EVALUATIONS} evaluations "
+        "in a row; z carries no information about x. A smaller weight of the KL divergence at the "
+        "beginning, or free bits, may help.",
+    )
+
+
+def permuted_code_gap(own: np.ndarray, permuted: np.ndarray) -> Estimate:
+    """Returns the cost of decoding codes of other examples, nats per example.
+
+    Args:
+        own: `[count]`, log p(x|z) with the example's own code.
+        permuted: `[count]`, log p(x|z) with the code of another example.
     """
     return Estimate.mean_of(np.asarray(own, np.float64) - np.asarray(permuted, np.float64))
 
@@ -141,22 +163,22 @@ def mutual_information(
 
     The mean over examples i of `log q(z_i|x_i) - log(1/count * sum_j q(z_i|x_j))`, for diagonal
     normal posteriors. Its expectation is at most the mutual information of x and z under the
-    encoder, which itself is at most the mean KL divergence from the prior; a value near log(count)
-    says only that there is at least so much. Poole et al. 2019, On Variational Bounds of Mutual
-    Information (arXiv:1905.06922), the bound with known conditional density. It is NaN where the
-    variances are too large or too small to be computed with.
+    encoder, which is at most the mean KL divergence from the prior. A value near log(count) means
+    that the information may be larger. Poole et al. 2019, On Variational Bounds of Mutual
+    Information (arXiv:1905.06922), the bound with known conditional density. It is NaN if variances
+    overflow or underflow.
 
     Args:
         z: `[count, latent]`, one sample for each example.
         z_mean: `[count, latent]`.
         z_log_var: `[count, latent]`.
-        rows: of how many examples the mean is taken; all of them are in the sum over j.
+        rows: number of examples i; the sum over j has all examples.
     """
     z = np.asarray(z[:rows], np.float64)
     mean, log_var = np.asarray(z_mean, np.float64), np.asarray(z_log_var, np.float64)
     precision = np.exp(-log_var)
-    # sum_d (z - mean)^2 / var as three products of matrices: no array of [rows, count, latent]. By
-    # einsum, since the threads of `@` go on spinning for a tenth of a second beside the training.
+    # sum_d (z - mean)^2 / var as three matrix products, without an array [rows, count, latent]; by
+    # einsum, because the threads of `@` keep spinning for 0.1 s and slow down the training.
     squares = (
         np.einsum("id,jd->ij", z**2, precision)
         - 2.0 * np.einsum("id,jd->ij", z, mean * precision)
@@ -165,14 +187,14 @@ def mutual_information(
     log_density = -0.5 * (squares + log_var.sum(1))  # without log(2 pi), which cancels
     own = log_density[np.arange(len(z)), np.arange(len(z))]
     highest = log_density.max(axis=1)
-    # Half the width is enough for numbers of which the largest is 1.
+    # float32 is enough for numbers of which the largest is 1.
     relative = np.exp((log_density - highest[:, np.newaxis]).astype(np.float32))
     log_mixture = highest + np.log(relative.mean(axis=1, dtype=np.float64))
     return min(float((own - log_mixture).mean()), math.log(len(mean)))
 
 
 def _listed(numbers: np.ndarray, at_most: int = 12) -> str:
-    """Returns numbers in words, the first of them where there are many.
+    """Returns the numbers in words, or the first of them if there are many.
 
     >>> _listed(np.arange(14))
     '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, and 2 more'

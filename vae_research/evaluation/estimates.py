@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import operator
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,23 +13,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from vae_research.arguments import checked_integer
 from vae_research.model import VAE
 from vae_research.objective import Objective
 from vae_research.probability import log_mean_exp
 
-# Values of one tensor in decoded data space that a call may hold: 8 MB, so that the temporaries of
-# a call stay near the processor, and a convolutional decoder within a few hundred megabytes.
+# How many values one tensor in data space may have in a call: 8 MB, so that temporaries fit in the
+# processor's cache, and a convolutional decoder needs at most a few hundred megabytes.
 VALUES_PER_CALL = 2**21
 
-# Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active where the variance of its
+# Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active if the variance of its
 # posterior mean over the data is above this.
 ACTIVE_VARIANCE = 0.01
 
-# What a pass returns beside the values of terms, whose names have no slash.
+# Names of what a pass returns besides the values of terms, whose names have no slash.
 _CODE, _LOG_SUM_WEIGHT = "pass/code", "pass/log_sum_weight"
 _SUM_OF_BOUNDS, _GROUPS = "pass/sum_of_bounds", "pass/groups"
 
-# By these names the figures have the parts of the ELBO, whatever terms are called.
+# Names of the parts of the ELBO among the figures, whatever the terms are called.
 _ELBO_PARTS = ("reconstruction", "kl")
 
 
@@ -36,7 +38,7 @@ _ELBO_PARTS = ("reconstruction", "kl")
 class Estimate:
     """A mean over examples (or a count of units), its standard error, and the number of examples.
 
-    The standard error is None where one example says nothing about spread.
+    The standard error of a single example is None.
     """
 
     value: float
@@ -61,36 +63,36 @@ def estimate(
     verbose: int = 0,
     between_calls: Callable[[], None] | None = None,
 ) -> dict[str, Estimate]:
-    """Returns the figures of `data`, in nats per example unless the name says otherwise.
+    """Returns the figures of `data`, in nats per example unless stated otherwise.
 
     - `elbo`: log-likelihood minus KL divergence, mean over `num_samples` samples of z.
     - `negative_log_likelihood`: the importance-weighted estimate of -log p(x) from the same
       samples. It is an upper bound in expectation, tighter with more samples. Burda et al. 2016
       (arXiv:1509.00519), equation 8.
-    - `importance_weighted_bound`, where the model trains with such a bound of K samples: that of
-      log p(x), all weights 1, the mean over the groups of K samples that calls hold whole. It is
-      missing where they hold none: `num_samples` or `rows_per_call` is below K.
-    - `reconstruction` and `kl`, the two parts of the ELBO, and every other term that has a value
-      for one example, unweighted, by its name.
-    - `active_units`: latent dimensions whose posterior mean varies over the data by more than 0.01.
+    - `importance_weighted_bound`, if the model trains with such a bound of K samples: the bound of
+      log p(x) with all weights 1, mean over the groups of K samples that fit in calls. Omitted if
+      `num_samples` or `rows_per_call` is below K.
+    - `reconstruction` and `kl`, the two parts of the ELBO, and every other term with a value per
+      example, unweighted, by its name.
+    - `active_units`: latent dimensions whose posterior mean has a variance above 0.01 over the
+      data.
 
-    A model without a posterior has its terms alone.
+    A model without a posterior has only the figures of its terms.
 
     Args:
         model: a VAE whose variables exist.
         data: `[count, ...]` scaled as in training, or a dictionary of such arrays.
         num_samples: samples of z for each example.
         rows_per_call: examples times samples that are decoded at once, which bounds the memory; by
-            default as many as hold about two million values in data space.
-        jit_compile: compile with XLA, which takes about a second, once for a model and a size of
-            the data.
+            default about two million values in data space.
+        jit_compile: compile with XLA, which takes about a second for each model and size of the
+            data.
         verbose: 1 shows a progress bar.
-        between_calls: called between the compiled calls, to end an evaluation by an exception.
+        between_calls: called before each compiled call; it may raise to end the evaluation.
 
     Raises:
-        ValueError: `num_samples` or `rows_per_call` is below 1, or there are no data, or they
-            differ in length.
-        TypeError: `num_samples` or `rows_per_call` is no integer.
+        ValueError: `num_samples` or `rows_per_call` is not a positive integer, there are no data,
+            or the arrays differ in length.
     """
     data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
     if "inputs" not in data:
@@ -99,17 +101,13 @@ def estimate(
     lengths = {name: len(values) for name, values in data.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"The data differ in their number of examples: {lengths}.")
-    num_samples = operator.index(num_samples)
-    if num_samples < 1 or count < 1:
-        raise ValueError(
-            f"estimate needs at least one sample and one example; got num_samples={num_samples} "
-            f"and {count} examples."
-        )
-    rows = rows_per_call
-    if rows is None:
+    if count < 1:
+        raise ValueError("estimate needs at least one example, got none.")
+    num_samples = checked_integer("num_samples", num_samples, 1)
+    if rows_per_call is None:
         rows = max(1, VALUES_PER_CALL // math.prod(data["inputs"].shape[1:]))
-    elif operator.index(rows) < 1:
-        raise ValueError(f"rows_per_call must be at least 1, got {rows}.")
+    else:
+        rows = checked_integer("rows_per_call", rows_per_call, 1)
     samples = _parts(num_samples, at_most=rows)
     examples = max(_parts(count, at_most=max(1, rows // max(samples))))
     call = _compiled_pass(model, jit_compile)
@@ -138,9 +136,9 @@ def estimate(
 def active_units(codes: np.ndarray) -> Estimate:
     """Returns the number of latent dimensions whose posterior mean has a variance above 0.01.
 
-    The standard error treats each dimension's variance as normal, with the standard error
-    `sqrt((m4 - variance^2) / count)` from its fourth central moment m4, and the dimensions as
-    independent: `sqrt(sum p (1 - p))`, where p is the probability of being above the threshold.
+    The standard error is `sqrt(sum p (1 - p))`, with p the probability that a dimension is above
+    the threshold. It takes dimensions as independent and their variances as normal, with standard
+    error `sqrt((m4 - variance^2) / count)` from the fourth central moment m4.
 
     Args:
         codes: `[count, latent]` posterior means.
@@ -161,49 +159,60 @@ def active_units(codes: np.ndarray) -> Estimate:
 
 
 def _padded(values: np.ndarray, count: int) -> np.ndarray:
-    """Repeats the last example up to `count`: another shape would be compiled anew."""
+    """Repeats the last example up to `count`: another shape would be compiled again."""
     missing = np.repeat(values[-1:], count - len(values), axis=0)
     return np.concatenate([values, missing]) if len(missing) else values
 
 
+# The function of one call: a batch, a key and a number of samples to named values per example.
+_Pass = Callable[[dict[str, tf.Tensor], tf.Tensor, int], dict[str, tf.Tensor]]
+
+
 @dataclasses.dataclass(frozen=True)
-class Passes:
-    """What evaluations have compiled. (No dictionary: of a model's, Keras takes care to save it.)
+class _Passes:
+    """The compiled functions of a model, valid as long as it has the same parts.
 
     Attributes:
-        parts: of the model that it was compiled from.
+        parts: the objective and the networks that they were compiled from.
         by_jit: the functions, with XLA and without.
     """
 
     parts: tuple[Any, ...]
-    by_jit: dict[bool, Any]
+    by_jit: dict[bool, _Pass]
 
 
-def _compiled_pass(model: VAE, jit_compile: bool) -> Any:
-    """Returns the function of one call; a model keeps it, so that it is compiled once."""
+# A model is compiled once for all its evaluations. An entry lives as long as the model, which
+# nothing in it may refer to.
+_PASSES: weakref.WeakKeyDictionary[VAE, _Passes] = weakref.WeakKeyDictionary()
+
+
+def _compiled_pass(model: VAE, jit_compile: bool) -> _Pass:
     networks = model.encoder, model.bottleneck, model.decoder, *model.further_modules
     parts = model.objective, *networks
-    kept = model.evaluation_passes
+    kept = _PASSES.get(model)
     if kept is None or kept.parts != parts:
-        model.evaluation_passes = kept = Passes(parts, {})
+        _PASSES[model] = kept = _Passes(parts, {})
     if jit_compile not in kept.by_jit:
         kept.by_jit[jit_compile] = _new_pass(model, jit_compile)
     return kept.by_jit[jit_compile]
 
 
-def _new_pass(model: VAE, jit_compile: bool) -> Any:
-    likelihood = model.objective.likelihood
-    # A statistic of the whole batch has no value for one example.
+def _new_pass(model: VAE, jit_compile: bool) -> _Pass:
+    # The function below must not refer to the model itself, or the model would never be collected.
+    held_by_caller = weakref.proxy(model)
+    objective = model.objective
+    likelihood = objective.likelihood
+    # A statistic of the whole batch has no value per example.
     own = [
         term
-        for term in model.objective.terms
+        for term in objective.terms
         if not term.batch_statistic and term is not likelihood and term.label not in _ELBO_PARTS
     ]
 
     @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)
     def call(batch: dict[str, tf.Tensor], key: tf.Tensor, num_samples: int) -> dict[str, tf.Tensor]:
-        tensors = model.forward(batch, seed=key, num_samples=num_samples)
-        # A value for every sample: mean and bound are both of the same likelihoods.
+        tensors = held_by_caller.forward(batch, seed=key, num_samples=num_samples)
+        # One value per sample, from which both the mean and the bound are computed.
         report = Objective([likelihood, *own])(tensors)
         rows = {term.label: report.values[term.label] for term in own}
         rows["reconstruction"] = report.values[likelihood.label]
@@ -215,20 +224,20 @@ def _new_pass(model: VAE, jit_compile: bool) -> Any:
             log_ratio = tensors["log_prior"] - tensors["log_posterior"]
             log_weight = tf.reshape(log_ratio, [-1, num_samples]) - samples["reconstruction"]
             values[_LOG_SUM_WEIGHT] = tf.reduce_logsumexp(log_weight, axis=1)
-            size = model.objective.num_samples
+            size = objective.num_samples
             groups = num_samples // size
-            if model.objective.importance_weighted and groups:
+            if objective.importance_weighted and groups:
                 per_group = tf.reshape(log_weight[:, : groups * size], [-1, groups, size])
                 bounds = tf.reduce_sum(log_mean_exp(per_group, axis=2), axis=1)
                 values |= {_SUM_OF_BOUNDS: bounds, _GROUPS: tf.fill(tf.shape(bounds), groups)}
-        return values | {_CODE: model.encode(batch)}
+        return values | {_CODE: held_by_caller.encode(batch)}
 
     return call
 
 
 def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, np.ndarray]:
-    """Returns one value per example from the parts of its samples."""
-    joined = {
+    """Returns one value per example, from calls with different samples of it."""
+    joined: dict[str, np.ndarray] = {
         name: np.average([part[name] for part in parts], axis=0, weights=samples)
         for name in parts[0]
         if "/" not in name
@@ -238,7 +247,8 @@ def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, n
         joined["negative_log_likelihood"] = math.log(sum(samples)) - log_sum
     groups = [part for part in parts if _GROUPS in part]
     if groups:
-        bounds, counts = (sum(part[key] for part in groups) for key in (_SUM_OF_BOUNDS, _GROUPS))
+        bounds = functools.reduce(np.add, [part[_SUM_OF_BOUNDS] for part in groups])
+        counts = functools.reduce(np.add, [part[_GROUPS] for part in groups])
         joined["importance_weighted_bound"] = bounds / counts
     return joined | {_CODE: parts[0][_CODE]}
 

@@ -1,6 +1,6 @@
-"""How codes lie in the latent space: the room they take, and how well classes separate.
+"""Statistics of codes: the area they occupy, how well classes separate, t-SNE.
 
-Needs scikit-learn (the extra `figures`); NumPy in, NumPy out.
+Needs scikit-learn (the extra `figures`). NumPy in and out.
 """
 
 from __future__ import annotations
@@ -9,28 +9,29 @@ import math
 
 import numpy as np
 
+from vae_research.arguments import checked_integer
+
 
 def occupied_area(
     codes: np.ndarray, *, share: float = 0.95, neighbours: int = 10, cells: int = 600
 ) -> float:
-    """Returns the area of the region of the plane where a share of the codes lies most densely.
+    """Returns the area of the densest region of the plane that holds a share of the codes.
 
-    The density at a place is judged by the distance to its 10th nearest code. The region is where
-    that distance is at most the one that a share of the codes has itself, and its area is counted
-    on a grid. It is a highest density region (Hyndman 1996,
-    doi:10.1080/00031305.1996.10474359) by the nearest neighbour estimate of the density, which
-    follows clusters and rays that one bandwidth for all codes would smear. For one normal cloud
-    with standard deviations a and b and a share of 0.95 it is `5.99 * pi * a * b`. Codes that are
-    all on a line, or no more than neighbours, occupy 0.
+    The density at a point is estimated from the distance to its 10th nearest code. The region is
+    where this distance is at most its `share` quantile over the codes; the area is counted on a
+    grid. It is a highest density region (Hyndman 1996, doi:10.1080/00031305.1996.10474359) with the
+    nearest neighbour estimate of the density, which follows clusters and rays that a single
+    bandwidth would smear. For one normal cloud with standard deviations a and b and a share of 0.95
+    it is `5.99 * pi * a * b`. Codes on a line, or no more codes than neighbours, occupy 0.
 
     Args:
         codes: `[count, 2]`.
         share: of the codes, above 0 and below 1.
-        neighbours: which nearest code is meant; more of them smooth more.
-        cells: of the grid along each axis.
+        neighbours: number of the nearest code that is used; larger numbers smooth more.
+        cells: number of grid cells along each axis.
 
     Raises:
-        ValueError: the codes are not in a plane, or `share` is no share.
+        ValueError: the codes are not in a plane, or `share` is out of range.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -54,28 +55,24 @@ def occupied_area(
 
 
 def neighbour_accuracy(codes: np.ndarray, labels: np.ndarray, *, neighbours: int = 10) -> float:
-    """Returns the share of codes that have the most frequent label of their nearest neighbours.
+    """Returns the share of codes with the label that is most frequent among their neighbours.
 
-    Each code is judged by the others (leave one out); of equally frequent labels the smaller wins.
+    Each code is classified by the others (leave one out); ties go to the smaller label.
 
     Args:
         codes: `[count, latent]`.
         labels: `[count]` integers.
-        neighbours: how many are asked, fewer than there are codes.
+        neighbours: number of nearest codes, less than the number of codes.
 
     Raises:
-        ValueError: lengths differ, or there are too few codes.
+        ValueError: lengths differ, or `neighbours` is out of range.
     """
     from sklearn.neighbors import NearestNeighbors
 
     labels = np.asarray(labels)
     if len(codes) != len(labels):
         raise ValueError(f"There are {len(codes)} codes and {len(labels)} labels.")
-    if not 1 <= neighbours < len(codes):
-        raise ValueError(
-            f"neighbours must be from 1 to {len(codes) - 1}, one less than the codes; got "
-            f"{neighbours}."
-        )
+    checked_integer("neighbours", neighbours, 1, len(codes) - 1, why="one less than the codes")
     nearest = NearestNeighbors(n_neighbors=neighbours).fit(codes).kneighbors(return_distance=False)
     classes, indices = np.unique(labels, return_inverse=True)
     votes = np.stack([(indices[nearest] == index).sum(axis=1) for index in range(len(classes))])
@@ -85,15 +82,15 @@ def neighbour_accuracy(codes: np.ndarray, labels: np.ndarray, *, neighbours: int
 def t_sne(codes: np.ndarray) -> np.ndarray:
     """Returns `[count, 2]`: t-SNE of the codes, with perplexity 30 (fewer for few codes).
 
-    It begins with the two main components, so that the same codes give the same picture. Van der
-    Maaten and Hinton 2008, Visualizing Data using t-SNE. Distances between clusters and their sizes
-    mean nothing in the picture; who is a neighbour of whom does.
+    It starts from the first two principal components, so that the same codes give the same picture.
+    Only neighbourhoods have a meaning in the picture, not the sizes of clusters or the distances
+    between them. Van der Maaten and Hinton 2008, Visualizing Data using t-SNE.
 
     Args:
         codes: `[count, latent]`.
 
     Raises:
-        ValueError: fewer than 4 codes, fewer than 2 latent dimensions, or all codes are equal.
+        ValueError: fewer than 4 codes, fewer than 2 latent dimensions, or all codes equal.
     """
     from sklearn.manifold import TSNE
 

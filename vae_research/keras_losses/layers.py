@@ -1,22 +1,12 @@
-"""The loss of a VAE inside of Keras' own models: three of the four places where it can stand.
+"""The loss of a VAE in layers and models of Keras: three of the four places in the package's table.
 
-| where the loss is added | what to use | `compile` | `fit` |
-| --- | --- | --- | --- |
-| on top of encoder and decoder ("Solution I") | `VAELossLayer` | `loss=None` | `fit(x)` |
-| in the encoder, KL only (strategy 1) | `KLLossLayer` | `loss=` cross-entropy | `fit(x, x)` |
-| in the combined model (strategy 2) | `AddLossModel` | `loss=None` | `fit(x)` |
-| in the training step (strategy 3) | `VAE`, with `pixel_mean_terms` | no loss | `fit(x)` |
+Both losses are computed by `vae_research.probability`, from logits, in float32 under every
+precision policy.
 
-All four train the same objective, the one of many Keras recipes: binary cross-entropy, averaged
-over pixels, plus a factor times `-(1 + log_var - mean^2 - var)`, averaged over latent dimensions.
-Both are computed by `vae_research.probability`, from logits. `pixel_mean_terms` says which beta
-that is. `ReportLosses` gives all four the same names in the logs. The layers compute in float32
-under every precision policy.
-
-What a layer adds knows nothing of `y`, which only the loss of `compile` is given, nor of
-`sample_weight`, which Keras applies to that loss alone: for weighted examples take `VAE`.
-Regularisers of the networks are part of Keras' `loss`, and of no other figure. In an evaluation
-`SamplingLayer` draws the same noise for every batch and `VAE` another one for each.
+A loss that a layer adds cannot use `y`, which Keras passes only to the loss of `compile`, and is
+not weighted by `sample_weight`, which Keras applies only to that loss: use `VAE` for weighted
+examples. Regularisers of the networks are part of Keras' `loss` and of no other figure. In an
+evaluation, `SamplingLayer` draws the same noise for every batch; `VAE` draws other noise for each.
 """
 
 from __future__ import annotations
@@ -31,6 +21,7 @@ import keras
 import tensorflow as tf
 
 from vae_research import probability
+from vae_research.arguments import checked_seed
 from vae_research.randomness import evaluation_key, fold_in, standard_normal, training_key
 from vae_research.tensors import without_captured_tensors
 
@@ -52,7 +43,7 @@ def pixel_mean_cross_entropy(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor
 def latent_mean_kl(z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tf.Tensor:
     """Returns `[rows]`: the KL divergence from N(0, 1) in nats, averaged over latent dimensions.
 
-    The `-(1 + log_var - mean^2 - var)` of many recipes, averaged in the same way, is twice that.
+    The `-(1 + log_var - mean^2 - var)` of many recipes, averaged in the same way, is twice this.
 
     Args:
         z_mean: `[rows, latent]`.
@@ -79,27 +70,24 @@ def _mean_over_event(values: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable(package="vae_research")
 class SamplingLayer(keras.layers.Layer):
-    """`z = mean + exp(log_var / 2) * noise`, with noise that depends on seed and step alone.
+    """`z = mean + exp(log_var / 2) * noise`, with noise that depends only on seed and step.
 
     The layer counts its training steps in a variable, `counter`, which is saved with the model and
-    may be set. At a step it draws what the bottleneck of a `VAE` with this seed draws at this
-    step. Outside of training it draws the same noise for every batch, so that two evaluations can
-    be compared. Kingma and Welling 2014 (arXiv:1312.6114), section 2.4.
+    may be set. At each step it draws the same noise as the bottleneck of a `VAE` with this seed.
+    Outside of training it draws the same noise for every batch, so that two evaluations can be
+    compared. Kingma and Welling 2014 (arXiv:1312.6114), section 2.4.
 
     Args:
-        seed: 0 to 2**32 - 1. Layers of one model with the same seed draw the same noise: give each
-            its own.
+        seed: 0 to 2**32 - 1. Layers with the same seed draw the same noise: give each layer of a
+            model its own.
 
     Raises:
-        ValueError: `seed` is out of range.
+        ValueError: `seed` is not an integer of that range.
     """
 
     def __init__(self, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "dtype": "float32"})
-        is_integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-        if not is_integer or not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}.")
-        self.seed = int(seed)
+        self.seed = checked_seed(seed)
         self.counter = self.add_weight(
             shape=(), initializer="zeros", dtype="int64", trainable=False, name="counter"
         )
@@ -111,7 +99,7 @@ class SamplingLayer(keras.layers.Layer):
             self.counter.assign_add(1)
         else:
             key = evaluation_key(self.seed, 0)
-        # By this name the bottleneck of a `VAE` reads its key.
+        # The purpose under which the bottleneck of a `VAE` gets its key.
         noise = standard_normal(tf.shape(z_mean), fold_in(key, "bottleneck"))
         return z_mean + tf.exp(0.5 * z_log_var) * noise
 
@@ -122,10 +110,10 @@ class SamplingLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="vae_research")
 class VAELossLayer(keras.layers.Layer):
-    """The whole loss in a layer on top of encoder and decoder: "Solution I".
+    """A layer on top of encoder and decoder that adds the whole loss: "Solution I".
 
-    Everything that the loss depends on is an argument of the call. The layer adds the loss and
-    reports `total_loss`, `reco_loss` and `kl_loss`, means over the examples of an epoch.
+    Everything that the loss depends on is an argument of `call`. The layer also reports
+    `total_loss`, `reco_loss` and `kl_loss`, means over the examples of an epoch.
 
     >>> from vae_research import convolutional_decoder, convolutional_encoder
     >>> inputs = keras.Input((28, 28, 1))
@@ -143,7 +131,7 @@ class VAELossLayer(keras.layers.Layer):
         factor: in front of the latent mean; 2 * factor * pixels / latent_dim is the beta in nats.
 
     Raises:
-        ValueError: `factor` is no finite number of at least 0.
+        ValueError: `factor` is not a finite number >= 0.
     """
 
     def __init__(self, factor: float, **kwargs: Any) -> None:
@@ -167,13 +155,13 @@ class VAELossLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="vae_research")
 class KLLossLayer(keras.layers.Layer):
-    """The KL loss alone, in a layer of the encoder right behind mean and log-variance: strategy 1.
+    """A layer of the encoder, after mean and log-variance, that adds the KL loss: strategy 1.
 
-    It returns what it is given, so that the layers behind it see no difference. The reconstruction
-    loss is left to Keras: `compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))` and
-    `fit(x, x)`. (`loss="binary_crossentropy"` is for a model that ends in a sigmoid, and would take
-    logits for probabilities.) It reports `kl_loss`, a mean over the examples of an epoch; the
-    total is Keras' own `loss`, and `ReportLosses` adds all three names to the logs.
+    It returns its inputs unchanged. Keras computes the reconstruction loss:
+    `compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))` and `fit(x, x)`.
+    (`loss="binary_crossentropy"` is for a model that ends in a sigmoid, and would take logits for
+    probabilities.) The layer reports `kl_loss`, a mean over the examples of an epoch; the total is
+    Keras' own `loss`, and `ReportLosses` adds all three names to the logs.
 
     >>> from vae_research import convolutional_decoder, convolutional_encoder
     >>> inputs = keras.Input((28, 28, 1))
@@ -192,7 +180,7 @@ class KLLossLayer(keras.layers.Layer):
         factor: in front of the latent mean.
 
     Raises:
-        ValueError: `factor` is no finite number of at least 0.
+        ValueError: `factor` is not a finite number >= 0.
     """
 
     def __init__(self, factor: float, **kwargs: Any) -> None:
@@ -201,7 +189,7 @@ class KLLossLayer(keras.layers.Layer):
         self.kl_mean = keras.metrics.Mean(name="kl_loss")
 
     def call(self, z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Adds the loss; returns `z_mean` and `z_log_var` as they came."""
+        """Adds the loss; returns `z_mean` and `z_log_var` unchanged."""
         kl = 2.0 * self.factor * latent_mean_kl(z_mean, z_log_var)
         self.kl_mean.update_state(kl)
         self.add_loss(tf.reduce_mean(kl))
@@ -214,10 +202,10 @@ class KLLossLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="vae_research")
 class AddLossModel(keras.Model):
-    """Encoder, sampling and decoder in a model that adds the loss in its `call`: strategy 2.
+    """A model of encoder, sampling and decoder that adds the loss in its `call`: strategy 2.
 
-    A functional model of Keras 3 has no `add_loss` for a symbolic tensor. The `call` of a subclass
-    sees tensors that have values, and what it passes to `add_loss` is trained. It reports
+    In Keras 3, a functional model has no `add_loss` for symbolic tensors. The `call` of a subclass
+    gets tensors that have values, and trains what it passes to `add_loss`. The model also reports
     `total_loss`, `reco_loss` and `kl_loss`, means over the examples of an epoch.
 
     >>> from vae_research import convolutional_decoder, convolutional_encoder
@@ -237,7 +225,7 @@ class AddLossModel(keras.Model):
         seed: of the noise.
 
     Raises:
-        ValueError: `factor` is no finite number of at least 0, or `seed` is out of range.
+        ValueError: `factor` is not a finite number >= 0, or `seed` is out of range.
     """
 
     def __init__(
@@ -269,7 +257,7 @@ class AddLossModel(keras.Model):
         return logits
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what `from_config` needs."""
+        """Returns the settings and both networks, as `from_config` needs them."""
         return {
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "decoder": keras.saving.serialize_keras_object(self.decoder),
@@ -281,7 +269,7 @@ class AddLossModel(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> AddLossModel:
         """Returns the model that `get_config` described."""
-        config = copy.deepcopy(config)  # deserialisation takes it apart
+        config = copy.deepcopy(config)  # deserialisation changes it
         networks = {
             name: keras.saving.deserialize_keras_object(config.pop(name))
             for name in ("encoder", "decoder")
@@ -290,8 +278,8 @@ class AddLossModel(keras.Model):
 
 
 def _loss_means() -> list[keras.metrics.Mean]:
-    # Keras 3 has no `add_metric`. A layer owns its running means and updates them in its call;
-    # Keras finds them, resets them at every epoch and puts them into the logs.
+    # Keras 3 has no `add_metric`. A layer owns its running means and updates them in `call`; Keras
+    # finds them, resets them at every epoch and adds them to the logs.
     return [keras.metrics.Mean(name=name) for name in ("total_loss", "reco_loss", "kl_loss")]
 
 
@@ -299,7 +287,7 @@ def _record(means: list[keras.metrics.Mean], reconstruction: tf.Tensor, kl: tf.T
     """Updates the means with `[rows]` values; returns the total, `[rows]`."""
     total = reconstruction + kl
     for mean, values in zip(means, (total, reconstruction, kl), strict=True):
-        mean.update_state(values)  # one value per example: a short last batch counts as such
+        mean.update_state(values)  # one value per example, so that a short batch counts less
     return total
 
 

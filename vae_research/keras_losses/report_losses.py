@@ -1,4 +1,4 @@
-"""The same names for the losses of all formulations of a VAE."""
+"""A callback that gives the losses of all formulations the same names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class ReportLosses(keras.callbacks.Callback):
     """Adds `total_loss`, `reco_loss` and `kl_loss` to the logs of a model that has other names.
 
     Keras calls the total `loss`, and a `VAE` reports its terms in nats. With this callback the logs
-    of every `fit` have the same three names, whatever the formulation; `reco_loss` is what is left
-    of the total without the KL loss.
+    of `fit` have the same three names in every formulation; `reco_loss` is the total minus the KL
+    loss.
     """
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Adds the figures of training and, as `val_...`, those of validation."""
+        """Adds the losses of training and, as `val_...`, those of validation."""
         logs = {} if logs is None else logs
         for prefix in ("", "val_"):
             if f"{prefix}loss" in logs and f"{prefix}total_loss" not in logs:

@@ -27,8 +27,8 @@ class KLDivergence(LossTerm):
 class MonteCarloKL(LossTerm):
     """KL divergence of the posterior from the prior, estimated from the sampled z.
 
-    Reads `log_posterior` and `log_prior`, `[rows]`, nats. Unbiased, and needed where there is no
-    closed form or where samples are joined by importance. Kingma and Welling 2014
+    Reads `log_posterior` and `log_prior`, `[rows]`, nats. Unbiased, and needed if there is no
+    closed form or if samples are joined by importance. Kingma and Welling 2014
     (arXiv:1312.6114), equation 6; Burda et al. 2016 (arXiv:1509.00519), equation 8.
     """
 

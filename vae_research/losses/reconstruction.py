@@ -1,4 +1,4 @@
-"""Likelihoods p(x|z): what the decoder's output means, and how far it is from the data."""
+"""Likelihoods p(x|z): they interpret the decoder's output and compare it with the data."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vae_research.losses.term import Likelihood
 
 
 class Bernoulli(Likelihood):
-    """Independent Bernoulli pixels, from logits; the binary cross-entropy, summed over pixels.
+    """Independent Bernoulli pixels, from logits: the binary cross-entropy, summed over pixels.
 
-    Reads `targets` `[rows, ...]` in [0, 1] and `logits` of the same shape. For values between 0
-    and 1 the cross-entropy is no normalised likelihood, and `note` says so.
+    Reads `targets` `[rows, ...]` in [0, 1] and `logits` of the same shape. For values between 0 and
+    1, the cross-entropy is not a normalised likelihood, and `note` says so.
     Kingma and Welling 2014 (arXiv:1312.6114), appendix C.1.
     """
 
@@ -32,7 +32,7 @@ class Bernoulli(Likelihood):
         return tf.sigmoid(tf.cast(logits, tf.float32))
 
     def note(self, grey_values: bool) -> str | None:
-        """Says that grey values have no Bernoulli likelihood."""
+        """Returns a remark for grey values, which have no normalised Bernoulli likelihood."""
         if not grey_values:
             return None
         return (
@@ -42,7 +42,7 @@ class Bernoulli(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    """Independent continuous Bernoulli pixels on [0, 1]: the Bernoulli with its missing constant.
+    """Independent continuous Bernoulli pixels on [0, 1]: the normalised form of the Bernoulli.
 
     Reads `targets` `[rows, ...]` in [0, 1] and `logits` of the same shape.
     Loaiza-Ganem and Cunningham 2019 (arXiv:1907.06845).
@@ -62,7 +62,7 @@ class ContinuousBernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """Independent normal values around the decoder's output, with one fixed standard deviation.
+    """Independent normal values around the decoder's output, with a fixed standard deviation.
 
     Reads `targets` `[rows, ...]` and `x_mean` of the same shape. The value is the squared error
     over `2 * standard_deviation**2`, plus the constant that makes it a density.
@@ -86,11 +86,11 @@ class Gaussian(Likelihood):
 
 
 class GaussianWithVariance(Likelihood):
-    """Independent normal values whose mean and logarithm of variance the decoder writes.
+    """Independent normal values; the decoder writes their mean and logarithm of variance.
 
     Reads `targets` `[rows, ...]`, `x_mean` of the same shape, and `x_log_var` of the same shape or
-    one that broadcasts to it (a shared variance). An unbounded variance lets the likelihood of a
-    constant pixel grow without end: the heads of our networks bound it.
+    one that broadcasts to it (a shared variance). With an unbounded variance, the likelihood of a
+    constant pixel would grow without limit: the heads of the package's networks bound it.
     """
 
     def log_likelihood(
@@ -108,7 +108,7 @@ class GaussianWithVariance(Likelihood):
 
 
 class Laplace(Likelihood):
-    """Independent Laplace values around the decoder's output, with one fixed scale.
+    """Independent Laplace values around the decoder's output, with a fixed scale.
 
     Reads `targets` `[rows, ...]` and `x_mean` of the same shape. The value is the absolute error
     over `scale`, plus the constant that makes it a density.
@@ -138,7 +138,7 @@ def _check_positive(term: Likelihood, setting: str) -> None:
 
 
 def _check_shapes(term: Likelihood, targets: tf.Tensor, **parameters: Any) -> None:
-    """A decoder of another shape would broadcast, and give a number that means nothing."""
+    """Refuses parameters of another shape, which would broadcast to a meaningless number."""
     for name, value in parameters.items():
         if not targets.shape.is_compatible_with(value.shape):
             raise ValueError(
@@ -149,7 +149,7 @@ def _check_shapes(term: Likelihood, targets: tf.Tensor, **parameters: Any) -> No
 
 
 def _check_broadcasts(term: Likelihood, targets: tf.Tensor, **parameters: Any) -> None:
-    """A parameter with more values than the data would count every pixel several times."""
+    """Refuses a parameter with more values than the data: pixels would count several times."""
     for name, value in parameters.items():
         try:
             together = tf.broadcast_static_shape(targets.shape, value.shape)

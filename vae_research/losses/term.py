@@ -1,4 +1,4 @@
-"""What a loss term is. TensorFlow is imported only when a term is evaluated."""
+"""The base classes of loss terms. TensorFlow is imported only when a term is evaluated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class LossTerm(Settings, abc.ABC):
     """One term of the objective: reads named tensors, returns nats per example, unweighted.
 
-    A subclass annotates its settings and writes `per_example`, whose parameters are the names of
-    the tensors that it reads. It has no variables and imports no model.
+    A subclass annotates its settings and writes `per_example`, whose parameters name the tensors
+    that it reads. It has no variables and does not import the model.
 
     >>> class SecondMoment(LossTerm):
     ...     '''Squared length of the posterior mean.'''
@@ -30,13 +30,13 @@ class LossTerm(Settings, abc.ABC):
     'second_moment'
 
     Settings:
-        weight: a number, a `Schedule` of the optimizer step, or `None` for a term that is watched
-            and never differentiated.
-        name: how it is called in logs and TensorBoard; by default the class name in small letters.
-        rename: `{"kl": "kl_top"}` reads `kl_top` where `per_example` says `kl`.
+        weight: a number, a `Schedule` of the optimizer step, or `None` for a term that is logged
+            and not trained.
+        name: in logs and TensorBoard; by default the class name in snake case.
+        rename: `{"kl": "kl_top"}` passes the tensor `kl_top` as the parameter `kl`.
 
-    `batch_statistic = True` in the class says that the term is a statistic of the whole batch: it
-    then returns a scalar instead of one value per example.
+    `batch_statistic = True` in the class means that the term is a statistic of the whole batch: it
+    returns a scalar instead of one value per example.
     """
 
     batch_statistic: ClassVar[bool] = False
@@ -98,7 +98,7 @@ class LossTerm(Settings, abc.ABC):
     def per_example(self, *tensors: tf.Tensor) -> tf.Tensor:
         """Returns `[rows]`, nats, summed over event axes (a scalar for a batch statistic).
 
-        The parameters of a subclass's method name the tensors that it reads.
+        In a subclass, the parameters of this method name the tensors that it reads.
         """
 
     def __call__(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -108,8 +108,8 @@ class LossTerm(Settings, abc.ABC):
             tensors: the named tensors of a forward pass.
 
         Raises:
-            ValueError: a tensor is missing, the result has another shape, or a symbolic tensor is
-                used that is none of `tensors`.
+            ValueError: a tensor is missing, the result has another shape, or the term uses a
+                symbolic tensor that is not one of `tensors`.
         """
         from vae_research.tensors import graph_scope
 
@@ -146,9 +146,9 @@ class LossTerm(Settings, abc.ABC):
 
 
 class Likelihood(LossTerm):
-    """The term that owns the likelihood p(x|z): its value is the negative log-likelihood.
+    """The term of the likelihood p(x|z): its value is the negative log-likelihood.
 
-    A subclass writes `log_likelihood` and `mean`. Exactly one term of a model is a likelihood.
+    A subclass writes `log_likelihood` and `mean`. A model has exactly one likelihood.
     """
 
     default_name: ClassVar[str | None] = "reconstruction"
@@ -164,7 +164,7 @@ class Likelihood(LossTerm):
         """Returns the mean of p(x|z), in data space, shaped as the targets."""
 
     def note(self, grey_values: bool) -> str | None:
-        """Returns what has to be said beside figures of this likelihood, if anything.
+        """Returns a remark that must accompany figures of this likelihood, or None.
 
         Args:
             grey_values: whether the data have values other than 0 and 1.
@@ -196,7 +196,7 @@ class Likelihood(LossTerm):
 
 
 def _check_targets(label: str, tensors: Mapping[str, tf.Tensor]) -> None:
-    """Labels given as Keras' `y` are the usual mistake: `fit(images, labels)`."""
+    """Catches the usual mistake of giving labels as Keras' `y`: `fit(images, labels)`."""
     if "targets" in tensors and "inputs" in tensors:
         targets, inputs = tensors["targets"].shape, tensors["inputs"].shape
         if targets.rank is not None and inputs.rank is not None and targets.rank != inputs.rank:

@@ -1,6 +1,8 @@
-"""Layers between a network that was written elsewhere and a likelihood."""
+"""Layers that connect a network from elsewhere to a likelihood."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -8,14 +10,14 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="vae_research")
 class ProbabilitiesToLogits(keras.layers.Layer):
-    """From `probabilities`, the output of a decoder that ends in a sigmoid, to `logits`.
+    """Turns `probabilities`, the output of a decoder that ends in a sigmoid, into `logits`.
 
-    For networks that have to stay as they are. A sigmoid saturates: its largest float32 below one
-    is 1 - 6e-8, so that logits are cut at about 16 and a pixel that is wrong there has no gradient.
-    Where the network is yours, leave the sigmoid out and name its output `logits`.
+    For networks that cannot be changed. A sigmoid saturates: the largest float32 below one is
+    1 - 6e-8, so logits are cut at about 16, and a pixel that is wrong there has no gradient. In a
+    network of your own, leave the sigmoid out and name the output `logits`.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
 

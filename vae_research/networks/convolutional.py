@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import keras
 
+from vae_research.arguments import checked_integer
 from vae_research.networks.heads import check_sizes, dense_heads, heads
 from vae_research.networks.kernels import narrow_convolution
 
@@ -27,22 +28,21 @@ def convolutional_encoder(
         input_shape: `(height, width, channels)` in pixels.
         latent_dim: number of latent dimensions.
         filters: channels of the convolutions, each of which halves height and width (rounded up).
-        hidden_units: sizes of the dense layers behind the convolutions.
-        kernel_size: height and width of a kernel, pixels.
+        hidden_units: sizes of the dense layers after the convolutions.
+        kernel_size: height and width of a kernel in pixels.
         activation: Keras name of the non-linearity.
         outputs: names of the heads; `("z_mean",)` for a plain autoencoder.
         name: name of the model.
 
     Raises:
-        ValueError: a size is no positive integer, or the shape is not that of an image.
+        ValueError: a size is not a positive integer, or the shape is not that of an image.
     """
-    _check_image(input_shape, filters)
+    _check_image(input_shape, filters, kernel_size)
     check_sizes(
         latent_dim=latent_dim,
         input_shape=tuple(input_shape),
         filters=filters,
         hidden_units=hidden_units,
-        kernel_size=[kernel_size],
     )
     inputs = keras.Input(tuple(input_shape), name="inputs")
     features = inputs
@@ -69,28 +69,27 @@ def convolutional_decoder(
 ) -> keras.Model:
     """Returns a functional Keras model from `z` to `[batch, height, width, channels]` heads.
 
-    It starts from the smallest grid that reaches the image by doubling and crops what is over.
+    It starts from the smallest grid that covers the image after doubling, and crops the surplus.
 
     Args:
         output_shape: `(height, width, channels)` in pixels.
         latent_dim: number of latent dimensions.
         filters: channels of the transposed convolutions, each of which doubles height and width.
-        hidden_units: sizes of the dense layers in front of the convolutions.
-        kernel_size: height and width of a kernel, pixels.
+        hidden_units: sizes of the dense layers before the convolutions.
+        kernel_size: height and width of a kernel in pixels.
         activation: Keras name of the non-linearity.
         outputs: names of the heads: the parameters of the likelihood.
         name: name of the model.
 
     Raises:
-        ValueError: a size is no positive integer, or the shape is not that of an image.
+        ValueError: a size is not a positive integer, or the shape is not that of an image.
     """
-    _check_image(output_shape, filters)
+    _check_image(output_shape, filters, kernel_size)
     check_sizes(
         latent_dim=latent_dim,
         output_shape=tuple(output_shape),
         filters=filters,
         hidden_units=hidden_units,
-        kernel_size=[kernel_size],
     )
     height, width, image_channels = output_shape
     stride = 2 ** len(filters)
@@ -120,7 +119,7 @@ def convolutional_decoder(
     return keras.Model(z, images, name=name)
 
 
-def _check_image(shape: Sequence[int], filters: Sequence[int]) -> None:
+def _check_image(shape: Sequence[int], filters: Sequence[int], kernel_size: int) -> None:
     if len(shape) != 3:
         raise ValueError(
             "A convolutional network needs the shape of an image, (height, width, channels); got "
@@ -128,3 +127,4 @@ def _check_image(shape: Sequence[int], filters: Sequence[int]) -> None:
         )
     if not filters:
         raise ValueError("A convolutional network needs filters, one number for each layer.")
+    checked_integer("kernel_size", kernel_size, 1)

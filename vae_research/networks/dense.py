@@ -1,4 +1,4 @@
-"""Fully connected encoders and decoders, for vectors and for images taken as vectors."""
+"""Fully connected encoders and decoders, for vectors, and for images as vectors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def dense_encoder(
     Args:
         input_shape: shape of one example, of any rank; it is flattened.
         latent_dim: number of latent dimensions.
-        hidden_units: sizes of the hidden layers, from the input on.
+        hidden_units: sizes of the hidden layers, from the input to the heads.
         activation: Keras name of the hidden layers' non-linearity.
         outputs: names of the heads; `("z_mean",)` for a plain autoencoder.
         name: name of the model.
 
     Raises:
-        ValueError: a size is no positive integer.
+        ValueError: a size is not a positive integer.
     """
     check_sizes(input_shape=tuple(input_shape), latent_dim=latent_dim, hidden_units=hidden_units)
     inputs = keras.Input(tuple(input_shape), name="inputs")
@@ -53,13 +53,13 @@ def dense_decoder(
     Args:
         output_shape: shape of one example, of any rank.
         latent_dim: number of latent dimensions.
-        hidden_units: sizes of the hidden layers, from z on.
+        hidden_units: sizes of the hidden layers, from z to the heads.
         activation: Keras name of the hidden layers' non-linearity.
         outputs: names of the heads: the parameters of the likelihood.
         name: name of the model.
 
     Raises:
-        ValueError: a size is no positive integer.
+        ValueError: a size is not a positive integer.
     """
     check_sizes(output_shape=tuple(output_shape), latent_dim=latent_dim, hidden_units=hidden_units)
     z = keras.Input((latent_dim,), name="z")

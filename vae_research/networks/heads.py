@@ -1,51 +1,49 @@
-"""The last layers of encoders and decoders: one linear head for each name that is written.
+"""The last layers of encoders and decoders: one linear head for each output name.
 
-Built from Keras' own layers alone, so that a saved network loads without this package.
+Built from Keras layers only, so that a saved network loads without this package.
 """
 
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-# exp(20) is 5e8: far beyond any variance of use, far below the overflow of float32 at exp(88).
+from vae_research.arguments import checked_integer
+
+# exp(20) is 5e8: far above any useful variance, far below the overflow of float32 at exp(88).
 LOG_VAR_BOUND = 20.0
 
 
 def check_sizes(*, latent_dim: int, **sequences: Sequence[int]) -> None:
     """Raises ValueError unless all sizes are positive integers."""
-    if not _is_size(latent_dim):
-        raise ValueError(f"latent_dim must be an integer >= 1, got {latent_dim!r}.")
+    checked_integer("latent_dim", latent_dim, 1)
     for name, sizes in sequences.items():
-        if not isinstance(sizes, Sequence) or not all(map(_is_size, sizes)):
+        if not isinstance(sizes, Sequence):
             raise ValueError(f"{name} must be a list of integers >= 1, got {sizes!r}.")
+        for index, size in enumerate(sizes):
+            checked_integer(f"{name}[{index}]", size, 1)
         if name.endswith("_shape") and not sizes:
             raise ValueError(f"{name} is empty; an example has at least one axis.")
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
 
 
 def heads(
     names: Sequence[str], make: Callable[[str], keras.layers.Layer], features: Any
 ) -> dict[str, Any]:
-    """Returns one output by name; those called `..._log_var` are softly bounded.
+    """Returns the outputs by name; those called `..._log_var` are softly bounded.
 
-    `bound * tanh(value / bound)` follows the value where variances are of use, and can neither
-    overflow in `exp` nor lose its gradient at once as a hard clip does.
+    `bound * tanh(value / bound)` is close to the value for useful variances. It cannot overflow in
+    `exp`, and its gradient does not drop to zero as that of a hard clip does.
 
     Args:
-        names: what to write.
-        make: a name to the linear layer that computes it; the layer must be float32.
+        names: of the outputs.
+        make: returns the linear layer for a name; the layer must be float32.
         features: the Keras tensor that the heads read.
 
     Raises:
-        ValueError: `names` is no list of names.
+        ValueError: `names` is not a list of names.
     """
     if isinstance(names, str) or not names:
         raise ValueError(f"outputs must be a list of names, got {names!r}.")
@@ -62,7 +60,7 @@ def heads(
 
 
 def dense_heads(names: Sequence[str], shape: Sequence[int], features: Any) -> dict[str, Any]:
-    """Returns linear heads of a given event shape over a vector of features."""
+    """Returns linear heads of the given event shape on top of a vector of features."""
     flat = heads(
         names,
         lambda name: keras.layers.Dense(math.prod(shape), dtype="float32", name=name),

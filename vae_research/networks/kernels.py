@@ -1,7 +1,7 @@
-"""The same convolution, computed faster on a CPU.
+"""A faster way to compute convolutions with few output channels on a CPU.
 
-The last convolution of a decoder has one output channel, or three. TensorFlow's kernels on a CPU
-take as long for one as for many, and longest for the gradient of the weights.
+The last convolution of a decoder has one output channel, or three. TensorFlow's CPU kernels take as
+long for one channel as for many, and longest for the gradient of the weights.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# With three channels the product takes four fifths of the time of the convolution, with one half.
+# The product takes 80 % of the time of the convolution for three channels, and 50 % for one.
 _MOST_OUTPUTS = 3
 
 
 def narrow_convolution(layer: keras.layers.Conv2D) -> keras.layers.Conv2D:
-    """Lets a convolution with few output channels be computed as a matrix product on a CPU.
+    """Makes a CPU compute a convolution with few output channels as a matrix product.
 
-    The layer stays what it was, one of Keras' own: its class, configuration and variables, and so
-    the saved file, know nothing of it. Keras computes what is out of reach of the product: more
-    than three output channels, strides, dilation, groups, another padding, channels first, sixteen
-    bits, images of unknown size, and everything where there is a GPU. It also computes copies of
-    the layer, and those that are loaded from a file, which have no more than its configuration.
+    The layer remains a Keras layer: its class, configuration and variables stay the same, and so
+    does the saved file. Keras itself computes what the product does not support: more than three
+    output channels, strides, dilation, groups, another padding, channels first, 16-bit types,
+    images of unknown size, and everything if there is a GPU. Keras also computes copies of the
+    layer and layers loaded from a file, which are made from the configuration alone.
 
     Returns:
-        The layer that was given.
+        The same layer.
     """
     if (
         layer.filters <= _MOST_OUTPUTS
@@ -58,14 +58,14 @@ def convolution_as_product(
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
     """Returns the convolution with stride 1 and padding "same", `[batch, height, width, outputs]`.
 
-    Every pixel is multiplied by all weights in one product; the output is the sum of these maps,
-    each shifted to where its weight stands in the kernel:
+    One product multiplies every pixel by all weights; the output is the sum of the resulting maps,
+    each shifted by the place of its weight in the kernel:
 
         maps[a, b, o, n, y, x] = sum_c kernel[a, b, c, o] inputs[n, y, x, c]
         output[n, y, x, o] = sum_ab maps[a, b, o, n, y + a - top, x + b - left]
 
     Args:
-        inputs: `[batch, height, width, channels]`, all but the first known.
+        inputs: `[batch, height, width, channels]`; all sizes but the first are known.
         kernel: `[kernel_height, kernel_width, channels, outputs]`.
     """
     height, width, channels = inputs.shape[1:]
@@ -75,10 +75,10 @@ def convolution_as_product(
 
     maps = tf.matmul(weights, pixels, transpose_b=True)
     maps = tf.reshape(maps, [rows, columns, outputs, -1, height, width])
-    above, left = (rows - 1) // 2, (columns - 1) // 2  # as padding "same" has it
+    above, left = (rows - 1) // 2, (columns - 1) // 2  # padding "same"
     below, right = rows - 1 - above, columns - 1 - left
     maps = tf.pad(maps, [[0, 0]] * 4 + [[above, below], [left, right]])
-    # One axis after the other: for 3 x 3 weights 4 sums instead of 8.
+    # One axis after the other: 4 sums instead of 8 for 3 x 3 weights.
     maps = _sum([maps[:, b, ..., b : b + width] for b in range(columns)])
     maps = _sum([maps[a, ..., a : a + height, :] for a in range(rows)])
 
@@ -97,7 +97,7 @@ def convolution_as_product(
 
 
 def _sum(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """Returns the sum in the order given, which that of `tf.add_n` need not be."""
+    """Returns the sum in the given order, which `tf.add_n` does not guarantee."""
     total = tensors[0]
     for tensor in tensors[1:]:
         total = total + tensor

@@ -1,1 +1,1 @@
-"""One module per file format, and the checks that come before reading."""
+"""One module per file format, and the checks made before a file is read."""

@@ -1,6 +1,6 @@
 """Data sets in one NumPy file: .npz with named arrays, .npy with one. NumPy only.
 
-Headers are read first: nothing is allocated, and nothing unpickled, on the word of a bad file.
+Headers are checked first: a bad file allocates no memory, and nothing is unpickled.
 """
 
 import dataclasses
@@ -8,7 +8,9 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from vae_research.data.checks import DataError
 from vae_research.data.dataset import Data
 from vae_research.data.readers.file_checks import reason, refuse_too_large, regular_file
 
-# Split -> the names its values and its labels go by.
+# Accepted keys for the values and for the labels of each split.
 _VALUE_KEYS = {
     "train": ("train", "x_train", "train_images", "images", "imgs", "data", "x", "arr_0"),
     "validation": ("validation", "x_validation", "x_val", "validation_images"),
@@ -38,12 +40,12 @@ def load_npz(
 ) -> Data:
     """A data set from an .npz file.
 
-    Keys: train, validation, test with train_labels, ...; or as Keras writes them x_train, y_train,
-    x_test, y_test; or one array images, imgs, data, x or arr_0 with labels or y. Missing splits
+    Keys: train, validation, test with train_labels, ...; or x_train, y_train, x_test, y_test as
+    Keras writes them; or one array images, imgs, data, x or arr_0 with labels or y. Missing splits
     are cut from train, see `Data.from_arrays`.
 
     Args:
-        path: the file.
+        path: of the file.
         rescale, binarize: see `Data.from_arrays`.
         memory_limit: bytes that may be used; None asks the system.
 
@@ -54,7 +56,17 @@ def load_npz(
     """
     arrays, unused = read_npz_arrays(path, memory_limit)
     name = Path(path).name
-    data = Data.from_arrays(**arrays, rescale=rescale, binarize=binarize, name=name)
+    data = Data.from_arrays(
+        arrays["train"],
+        arrays.get("validation"),
+        arrays.get("test"),
+        train_labels=arrays.get("train_labels"),
+        validation_labels=arrays.get("validation_labels"),
+        test_labels=arrays.get("test_labels"),
+        rescale=rescale,
+        binarize=binarize,
+        name=name,
+    )
     if not unused:
         return data
     warning = f"{name}: these arrays are not used: {', '.join(unused)}"
@@ -64,7 +76,7 @@ def load_npz(
 def read_npz_arrays(
     path: str | os.PathLike, memory_limit: int | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of an .npz file by argument of `Data.from_arrays`, and the keys not understood.
+    """The arrays of an .npz file by argument of `Data.from_arrays`, and the keys not recognised.
 
     Raises:
         DataError: see `load_npz`.
@@ -85,7 +97,7 @@ def read_npz_arrays(
         raise
     except _BROKEN as error:
         raise DataError(
-            f"{path} cannot be read as .npz: {_why_no_zip(path) or reason(error)}; write it again "
+            f"{path} cannot be read as .npz: {_why_not_zip(path) or reason(error)}; write it again "
             "with numpy.savez_compressed(path, train=array)"
         ) from error
     return arrays, sorted(set(members) - set(keys.values()))
@@ -97,7 +109,7 @@ def load_npy(
     binarize: str = "none",
     memory_limit: int | None = None,
 ) -> Data:
-    """A data set from an .npy file: one array, cut into three splits; see `Data.from_arrays`.
+    """A data set from an .npy file: one array, cut into three splits by `Data.from_arrays`.
 
     Raises:
         DataError: no such file, not .npy, truncated, pickled objects, more data than memory, or an
@@ -121,12 +133,12 @@ def load_npy(
     return Data.from_arrays(array, rescale=rescale, binarize=binarize, name=path.name)
 
 
-def _choose(found, path: Path) -> dict[str, str]:
-    """Argument of `Data.from_arrays` -> key in the file."""
+def _choose(found: Collection[str], path: Path) -> dict[str, str]:
+    """The key in the file for each argument of `Data.from_arrays` that it has an array for."""
     understood = dict(_VALUE_KEYS) | {
         f"{split}_labels": _LABEL_KEYS[split] for split in _LABEL_KEYS
     }
-    keys = {}
+    keys: dict[str, str] = {}
     for argument, spellings in understood.items():
         present = [key for key in spellings if key in found]
         if len(present) > 1:
@@ -144,12 +156,12 @@ def _choose(found, path: Path) -> dict[str, str]:
     return keys
 
 
-def _header_bytes(stream, where: str) -> int:
-    """Bytes of values that the .npy header at the beginning of `stream` promises."""
+def _header_bytes(stream: IO[bytes], where: str) -> int:
+    """Number of bytes of values according to the .npy header at the beginning of `stream`."""
     start = stream.read(len(np.lib.format.MAGIC_PREFIX) + 2)
     if not start.startswith(np.lib.format.MAGIC_PREFIX):
         raise DataError(
-            f"{where} is no NumPy array: begins with {start!r}; write it with numpy.save or "
+            f"{where} is not a NumPy array: begins with {start!r}; write it with numpy.save or "
             "numpy.savez"
         )
     version = tuple(start[-2:])
@@ -163,7 +175,7 @@ def _header_bytes(stream, where: str) -> int:
         )
     try:
         shape, _, dtype = readers[version](stream)
-    except Exception as error:  # NumPy lets out whatever Python's tokenizer makes of the bytes
+    except Exception as error:  # NumPy passes on whatever Python's tokenizer raises
         raise DataError(f"{where}: damaged header ({reason(error)}); write it again") from error
     if dtype.hasobject:
         raise DataError(
@@ -196,7 +208,7 @@ def _read_member(archive: zipfile.ZipFile, member: str) -> np.ndarray:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _why_no_zip(path: Path) -> str | None:
+def _why_not_zip(path: Path) -> str | None:
     with path.open("rb") as stream:
         start = stream.read(8)
     if not start.startswith(b"PK"):

@@ -1,4 +1,4 @@
-"""Questions asked of a file before anything is read from it. NumPy only."""
+"""Checks of a file before anything is read from it."""
 
 import errno
 import os
@@ -7,21 +7,22 @@ from pathlib import Path
 
 from vae_research.data.checks import DataError
 
-# A header that promises this many times the size of the compressed file, and this many bytes, is
-# taken for a decompression bomb. Deflate cannot exceed 1032; dSprites, mostly black, has 116.
+# A header that promises more than this many times the size of the compressed file, and more than
+# this many bytes, is taken for a decompression bomb. Deflate reaches at most 1032 times; dSprites,
+# mostly black, has 116.
 _BOMB_RATIO = 500
 _BOMB_BYTES = 100_000_000
 
-# A folder of a million files is not listed to the end for the sake of a message.
+# Messages do not list a folder of a million files to its end.
 _MOST_ENTRIES_COUNTED = 10_000
 
 
 def regular_file(path: str | os.PathLike) -> Path:
-    """`path` with ~ expanded, if a regular, non-empty, readable file is there.
+    """`path` with ~ expanded, if it is a regular, non-empty, readable file.
 
     Raises:
-        DataError: nothing there (names the nearest folder that exists), a folder, a pipe or
-            device, zero bytes, no permission, a loop of symbolic links.
+        DataError: it does not exist (names the nearest folder that does), or is a folder, a pipe or
+            device, an empty file, a file without permission, or a loop of symbolic links.
     """
     path = Path(path).expanduser()
     try:
@@ -43,7 +44,7 @@ def regular_file(path: str | os.PathLike) -> Path:
 
 
 def reason(error: Exception) -> str:
-    """One line that says why the operating system or a decoder refused."""
+    """One line with the reason of an error of the operating system or of a decoder."""
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return "symbolic links in a loop"
     if isinstance(error, OSError) and error.strerror:
@@ -52,7 +53,7 @@ def reason(error: Exception) -> str:
 
 
 def what_is_in(folder: Path) -> str:
-    """The contents of a folder in numbers: "3 .png, 1 .txt, 2 folders"; hidden names are ignored.
+    """Numbers of files by suffix: "3 .png, 1 .txt, 2 folders"; hidden names are ignored.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -78,7 +79,7 @@ def what_is_in(folder: Path) -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, or None where the system does not say."""
+    """Bytes that can be allocated without swapping, or None if the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             for line in lines:
@@ -101,18 +102,18 @@ def refuse_too_large(
     needed: int | None = None,
     advice: str = "store fewer rows or a smaller type (uint8)",
 ) -> None:
-    """Refuses by the header, before anything is allocated.
+    """Raises DataError if a file needs too much memory, judged before anything is allocated.
 
     Args:
         where: file (and array) for the message.
-        declared: bytes the header promises.
+        declared: bytes that the header promises.
         stored: bytes in the file.
         memory_limit: bytes that may be used; None asks the system.
-        needed: bytes with all copies that are there at a time; None for what the header promises.
-        advice: what would need less.
+        needed: peak number of bytes, copies included; None means `declared`.
+        advice: what would need less memory.
 
     Raises:
-        DataError: a decompression bomb, or more than the memory holds.
+        DataError: a decompression bomb, or more data than memory.
     """
     if declared > _BOMB_BYTES and declared > _BOMB_RATIO * stored:
         raise DataError(

@@ -1,8 +1,8 @@
 """A folder of images, PNG or JPEG, decoded once into memory as 8-bit values.
 
-Sizes and channels are read from the headers of all files before anything is decoded, so that what
-does not fit is refused in time: mixed sizes, mixed channels, more pixels than memory. Listing and
-headers need no TensorFlow; decoding does, in parallel and always in the same order.
+Sizes and channels are read from the headers of all files before anything is decoded, so that mixed
+sizes, mixed channels and more pixels than memory are refused early. Only decoding needs TensorFlow;
+it is parallel and keeps the order.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _CHANNELS = {1: "grey", 3: "RGB"}
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image say: height, width, and what its channels are."""
+    """Height and width of an image in pixels, and the kind of its channels."""
 
     height: int
     width: int
@@ -48,22 +48,22 @@ def load_image_folder(
     """A data set from a folder of images.
 
     Folders `train`, `validation` (or `val`) and `test` are the splits; otherwise all images are cut
-    into three, see `Data.from_arrays`. Where all images of a split lie in folders, those are the
+    into three, see `Data.from_arrays`. If all images of a split are in subfolders, these are the
     labels, numbered by name.
 
     Args:
-        folder: searched with all that is in it. Hidden files are left out, links are not followed,
+        folder: searched with all its subfolders. Hidden files are left out, links are not followed,
             and only regular files count. The order is that of the names, on every machine.
         rescale, binarize: see `Data.from_arrays`.
         image_size: height and width in pixels to which images are resized, without keeping their
-            aspect ratio; None where all have one size already.
-        channels: 1 for grey or 3 for RGB; None where all images have the same already.
-        bad_images: how many may be left out because they cannot be decoded.
+            aspect ratio; None if all have the same size already.
+        channels: 1 for grey or 3 for RGB; None if all images have the same already.
+        bad_images: how many images may be left out because they cannot be decoded.
         memory_limit: bytes that may be used; None asks the system.
 
     Raises:
         DataError: no images, too many bad ones, mixed sizes or channels, transparency, 16 bits, an
-            animation, or more pixels than memory holds.
+            animation, or more pixels than memory.
     """
     folder = Path(folder).expanduser()
     places = _places(folder)
@@ -73,7 +73,9 @@ def load_image_folder(
             f"{folder} holds no images ({', '.join(SUFFIXES)}), but {what_is_in(folder)}"
         )
     bad: list[str] = []
-    arrays, labels, kinds = {}, {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray | None] = {}
+    kinds: dict[str, list[str]] = {}
     headers = {split: _headers(found, bad) for split, found in files.items()}
     _refuse_too_many(bad, bad_images, folder)
     size, channels = _common(folder, headers, image_size, channels)
@@ -95,8 +97,12 @@ def load_image_folder(
     if len({tuple(kind) for kind in kinds.values()}) > 1:
         raise DataError(f"{folder}: the splits hold folders of different names: {kinds}")
     data = Data.from_arrays(
-        **arrays,
-        **{f"{split}_labels": found for split, found in labels.items() if found is not None},
+        arrays["train"],
+        arrays.get("validation"),
+        arrays.get("test"),
+        train_labels=labels["train"],
+        validation_labels=labels.get("validation"),
+        test_labels=labels.get("test"),
         rescale=rescale,
         binarize=binarize,
         name=folder.name or str(folder),
@@ -108,10 +114,10 @@ def load_image_folder(
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Returns the images in a folder and in those below it, in the order of their names.
+    """Returns the images in a folder and its subfolders, in the order of their names.
 
     Raises:
-        DataError: a folder cannot be listed, or there are more files than anybody can mean.
+        DataError: a folder cannot be listed, or there are more than two million files.
     """
     found, waiting, seen = [], [folder], 0
     while waiting:
@@ -141,11 +147,11 @@ def header(path: Path) -> Header:
     """Returns size and channels of a PNG or JPEG, from its first bytes, whatever its name.
 
     Raises:
-        DataError: it is neither, or has what would be lost: transparency, 16 bits, more pictures.
+        DataError: it is neither, or it would lose something: 16 bits, or further pictures.
     """
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise DataError(f"{path} is no regular file")
+            raise DataError(f"{path} is not a regular file")
         with open(path, "rb") as stream:
             start = stream.read(2**16)
     except OSError as error:
@@ -155,7 +161,7 @@ def header(path: Path) -> Header:
     elif start.startswith(b"\xff\xd8"):
         found = _jpeg(path, start)
     else:
-        what = "is empty" if not start else f"is no PNG or JPEG, it begins with {start[:4]!r}"
+        what = "is empty" if not start else f"is not a PNG or JPEG, it begins with {start[:4]!r}"
         raise DataError(f"{path} {what}")
     if not (0 < found.height <= _LARGEST_SIDE and 0 < found.width <= _LARGEST_SIDE):
         raise DataError(f"{path} claims to have {found.height} x {found.width} pixels")
@@ -193,7 +199,7 @@ def _jpeg(path: Path, start: bytes) -> Header:
 
 def _places(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder")
+        raise DataError(f"{folder} is not a folder")
     found = {
         split: folder / name
         for split, names in _SPLITS.items()
@@ -248,16 +254,16 @@ def _common(
 def _bytes_at_a_time(
     headers: dict[str, dict[Path, Header]], size: tuple[int, int], channels: int
 ) -> int:
-    """Returns the bytes that a run on these images takes for them at its peak, by their headers.
+    """Returns the peak memory of a run for these images, in bytes, computed from their headers.
 
-    All images lie in memory once, and a second time while missing splits are cut from them. Later
-    those of training and validation are there three times, since TensorFlow takes two bytes for
-    each that steps read (measured), and those of the test also as float32. Images that are being
-    decoded come on top, in the size of their files.
+    All images are in memory once, and twice while missing splits are cut from them. Later, training
+    and validation images are there three times, since TensorFlow takes two bytes for each byte that
+    steps read (measured), and test images are also there as float32. Images that are being decoded
+    come on top, in the size of their files.
     """
     counts = {split: len(found) for split, found in headers.items()}
     total = sum(counts.values())
-    tested = counts.get("test", total // 5)  # the most that is cut off for it
+    tested = counts.get("test", total // 5)  # at most this many are cut off for it
     largest = max(one.height * one.width for found in headers.values() for one in found.values())
     being_decoded = min(total, _DECODED_AT_ONCE) * largest * channels
     return (3 * total + 2 * tested) * math.prod(size) * channels + being_decoded
@@ -267,18 +273,18 @@ def _decoded(
     paths: list[Path], size: tuple[int, int], channels: int, bad: list[str]
 ) -> tuple[list[Path], np.ndarray]:
     """Returns the images that could be decoded, `[n, height, width, channels]` uint8."""
-    import tensorflow as tf  # here, so that what the headers say needs no TensorFlow
+    import tensorflow as tf  # here, so that reading headers needs no TensorFlow
 
-    def decode(path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def decode(path: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
         if tf.reduce_any(tf.shape(image)[:2] != size):
-            # Antialiased, or fine structures would come out as noise.
+            # Antialiased: otherwise fine structures would become noise.
             image = tf.image.resize(image, size, "area")
             image = tf.cast(tf.round(image), tf.uint8)
         return tf.ensure_shape(image, [*size, channels])
 
     array = np.empty((len(paths), *size, channels), np.uint8)
-    kept = []
+    kept: list[Path] = []
     for start in range(0, len(paths), 1024):
         block = paths[start : start + 1024]
         names = tf.constant([os.fsencode(path) for path in block])
@@ -297,7 +303,7 @@ def _decoded(
 
 
 def _labels(paths: list[Path], place: Path) -> tuple[np.ndarray | None, list[str]]:
-    """Returns labels from the folders in which images lie, None where one lies in none."""
+    """Returns labels and their names from the subfolders of images; None if one is in none."""
     parents = [path.relative_to(place).parts[:-1] for path in paths]
     if not parents or not all(parents):
         return None, []

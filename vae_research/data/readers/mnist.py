@@ -1,4 +1,4 @@
-"""MNIST, embedded in the package, and Fashion-MNIST, from where it can be found. NumPy only."""
+"""MNIST, embedded in the package, and Fashion-MNIST from the disk or a download. NumPy only."""
 
 import os
 import socket
@@ -53,14 +53,14 @@ def load_mnist(rescale: str | None = None, binarize: str = "none") -> Data:
 def load_fashion_mnist(rescale: str | None = None, binarize: str = "none") -> Data:
     """Fashion-MNIST, split as MNIST is: 50 000, 10 000 and 10 000 images of 28 x 28 grey pixels.
 
-    Looks in the folder of Debian's package dataset-fashion-mnist, then in Keras' cache, then lets
-    Keras download it. Xiao, Rasul and Vollgraf 2017 (arXiv:1708.07747), MIT licence.
+    It is searched for in the folder of Debian's package dataset-fashion-mnist and in Keras' cache,
+    otherwise Keras downloads it. Xiao, Rasul and Vollgraf 2017 (arXiv:1708.07747), MIT licence.
 
     Args:
         rescale, binarize: see `Data.from_arrays`.
 
     Raises:
-        DataError: found nowhere; lists all that was tried, with reasons.
+        DataError: it was not found; the message lists what was tried, with reasons.
     """
     sources: tuple[tuple[str, Callable[[], Path]], ...] = (
         ("Debian's package", lambda: _DEBIAN_FOLDER),
@@ -89,15 +89,15 @@ def _keras_folder() -> Path:
 
 
 def _download() -> Path:
-    """Keras' cache, filled by Keras; imports Keras and with it a backend."""
+    """Returns Keras' cache after Keras has filled it; imports Keras and with it a backend."""
     before = socket.getdefaulttimeout()
-    # Keras sets no limit of its own: a network that swallows packets would hang the run.
+    # Keras sets no timeout: a network that drops packets would hang the run.
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
     try:
         from keras.datasets import fashion_mnist
 
         fashion_mnist.load_data()
-    except Exception as error:  # whatever it is, the list of what was tried is the better answer
+    except Exception as error:  # whatever it is, it becomes a line in the list of what was tried
         raise DataError(reason(error)) from error
     finally:
         socket.setdefaulttimeout(before)
