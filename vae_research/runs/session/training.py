@@ -30,7 +30,8 @@ from vae_research.runs.cli.errors import (
     UsageError,
 )
 from vae_research.runs.cli.flags import Config, experiment_file, is_given
-from vae_research.runs.report import run_report
+from vae_research.runs.report import outputs, screen
+from vae_research.runs.report.description import describe, describe_model, notes_of
 from vae_research.runs.session import directory, logs, reproducibility
 from vae_research.runs.session.gate import FiniteGate
 from vae_research.runs.session.saving import Saving
@@ -86,15 +87,15 @@ def train(
         )
         for name in (directory.SUMMARY, directory.NONFINITE):  # they speak of other weights
             (run_dir / name).unlink(missing_ok=True)
-        description = run_report.describe(experiment, experiment_file(build), config, data, device)
-        description |= run_report.describe_model(model, execution)
+        description = describe(experiment, experiment_file(build), config, data, device)
+        description |= describe_model(model, execution)
         description["reproducibility"] = {"claim": claim, "profile": profile}
         directory.write_json(run_dir / directory.CONFIG, description)
         short = logs.rewind(run_dir, progress.get("logs", {}))
         for problem in problems(found, short, claim):
             print(f"warning: {problem}", file=sys.stderr)
         if config.verbose:
-            run_report.print_start(description, data, run_dir, steps, checkpoint, config.epochs)
+            screen.print_start(description, data, run_dir, steps, checkpoint, config.epochs)
         started = time.perf_counter()
         if epochs_before < config.epochs:
             progress |= {"profile": profile, "claim": claim}
@@ -269,7 +270,7 @@ def _write_results(
 ) -> None:
     records = directory.read_metrics(run_dir / directory.METRICS)
     best = max(records, key=lambda found: found.get("validation/elbo", -found["validation/loss"]))
-    notes = run_report.notes(model, data)
+    notes = notes_of(model, data)
     summary = {
         "status": "done",
         "epochs": records[-1]["epoch"],
@@ -283,11 +284,11 @@ def _write_results(
         "notes": notes,
         "test": {name: vars(figure) for name, figure in figures.items()},
     }
-    kept = run_report.save_figures(run_dir / "figures", model, data, records)
-    kept += run_report.save_networks(run_dir, model)
+    kept = outputs.save_figures(run_dir / "figures", model, data, records)
+    kept += outputs.save_networks(run_dir, model)
     directory.write_json(run_dir / directory.SUMMARY, summary)  # last: it says that all is there
     if config.verbose:
-        run_report.print_figures(figures, notes, config.importance_samples)
+        screen.print_figures(figures, notes, config.importance_samples)
         print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
 
 
