@@ -1,4 +1,4 @@
-"""What config.json says of a run or a study."""
+"""The contents of config.json, and the notes beside the figures of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vae_research.version import __version__
 def describe(
     experiment: str, file: Path, config: Config, data: Data, device: str
 ) -> dict[str, Any]:
-    """Returns what config.json says of every run and study."""
+    """Returns the part of config.json that runs and studies have in common."""
     return {
         "experiment": experiment,
         "file": str(file),
@@ -42,7 +42,7 @@ def describe(
 
 
 def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
-    """Returns what config.json says of the model of a run."""
+    """Returns the part of config.json that describes the model of a run."""
     settled = model.objective.settled_at()
     return {
         "terms": {term.label: repr(term) for term in model.objective.terms},
@@ -53,12 +53,13 @@ def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
 
 
 def notes_of(model: VAE, data: Data) -> list[str]:
-    """Returns what has to be said beside the figures of a run."""
+    """Returns notes that a reader of a run's figures needs: on its likelihood and its data."""
     found = model.objective.likelihood.note(data.grey_values)
     return [*([found] if found else []), *data.warnings]
 
 
 def _git_commit() -> str | None:
+    """Returns the commit of the checkout that this package is imported from, None if installed."""
     folder = Path(__file__).parents[3]
     try:
         answer = subprocess.run(
@@ -71,5 +72,5 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     commit, _, top = answer.stdout.strip().partition("\n")
-    # Installed in an environment inside of another checkout, the commit would be that one's.
+    # An environment may lie inside another checkout, whose commit is not that of this package.
     return commit if top and Path(top).resolve() == folder.resolve() else None

@@ -17,7 +17,14 @@ from vae_research.tensors import Named
 
 
 def save_figures(folder: Path, model: VAE, data: Data, records: list[dict[str, Any]]) -> list[str]:
-    """Writes PNG pictures and returns their names; curves need matplotlib, the rest nothing."""
+    """Writes PNG pictures and returns their names; only the curves need matplotlib.
+
+    Args:
+        folder: the folder `figures` of the run directory; made if missing.
+        model: the trained model.
+        data: the data set; reconstructions and samples are written if it has images.
+        records: the lines of metrics.jsonl, for the curves.
+    """
     folder.mkdir(exist_ok=True)
     names = []
     if data.is_image:
@@ -35,14 +42,18 @@ def save_figures(folder: Path, model: VAE, data: Data, records: list[dict[str, A
 
 
 def save_networks(run_dir: Path, model: VAE) -> list[str]:
-    """Saves the model, and its decoder alone as a Keras model that loads without this package."""
+    """Saves the model, and its decoder as a Keras model that loads without this package.
+
+    Returns:
+        The names of the files. A network that cannot be saved is left out, with a warning.
+    """
     decoder = model.decoder.network if isinstance(model.decoder, Named) else model.decoder
     saved = []
     for name, network in (("model.keras", model), ("decoder.keras", decoder)):
         try:
             network.save(run_dir / name)
         except (ValueError, TypeError, NotImplementedError) as error:
-            # A user's own layer may not say how it is saved. The checkpoint has its values.
+            # A user's own layer may not support saving; the checkpoint has its values.
             print(f"warning: {name} was not written: {error}", file=sys.stderr)
         else:
             saved.append(name)

@@ -1,4 +1,4 @@
-"""What a run prints."""
+"""What a run prints: its start, its data and place, its test figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ def print_start(
     checkpoint: Checkpoint | None,
     epochs: int,
 ) -> None:
-    """Prints what is about to be trained, where it is written and how to watch it."""
+    """Prints what is about to be trained, where it is written and how to watch it.
+
+    Args:
+        description: the contents of config.json.
+        data: the data set.
+        run_dir: the run directory.
+        steps: optimizer steps in an epoch.
+        checkpoint: the checkpoint that is resumed, None for a new run.
+        epochs: number of epochs at the end of the run.
+    """
     beta, run = description["effective_beta"], description["execution"]
     print_data(data)
     print(
@@ -37,13 +46,13 @@ def print_start(
     if checkpoint is not None:
         epochs_before = checkpoint.epoch
         within = f", {checkpoint.position} steps of the next" if checkpoint.position else ""
-        print(f"Going on after epoch {epochs_before}{within} (step {checkpoint.step})")
+        print(f"Resuming after epoch {epochs_before}{within} (step {checkpoint.step})")
     if epochs_before < epochs:
         print(f"Training: epochs {epochs_before + 1} to {epochs}, {steps} steps each", flush=True)
 
 
 def print_data(data: Data) -> None:
-    """Prints what is trained on, and what is odd about it."""
+    """Prints a summary of the data, and warnings about them."""
     counts = ", ".join(f"{len(split):,} {split.name}" for split in data.splits)
     shape = "x".join(map(str, data.shape))
     print(
@@ -64,7 +73,7 @@ def print_place(run_dir: Path) -> None:
 
 
 def print_figures(figures: dict[str, Estimate], notes: list[str], num_samples: int) -> None:
-    """Prints the test figures as a table, with what has to be said beside them."""
+    """Prints the test figures as a table, followed by the notes on them."""
     for name, figure in figures.items():
         error = "" if figure.standard_error is None else f" +- {figure.standard_error:.2f}"
         unit = _UNITS.get(name, "nats")
@@ -76,7 +85,7 @@ def print_figures(figures: dict[str, Estimate], notes: list[str], num_samples: i
 
 
 def _tensorboard() -> str:
-    """Returns the command as it works in the user's shell, which may not be in our environment."""
+    """Returns a command that works in the user's shell, outside our environment as well."""
     beside = Path(sys.executable).with_name("tensorboard")
     if shutil.which("tensorboard") or not beside.exists():
         return "tensorboard"
