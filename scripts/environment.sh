@@ -1,18 +1,18 @@
-# The virtual environment .venv of this checkout, for scripts/run and scripts/check to source.
+# Makes and updates the virtual environment .venv of this checkout; the other scripts source this.
 # shellcheck shell=bash
 #
-# They set `program` (their name in messages) and `checkout` (this folder's parent, absolute, all
-# links resolved) and call `prepare_environment EXTRA...`. It returns within milliseconds when .venv
-# is as it should be, and starts neither Python nor pip to find that out. What it compares:
+# They set `program` (their name in messages) and `checkout` (the parent of this folder, absolute,
+# links resolved) and call `prepare_environment EXTRA...`. If .venv is up to date, it returns within
+# milliseconds and starts neither Python nor pip. It looks at these files:
 #
-#   .venv/made_for         the checkout's path and the file that .venv/bin/python resolved to; an
-#                          environment keeps both inside itself and does not survive their change
+#   .venv/made_for         the path of the checkout and the file that .venv/bin/python resolved to;
+#                          an environment contains both, so that it breaks if one of them changes
 #   .venv/installed_EXTRA  setup.cfg and pyproject.toml as they were when EXTRA was installed,
 #                          written last
-#   .venv.lock             locked while .venv is worked on; text inside means that the work was
-#                          killed, so that nothing in .venv can be relied on
+#   .venv.lock             locked while .venv is changed; text inside means that the change was
+#                          interrupted, so that nothing in .venv can be relied on
 #
-# Everything here runs in bash 3.2 too, the one that macOS has.
+# Everything here also runs in bash 3.2, the version of macOS.
 
 : "${program:?is set by the caller}" "${checkout:?is set by the caller}"
 venv="$checkout/.venv"
@@ -35,7 +35,7 @@ prepare_environment() {
     fi
     case "$checkout" in
     *:* | *$'\n'*)
-        fail 2 "Python makes no virtual environment where the path has a ':' or a line break;" \
+        fail 2 "Python cannot make a virtual environment in a path with a ':' or a line break;" \
             "rename the folder: $checkout"
         ;;
     esac
@@ -78,10 +78,10 @@ is_installed() {
     [[ -f $venv/installed_$1 && "$(<"$venv/installed_$1")" == "$settings" ]]
 }
 
-# Succeeds, and says why, when .venv must be made from nothing.
+# Succeeds if .venv must be made from scratch; says what will be done.
 must_be_made() {
     if [[ -s $lock ]]; then
-        say "The last installation was interrupted: making the environment .venv anew" \
+        say "The last installation was interrupted: making the environment .venv again" \
             "(a minute or more)."
     elif [[ -f $venv/made_for ]]; then
         if is_sound; then
@@ -89,19 +89,19 @@ must_be_made() {
                 "(seconds, or minutes if TensorFlow itself changes)."
             return 1
         fi
-        say "The checkout or its Python has moved: making the environment .venv anew" \
+        say "The checkout or its Python has moved: making the environment .venv again" \
             "(a minute or more)."
     elif [[ -z "$(ls -A "$venv")" ]]; then
         say "First use: making a virtual environment in .venv and installing TensorFlow" \
             "(about 0.7 GB to download, 2.5 GB on disk, a few minutes). Later starts skip this."
     elif "$venv/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
     then
-        say "First use: installing TensorFlow into the environment that is in .venv already" \
+        say "First use: installing TensorFlow into the existing environment .venv" \
             "(up to a few minutes). Later starts skip this."
         record_origin
         return 1
     else
-        fail 2 "$venv was not made by this program, and has no Python >= 3.11 with pip;" \
+        fail 2 "$venv was not made by this program and has no Python >= 3.11 with pip;" \
             "move it away and try again."
     fi
 }
@@ -128,22 +128,22 @@ install_package() {
     (cd -- "$checkout" && exec "$venv/bin/python" -m pip install --disable-pip-version-check \
         --no-input --editable ".[$extras]") >"$log" 2>&1 </dev/null || code=$?
     if ((code > 128)); then
-        fail "$code" "the installation was stopped; the next start begins it again."
+        fail "$code" "the installation was stopped; the next start repeats it."
     fi
     if ((code == 0)); then
         for extra in "$@"; do
             printf '%s\n' "$settings" >"$venv/installed_$extra"
         done
     fi
-    : >"$lock" # pip came to an end by itself, and leaves no package half-installed
+    : >"$lock" # pip ended by itself, and leaves no package half-installed
     if ((code != 0)); then
         tail -n 40 -- "$log" >&2
         fail 1 "installing failed (see above); all of pip's output is in $log"
     fi
 }
 
-# Sets `python` to a command that can make the environment. TensorFlow is published for a few
-# versions of Python at a time, so a newer one is taken only when there is no other.
+# Sets `python` to a command that can make the environment. TensorFlow is published for only a few
+# versions of Python at a time, so a newer one is used only if there is no other.
 find_python() {
     local candidate version newer="" without_venv=""
     local probe='
@@ -156,7 +156,7 @@ except ImportError:
 '
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.14 \
         python; do
-        # A command may exist and still not start: pyenv puts one in the path for every version.
+        # A command may exist and still not start: pyenv adds one to the path for every version.
         version="$("$candidate" -c "$probe" 2>/dev/null)" || version="none"
         case "$version" in
         3.11 | 3.12 | 3.13)
@@ -183,16 +183,16 @@ except ImportError:
         "install one, or set PYTHON to its path."
 }
 
-# Locks file 9 for this process and its children. Python does it, as macOS has no flock command;
-# the lock belongs to the open file, which outlives that Python. A file system without locks is
-# used without.
+# Locks file 9 for this process and its children. Python does it because macOS has no flock command;
+# the lock belongs to the open file, which outlives that Python. On a file system without locks,
+# nothing is locked.
 wait_for_lock() {
     "$python" -c '
 import fcntl
 import signal
 import sys
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while waiting is no traceback
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback after Ctrl-C while waiting
 try:
     fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:

@@ -479,8 +479,8 @@ def test_62_a_locale_without_utf_8_and_no_home(tmp_path, monkeypatch):
 
 def test_56_what_is_said_goes_into_no_file_that_has_the_number_of_a_closed_stream(tmp_path):
     program = (
-        "victim = open('victim.txt', 'w'); from vae_research.runs import screen; "
-        "screen.open_what_is_closed(); print('said'); victim.close()"
+        "victim = open('victim.txt', 'w'); from vae_research.runs.cli import streams; "
+        "streams.redirect_closed_streams(); print('said'); victim.close()"
     )
     command = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, program]
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}

@@ -710,7 +710,7 @@ def test_what_was_just_saved_is_never_removed(folder):
 
 @pytest.mark.parametrize("keep", [0, -1])
 def test_keeping_less_than_one_is_refused(keep, folder, original):
-    with pytest.raises(ValueError, match=f"keep must be at least 1, got {keep}"):
+    with pytest.raises(ValueError, match=f"keep must be an integer >= 1, got {keep}"):
         save(folder, original[2], epoch=2, keep=keep)
     assert names(folder) == ["0000000001", "0000000002"]
 

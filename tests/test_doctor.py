@@ -51,11 +51,11 @@ def examined(run_dir):
 def test_an_unfinished_run(run_dir):
     text, exit_code = examined(run_dir)
     assert exit_code == 0
-    assert "0000000020: whole, epoch 2" in text
-    assert "0000000010: whole, epoch 1, 0.0 MB, the best" in text
+    assert "0000000020: intact, epoch 2" in text
+    assert "0000000010: intact, epoch 1, 0.0 MB, the best" in text
     assert "metrics.jsonl: 2 epochs\n" in text
     assert "summary.json: missing" in text
-    assert text.endswith("goes on from step 20.")
+    assert text.endswith("resumes at step 20.")
 
 
 def test_a_finished_run(run_dir):
@@ -71,9 +71,9 @@ def test_one_checkpoint_is_damaged_and_a_save_was_interrupted(run_dir):
     assert exit_code == 0
     assert "0000000020: cannot be used: " in text
     assert "variables.npz has changed" in text
-    assert "interrupted: checkpoints/.writing-0000000030" in text
+    assert "interrupted save: checkpoints/.writing-0000000030" in text
     assert "0000000005.damaged: was damaged, kept aside" in text
-    assert text.endswith("goes on from step 10.")
+    assert text.endswith("resumes at step 10.")
 
 
 def test_no_checkpoint_is_whole(run_dir):
@@ -81,14 +81,14 @@ def test_no_checkpoint_is_whole(run_dir):
         (path / "manifest.json").unlink()
     text, exit_code = examined(run_dir)
     assert exit_code == 4
-    assert "no checkpoint is whole" in text
+    assert "no checkpoint is intact" in text
 
 
 def test_none_yet(run_dir):
     shutil.rmtree(run_dir / "checkpoints")
     text, exit_code = examined(run_dir)
     assert exit_code == 0
-    assert text.endswith("begins anew.")
+    assert text.endswith("starts it again.")
 
 
 def test_logs_that_are_shorter_or_longer_than_the_checkpoint_knows(run_dir):
@@ -96,14 +96,14 @@ def test_logs_that_are_shorter_or_longer_than_the_checkpoint_knows(run_dir):
         stream.write('{"epoch": 3}\n')
     assert "metrics.jsonl: 13 bytes after the newest checkpoint" in examined(run_dir)[0]
     (run_dir / "metrics.jsonl").write_text("")
-    assert "metrics.jsonl has 0 bytes and had 26 when" in examined(run_dir)[0]
+    assert "metrics.jsonl has 0 bytes; it had 26 at" in examined(run_dir)[0]
 
 
 def test_a_run_that_is_in_use(run_dir):
     with directory.locked(run_dir):
         text, _ = examined(run_dir)
     assert "in use: process " in text
-    assert text.endswith("wait for the process that writes here.")
+    assert text.endswith("wait for the process that writes to this directory.")
     assert "in use: no" in examined(run_dir)[0]
 
 

@@ -611,7 +611,7 @@ def test_one_epoch_and_then_another_are_two_epochs_at_once(finished, images, tmp
     assert [record["epoch"] for record in metrics_of(tmp_path / "run")] == [1]
     # What changes nothing in the weights may change.
     output = trained(*flags, "--epochs=2", "--verbose=2", "--resume=must", cwd=tmp_path)
-    assert re.search(r"^Going on after epoch 1 \(step 2\)$", output, re.M)
+    assert re.search(r"^Resuming after epoch 1 \(step 2\)$", output, re.M)
 
     broken, unbroken = (
         read_json(run_dir / "summary.json") for run_dir in (tmp_path / "run", finished[0])

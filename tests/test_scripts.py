@@ -299,7 +299,7 @@ def test_an_environment_made_by_hand_is_used(fresh):
     (fresh.folder / ".venv" / "bin").mkdir(parents=True)
     (fresh.folder / ".venv" / "bin" / "python").symlink_to(fresh.stub)
     process = fresh.run("experiments/vae_mnist.py")
-    assert "in .venv already" in process.stderr_text
+    assert "into the existing environment .venv" in process.stderr_text
     assert fresh.take_log() == ["pip .[figures]", fresh.started("vae_mnist.py")]
 
 

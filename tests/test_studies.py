@@ -232,7 +232,7 @@ def test_a_complete_study_is_left_alone(finished, study):
 def interrupted(place, study):
     """A study that was terminated after its first model, and its contents at that time."""
     process = study("interrupted", quick=False, TERMINATE="1")
-    assert "goes on with the same command" in refusal(process, 143)
+    assert "to resume a run that has started" in refusal(process, 143)
     return place / "interrupted", contents(place / "interrupted")
 
 
@@ -470,7 +470,7 @@ print(json.dumps([[kind, end if kind != "accepted" else end["factors"]] for kind
     for kind, text in found[3:]:
         assert kind == "UsageError"
         assert "factors" in text
-        assert "must be finite numbers >= 0 with commas between them" in text
+        assert "must be finite numbers >= 0 separated by commas" in text
 
 
 def test_define_floats_takes_numbers_from_python(in_python):

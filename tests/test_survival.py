@@ -127,7 +127,7 @@ def test_a_signal_saves_at_its_step(signal, code, name, trials, dataset, unbroke
         run_dir = tmp_path / f"run{number}"
         result = signalled(trials, run_dir, flags, name, call, after=after, signal=signal)
         assert result["status"] == code, result
-        assert result["stderr"].endswith("goes on with the same command and --run_dir.\n")
+        assert result["stderr"].endswith("repeat the command with its --run_dir.\n")
         assert go_on(trials, run_dir, *flags) == unbroken(name)
     tell(f"{signal}, {name}", survived=count)
 

@@ -1,16 +1,17 @@
-"""Checkpoints: every variable of a model and its optimizer in a directory per saved step.
+"""Checkpoints: all variables of a model and its optimizer, in one directory per saved step.
 
     checkpoints.save(folder, model, epoch=3)
     found = checkpoints.newest(folder)
     checkpoints.restore(model, found)
 
-A checkpoint is written aside, flushed to disk, renamed into place and read back; only then are
-older ones removed. What a folder holds is found by listing and verifying it, newest first. See
+A checkpoint is written under a temporary name, flushed to disk, renamed and read back; only then
+are older ones removed. The newest is found by listing the folder and verifying what is there. See
 `vae_research.manifests` for the format. Reading a checkpoint runs no code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import shutil
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from vae_research import files, manifests
+from vae_research.arguments import checked_integer
 from vae_research.manifests import Checkpoint, CheckpointError, NewerFormatError, Search, search
 from vae_research.state import as_array, model_variables, saved_variables, sha256
 from vae_research.version import __version__
@@ -44,21 +46,21 @@ __all__ = [
 ]
 
 KEPT = 3
-"""Checkpoints that remain, newest first; the best one is kept besides."""
+"""How many of the newest checkpoints are kept; the best one is kept in addition."""
 
 
 class NotFiniteError(CheckpointError):
-    """A model was to be saved that has values which are not finite."""
+    """A model cannot be saved because some of its values are not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The state of a model at a step, which does not change while training goes on.
+    """The state of a model at a step; it does not change while training continues.
 
     Attributes:
-        content: what the manifest says of it.
-        values: the variables in the order of `saved_variables`. They are tensors, which training
-            replaces and never changes: taking them copies nothing.
+        content: the content of its manifest, without the table of files.
+        values: the variables' tensors in the order of `saved_variables`. Training replaces a variable's
+            tensor and never changes it, so that nothing has to be copied.
     """
 
     content: dict[str, Any]
@@ -77,10 +79,10 @@ def snapshot(
 
     Args:
         model: a Keras model.
-        epoch: epochs that are finished.
-        position: steps of the next epoch that are done.
-        score: how good the model is, larger is better; the best is kept.
-        progress: what else is needed to go on, as JSON has it.
+        epoch: epochs done.
+        position: steps of the next epoch done.
+        score: how good the model is, larger is better; the best checkpoint is kept.
+        progress: whatever else is needed to resume, as JSON values.
     """
     variables = saved_variables(model)
     values = [variable.value.read_value() for variable in variables]
@@ -105,25 +107,24 @@ def save(folder: Path, model: Any, *, epoch: int, keep: int = KEPT, **more: Any)
     """Writes the state of a compiled model into `folder/STEP` and removes older ones.
 
     Args:
-        folder: where checkpoints are collected; made if missing.
+        folder: the folder of checkpoints; made if missing.
         model: a compiled and built Keras model.
-        epoch: epochs that are finished.
-        keep: how many remain, this one among them, at least 1; and besides the one with the best
-            score. Nothing is removed before the new one has been read back.
+        epoch: epochs done.
+        keep: how many of the newest are kept, at least 1, including this one; the one with the best
+            score is kept in addition. Nothing is removed until the new one has been read back.
         more: as for `snapshot`.
 
     Raises:
-        OSError: it could not be written; older checkpoints are as they were.
+        OSError: the checkpoint could not be written; older ones are unchanged.
         NotFiniteError: there are values that are not finite; nothing is written.
-        ValueError: `keep` is below 1.
+        ValueError: `keep` is not an integer of at least 1.
     """
     return write(folder, snapshot(model, epoch=epoch, **more), keep)
 
 
 def write(folder: Path, state: Snapshot, keep: int = KEPT) -> Path:
-    """Writes a snapshot as `save` does."""
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}.")
+    """Writes a snapshot like `save`; returns the path of the checkpoint."""
+    keep = checked_integer("keep", keep, 1)
     values = [as_array(value) for value in state.values]
     table = [dict(variable) for variable in state.content["variables"]]
     for variable, value in zip(table, values, strict=True):
@@ -162,14 +163,14 @@ def write(folder: Path, state: Snapshot, keep: int = KEPT) -> Path:
 
 
 class Saver:
-    """Saves beside the training: `save` takes the state and returns, a thread writes it.
+    """Saves during training: `save` takes the state and returns; a thread writes it.
 
     Args:
-        folder: where checkpoints are collected.
+        folder: the folder of checkpoints.
         keep: as for `save`.
 
     Attributes:
-        seconds: what the last save took, from the state in memory to a verified checkpoint on disk.
+        seconds: duration of the last save, from the state in memory to a verified checkpoint.
     """
 
     def __init__(self, folder: Path, keep: int = KEPT) -> None:
@@ -180,18 +181,18 @@ class Saver:
 
     @property
     def is_writing(self) -> bool:
-        """Whether the last save is still under way."""
+        """Whether the last save is not yet finished."""
         return self._thread is not None and self._thread.is_alive()
 
     def save(self, model: Any, **more: Any) -> None:
-        """Takes the state of the model and has it written; waits for an earlier save.
+        """Takes the state of the model and starts to write it; waits for an earlier save first.
 
         Args:
             model: a compiled and built Keras model.
             more: as for `snapshot`.
 
         Raises:
-            OSError, NotFiniteError: an earlier save could not be written.
+            OSError, NotFiniteError: an earlier checkpoint could not be written.
         """
         self.wait()
         state = snapshot(model, **more)
@@ -202,7 +203,7 @@ class Saver:
         """Waits until the last save is on disk.
 
         Raises:
-            OSError, NotFiniteError: it could not be written; older checkpoints are as they were.
+            OSError, NotFiniteError: it could not be written; older checkpoints are unchanged.
         """
         if self._thread is not None:
             self._thread.join()
@@ -221,16 +222,17 @@ class Saver:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Returns the newest whole checkpoint, by step, or None where there is none.
+    """Returns the newest intact checkpoint, by step, or None if there are no checkpoints.
 
     Raises:
-        CheckpointError: there are checkpoints, and none of them is whole.
+        CheckpointError: there are checkpoints but none is intact, or the newest was written by a
+            newer version of this package.
     """
     return search(folder).newest
 
 
 def set_aside(found: Search) -> None:
-    """Renames damaged checkpoints, so that they are kept and no longer in the way."""
+    """Renames damaged checkpoints, so that they are kept but no longer considered."""
     for path, _ in found.damaged:
         target, number = path.with_name(path.name + manifests.DAMAGED), 1
         while target.exists():
@@ -240,14 +242,15 @@ def set_aside(found: Search) -> None:
 
 
 def load(path: str | Path, model: Any) -> Checkpoint:
-    """Puts the values of the checkpoint in a folder into a built model; returns what it was.
+    """Restores a built model from the folder of a checkpoint; returns the checkpoint.
 
     Args:
         path: the folder of one checkpoint.
-        model: of the same architecture; where it is compiled, the optimizer's state comes too.
+        model: a model of the same architecture. If it is compiled, its optimizer is restored too.
 
     Raises:
-        CheckpointError: it is no checkpoint, damaged, or of another model; nothing is changed then.
+        CheckpointError: it is not a checkpoint, is damaged, or is of another model; the model is
+            unchanged.
     """
     path = Path(path).expanduser()
     inside = [*manifests.listed(path), *manifests.listed(path / "checkpoints")]
@@ -262,11 +265,11 @@ def load(path: str | Path, model: Any) -> Checkpoint:
 def restore(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     """Puts the saved values into a built model of the same architecture; returns the progress.
 
-    A model that is not compiled gets the values of its own variables.
+    If the model is not compiled, the state of the optimizer is left out.
 
     Raises:
-        CheckpointError: it is damaged, or a variable or the optimizer differs; nothing is changed
-            then.
+        CheckpointError: the checkpoint is damaged, or a variable or the optimizer differs; the
+            model is unchanged.
     """
     content = manifests.verify(checkpoint.path)
     variables = saved_variables(model)
@@ -277,7 +280,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     ours = [(var.path, tuple(var.shape)) for var in variables]
     theirs = [(var["path"], tuple(var["shape"])) for var in saved]
     for left, right in itertools.zip_longest(theirs, ours, fillvalue=("nothing", ())):
-        # Names that Keras makes up (dense_3) change from model to model; shapes do not.
+        # Names that Keras generates (dense_3) change from model to model; shapes do not.
         if left[1] != right[1] or "nothing" in (left[0], right[0]):
             raise CheckpointError(
                 f"{checkpoint.path} is of another architecture: it has {left[0]} {left[1]} where "
@@ -302,33 +305,26 @@ def weights_sha256(model: Any) -> str:
 
 
 def _remove_remains(folder: Path) -> None:
-    """Removes what saves have left that were interrupted. The folder is locked by the run."""
+    """Removes what interrupted saves have left. The run holds the lock of the folder."""
     for path in folder.iterdir():
         if path.name.startswith((manifests.ASIDE, manifests.REMOVED)):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_old(folder: Path, new: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints and the best."""
     others = [path for path in manifests.listed(folder) if path != new]
     old = others[keep - 1 :]
     if not old:
         return
-    best = _best([new, *others])
+    contents = {}
+    for path in (new, *others):
+        with contextlib.suppress(CheckpointError):  # damaged checkpoints cannot be the best
+            contents[path] = manifests.read_manifest(path)
+    best = manifests.best(contents)
     for path in old:
         if path != best:
-            # Under its name a checkpoint is whole: it loses the name first.
+            # What has the name of a checkpoint is complete: rename it before removing it.
             removed = path.with_name(f"{manifests.REMOVED}{path.name}")
             files.rename(path, removed)
             files.remove(removed)
-
-
-def _best(paths: list[Path]) -> Path | None:
-    scores = {}
-    for path in paths:
-        try:
-            score = manifests.read_manifest(path)["score"]
-        except CheckpointError:
-            continue  # a damaged one is no best one
-        if score is not None:
-            scores[path] = score
-    return max(scores, key=scores.get) if scores else None

@@ -1,7 +1,8 @@
-"""The file effects of a save, in their order: create, write, flush to disk, rename, remove.
+"""The file effects of a save: create, write, flush to disk, rename, remove.
 
-Whatever has to survive a killed process or a full disk is written by these functions. Each effect
-is announced to `before` first, so that a test can end the process, or fill the disk, at every one.
+Everything that must survive a killed process or a full disk is written by these functions. They
+call `before` ahead of each effect, so that a test can end the process or fill the disk at any of
+them.
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Bytes of a file that are written at once; a crash leaves a number of whole blocks, or less.
+# Bytes that are written to a file at once.
 BLOCK = 2**22
 
 
 class Written(NamedTuple):
-    """What was written to a file: its size in bytes, and its checksum."""
+    """Size in bytes and checksum of a file that was written."""
 
     size: int
     sha256: str
 
 
 def before(effect: str, path: Path) -> None:
-    """Called before every effect: "create", "write", "fsync", "rename" or "remove" of a path."""
+    """Hook before each effect ("create", "write", "fsync", "rename", "remove"); does nothing."""
 
 
 def write(path: Path, fill: Callable[[Any], None]) -> Written:
-    """Makes a new file, has it filled, and flushes it to disk.
+    """Creates a file, fills it and flushes it to disk.
 
     Args:
-        path: of a file that does not exist yet.
-        fill: writes to the binary stream that it is given, from the beginning to the end.
+        path: the file, which must not exist.
+        fill: writes the content to the binary stream that it is given, without seeking.
     """
     before("create", path)
     with open(path, "xb", buffering=0) as file:
@@ -47,9 +48,9 @@ def write(path: Path, fill: Callable[[Any], None]) -> Written:
 
 
 def flush(path: Path) -> None:
-    """Flushes to disk what was written to a file, or which names a folder holds.
+    """Flushes the content of a file, or the names in a folder, to disk.
 
-    A folder is flushed after a rename; Windows has no handle for one.
+    A folder is flushed after a rename. Windows cannot do so, and it is skipped there.
     """
     if os.name == "nt" and path.is_dir():
         return
@@ -62,20 +63,20 @@ def flush(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Renames a file over another, or a folder to a name that is free, and flushes the parent."""
+    """Renames a file, replacing another, or a folder to a free name; flushes the parent folder."""
     before("rename", target)
     os.replace(source, target)
     flush(target.parent)
 
 
 def replace(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Replaces the content of a file, so that a reader sees all of the old or all of the new one.
+    """Replaces the content of a file atomically: a reader sees all of the old or all of the new.
 
     Args:
         path: the file, which need not exist.
-        content: what it will hold.
-        durable: flush file and folder to disk, so that the new content survives a power cut. What
-            is only looked at, as TensorBoard's files are, does without.
+        content: its new content.
+        durable: flush file and folder to disk, so that the new content survives a power cut. Files
+            that are only displayed, such as TensorBoard's, do not need it.
     """
     aside = path.with_name(f".writing-{path.name}")
     if not durable:
@@ -89,7 +90,7 @@ def replace(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, or a folder with all that is in it; links are removed, not followed."""
+    """Removes a file, or a folder with its contents; links are removed, not followed."""
     if stat.S_ISDIR(path.lstat().st_mode):
         for inner in sorted(path.iterdir()):
             remove(inner)
@@ -101,13 +102,13 @@ def remove(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Returns the checksum of a file."""
+    """Returns the SHA-256 checksum of a file."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Hashed(io.RawIOBase):
-    """A stream to a file in whole blocks, hashed on the way; it only goes forward."""
+    """A stream that writes a file in whole blocks and hashes them; it cannot seek."""
 
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__()
@@ -136,5 +137,5 @@ class _Hashed(io.RawIOBase):
         self.digest.update(block)
         self.size += len(block)
         rest = memoryview(block)
-        while rest:  # a disk that is nearly full takes a part
+        while rest:  # a disk that is nearly full accepts only a part
             rest = rest[self._file.write(rest) :]

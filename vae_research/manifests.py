@@ -1,12 +1,12 @@
-"""What a checkpoint is on disk: a folder of files and a manifest that says what they must be.
+"""The format of a checkpoint on disk: a folder with files and a manifest that describes them.
 
     checkpoints/0000003910/
       manifest.json    format, step, epoch, size and sha256 of every file, table of variables
       variables.npz    the values, plain arrays
 
-A checkpoint is whole or it is none: it is verified before anything is read from it. There is no
-file that points at the newest; the folder is listed, and the names say the steps. Nothing here
-imports TensorFlow, and nothing that is read can run code.
+A checkpoint is verified before anything is read from it; a damaged one is not used. There is no
+file that points at the newest: the folder is listed, and a name gives the step. Nothing here
+imports TensorFlow, and reading a checkpoint cannot run code.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,16 @@ from vae_research import files
 MANIFEST, VALUES = "manifest.json", "variables.npz"
 FORMAT, VERSION = "vae_research checkpoint", 1
 
-# What a save leaves where it was interrupted; never looked into.
+# Prefixes of what an interrupted save leaves; it is never read.
 ASIDE, REMOVED = ".writing-", ".removing-"
 DAMAGED = ".damaged"
-# A second save of the same step gets a number: nothing is ever replaced.
+# A second save of the same step gets a number: no checkpoint is ever replaced.
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")
 _LARGEST_MANIFEST = 2**26
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or of another model."""
+    """A checkpoint is missing, damaged or of another model."""
 
 
 class NewerFormatError(CheckpointError):
@@ -48,9 +50,9 @@ class Checkpoint:
 
     Attributes:
         path: its folder.
-        step: optimizer steps so far.
-        epoch: epochs that are finished.
-        position: steps of the next epoch that are done already.
+        step: optimizer steps done.
+        epoch: epochs done.
+        position: steps of the next epoch done.
     """
 
     path: Path
@@ -61,11 +63,11 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What a folder of checkpoints holds.
+    """The checkpoints in a folder.
 
     Attributes:
-        newest: the newest whole one, None where there is none.
-        damaged: newer ones that cannot be used, and what is wrong with them.
+        newest: the newest intact one, None if there is none.
+        damaged: newer ones that cannot be used, each with what is wrong with it.
     """
 
     newest: Checkpoint | None
@@ -73,11 +75,11 @@ class Search:
 
 
 def search(folder: Path) -> Search:
-    """Returns the newest whole checkpoint, by step, and the damaged ones that are newer.
+    """Returns the newest intact checkpoint, by step, and the damaged ones that are newer.
 
     Raises:
-        CheckpointError: there are checkpoints, and none of them is whole; or the newest was written
-            by a newer version of this package.
+        CheckpointError: there are checkpoints but none is intact, or the newest was written by a
+            newer version of this package.
     """
     damaged = []
     for path in listed(folder):
@@ -97,7 +99,7 @@ def search(folder: Path) -> Search:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Returns what may be a checkpoint, newest step first. A step is in the name, not in a time."""
+    """Returns folders named like checkpoints, newest first, by the step in the name."""
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
@@ -105,7 +107,7 @@ def listed(folder: Path) -> list[Path]:
 
 
 def free_name(folder: Path, step: int) -> Path:
-    """Returns the path of a new checkpoint of a step."""
+    """Returns the path for a new checkpoint of a step, which does not exist yet."""
     path, number = folder / f"{step:010d}", 1
     while path.exists():
         number += 1
@@ -114,16 +116,16 @@ def free_name(folder: Path, step: int) -> Path:
 
 
 def manifest(content: dict[str, Any]) -> bytes:
-    """Returns the text of a manifest, with a checksum of its own."""
+    """Returns the bytes of a manifest, which include a checksum of its content."""
     content = {"format": FORMAT, "version": VERSION, **content}
     return json.dumps({"content": content, "sha256": _sha256(content)}, indent=1).encode()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Returns the content of a checkpoint's manifest; the other files are not looked at.
+    """Returns the content of a checkpoint's manifest, without verifying the other files.
 
     Raises:
-        CheckpointError: it is no checkpoint, or its manifest is damaged.
+        CheckpointError: it is not a checkpoint, or its manifest is damaged.
         NewerFormatError: a newer version of this package wrote it.
     """
     _refuse_other_than(path, stat.S_ISDIR, "folder with a manifest.json, as this package writes")
@@ -131,16 +133,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     size = _refuse_other_than(file, stat.S_ISREG, "regular file").st_size
     try:
         if size > _LARGEST_MANIFEST:
-            raise ValueError(f"{size} bytes are no manifest")
+            raise ValueError(f"{size} bytes are too many for a manifest")
         found = json.loads(file.read_text(encoding="utf-8"))
         content, expected = found["content"], found["sha256"]
         if content.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no checkpoint of this package: unknown format")
+            raise CheckpointError(f"{path} is not a checkpoint of this package: unknown format")
         version = content["version"]
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not whole ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     if _sha256(content) != expected:
         raise CheckpointError(f"{file} has changed since it was written (checksum)")
     if version > VERSION:
@@ -152,10 +154,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Returns the content of a manifest after comparing every file with it.
+    """Returns the content of a manifest after verifying every file against it.
 
     Raises:
-        CheckpointError: something is missing, has changed, is a symbolic link, or is not finite.
+        CheckpointError: a file is missing, has changed or is a symbolic link, or a value is not
+            finite.
     """
     content = read_manifest(path)
     for name, expected in content["files"].items():
@@ -179,27 +182,39 @@ def read_values(path: Path, content: dict[str, Any]) -> list[np.ndarray]:
     """Returns the values of a verified checkpoint, in the order of its table of variables.
 
     Raises:
-        CheckpointError: they cannot be read, or are not what the table says.
+        CheckpointError: they cannot be read, or shapes or types are not those of the table.
     """
     return list(_values(path, content))
 
 
 def is_finite(value: np.ndarray) -> bool:
-    """Returns whether an array has neither NaN nor infinity; integers and bits have not."""
+    """Returns whether an array has no NaN and no infinity, which is always so for integers."""
     return value.dtype.kind in "biu" or bool(np.isfinite(value).all())
 
 
 def key(index: int) -> str:
-    """Returns how the values of a variable are called in the file of values."""
+    """Returns the name of a variable's array in the file of values."""
     return f"{index:05d}"
 
 
 def stored(value: np.ndarray) -> np.ndarray:
-    """Returns an array as NumPy's format can hold it: a bfloat16 as its bits."""
+    """Returns an array in a type that NumPy's format can hold: the bits of a bfloat16."""
     return value if value.dtype.kind in "biuf" else value.view(f"u{value.dtype.itemsize}")
 
 
-def _values(path: Path, content: dict[str, Any]):
+def best(contents: Mapping[Path, Mapping[str, Any]]) -> Path | None:
+    """Returns the path with the largest score, the first of equal ones; None if none has a score.
+
+    Args:
+        contents: the contents of manifests, by the path of the checkpoint.
+    """
+    scores = {
+        path: content["score"] for path, content in contents.items() if content["score"] is not None
+    }
+    return max(scores, key=lambda path: scores[path]) if scores else None
+
+
+def _values(path: Path, content: dict[str, Any]) -> Iterator[np.ndarray]:
     file = path / VALUES
     try:
         with np.load(file, allow_pickle=False) as saved:
@@ -217,20 +232,23 @@ def _values(path: Path, content: dict[str, Any]):
         raise CheckpointError(f"{file} cannot be read ({error})") from error
 
 
-def _refuse_other_than(path: Path, kind: Any, wanted: str) -> Any:
+def _refuse_other_than(path: Path, kind: Callable[[int], bool], wanted: str) -> os.stat_result:
+    """Returns the status of a path; raises CheckpointError unless its mode is of a kind."""
     try:
         status = path.lstat()
     except OSError as error:
         raise CheckpointError(f"{path} is missing ({error.strerror})") from error
     if stat.S_ISLNK(status.st_mode):
-        raise CheckpointError(f"{path} is a symbolic link, which a checkpoint does not have")
+        raise CheckpointError(f"{path} is a symbolic link, which a checkpoint never contains")
     if not kind(status.st_mode):
-        raise CheckpointError(f"{path} is no {wanted}; other formats can run code and are not read")
+        raise CheckpointError(
+            f"{path} is not a {wanted}; other formats can run code and are not read"
+        )
     return status
 
 
 def _order(path: Path) -> tuple[int, int]:
-    step, number = _NAME.fullmatch(path.name).groups()
+    step, _, number = path.name.partition("-")
     return int(step), int(number or 1)
 
 

@@ -1,4 +1,4 @@
-"""One run: flags, run directory, seeds, training, test figures. And studies of several runs.
+"""Runs and studies of several runs: flags, run directory, seeds, training, test figures.
 
     from vae_research import runs
 
@@ -9,6 +9,14 @@
 
     if __name__ == "__main__":
         runs.main(build)
+
+Where to look, in the order in which a command passes through:
+
+    cli/command.py        from the command line to an exit code; cli/flags.py defines the flags
+    session/resume.py     what the run directory already holds, and whether it can be resumed
+    session/training.py   one run from the data to its results; session/studies.py for several
+    report/               what is written and printed: description (config.json), screen, outputs
+    tools/                programs that examine a run afterwards: doctor and replay
 
 Importing this package defines no flag and does not import TensorFlow.
 """
@@ -57,7 +65,7 @@ __all__ = [
 ]
 
 
-# What imports TensorFlow is loaded on first use.
+# Names whose modules import TensorFlow, which are imported on first use.
 _LATER = {
     "StopAtSignal": "session.stopping",
     "StopWhenDiverged": "session.stopping",

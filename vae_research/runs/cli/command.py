@@ -6,11 +6,10 @@ import functools
 import importlib.util
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from traceback import print_exc
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -28,18 +27,18 @@ flags.disclaim_key_flags()
 def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = None) -> None:
     """Runs an experiment from the command line and exits.
 
-    Flags are checked first, then the run directory and the data, and only then is TensorFlow
-    imported. Nothing is created on disk before all of it is valid.
+    Flags are checked first, then the run directory and the data; TensorFlow is imported only after
+    that. Nothing is created on disk until all of them are valid.
 
     Args:
         build: makes the model, a `VAE`, from the flags and the data. If it compiles the model, its
-            optimizer is kept; otherwise it is Adam with `--learning_rate`.
-        arguments: the command line without the program; by default that of the process.
+            optimizer is used, otherwise Adam with `--learning_rate`.
+        arguments: the command line without the program; default: that of the process.
 
     Exit codes: 0 done or already complete, 2 flags, 3 data, 4 checkpoint, 5 directory in use,
     6 diverged, 7 file system, 130 interrupted, 143 terminated.
     """
-    _answer(build, _train, arguments)
+    _run_to_exit_code(build, _train_experiment, arguments)
 
 
 def study(
@@ -49,85 +48,82 @@ def study(
     check: Callable[[Config, Data], None] | None = None,
     needs: Sequence[str] = (),
 ) -> None:
-    """Runs a study from the command line and exits: several models, and what comes of them.
+    """Runs a study, which trains several models, from the command line and exits.
 
-    As `main`, but what is trained is up to `run_study`. It gets the flags, the data and the run
-    directory, which exists and is locked; it writes pictures into its `figures`, from where they
-    also go to TensorBoard, and returns what belongs into summary.json. Markdown that it returns as
-    `tables` is printed and written to tables.md instead. `runs.train` trains a model as a run of
-    its own in a folder below, so that the same command goes on where it stopped; a study that
-    calls `fit` itself gives it the callbacks `runs.StopAtSignal` and `runs.StopWhenDiverged`.
+    Like `main`, except that `run_study` decides what is trained. It gets the flags, the data and
+    the run directory, which exists and is locked. Pictures that it writes into the folder `figures`
+    of the run directory are also shown in TensorBoard. What it returns is written to summary.json,
+    except for `tables`, which is Markdown: it is printed and written to tables.md. `runs.train`
+    trains a model as a run of its own in a folder below, so that the same command resumes an
+    interrupted study; a study that calls `fit` itself passes it the callbacks `runs.StopAtSignal`
+    and `runs.StopWhenDiverged`.
 
     Args:
         run_study: the study.
         arguments: as for `main`.
-        check: raises `UsageError` or `DataError` where flags or data are not for this study, before
-            anything is written.
-        needs: modules of the extra `figures` that the study cannot do without, by the names under
-            which they are imported.
+        check: raises `UsageError` or `DataError` if flags or data do not suit the study; called
+            before anything is written.
+        needs: import names of the modules of the extra `figures` that the study requires.
     """
-    _answer(run_study, functools.partial(_study, check, needs), arguments)
+    _run_to_exit_code(run_study, functools.partial(_carry_out_study, check, needs), arguments)
 
 
-def _answer(
+def _run_to_exit_code(
     function: Callable[..., Any],
     command: Callable[[Callable[..., Any], str, Config], None],
     arguments: list[str] | None,
 ) -> None:
-    """Carries out a command, whether anybody listens to what it says or not."""
+    """Parses the flags and runs a command; expected errors end it with one line and an exit code.
+
+    Args:
+        function: the experiment's `build` or the study's `run_study`.
+        command: gets the function, the name of the experiment and the flags.
+        arguments: as for `main`.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    streams.open_what_is_closed()
-    with streams.may_be_closed():
-        _carry_out(function, command, arguments)
-
-
-def _carry_out(
-    function: Callable[..., Any],
-    command: Callable[[Callable[..., Any], str, Config], None],
-    arguments: list[str],
-) -> None:
-    """Turns what a command raises into one line and an exit code."""
     experiment = experiment_file(function).stem
-    try:
-        signals.listen()
-        config = parse(function, arguments)
-        dataset = os.path.expanduser(config.dataset)
-        if config.dataset not in DATASETS and os.path.exists(dataset):
-            # The run may be continued and loaded from another folder.
-            config.dataset = os.path.abspath(dataset)
-        command(function, experiment, config)
-    except KeyboardInterrupt:
-        _end(
-            experiment,
-            130,
-            "interrupted; a run that has begun goes on with the same command and --run_dir.",
-        )
-    except RunError as error:
-        _end(experiment, error.exit_code, str(error), arguments)
-    except DataError as error:
-        _end(experiment, 3, str(error), arguments)
-    except checkpoints.CheckpointError as error:
-        _end(experiment, 4, str(error), arguments)
-    except OSError as error:
-        _end(experiment, 7, f"{error.strerror or error}: {error.filename or ''}", arguments)
+    streams.redirect_closed_streams()
+    with streams.tolerate_closed_streams():
+        try:
+            signals.listen()
+            config = parse(function, arguments)
+            dataset = os.path.expanduser(config.dataset)
+            if config.dataset not in DATASETS and os.path.exists(dataset):
+                # The run may be resumed and loaded from another folder.
+                config = config.replace(dataset=os.path.abspath(dataset))
+            command(function, experiment, config)
+        except KeyboardInterrupt:
+            message = f"interrupted; {signals.HOW_TO_RESUME}"
+            _exit(experiment, 130, message, traceback=False)
+        except RunError as error:
+            _exit(experiment, error.exit_code, str(error))
+        except DataError as error:
+            _exit(experiment, 3, str(error))
+        except checkpoints.CheckpointError as error:
+            _exit(experiment, 4, str(error))
+        except OSError as error:
+            _exit(experiment, 7, f"{error.strerror or error}: {error.filename or ''}")
 
 
-def _train(build: Callable[[Config, Data], Any], experiment: str, config: Config) -> None:
+def _train_experiment(
+    build: Callable[[Config, Data], Any], experiment: str, config: Config
+) -> None:
+    """Starts or resumes the run of an experiment, unless it is complete."""
     run_dir = directory.choose(config.run_dir, experiment)
     checkpoint = resume.unfinished(config, run_dir, experiment)
     complete = resume.complete(config, run_dir, checkpoint)
     if complete is not None:
         print(
-            f"{run_dir} is already complete: {complete['epochs']} epochs. To train on, give more "
-            "--epochs."
+            f"{run_dir} is already complete: {complete['epochs']} epochs. To train longer, give "
+            "more --epochs."
         )
         return
-    data = _load(config)
+    data = _load_data(config)
     if checkpoint is not None:
-        description = directory.read_json(run_dir / directory.CONFIG)
+        description = directory.read_config(run_dir)
         directory.refuse_changed_data(run_dir, description, data)
     signals.wait_for_steps()
-    with without_start_up_lines():
+    with streams.hide_startup_output():
         from vae_research.runs.session.building import choose_device
         from vae_research.runs.session.training import Session
 
@@ -135,13 +131,14 @@ def _train(build: Callable[[Config, Data], Any], experiment: str, config: Config
     Session(build, experiment, config, data, run_dir, checkpoint, device).run()
 
 
-def _study(
+def _carry_out_study(
     check: Callable[[Config, Data], None] | None,
     needs: Sequence[str],
     run_study: Callable[[Config, Data, Path], dict[str, Any]],
     experiment: str,
     config: Config,
 ) -> None:
+    """Carries out a study, unless it is complete."""
     missing = [name for name in needs if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -151,11 +148,11 @@ def _study(
     if resume.completed_study(config, run_dir, experiment):
         print(f"{run_dir} is already complete.")
         return
-    data = _load(config)
+    data = _load_data(config)
     if check is not None:
         check(config, data)
     signals.wait_for_steps()
-    with without_start_up_lines():
+    with streams.hide_startup_output():
         from vae_research.runs.session.building import choose_device
         from vae_research.runs.session.studies import carry_out
 
@@ -163,8 +160,14 @@ def _study(
     carry_out(run_study, experiment, config, data, run_dir, device)
 
 
-def _load(config: Config) -> Data:
-    with without_start_up_lines():  # images are decoded by TensorFlow
+def _load_data(config: Config) -> Data:
+    """Returns the data set that the flags name.
+
+    Raises:
+        DataError: there is no such data set, or it cannot be used.
+        UsageError: a batch is larger than the training data.
+    """
+    with streams.hide_startup_output():  # TensorFlow decodes the images
         data = data_of(config)
     if config.batch_size > len(data.train):
         raise UsageError(
@@ -174,34 +177,10 @@ def _load(config: Config) -> Data:
     return data
 
 
-@contextmanager
-def without_start_up_lines() -> Iterator[None]:
-    """Keeps the lines off the screen that TensorFlow prints when it is loaded and looks for GPUs.
-
-    They come from C++ before any log level is in force. Where loading fails they are shown.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what goes wrong raises in Python
-    sys.stderr.flush()
-    standard_error = os.dup(2)
-    with tempfile.TemporaryFile() as lines:
-        os.dup2(lines.fileno(), 2)
-        try:
-            yield
-        except ImportError:
-            lines.seek(0)
-            os.write(standard_error, lines.read())
-            raise
-        finally:
-            os.dup2(standard_error, 2)
-            os.close(standard_error)
-
-
-def _end(experiment: str, code: int, message: str, arguments: list[str] | None = None) -> None:
+def _exit(experiment: str, code: int, message: str, *, traceback: bool = True) -> NoReturn:
     """Prints one line and exits; with `--debug` the traceback comes first."""
-    if arguments is not None and "debug" in flags.FLAGS and flags.FLAGS["debug"].value:
-        import traceback
-
-        traceback.print_exc()
+    if traceback and "debug" in flags.FLAGS and flags.FLAGS["debug"].value:
+        print_exc()
     print(f"{experiment}: {' '.join(message.split())}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)

@@ -6,13 +6,13 @@ from typing import ClassVar
 
 
 class RunError(Exception):
-    """Ends a run: one line on standard error, and the exit code of its kind."""
+    """Ends a run with one line on standard error and the exit code of its class."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(RunError):
-    """A flag, or a combination of flags, that cannot be."""
+    """A flag, or a combination of flags, is not valid."""
 
     exit_code = 2
 
@@ -24,18 +24,18 @@ class DirectoryInUseError(RunError):
 
 
 class DivergedError(RunError):
-    """The loss is no longer a number."""
+    """The loss or the state is no longer finite."""
 
     exit_code = 6
 
 
 class FileSystemError(RunError):
-    """The run directory cannot be written to, or the machine has not enough memory."""
+    """The run directory cannot be written, or memory is exhausted."""
 
     exit_code = 7
 
 
 class TerminatedError(RunError):
-    """The process was asked to end (SIGTERM)."""
+    """The process received SIGTERM or SIGHUP."""
 
     exit_code = 143

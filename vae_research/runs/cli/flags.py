@@ -1,8 +1,8 @@
-"""Flags: the standard ones of every experiment, and what an experiment uses to define its own.
+"""Flags: the standard ones of every experiment, and functions to define an experiment's own.
 
-All of it is absl. The definitions here differ from absl's own in that numbers are finite and in
-range, messages name the nearest choice, and two experiments of one process may use the same name.
-Importing this module defines no flag.
+The flags are absl's. Unlike absl's own definitions, those here require numbers to be finite and in
+range, name the nearest choice in messages, and let two experiments in one process define flags of
+the same name. Importing this module defines no flag.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 
 from absl import flags
 
+from vae_research.arguments import LARGEST_SEED
 from vae_research.data import DATASETS
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.parsers import Auto, Choice, Number, Numbers, Range, Serializer
 from vae_research.settings import did_you_mean
 
-flags.disclaim_key_flags()  # a flag belongs to the module that asks for its definition
+flags.disclaim_key_flags()  # a flag belongs to the module that calls define_...()
 
 _STANDARD = "vae_research.runs"
-LARGEST_SEED = 2**32 - 1
 
-# Flags by the module that asked for them. absl has one flag for each name in a process, and would
-# give that of the experiment that was imported last.
+# Flags by the module that asked for them. absl has one flag per name and process, which would be
+# the one of the experiment that was imported last.
 _defined: dict[str, dict[str, flags.Flag]] = {}
-# Defaults of standard flags that an experiment changes, by its module.
+# Defaults of standard flags that an experiment overrides, by its module.
 _defaults: dict[str, dict[str, Any]] = {}
 
 
@@ -36,7 +36,7 @@ class Config:
     """The values of all flags of a run, as attributes.
 
     Raises:
-        AttributeError: no such flag; the message names the nearest.
+        AttributeError: there is no such flag; the message names the nearest.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -77,7 +77,7 @@ def define_float(
 
 
 def define_auto_integer(name: str, help: str, *, minimum: int = 1) -> flags.FlagHolder:
-    """Defines a flag that is an integer or `auto`, the default, which the config has as None."""
+    """Defines a flag that is an integer or `auto`, the default, which becomes None."""
     return _define(Auto(Number(int, minimum)), name, None, help)
 
 
@@ -91,19 +91,19 @@ def define_choice(
 def define_integers(
     name: str, default: Sequence[int], help: str, *, minimum: int = 1
 ) -> flags.FlagHolder:
-    """Defines a flag that is a list of integers with commas between them."""
+    """Defines a flag that is a comma-separated list of integers."""
     return _define(Numbers(Number(int, minimum)), name, tuple(default), help)
 
 
 def define_floats(
     name: str, default: Sequence[float], help: str, *, minimum: float = 0.0
 ) -> flags.FlagHolder:
-    """Defines a flag that is a list of finite numbers with commas between them."""
+    """Defines a flag that is a comma-separated list of finite numbers."""
     return _define(Numbers(Number(float, minimum)), name, tuple(default), help)
 
 
 def define_range(name: str, default: tuple[int, int] | None, help: str) -> flags.FlagHolder:
-    """Defines a flag that is two integers, from 1, the first not above the last."""
+    """Defines a flag that is two integers `first,last` with 1 <= first <= last."""
     return _define(Range(), name, default, help)
 
 
@@ -118,7 +118,7 @@ def define_boolean(name: str, default: bool, help: str) -> flags.FlagHolder:
 
 
 def set_defaults(**values: Any) -> None:
-    """Changes defaults of standard flags for the experiment in whose file it is called."""
+    """Changes defaults of standard flags for the experiment whose file calls this."""
     _defaults[sys._getframe(1).f_globals["__name__"]] = values
 
 
@@ -126,13 +126,11 @@ def define_standard_flags() -> None:
     """Defines the flags that every experiment has."""
     if _STANDARD in _defined:
         return
-    define_string("run_dir", None, "where the run is written; default runs/EXPERIMENT/DATE-TIME")
-    define_integer("epochs", 10, "passes over the training images", minimum=1)
-    define_integer("batch_size", 128, "images in a training step", minimum=1)
-    define_float("learning_rate", 1e-3, "step size of Adam", above=0.0)
-    define_integer(
-        "seed", 0, "of initial weights, data order and noise", minimum=0, maximum=LARGEST_SEED
-    )
+    define_string("run_dir", None, "directory of the run; default runs/EXPERIMENT/DATE-TIME")
+    define_integer("epochs", 10, "passes over the training data", minimum=1)
+    define_integer("batch_size", 128, "examples in a training step", minimum=1)
+    define_float("learning_rate", 1e-3, "learning rate of Adam", above=0.0)
+    define_integer("seed", 0, "seed of initial weights, data order and noise", maximum=LARGEST_SEED)
     define_string(
         "dataset",
         "mnist",
@@ -141,103 +139,126 @@ def define_standard_flags() -> None:
     define_integer(
         "image_size",
         None,
-        "pixels a side to which a folder's images are resized; default as they are",
+        "side, in pixels, to which the images of a folder are resized; default: not resized",
         minimum=1,
     )
     define_choice(
-        "channels", None, ("1", "3"), "of a folder's images: 1 grey, 3 RGB; default as they are"
+        "channels",
+        None,
+        ("1", "3"),
+        "channels to which the images of a folder are converted: 1 is grey, 3 is RGB; default: not "
+        "converted",
     )
-    define_integer("bad_images", 0, "images of a folder that may be left out as damaged")
+    define_integer(
+        "bad_images", 0, "number of damaged images that may be left out of a folder of images"
+    )
     define_choice(
         "rescale",
         None,
         ("none", "unit", "standardize"),
-        "what is done to the values: unit maps them to [0, 1], standardize to mean 0 and variance "
-        "1; default unit for 8-bit images, none for other data",
+        "scaling of the values: unit maps them to [0, 1], standardize to mean 0 and variance 1; "
+        "default: unit for 8-bit images, none for other data",
     )
     define_choice(
         "binarize",
         None,
         ("none", "threshold", "static", "dynamic"),
-        "pixels become 0 or 1: by a threshold of 0.5, by one random draw, or by a new random draw "
-        "in every epoch; held-out images always see the same draw; default dynamic for mnist and "
-        "fashion_mnist, none for other data",
+        "how pixels become 0 or 1: by a threshold of 0.5, by one random draw (static), or by a new "
+        "random draw in every epoch (dynamic); held-out images always get the same draw; default: "
+        "dynamic for mnist and fashion_mnist, none for other data",
     )
-    define_integer("latent_dim", 20, "latent dimensions", minimum=1)
+    define_integer("latent_dim", 20, "number of latent dimensions", minimum=1)
     define_integer(
-        "importance_samples", 200, "samples of z for each test image in the NLL", minimum=1
+        "importance_samples",
+        200,
+        "samples of z per test image in the importance-weighted estimate of the NLL",
+        minimum=1,
     )
     define_auto_integer(
         "evaluation_rows",
-        "test images times samples that are decoded at once, which bounds the memory; default "
-        "auto: about two million pixels of them",
+        "test images times samples that are decoded at once, which limits the memory needed; "
+        "default auto: as many as have about two million pixels",
     )
     define_choice(
-        "precision", "float32", ("float32", "mixed_bfloat16"), "of the networks' arithmetic"
+        "precision",
+        "float32",
+        ("float32", "mixed_bfloat16"),
+        "number format of the networks' arithmetic, a dtype policy of Keras",
     )
     define_choice(
         "jit",
         "auto",
         ("auto", "on", "off"),
-        "compile with XLA; auto: where it can compile the model and, on a CPU, there are no "
-        "convolutions, which it makes slower",
+        "compile with XLA; auto: if XLA can compile the model, but no convolutions on a CPU, which "
+        "would be slower",
     )
     define_auto_integer(
         "steps_per_call",
-        "optimizer steps in one compiled call, with --log_every_steps a divisor of that; default "
-        "auto: about half a second of them",
+        "optimizer steps in one compiled call, a divisor of --log_every_steps and of "
+        "--checkpoint_steps; default auto: about half a second of steps",
     )
-    define_choice("device", "auto", ("auto", "cpu", "gpu"), "auto takes a GPU where there is one")
-    define_boolean("run_eagerly", False, "run step by step in Python, for a debugger")
+    define_choice(
+        "device", "auto", ("auto", "cpu", "gpu"), "where to compute; auto: on a GPU if there is one"
+    )
+    define_boolean("run_eagerly", False, "run each step uncompiled in Python, for a debugger")
     define_integer(
-        "log_every_steps", 0, "steps between training figures in TensorBoard; 0: by epoch"
+        "log_every_steps",
+        0,
+        "steps between training figures in TensorBoard; 0: once per epoch",
     )
     define_integer(
         "gradients_every_steps",
         500,
-        "steps between norms of the terms' gradients in TensorBoard, on one fixed batch; 0: none",
+        "steps between measurements of the gradient norm of each loss term, on one fixed batch, "
+        "for TensorBoard; 0: never",
     )
-    define_boolean("tensorboard", True, "write for TensorBoard; metrics.jsonl is written anyhow")
+    define_boolean("tensorboard", True, "write event files; metrics.jsonl is written in any case")
     define_range(
         "profile_steps",
         None,
-        "first and last optimizer step of a profile for TensorBoard; default none",
+        "first and last optimizer step of a profile for TensorBoard; default: no profile",
     )
     define_choice(
         "resume",
         "auto",
         ("auto", "never", "must"),
-        "go on with an unfinished run in --run_dir: where there is one, never, or else fail",
+        "auto: resume an unfinished run in --run_dir, otherwise start a new one; never: fail if "
+        "--run_dir holds a run; must: fail if there is nothing to resume",
     )
     define_choice(
         "on_nonfinite",
         "stop",
         ("stop", "skip"),
-        "where a step would make anything NaN or infinite: undo it and end, or go on without it",
+        "what to do if a step makes anything NaN or infinite: stop undoes the step and ends the "
+        "run, skip undoes it and continues",
     )
     define_float(
         "checkpoint_minutes",
         0.5,
-        "minutes between checkpoints, or 100 times what the last one took where that is longer; 0: "
-        "not by time. The end of a run is always saved",
+        "minutes between checkpoints, or 100 times the duration of the last save if that is "
+        "longer; 0: not by time. The end of a run is always saved",
     )
     define_integer("checkpoint_epochs", 0, "epochs between checkpoints; 0: not by epoch")
     define_integer("checkpoint_steps", 0, "optimizer steps between checkpoints; 0: not by step")
     define_integer(
-        "verbose", 1, "0 nothing, 1 a progress bar where there is a terminal, 2 lines", maximum=2
+        "verbose",
+        1,
+        "0: print nothing; 1: a line per epoch, and a progress bar in a terminal; 2: lines only",
+        maximum=2,
     )
-    define_boolean("debug", False, "show the traceback of an error")
+    define_boolean("debug", False, "print the traceback of an error")
 
 
 def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
     """Returns the values of all flags.
 
     Args:
-        build: the experiment's function; its module's flags are the experiment's own.
+        build: the experiment's function; the flags of its module are the experiment's own.
         arguments: the command line without the program. `--help` prints and exits with 0.
 
     Raises:
-        UsageError: an unknown flag, a bad value, a stray argument, a flag given twice.
+        UsageError: a flag is unknown or given twice, a value is not valid, or an argument is not a
+            flag.
     """
     define_standard_flags()
     if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(arguments):
@@ -266,22 +287,24 @@ def parse(build: Callable[..., Any], arguments: Sequence[str]) -> Config:
 
 
 def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Config:
-    """Returns the config that an experiment's command would have, for use without a command line.
+    """Returns the config of an experiment's command, for use without a command line.
 
     Args:
         experiment: the imported experiment, or its `build` (a study's `run_study`).
         values: flags that differ from their defaults.
 
     Raises:
-        UsageError: no such flag, or a bad value.
+        UsageError: there is no such flag, or a value is not valid.
 
     >>> configure(lambda config, data: None, latent_dim=2).latent_dim
     2
     """
     define_standard_flags()
-    build = experiment
+    build: Callable[..., Any]
     if isinstance(experiment, ModuleType):
         build = experiment.build if hasattr(experiment, "build") else experiment.run_study
+    else:
+        build = experiment
     known = _flags_of(build)
     config = _defaults_of(build, known)
     for name, value in values.items():
@@ -325,7 +348,7 @@ def _register(name: str, holder: flags.FlagHolder) -> flags.FlagHolder:
 def _flags_of(build: Callable[..., Any]) -> dict[str, flags.Flag]:
     """Returns the standard flags and those of the experiment's file, by name.
 
-    Those that the file defines by absl's own functions are among them.
+    Flags that the file defines with absl's own functions are included.
     """
     module = sys.argv[0] if build.__module__ == "__main__" else build.__module__
     absl_flags = {flag.name: flag for flag in flags.FLAGS.flags_by_module_dict().get(module, [])}
@@ -336,7 +359,7 @@ def _defaults_of(build: Callable[..., Any], known: dict[str, flags.Flag]) -> dic
     """Returns the default of every flag.
 
     Raises:
-        ValueError: the experiment's `set_defaults` names no standard flag, or a bad value.
+        ValueError: the experiment's `set_defaults` has an unknown name or an invalid value.
     """
     defaults = {name: flag.default for name, flag in known.items()}
     for name, value in _defaults.get(build.__module__, {}).items():
@@ -353,7 +376,7 @@ def _defaults_of(build: Callable[..., Any], known: dict[str, flags.Flag]) -> dic
 
 
 def _refuse_contradictions(arguments: Sequence[str]) -> None:
-    """absl takes the last of several values in silence."""
+    """Raises UsageError if a flag has two values, of which absl would silently take the last."""
     seen: dict[str, str] = {}
     for index, argument in enumerate(arguments):
         if not argument.startswith("-"):
@@ -391,5 +414,5 @@ def _help_line(flag: flags.Flag, default: Any) -> str:
 
 
 def experiment_file(build: Callable[..., Any]) -> Path:
-    """Returns the file in which an experiment's `build` stands."""
+    """Returns the file that defines an experiment's `build`."""
     return Path(build.__code__.co_filename).absolute()

@@ -1,6 +1,6 @@
-"""What a flag's text may be: numbers in a range, words of a list, lists of integers.
+"""Parsers of flag values: numbers in a range, choices, lists of numbers.
 
-Their errors say what a value must be; absl puts the flag's name and the value before it.
+Their errors say what a value must be; absl prepends the name of the flag and the value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LARGEST_FLOAT32 = 3.4028235e38
 
 
 class Number(flags.ArgumentParser):
-    """An integer or a finite float in a range."""
+    """An integer, or a finite float, in a range."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Number(flags.ArgumentParser):
         except (TypeError, ValueError, OverflowError):
             raise error from None
         outside = (
-            not abs(value) <= _LARGEST_FLOAT32  # nor NaN, which compares with nothing
+            not abs(value) <= _LARGEST_FLOAT32  # written so that it is true of NaN
             or (self.minimum is not None and value < self.minimum)
             or (self.maximum is not None and value > self.maximum)
             or (self.above is not None and value <= self.above)
@@ -77,7 +77,7 @@ class Choice(flags.ArgumentParser):
 
 
 class Auto(flags.ArgumentParser):
-    """The word `auto`, which becomes None, or what another parser takes."""
+    """The word `auto`, which becomes None, or a value of another parser."""
 
     def __init__(self, other: flags.ArgumentParser) -> None:
         self.other = other
@@ -96,12 +96,12 @@ class Auto(flags.ArgumentParser):
 
 
 class Numbers(flags.ArgumentParser):
-    """Numbers with commas between them, at least one."""
+    """A comma-separated list of at least one number."""
 
     def __init__(self, item: Number) -> None:
         self.item = item
         kind = "integers" if item.kind is int else "finite numbers"
-        self.syntactic_help = f"{kind} >= {item.minimum:g} with commas between them"
+        self.syntactic_help = f"{kind} >= {item.minimum:g} separated by commas"
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
         items = argument.split(",") if isinstance(argument, str) else argument
@@ -118,7 +118,7 @@ class Numbers(flags.ArgumentParser):
 
 
 class Range(flags.ArgumentParser):
-    """Two positive integers with a comma between them, the first not above the last."""
+    """Two integers `first,last` with 1 <= first <= last."""
 
     syntactic_help = "two integers first,last with 1 <= first <= last"
 
@@ -137,7 +137,7 @@ class Range(flags.ArgumentParser):
 
 
 class Serializer(flags.ArgumentSerializer):
-    """From a value to the text that would be parsed to it."""
+    """Turns a value into the text that is parsed to it."""
 
     def serialize(self, value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run at the next step, as exceptions.
+"""Ctrl-C, SIGTERM and SIGHUP as exceptions that end a run after the current step.
 
-While TensorFlow is at work, an exception that a signal raises anywhere may be caught by code that
-catches everything, or come out of a trace as an error of TensorFlow's own. From the import of
-TensorFlow on, a signal is therefore only noted, and raised between two steps. A second one ends the
+An exception raised at an arbitrary point inside TensorFlow may be swallowed by code that catches
+everything, or come out of a trace as one of TensorFlow's own errors. After TensorFlow has been
+imported, a signal is therefore only recorded and raised between two steps. A second signal ends the
 process at once.
 """
 
@@ -11,55 +11,55 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable
-from typing import Any
+from types import FrameType
 
 from vae_research.runs.cli.errors import TerminatedError
 
+HOW_TO_RESUME = "to resume a run that has started, repeat the command with its --run_dir."
+
 _received: list[int] = []
-# A terminal that is closed sends SIGHUP; Windows has none.
+# Closing a terminal sends SIGHUP, which Windows does not have.
 _TERMINATING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
 
 def listen() -> None:
-    """Makes SIGTERM and SIGHUP exceptions, as Ctrl-C is one."""
-    _handle(_TERMINATING, _raise_now)
+    """Makes SIGTERM and SIGHUP raise an exception, as Ctrl-C does."""
+    _handle(_TERMINATING, _raise_at_once)
 
 
 def wait_for_steps() -> None:
-    """Notes signals from here on; `raise_if_received` raises them."""
-    _handle((*_TERMINATING, signal.SIGINT), _note)
+    """From now on, records signals until `raise_if_received` raises them."""
+    _handle((*_TERMINATING, signal.SIGINT), _record)
 
 
 def is_received() -> bool:
-    """Returns whether a signal has come that `raise_if_received` would raise."""
+    """Returns whether `raise_if_received` would raise."""
     return bool(_received)
 
 
 def raise_if_received() -> None:
-    """Raises KeyboardInterrupt or TerminatedError where the signal has come."""
+    """Raises KeyboardInterrupt or TerminatedError if a signal has been received."""
     if any(number in _TERMINATING for number in _received):
-        raise TerminatedError(
-            "terminated; a run that has begun goes on with the same command and --run_dir."
-        )
+        raise TerminatedError(f"terminated; {HOW_TO_RESUME}")
     if _received:
         raise KeyboardInterrupt
 
 
-def _handle(numbers: Iterable[int], function: Callable[[int, Any], None]) -> None:
+def _handle(numbers: Iterable[int], function: Callable[[int, FrameType | None], None]) -> None:
     for number in numbers:
-        # A shell has Ctrl-C ignored in the background, nohup has SIGHUP ignored.
+        # A shell ignores Ctrl-C for commands in the background; nohup ignores SIGHUP.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, function)
 
 
-def _raise_now(number: int, frame: Any) -> None:
+def _raise_at_once(number: int, frame: FrameType | None) -> None:
     _received.append(number)
     raise_if_received()
 
 
-def _note(number: int, frame: Any) -> None:
+def _record(number: int, frame: FrameType | None) -> None:
     if _received:
         os._exit(128 + number)
     _received.append(number)

@@ -1,33 +1,34 @@
-"""A run does not end because nobody listens to it any more."""
+"""Standard streams of a command: closed ones, pipes that nobody reads, output of libraries."""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 
-def open_what_is_closed() -> None:
-    """Has standard streams lead nowhere that were closed before the process began.
+def redirect_closed_streams() -> None:
+    """Redirects standard streams that were closed at start-up to /dev/null.
 
-    The next file that is opened would get the number of one, and what is printed with it.
+    Otherwise the next file that is opened gets the number of a closed stream, and what is printed.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            # Gets the lowest number that is free; the processes that are begun here inherit it.
+            # The lowest free number is this one. Child processes inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-        if getattr(sys, name) is None:  # the number may be that of a file by now
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, os.fdopen(nowhere, "w" if number else "r"))
+        if getattr(sys, name) is None:  # a file may have taken the number already
+            null = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(null, "w" if number else "r"))
 
 
 @contextmanager
-def may_be_closed() -> Iterator[None]:
-    """Lets standard output and standard error lead nowhere: nobody reads the pipe any more."""
+def tolerate_closed_streams() -> Iterator[None]:
+    """Discards output if it cannot be written, as when nobody reads the pipe any more."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_Tolerant, before)
     try:
@@ -38,10 +39,32 @@ def may_be_closed() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-class _Tolerant:
-    """A stream that goes nowhere from the first error on."""
+@contextmanager
+def hide_startup_output() -> Iterator[None]:
+    """Hides the lines that TensorFlow prints when it is loaded and looks for GPUs.
 
-    def __init__(self, stream: Any) -> None:
+    They come from C++ before any log level applies. They are shown if the import fails.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors are raised in Python
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with tempfile.TemporaryFile() as lines:
+        os.dup2(lines.fileno(), 2)
+        try:
+            yield
+        except ImportError:
+            lines.seek(0)
+            os.write(standard_error, lines.read())
+            raise
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+
+
+class _Tolerant:
+    """A text stream that discards everything after the first error."""
+
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
@@ -51,17 +74,17 @@ class _Tolerant:
         try:
             return self._stream.write(text)
         except OSError:
-            self._give_up()
+            self._discard()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            self._give_up()
+            self._discard()
 
-    def _give_up(self) -> None:
-        # What is in the stream's buffer would fail again at the end of the process.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+    def _discard(self) -> None:
+        # The stream's buffer still holds text, which would fail again at the end of the process.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)

@@ -1,1 +1,1 @@
-"""What a run says: config.json, the screen, figures and tables."""
+"""What a run writes and prints: config.json, the screen, figures and saved networks."""

@@ -1,4 +1,4 @@
-"""The run directory: where it is, whether it may be used, and what it says of a run."""
+"""The run directory: its path, its lock, and the files that describe a run."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from vae_research.data import Data
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, UsageError
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", "lock"
-# The step at which a run has diverged.
+# The step at which a run diverged.
 NONFINITE = "nonfinite.json"
 
 
 def choose(run_dir: str | None, experiment: str) -> Path:
     """Returns the absolute path of the run directory, after checking that it can be written.
 
-    Nothing is created. Without `run_dir` it is `runs/EXPERIMENT/YYYYMMDD-HHMMSS` here.
+    Nothing is created. The default is `runs/EXPERIMENT/YYYYMMDD-HHMMSS` in the current folder.
 
     Raises:
-        UsageError: a name with control characters, or that is no valid text.
+        UsageError: the name has control characters or is not valid text.
         FileSystemError: it is a file, or cannot be written.
     """
     if run_dir is None:
         path = Path("runs", experiment, datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
     else:
-        # What a terminal cannot print, a message about it cannot say and a log cannot hold.
+        # A name that cannot be printed could not appear in messages and logs either.
         if not run_dir.strip() or not run_dir.isprintable():
             raise UsageError(
                 f"--run_dir={run_dir!r}: the name must not be empty or have line breaks, control "
-                "characters or bytes that are no text."
+                "characters or bytes that are not text."
             )
         try:
             path = Path(run_dir).expanduser()
-        except RuntimeError as error:  # ~ of a user that is not there
+        except RuntimeError as error:  # ~ of a user that does not exist
             raise FileSystemError(f"{run_dir} cannot be the run directory: {error}") from error
     path = path.absolute()
     existing = path
@@ -66,13 +66,13 @@ def choose(run_dir: str | None, experiment: str) -> Path:
 
 
 def create(path: Path, *, may_exist: bool) -> Path:
-    """Makes the run directory and returns its path, that of a neighbour where it is taken.
+    """Makes the run directory and returns its path, with a number appended if the name is taken.
 
     Two runs that start in the same second would choose the same name.
 
     Args:
         path: what `choose` returned.
-        may_exist: the user named it; what is there already is the run to go on with.
+        may_exist: use the directory if it exists; the user named it, and it is the run to resume.
     """
     if may_exist:
         path.mkdir(parents=True, exist_ok=True)
@@ -91,8 +91,8 @@ def refuse_full_disk(path: Path, needed: int) -> None:
     """Raises FileSystemError unless the disk of a run directory has room for its checkpoints.
 
     Args:
-        path: of the run directory, which need not exist.
-        needed: bytes.
+        path: the run directory, which need not exist.
+        needed: size of the checkpoints in bytes.
     """
     while not path.exists():
         path = path.parent
@@ -105,10 +105,10 @@ def refuse_full_disk(path: Path, needed: int) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns a JSON object, or None where there is no file.
+    """Returns a JSON object, or None if the file does not exist.
 
     Raises:
-        UsageError: the file is no JSON object.
+        UsageError: the file cannot be read or is not a JSON object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -121,13 +121,25 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found
 
 
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """Returns the config.json of a run or a study.
+
+    Raises:
+        UsageError: there is none.
+    """
+    description = read_json(run_dir / CONFIG)
+    if description is None:
+        raise UsageError(f"{run_dir} holds no run: there is no {CONFIG}.")
+    return description
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON object, whole or not at all."""
+    """Replaces a file by a JSON object, atomically."""
     files.replace(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl; a last line that was cut off is left out."""
+    """Returns the lines of metrics.jsonl, without a last line that was cut off."""
     records = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -139,22 +151,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def refuse_changed_data(run_dir: Path, description: dict[str, Any], data: Data) -> None:
-    """Raises CheckpointError unless the data are those that a run was trained with.
+    """Raises CheckpointError unless the data are those that a run was trained on.
 
     Args:
         run_dir: the run, for the message.
         description: the contents of its config.json.
-        data: what its data set is now.
+        data: its data set as it is now.
     """
     if data.fingerprint != description["data"]["fingerprint"]:
         raise CheckpointError(
-            f"{data.name} has changed since {run_dir} was begun (fingerprint). Give another "
+            f"{data.name} has changed since {run_dir} was started (fingerprint). Give another "
             "--run_dir for a new run."
         )
 
 
 def refuse_in_use(folder: Path) -> None:
-    """Raises DirectoryInUseError where another process writes to a run directory."""
+    """Raises DirectoryInUseError if another process writes to a run directory."""
     if (folder / LOCK).exists():
         with locked(folder, writes=False):
             pass
@@ -162,11 +174,11 @@ def refuse_in_use(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
-    """Holds the lock of a run directory; a killed holder frees it.
+    """Holds the lock of a run directory, which is also released if the process is killed.
 
     Args:
         folder: the run directory.
-        writes: leave a line in the lock that says who holds it.
+        writes: write a line into the lock file that says which process holds it.
 
     Raises:
         DirectoryInUseError: another process holds it.
@@ -196,5 +208,5 @@ def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
 
 
 def as_plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns values as JSON gives them back, so that they can be compared with a saved run's."""
+    """Returns values as they come back from JSON, for a comparison with those of a saved run."""
     return json.loads(json.dumps(values))

@@ -1,4 +1,4 @@
-"""A finished run, back in Python."""
+"""Loads a run back into Python."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that was loaded: the model with its trained weights, its data and its flags.
+    """A loaded run: the model with its trained weights, its data and its flags.
 
     Attributes:
-        summary: the contents of summary.json, None for a run that was not finished.
+        path: the run directory.
+        model: the model, with the values of the newest intact checkpoint.
+        data: the data set.
+        config: the flags.
+        summary: the contents of summary.json, None if the run is not finished.
     """
 
     path: Path
@@ -35,22 +39,23 @@ class Run:
 
 
 def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = None) -> Run:
-    """Returns model, data and config of a run.
+    """Returns the model, the data and the flags of a run.
 
-    The model is built as the run built it, by the experiment's own file, and then given the values
-    of the newest whole checkpoint.
+    The experiment's own file builds the model as in the run; the values come from the newest intact
+    checkpoint.
 
     Args:
         path: the run directory.
-        build: the experiment's `build`, where its file has moved.
+        build: the experiment's `build`; needed only if its file has moved.
 
     Raises:
-        UsageError: there is no run, or its experiment's file is gone.
-        DataError: its data set is gone, or is not what it was.
-        CheckpointError: it has no checkpoint, or one of another model.
+        UsageError: there is no run, or the file of its experiment is gone.
+        DataError: its data set is gone or cannot be used.
+        CheckpointError: there is no checkpoint, it is of another model, or the data set has
+            changed.
     """
     path = Path(path).expanduser().absolute()
-    _description(path)
+    directory.read_config(path)  # "holds no run" comes before "has no checkpoint"
     checkpoint = checkpoints.newest(path / "checkpoints")
     if checkpoint is None:
         runs = sorted(found.parent.name for found in path.glob(f"*/{directory.CONFIG}"))
@@ -66,7 +71,7 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
 def rebuild(
     path: Path, build: Callable[[Config, Data], VAE] | None = None
 ) -> tuple[VAE, Data, Config, dict[str, Any]]:
-    """Returns the model of a run as it was built, its data, its flags and its config.json.
+    """Returns the model of a run as it was before training, its data, flags and config.json.
 
     Raises:
         UsageError, DataError, CheckpointError: as `load_run`.
@@ -75,8 +80,8 @@ def rebuild(
 
     from vae_research.runs.session.building import build_model
 
-    description = _description(path)
-    # JSON has lists where a flag has a tuple.
+    description = directory.read_config(path)
+    # The tuples of flags are lists in JSON.
     values = description["flags"].items()
     config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
     data = data_of(config)
@@ -86,7 +91,7 @@ def rebuild(
     try:
         model = build_model(build or _build_of(Path(description["file"])), config, data)
     finally:
-        keras.config.set_dtype_policy(policy)  # the caller's own models have the caller's
+        keras.config.set_dtype_policy(policy)  # the one of the caller's own models
     return model, data, config, description
 
 
@@ -94,7 +99,7 @@ def data_of(config: Config) -> Data:
     """Returns the data set that the flags of a run name.
 
     Raises:
-        DataError: no such data set, or one that cannot be used.
+        DataError: there is no such data set, or it cannot be used.
     """
     return load_data(
         config.dataset,
@@ -106,14 +111,8 @@ def data_of(config: Config) -> Data:
     )
 
 
-def _description(path: Path) -> dict[str, Any]:
-    description = directory.read_json(path / directory.CONFIG)
-    if description is None:
-        raise UsageError(f"{path} holds no run: there is no {directory.CONFIG}.")
-    return description
-
-
 def _build_of(file: Path) -> Callable[[Config, Data], VAE]:
+    """Returns the `build` of an experiment's file, which is imported unless it already is."""
     name = f"experiments.{file.stem}"
     module = sys.modules.get(name)
     if module is None or getattr(module, "__file__", None) != str(file):
@@ -123,9 +122,11 @@ def _build_of(file: Path) -> Callable[[Config, Data], VAE]:
                 "load_run(path, build=...)."
             )
         spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"{file} is not a Python file.")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # a dataclass looks its own module up
-        sys.path.insert(0, str(file.parent))  # as in the command: modules beside it can be imported
+        sys.modules[name] = module  # a dataclass looks up its own module
+        sys.path.insert(0, str(file.parent))  # as in the command: it may import modules beside it
         try:
             spec.loader.exec_module(module)
         finally:

@@ -1,4 +1,4 @@
-"""The logs of a run, put back to where they were when a checkpoint was taken.
+"""Truncates the logs of a run to their lengths at a checkpoint.
 
 A run that was killed has logged steps that it will train again.
 """
@@ -17,19 +17,19 @@ _EVENTS = ("train/events.out.tfevents.*", "validation/events.out.tfevents.*")
 
 
 def lengths(run_dir: Path) -> dict[str, int]:
-    """Returns the length of metrics.jsonl and of every event file, bytes by name.
+    """Returns the length of metrics.jsonl and of every event file, in bytes, by name.
 
-    It waits for events that are still to be written: in a file cut to its length they would miss.
+    Waits for events that are still to be written, because `rewind` would cut them off.
     """
     settle()
     return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in _logs_of(run_dir)}
 
 
 def rewind(run_dir: Path, lengths: Mapping[str, int]) -> list[str]:
-    """Cuts the logs off at what `lengths` returned; files that were begun later are removed.
+    """Truncates the logs to what `lengths` returned and removes files that were created later.
 
     Returns:
-        The names of those that are shorter than they were, which nothing can be done about.
+        The names of logs that are missing or shorter than that; they cannot be repaired.
     """
     short = []
     for path in _logs_of(run_dir):

@@ -1,4 +1,4 @@
-"""What a run that is continued is bit for bit the unbroken run under: the same profile."""
+"""The environment in which a resumed run is bit-exact with an uninterrupted one: its profile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vae_research.runs.cli.flags import Config
 
 
 def profile(execution: Execution, config: Config, device: str) -> dict[str, str]:
-    """Returns what the last bit of a result may depend on, in words by name."""
+    """Returns everything that the last bit of a result may depend on, as text by name."""
     threads = (
         tf.config.threading.get_intra_op_parallelism_threads(),
         tf.config.threading.get_inter_op_parallelism_threads(),
@@ -37,8 +37,8 @@ def claim(now: Mapping[str, str], saved: Mapping[str, str], before: str = "") ->
 
     Args:
         now: the profile of this session.
-        saved: that of the checkpoint it goes on from; empty at the beginning of a run.
-        before: what earlier sessions of the run could promise.
+        saved: the profile of the checkpoint that is resumed; empty at the start of a run.
+        before: the claim of the run's previous session.
 
     >>> claim({"device": "CPU", "cpu": "A"}, {"device": "CPU", "cpu": "B"})
     'valid, not bit-exact: cpu was B, now A'
@@ -57,13 +57,13 @@ def claim(now: Mapping[str, str], saved: Mapping[str, str], before: str = "") ->
     return "bit-exact"
 
 
-def _cores() -> int:
+def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _cpu() -> str:
-    """Returns the name of the processor and a short hash of what it can do."""
-    found = {}
+    """Returns the name of the processor and a short hash of its feature flags."""
+    found: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:

@@ -1,4 +1,4 @@
-"""What a run directory holds already, and whether a command may go on with it."""
+"""What a run directory already holds, and whether a command may resume it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import Config
 from vae_research.runs.session import directory
 
-# What may differ between an unfinished run and the command that goes on with it.
+# Flags that may differ between an unfinished run and the command that resumes it.
 MAY_CHANGE = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
 MAY_CHANGE |= {"on_nonfinite", "checkpoint_minutes", "checkpoint_epochs", "checkpoint_steps"}
 MAY_CHANGE |= {"importance_samples", "evaluation_rows", "run_eagerly", "jit", "steps_per_call"}
@@ -18,12 +18,12 @@ MAY_CHANGE |= {"tensorboard", "profile_steps", "gradients_every_steps"}
 
 
 def unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.Checkpoint | None:
-    """Returns the checkpoint to go on from, None for a new run.
+    """Returns the checkpoint to resume from, None for a new run.
 
     Raises:
         UsageError: the directory holds something else, or a run with other flags.
         DirectoryInUseError: another process writes to it.
-        CheckpointError: `--resume=must` and there is none, or none is whole.
+        CheckpointError: there is no checkpoint but `--resume=must`, or none is intact.
     """
     found = _held(config, run_dir, experiment, MAY_CHANGE)
     checkpoint = checkpoints.newest(run_dir / "checkpoints") if found is not None else None
@@ -35,19 +35,19 @@ def unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.Ch
 def complete(
     config: Config, run_dir: Path, checkpoint: checkpoints.Checkpoint | None
 ) -> dict[str, Any] | None:
-    """Returns the summary of a run that has all the epochs that are asked for, otherwise None."""
+    """Returns the summary of a run that has all the epochs that `config` asks for, else None."""
     if checkpoint is None or checkpoint.epoch < config.epochs:
         return None
     return directory.read_json(run_dir / directory.SUMMARY)
 
 
 def completed_study(config: Config, run_dir: Path, experiment: str) -> bool:
-    """Returns whether the directory holds this study, complete.
+    """Returns whether the directory holds this study and it is complete.
 
     Raises:
         UsageError: the directory holds something else, or a study with other flags.
         DirectoryInUseError: another process writes to it.
-        CheckpointError: `--resume=must` and there is no study.
+        CheckpointError: there is no study but `--resume=must`.
     """
     found = _held(config, run_dir, experiment, {"run_dir", "resume", "verbose", "debug", "device"})
     if found is None and config.resume == "must":
@@ -58,11 +58,11 @@ def completed_study(config: Config, run_dir: Path, experiment: str) -> bool:
 def _held(
     config: Config, run_dir: Path, experiment: str, harmless: set[str]
 ) -> dict[str, Any] | None:
-    """Returns the config.json of what the directory holds, None where it holds nothing."""
+    """Returns the config.json of what the directory holds, None if it holds nothing."""
     directory.refuse_in_use(run_dir)
     found = directory.read_json(run_dir / directory.CONFIG)
     if found is None:
-        # All that a run leaves that stopped before it wrote its config.
+        # A run that stopped before it wrote its config leaves only these files.
         ours = {directory.LOCK, f"{manifests.ASIDE}{directory.CONFIG}"}
         if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - ours:
             raise UsageError(f"{run_dir} is not empty and holds no run. Give another --run_dir.")

@@ -18,7 +18,8 @@ from vae_research.data import Data
 from vae_research.model import VAE
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.flags import Config, experiment_file
-from vae_research.runs.report import run_report
+from vae_research.runs.report import screen
+from vae_research.runs.report.description import describe
 from vae_research.runs.session import directory, resume
 from vae_research.runs.session.building import choose_device
 from vae_research.runs.session.loading import Run, load_run
@@ -39,14 +40,12 @@ def carry_out(
     keras.config.set_dtype_policy(config.precision)
     run_dir = directory.create(run_dir, may_exist=config.run_dir is not None)
     with directory.locked(run_dir):
-        description = run_report.describe(
-            experiment, experiment_file(run_study), config, data, device
-        )
+        description = describe(experiment, experiment_file(run_study), config, data, device)
         directory.write_json(run_dir / directory.CONFIG, description)
         if config.verbose:
-            run_report.print_data(data)
+            screen.print_data(data)
             print(f"Device: {device}")
-            run_report.print_place(run_dir)
+            screen.print_place(run_dir)
         (run_dir / "figures").mkdir(exist_ok=True)
         # TensorFlow warns of many tracings where every model is traced once.
         tf.get_logger().setLevel("ERROR")

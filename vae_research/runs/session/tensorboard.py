@@ -1,4 +1,4 @@
-"""What a run writes for those who watch it. Imports TensorFlow: flags and data are valid by now."""
+"""What a run writes for TensorBoard. Imports TensorFlow: flags and data are valid by now."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from vae_research.evaluation.estimates import Estimate
 from vae_research.runs.cli.flags import Config
 from vae_research.runs.session.resume import MAY_CHANGE
 
-# Validation examples that are looked at after every epoch.
+# Validation examples that are encoded after every epoch.
 _EXAMPLES = 500
-# Training examples whose gradients are measured: as many in every run, since the norm of a mean
-# depends on their number, and a sweep over batch sizes would otherwise compare nothing.
+# Training examples whose gradients are measured. The norm of a mean depends on their number, so it
+# is the same in every run; otherwise runs with different batch sizes could not be compared.
 _EXAMPLES_OF_GRADIENTS = 64
 
 
@@ -34,10 +34,10 @@ def tensorboard_callbacks(
     """Returns the callbacks that write for TensorBoard; none with `--notensorboard`.
 
     Args:
-        config: the flags.
-        data: of the run.
-        run_dir: where it is written.
-        description: what config.json says.
+        config: the flags of the run.
+        data: the data of the run.
+        run_dir: the run directory.
+        description: the contents of config.json.
     """
     profile = [Profile(run_dir, *config.profile_steps)] if config.profile_steps else []
     if not config.tensorboard:
@@ -46,7 +46,7 @@ def tensorboard_callbacks(
     row = {k: v for k, v in config.as_dict().items() if k not in MAY_CHANGE}
     rows = slice(0, _EXAMPLES)
     validation = data.validation.prepare(rows)
-    looked_at = Inference(validation, _EXAMPLES)
+    inference = Inference(validation, _EXAMPLES)
     labels = None if data.validation.labels is None else data.validation.labels[rows]
     batch = data.train.prepare(slice(0, config.batch_size))
     callbacks = [
@@ -54,15 +54,15 @@ def tensorboard_callbacks(
         HParams(run_dir, {"experiment": description["experiment"], **row}),
         Overview(run_dir, batch, {**settings, **description["flags"]}),
         Scalars(run_dir, every_steps=config.log_every_steps),
-        Latents(run_dir, looked_at),
+        Latents(run_dir, inference),
     ]
     if config.gradients_every_steps:
         few = data.train.prepare(slice(0, _EXAMPLES_OF_GRADIENTS))
         callbacks.append(Gradients(run_dir, few, every_steps=config.gradients_every_steps))
     if data.is_image:
-        callbacks.append(Pictures(run_dir, looked_at))
+        callbacks.append(Pictures(run_dir, inference))
     images = validation if data.is_image else None
-    callbacks.append(Projector(run_dir, looked_at, labels, images))
+    callbacks.append(Projector(run_dir, inference, labels, images))
     return callbacks
 
 

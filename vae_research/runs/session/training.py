@@ -29,7 +29,8 @@ from vae_research.model import VAE
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError
 from vae_research.runs.cli.flags import Config, experiment_file
-from vae_research.runs.report import run_report
+from vae_research.runs.report import outputs, screen
+from vae_research.runs.report.description import describe, describe_model, notes_of
 from vae_research.runs.session import directory, logs, reproducibility
 from vae_research.runs.session.building import (
     build_model,
@@ -157,10 +158,8 @@ class Session:
         """Writes config.json and prints what is about to be trained."""
         config, data = self.config, self.data
         self.description = {
-            **run_report.describe(
-                self.experiment, experiment_file(self.build), config, data, self.device
-            ),
-            **run_report.describe_model(self.model, self.execution),
+            **describe(self.experiment, experiment_file(self.build), config, data, self.device),
+            **describe_model(self.model, self.execution),
             "reproducibility": {"claim": self.claim, "profile": self.progress["profile"]},
         }
         directory.write_json(self.run_dir / directory.CONFIG, self.description)
@@ -168,7 +167,7 @@ class Session:
             print(f"warning: {problem}", file=sys.stderr)
         if config.verbose:
             steps = data.train.steps(config.batch_size)
-            run_report.print_start(
+            screen.print_start(
                 self.description, data, self.run_dir, steps, self.checkpoint, config.epochs
             )
 
@@ -248,7 +247,7 @@ class Session:
         best = max(
             records, key=lambda found: found.get("validation/elbo", -found["validation/loss"])
         )
-        notes = run_report.notes(model, data)
+        notes = notes_of(model, data)
         summary = {
             "status": "done",
             "epochs": records[-1]["epoch"],
@@ -262,11 +261,11 @@ class Session:
             "notes": notes,
             "test": {name: vars(value) for name, value in estimates.items()},
         }
-        kept = run_report.save_figures(run_dir / "figures", model, data, records)
-        kept += run_report.save_networks(run_dir, model)
+        kept = outputs.save_figures(run_dir / "figures", model, data, records)
+        kept += outputs.save_networks(run_dir, model)
         directory.write_json(run_dir / directory.SUMMARY, summary)
         if self.config.verbose:
-            run_report.print_figures(estimates, notes, self.config.importance_samples)
+            screen.print_figures(estimates, notes, self.config.importance_samples)
             print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
 
 

@@ -1,1 +1,1 @@
-"""Programs that look at a run from outside."""
+"""Programs that examine a run afterwards."""

@@ -1,6 +1,8 @@
-"""What is in a run directory, what of it can be relied on, and what to do. Changes nothing.
+"""Examines a run directory: what it holds, which checkpoints are intact, what to do.
 
-scripts/doctor RUN
+    scripts/doctor RUN
+
+It changes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from vae_research.runs.session import directory
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the findings; returns 0, 2 where there is no run, 4 where no checkpoint is whole."""
+    """Prints the findings; returns 0, 2 if there is no run, or 4 if no checkpoint is intact."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
         print("Usage: scripts/doctor RUN", file=sys.stderr)
@@ -31,14 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def examine(run_dir: Path) -> tuple[list[str], int]:
-    """Returns the findings about a run, a line each, and the exit code.
+    """Returns the findings about a run, one line each, and the exit code.
 
     Raises:
         UsageError: there is no run.
     """
-    description = directory.read_json(run_dir / directory.CONFIG)
-    if description is None:
-        raise UsageError(f"{run_dir} holds no run: there is no {directory.CONFIG}.")
+    description = directory.read_config(run_dir)
     flags = description["flags"]
     lines = [f"{run_dir}: {description['experiment']}, --epochs={flags['epochs']}"]
     in_use = _in_use(run_dir)
@@ -60,6 +60,7 @@ def examine(run_dir: Path) -> tuple[list[str], int]:
 
 
 def _in_use(run_dir: Path) -> str | None:
+    """Returns which process writes to a run directory, None if none does."""
     try:
         directory.refuse_in_use(run_dir)
     except DirectoryInUseError as error:
@@ -68,49 +69,50 @@ def _in_use(run_dir: Path) -> str | None:
 
 
 def _checkpoints(folder: Path) -> tuple[list[str], dict[str, Any] | None]:
-    """Returns a line for each checkpoint, and the content of the newest whole one."""
-    lines, newest, contents = [], None, {}
-    for path in manifests.listed(folder):
+    """Returns a line for each checkpoint, and the content of the newest intact one."""
+    intact: dict[Path, dict[str, Any]] = {}
+    problems: dict[Path, CheckpointError] = {}
+    paths = manifests.listed(folder)
+    for path in paths:
         try:
-            contents[path] = manifests.verify(path)
+            intact[path] = manifests.verify(path)
         except CheckpointError as error:
-            contents[path] = error
-    scores = {
-        path: content["score"]
-        for path, content in contents.items()
-        if isinstance(content, dict) and content["score"] is not None
-    }
-    best = max(scores, key=scores.get) if scores else None
-    for path, content in contents.items():
-        if isinstance(content, CheckpointError):
-            lines.append(f"  {path.name}: cannot be used: {content}")
+            problems[path] = error
+    best = manifests.best(intact)
+    lines = []
+    for path in paths:
+        if path in problems:
+            lines.append(f"  {path.name}: cannot be used: {problems[path]}")
             continue
-        newest = newest or content
+        content = intact[path]
         size = sum(file["size"] for file in content["files"].values())
         place = f"epoch {content['epoch']}"
         if content["position"]:
             place += f" and {content['position']} steps"
         mark = ", the best" if path == best else ""
-        lines.append(f"  {path.name}: whole, {place}, {size / 1e6:.1f} MB{mark}")
+        lines.append(f"  {path.name}: intact, {place}, {size / 1e6:.1f} MB{mark}")
     aside = sorted(folder.glob(f"*{manifests.DAMAGED}*")) if folder.is_dir() else []
     lines += [f"  {path.name}: was damaged, kept aside" for path in aside]
-    return [f"checkpoints: {len(contents) or 'none'}", *lines], newest
+    newest = next(iter(intact.values()), None)
+    return [f"checkpoints: {len(paths) or 'none'}", *lines], newest
 
 
 def _logs(run_dir: Path, newest: dict[str, Any] | None) -> list[str]:
+    """Returns a line for each log that is not as long as at the newest checkpoint."""
     records = directory.read_metrics(run_dir / directory.METRICS)
     lines = [f"metrics.jsonl: {len(records)} epochs"]
     for name, length in (newest or {}).get("progress", {}).get("logs", {}).items():
         path = run_dir / name
         size = path.stat().st_size if path.exists() else 0
         if size < length:
-            lines.append(f"  {name} has {size} bytes and had {length} when the newest was saved")
+            lines.append(f"  {name} has {size} bytes; it had {length} at the newest checkpoint")
         elif size > length:
             lines.append(f"  {name}: {size - length} bytes after the newest checkpoint")
     return lines
 
 
 def _left_over(run_dir: Path) -> list[str]:
+    """Returns a line for everything that an interrupted save has left."""
     places = [run_dir, run_dir / "checkpoints"]
     prefixes = (manifests.ASIDE, manifests.REMOVED)
     found = [
@@ -120,7 +122,9 @@ def _left_over(run_dir: Path) -> list[str]:
         for path in sorted(place.iterdir())
         if path.name.startswith(prefixes)
     ]
-    return [f"interrupted: {path.relative_to(run_dir)}; the next save removes it" for path in found]
+    return [
+        f"interrupted save: {path.relative_to(run_dir)}; the next save removes it" for path in found
+    ]
 
 
 def _advice(
@@ -130,20 +134,21 @@ def _advice(
     newest: dict[str, Any] | None,
     summary: dict[str, Any] | None,
 ) -> tuple[str, int]:
+    """Returns what to do and the exit code."""
     command = f"{description['file']} with the flags of config.json"
     if in_use:
-        return "wait for the process that writes here.", 0
+        return "wait for the process that writes to this directory.", 0
     if newest is None and has_checkpoints:
         return (
-            "no checkpoint is whole, and the run is not begun anew in silence. Bring a whole one "
-            "back from a copy, or begin a new run in another --run_dir.",
+            "no checkpoint is intact, and the run does not start again by itself. Restore an "
+            "intact checkpoint from a copy, or start a new run in another --run_dir.",
             4,
         )
     if summary is not None:
         return "nothing, the run is complete.", 0
     if newest is None:
-        return f"it ended before its first checkpoint: {command} begins anew.", 0
-    return f"{command} goes on from step {newest['step']}.", 0
+        return f"it ended before its first checkpoint: {command} starts it again.", 0
+    return f"{command} resumes at step {newest['step']}.", 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from vae_research import checkpoints
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import DataError
-from vae_research.runs.cli.command import without_start_up_lines
+from vae_research.runs.cli import streams
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.session import directory
 from vae_research.runs.session.loading import rebuild
@@ -40,7 +40,7 @@ def replay(run_dir: Path) -> int:
     record = directory.read_json(run_dir / directory.NONFINITE)
     if record is None:
         raise UsageError(f"{run_dir} has no nonfinite.json: it has not diverged.")
-    with without_start_up_lines():
+    with streams.hide_startup_output():
         import tensorflow as tf
 
         from vae_research.runs.session import gate

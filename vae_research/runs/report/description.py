@@ -1,0 +1,76 @@
+"""The contents of config.json, and the notes beside the figures of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vae_research.data import Data
+from vae_research.execution import Execution
+from vae_research.model import VAE
+from vae_research.runs.cli.flags import Config
+from vae_research.runs.session.directory import as_plain
+from vae_research.version import __version__
+
+
+def describe(
+    experiment: str, file: Path, config: Config, data: Data, device: str
+) -> dict[str, Any]:
+    """Returns the part of config.json that runs and studies have in common."""
+    return {
+        "experiment": experiment,
+        "file": str(file),
+        "flags": as_plain(config.as_dict()),
+        "data": data.summary(),
+        "device": device,
+        "versions": {
+            "vae_research": __version__,
+            "git_commit": _git_commit(),
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
+    """Returns the part of config.json that describes the model of a run."""
+    settled = model.objective.settled_at()
+    return {
+        "terms": {term.label: repr(term) for term in model.objective.terms},
+        "effective_beta": model.objective.effective_beta(settled) if settled is not None else None,
+        "optimizer": type(model.optimizer).__name__,
+        "execution": dataclasses.asdict(execution),
+    }
+
+
+def notes_of(model: VAE, data: Data) -> list[str]:
+    """Returns notes that a reader of a run's figures needs: on its likelihood and its data."""
+    found = model.objective.likelihood.note(data.grey_values)
+    return [*([found] if found else []), *data.warnings]
+
+
+def _git_commit() -> str | None:
+    """Returns the commit of the checkout that this package is imported from, None if installed."""
+    folder = Path(__file__).parents[3]
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-toplevel"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    commit, _, top = answer.stdout.strip().partition("\n")
+    # An environment may lie inside another checkout, whose commit is not that of this package.
+    return commit if top and Path(top).resolve() == folder.resolve() else None

@@ -1,0 +1,60 @@
+"""The files of a finished run: figures and saved networks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from vae_research.callbacks.pictures import reconstructions, samples
+from vae_research.data import Data
+from vae_research.model import VAE
+from vae_research.plots import save_curves
+from vae_research.tensors import Named
+
+
+def save_figures(folder: Path, model: VAE, data: Data, records: list[dict[str, Any]]) -> list[str]:
+    """Writes PNG pictures and returns their names; only the curves need matplotlib.
+
+    Args:
+        folder: the folder `figures` of the run directory; made if missing.
+        model: the trained model.
+        data: the data set; reconstructions and samples are written if it has images.
+        records: the lines of metrics.jsonl, for the curves.
+    """
+    folder.mkdir(exist_ok=True)
+    names = []
+    if data.is_image:
+        pictures = {"reconstructions": reconstructions(model, data.test.prepare(slice(0, 40)), 10)}
+        if model.bottleneck.has_prior:
+            pictures["samples"] = samples(model, 10)
+        for name, picture in pictures.items():
+            encoded = tf.io.encode_png(tf.cast(tf.round(picture * 255.0), tf.uint8))
+            (folder / f"{name}.png").write_bytes(encoded.numpy())
+            names.append(f"figures/{name}.png")
+    if importlib.util.find_spec("matplotlib") is None:
+        return [*names, "no figures/curves.png (pip install 'vae_research[figures]')"]
+    save_curves(folder / "curves.png", records)
+    return [*names, "figures/curves.png"]
+
+
+def save_networks(run_dir: Path, model: VAE) -> list[str]:
+    """Saves the model, and its decoder as a Keras model that loads without this package.
+
+    Returns:
+        The names of the files. A network that cannot be saved is left out, with a warning.
+    """
+    decoder = model.decoder.network if isinstance(model.decoder, Named) else model.decoder
+    saved = []
+    for name, network in (("model.keras", model), ("decoder.keras", decoder)):
+        try:
+            network.save(run_dir / name)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            # A user's own layer may not support saving; the checkpoint has its values.
+            print(f"warning: {name} was not written: {error}", file=sys.stderr)
+        else:
+            saved.append(name)
+    return saved

@@ -1,0 +1,92 @@
+"""What a run prints: its start, its data and place, its test figures."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from vae_research.checkpoints import Checkpoint
+from vae_research.data import Data
+from vae_research.evaluation.estimates import Estimate
+
+_UNITS = {"active_units": "latent dimensions"}
+
+
+def print_start(
+    description: dict[str, Any],
+    data: Data,
+    run_dir: Path,
+    steps: int,
+    checkpoint: Checkpoint | None,
+    epochs: int,
+) -> None:
+    """Prints what is about to be trained, where it is written and how to watch it.
+
+    Args:
+        description: the contents of config.json.
+        data: the data set.
+        run_dir: the run directory.
+        steps: optimizer steps in an epoch.
+        checkpoint: the checkpoint that is resumed, None for a new run.
+        epochs: number of epochs at the end of the run.
+    """
+    beta, run = description["effective_beta"], description["execution"]
+    print_data(data)
+    print(
+        f"Device: {description['device']}; XLA {'on' if run['jit_compile'] else 'off'} "
+        f"({run['reason']}), {run['steps_per_call']} steps per call\n"
+        f"Loss terms: {'; '.join(f'{k}: {v}' for k, v in description['terms'].items())}"
+        + ("" if beta is None else f"; effective beta {beta:.4g}")
+    )
+    print_place(run_dir)
+    epochs_before = 0
+    if checkpoint is not None:
+        epochs_before = checkpoint.epoch
+        within = f", {checkpoint.position} steps of the next" if checkpoint.position else ""
+        print(f"Resuming after epoch {epochs_before}{within} (step {checkpoint.step})")
+    if epochs_before < epochs:
+        print(f"Training: epochs {epochs_before + 1} to {epochs}, {steps} steps each", flush=True)
+
+
+def print_data(data: Data) -> None:
+    """Prints a summary of the data, and warnings about them."""
+    counts = ", ".join(f"{len(split):,} {split.name}" for split in data.splits)
+    shape = "x".join(map(str, data.shape))
+    print(
+        f"Data: {data.name}, {counts}, each {shape}, binarize {data.binarize}, "
+        f"rescale {data.rescale}"
+    )
+    for warning in data.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def print_place(run_dir: Path) -> None:
+    """Prints where a run is written and how to watch it."""
+    print(
+        f"Run directory: {run_dir}\n"
+        f"Watch it: {_tensorboard()} --logdir {shlex.quote(str(run_dir))}",
+        flush=True,
+    )
+
+
+def print_figures(figures: dict[str, Estimate], notes: list[str], num_samples: int) -> None:
+    """Prints the test figures as a table, followed by the notes on them."""
+    for name, figure in figures.items():
+        error = "" if figure.standard_error is None else f" +- {figure.standard_error:.2f}"
+        unit = _UNITS.get(name, "nats")
+        if name == "negative_log_likelihood":
+            unit += f" ({num_samples} importance samples)"
+        print(f"  {name:<24} {figure.value:9.2f}{error:<9} {unit}, {figure.count:,} examples")
+    for note in notes:
+        print(f"  Note: {note}")
+
+
+def _tensorboard() -> str:
+    """Returns a command that works in the user's shell, outside our environment as well."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    if shutil.which("tensorboard") or not beside.exists():
+        return "tensorboard"
+    return shlex.quote(str(beside))
