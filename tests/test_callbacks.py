@@ -407,7 +407,7 @@ def test_an_interval_is_the_mean_over_its_own_examples(
 
 @pytest.mark.parametrize("every_steps", [-1, -100])
 def test_a_negative_interval_is_refused(every_steps, tmp_path):
-    with pytest.raises(ValueError, match=f"must be 0 or positive, got {every_steps}"):
+    with pytest.raises(ValueError, match=f"must be an integer >= 0, got {every_steps}"):
         Scalars(tmp_path, every_steps=every_steps)
 
 
@@ -1012,7 +1012,7 @@ def test_a_profile_is_a_file_that_the_dashboard_knows(tmp_path):
 def test_a_second_profile_at_the_same_time_is_told_and_ends_nothing(tmp_path):
     tf.profiler.experimental.start(str(tmp_path / "other"))
     try:
-        with pytest.warns(UserWarning, match="There is no profile: .*Training goes on"):
+        with pytest.warns(UserWarning, match="There is no profile: .*Training continues"):
             train(make(), Profile(tmp_path, 2, 3), validation=None, epochs=1)
     finally:
         tf.profiler.experimental.stop()

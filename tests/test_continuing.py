@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vae_research.callbacks.resumable import set_states, states_of
 from vae_research.runs.cli.errors import FileSystemError
 from vae_research.runs.session import directory, logs, reproducibility
+from vae_research.runs.session.callback_states import get_states, set_states
 from vae_research.runs.session.saving import Saving
 from vae_research.runs.session.training import WarnOfCollapse
 
@@ -63,7 +63,7 @@ def test_callbacks_of_keras_remember_what_they_compare_with():
         before[1].__class__(),
         keras.callbacks.EarlyStopping(),
     ]
-    set_states(after, states_of(before))
+    set_states(after, get_states(before))
     assert (after[0].wait, after[0].best, after[2].wait) == (2, 1.5, 7)
     assert after[1].cooldown_counter == 4
     set_states(after, {})  # callbacks that were not there before begin anew

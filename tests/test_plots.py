@@ -34,13 +34,13 @@ RECORDS = [
 def drawn(monkeypatch, tmp_path):
     """Calls a function with a path; returns the figure it saved there, and the pixels."""
     figures = []
-    save = matplotlib.figure.Estimate.savefig
+    save = matplotlib.figure.Figure.savefig
 
     def keep(figure, *args, **options):
         figures.append(figure)
         return save(figure, *args, **options)
 
-    monkeypatch.setattr(matplotlib.figure.Estimate, "savefig", keep)
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
 
     def draw(function, *args, **options):
         path = tmp_path / "picture.png"

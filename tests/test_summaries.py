@@ -20,6 +20,7 @@ from vae_research.callbacks.tensorboard import event_protos
 from vae_research.callbacks.tensorboard import summaries as summaries_module
 from vae_research.callbacks.tensorboard.background import Background, background
 from vae_research.callbacks.tensorboard.drawing import heat, over_time, sprite
+from vae_research.plots import encode_png
 
 
 def events_of(folder):
@@ -117,7 +118,7 @@ def test_a_full_disk_is_told_once(tmp_path, monkeypatch, told):
     (message,) = told()
     assert "No space left on device" in message
     assert str(tmp_path) in message
-    assert "Training goes on" in message
+    assert "Training continues" in message
     assert [step for step, _ in read(tmp_path / "train")["a"]] == [5]
 
 
@@ -171,7 +172,7 @@ def test_another_run_is_told_of_its_own_failure(tmp_path, told):
 
 
 def test_a_disk_that_stands_still_stalls_nothing(monkeypatch):
-    monkeypatch.setattr(background_module, "_WAITING", 5)
+    monkeypatch.setattr(background_module, "_QUEUE_LENGTH", 5)
     slow, gate = Background(), threading.Event()
     assert slow.submit(gate.wait)
     started = time.perf_counter()
@@ -260,7 +261,7 @@ def test_thumbnails_of_large_images_are_small():
 
 def test_a_png_has_the_pixels():
     picture = np.random.default_rng(0).random([5, 4, 3])
-    found = tf.io.decode_png(event_protos.png(picture)).numpy()
+    found = tf.io.decode_png(encode_png(picture)).numpy()
     np.testing.assert_array_equal(found, np.rint(picture * 255.0))
 
 

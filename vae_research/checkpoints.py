@@ -59,8 +59,8 @@ class Snapshot:
 
     Attributes:
         content: the content of its manifest, without the table of files.
-        values: the variables' tensors in the order of `saved_variables`. Training replaces a variable's
-            tensor and never changes it, so that nothing has to be copied.
+        values: the variables' tensors in the order of `saved_variables`. Training replaces a
+            variable's tensor and never changes it, so that nothing has to be copied.
     """
 
     content: dict[str, Any]

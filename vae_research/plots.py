@@ -1,4 +1,4 @@
-"""Plots as PNG files, with matplotlib (the extra `figures`); they need no display."""
+"""Pictures as PNG, and plots with matplotlib (the extra `figures`), which need no display."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from typing import Any
 import numpy as np
 
 
+def encode_png(picture: np.ndarray, *, compression: int = -1) -> bytes:
+    """Returns a picture as the bytes of an 8-bit PNG file.
+
+    Args:
+        picture: `[height, width, channels]`; values outside of [0, 1] are clipped.
+        compression: from 0 (none) to 9 (smallest file); -1 is zlib's default.
+    """
+    import tensorflow as tf  # the plots need none
+
+    pixels = np.rint(np.clip(picture, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return tf.io.encode_png(pixels, compression=compression).numpy()
+
+
 def save_scatter(
     path: str | Path,
     codes: np.ndarray,
@@ -18,22 +31,22 @@ def save_scatter(
     title: str,
     axes: Sequence[str] = ("z[0]", "z[1]"),
 ) -> None:
-    """Writes a picture of codes in a plane, coloured by label.
+    """Writes a scatter plot of codes in a plane, coloured by label.
 
     Args:
         path: the PNG file.
         codes: `[count, 2]`.
-        labels: `[count]` integers; more than 20 of them have colours that are hard to tell apart.
-        title: of the picture.
-        axes: what the axes are.
+        labels: `[count]` integers; the colours of more than 20 classes are hard to tell apart.
+        title: title of the plot.
+        axes: labels of the axes.
     """
     canvas, plot = _canvas(6.4, 5.6)
     classes = np.unique(labels)
-    # Palettes of colours that can be told apart, as long as there are enough.
+    # Up to 20 classes, palettes with colours that are easy to tell apart.
     colours, number = {0: ("tab10", 10), 1: ("tab20", 20)}.get(
         (len(classes) - 1) // 10, ("turbo", len(classes))
     )
-    # In the order of the data and not of the labels, so that no class covers the others.
+    # In the order of the data, not of the labels, so that no class covers the others.
     points = plot.scatter(
         *np.asarray(codes).T, c=np.searchsorted(classes, labels), s=3, alpha=0.7, cmap=colours
     )
@@ -63,14 +76,14 @@ def save_plane(
     *,
     title: str,
 ) -> None:
-    """Writes a picture of images over the part of the latent plane that they were decoded from.
+    """Writes a plot of images over the part of the latent plane that they were decoded from.
 
     Args:
         path: the PNG file.
         picture: `[height, width, 1 or 3]` in [0, 1], as `decoded_plane` returns it.
         low: the code of the lower left corner.
         high: the code of the upper right corner.
-        title: of the picture.
+        title: title of the plot.
     """
     canvas, plot = _canvas(6.0, 5.8)
     plot.imshow(
@@ -97,15 +110,15 @@ def save_bars(
 
     Args:
         path: the PNG file.
-        values: measurements, 0 or positive, by the name of their bar.
-        title: of the picture.
-        unit: what the measurements are, with their unit.
-        groups: names of bars to the name of their group, which has a colour of its own.
+        values: measurements by the name of their bar, none negative.
+        title: title of the plot.
+        unit: label of the axis: the measured quantity with its unit.
+        groups: the group of each bar by the bar's name; each group has its own colour.
     """
     canvas, plot = _canvas(8.4, 0.42 * len(values) + 1.6)
     groups = groups or {}
     kinds = list(dict.fromkeys(groups.get(name, "") for name in values))
-    seen = set()
+    seen: set[str] = set()
     for row, (name, found) in enumerate(values.items()):
         middle, kind = float(np.median(found)), groups.get(name, "")
         spread = [[middle - min(found)], [max(found) - middle]]
@@ -131,7 +144,7 @@ def save_curves(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: the PNG file.
-        records: the lines of metrics.jsonl.
+        records: the lines of metrics.jsonl, parsed.
     """
     names = [name for name in ("reconstruction", "kl", "elbo") if f"train/{name}" in records[0]]
     names = names if "elbo" in names else ["loss"]

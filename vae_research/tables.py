@@ -1,4 +1,4 @@
-"""Tables as Markdown."""
+"""Markdown tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table with its cells as they are.
+    """Returns a Markdown table; nothing in its cells is escaped.
 
     >>> print(markdown_table(["model", "beta"], [["VAE", "1"]]), end="")
     | model | beta |
@@ -19,7 +19,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def median_and_range(values: Sequence[float], digits: int) -> str:
-    """Returns the median of values with the smallest and the largest.
+    """Returns the median of values with their range, as text.
 
     >>> median_and_range([3.0, 1.0, 1.5], 1)
     '1.5 (1.0 to 3.0)'

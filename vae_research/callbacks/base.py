@@ -1,4 +1,4 @@
-"""What happened in an epoch: the record that scalars, the metrics file and the screen share."""
+"""Base classes of callbacks, and the record of an epoch that several callbacks write."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from typing import Any
 
 import keras
 
-from vae_research.callbacks.resumable import Resumable
-
 _VALIDATION = "val_"
+
+
+class Resumable:
+    """Base of callbacks that have a state within an epoch."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the state as JSON values; empty if the next epoch does not depend on it."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `get_state` returned; called after `on_epoch_begin` of a resumed epoch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +28,14 @@ class EpochRecord:
     """The figures of one finished epoch.
 
     Attributes:
-        epoch: epochs finished so far, from 1.
-        epochs: epochs of this training in all.
-        step: optimizer steps so far.
+        epoch: number of finished epochs, from 1.
+        epochs: number of epochs of the whole training.
+        step: number of optimizer steps so far.
         seconds: time spent on training steps, without validation.
-        images_per_second: examples trained in that time.
+        images_per_second: examples trained on in a second of that time.
         learning_rate: of the optimizer, at the end of the epoch.
-        figures: by split, `train` and where there is one `validation`: loss, elbo and every term
-            by name, in nats, means over the examples of the epoch.
+        figures: by split, `train` and (if there is one) `validation`: loss, elbo and every term by
+            name, in nats, means over the examples of the epoch.
         weights: weights of the trained terms at `step`.
     """
 
@@ -41,22 +50,20 @@ class EpochRecord:
 
 
 class StepCallback(keras.callbacks.Callback, Resumable):
-    """Base of callbacks that do something at some optimizer steps; a subclass defines `on_step`.
+    """Base of callbacks that act at certain optimizer steps; a subclass defines `on_step`.
 
-    Steps are counted from those that the optimizer had when the epoch began: to ask it at every
-    batch would wait for the device. Where a compiled call makes several steps, `on_step` is called
+    The optimizer is asked for its step at the beginning of an epoch only, since asking it at every
+    batch would wait for the device. If a compiled call makes several steps, `on_step` is called
     after the last of them.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._steps_before = 0
-        self._steps_done = (
-            0  # of an epoch that goes on: what its first calls have nothing to do for
-        )
+        self._steps_before = 0  # optimizer steps at the beginning of the epoch
+        self._steps_done = 0  # those of a resumed epoch included: its first calls train nothing
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Counts from where the epoch began that goes on."""
+        """Counts from the beginning of the resumed epoch."""
         position = self.model.step % self.model.steps_per_epoch
         self._steps_done = self._steps_before
         self._steps_before -= position
@@ -65,19 +72,19 @@ class StepCallback(keras.callbacks.Callback, Resumable):
         """Called with the number of optimizer steps so far."""
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Asks for the steps so far."""
+        """Asks the model for its step."""
         self._steps_before = self._steps_done = self.model.step
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Counts; `batch` is the position of the last step in its epoch, from 0."""
-        steps = self.params.get("steps") or batch + 1  # a last call may be cut short by its epoch
+        """Calls `on_step`; `batch` is the position of the last step in its epoch, from 0."""
+        steps = self.params.get("steps") or batch + 1  # the epoch may end within its last call
         step = self._steps_before + min(batch + 1, steps)
         if step > self._steps_done:
             self.on_step(step)
 
 
 class EpochCallback(StepCallback):
-    """Base of callbacks that write one record an epoch; a subclass defines `on_record`."""
+    """Base of callbacks that write one record per epoch; a subclass defines `on_record`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,14 +97,14 @@ class EpochCallback(StepCallback):
         raise TypeError(f"{type(self).__name__} must define on_record(self, record).")
 
     def on_training_part_end(self) -> None:
-        """Called when the last training step of an epoch is done, before validation."""
+        """Called after the last training step of an epoch, before validation."""
 
     def get_state(self) -> dict[str, Any]:
-        """Returns how long the epoch has lasted; nothing when its training part is over."""
+        """Returns the training time of the epoch so far; empty after its last training step."""
         return {} if self._started is None else {"seconds": time.perf_counter() - self._started}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Puts the clock back to where it stood."""
+        """Restores the clock."""
         super().set_state(state)
         if "seconds" in state:
             self._started = time.perf_counter() - state["seconds"]
@@ -108,7 +115,7 @@ class EpochCallback(StepCallback):
         self._started = time.perf_counter()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Stops the clock: validation is no training time."""
+        """Stops the clock: validation is not training time."""
         self._end_training_part()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

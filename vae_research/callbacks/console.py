@@ -1,4 +1,4 @@
-"""What a person sees while a model trains."""
+"""Training progress on the screen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import keras
 
 from vae_research.callbacks.base import EpochCallback, EpochRecord
 
-# A screen is redrawn at most this often; asking for the loss waits for the step to finish.
+# Few updates, since asking for the loss waits for the step to finish.
 _SECONDS_BETWEEN_UPDATES = 0.2
 
 
@@ -18,10 +18,10 @@ class Console(EpochCallback):
     """Keras' progress bar during an epoch, and one line at its end.
 
     The line has reconstruction, KL and ELBO of training and validation in nats per example, or the
-    loss where there is no ELBO.
+    loss if there is no ELBO.
 
     Args:
-        bar: show the bar; by default where standard output is a terminal.
+        bar: show the bar; by default if standard output is a terminal.
     """
 
     def __init__(self, *, bar: bool | None = None) -> None:
@@ -38,18 +38,19 @@ class Console(EpochCallback):
             self._progress = keras.utils.Progbar(self.params["steps"], stateful_metrics=["loss"])
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Moves the bar, a few times a second."""
-        # The last call of an epoch may be shorter than Keras counts.
+        """Moves the bar, at most five times a second."""
+        # The last call of an epoch may make fewer steps than Keras counts.
         self._batches = min(batch + 1, self.params["steps"] or batch + 1)
         now = time.perf_counter()
         if self._progress is not None and now - self._updated > _SECONDS_BETWEEN_UPDATES:
             self._updated = now
-            self._progress.update(self._batches, [("loss", float(logs["loss"]))], finalize=False)
+            loss = float((logs or {})["loss"])
+            self._progress.update(self._batches, [("loss", loss)], finalize=False)
 
     def on_training_part_end(self) -> None:
-        """Ends the bar."""
+        """Completes the bar."""
         if self._progress is not None:
-            self._progress.target = self._batches  # not known before in an endless pipeline
+            self._progress.target = self._batches  # unknown until now if the data is endless
             self._progress.update(self._batches, finalize=True)
             self._progress = None
 

@@ -1,4 +1,4 @@
-"""Which loss term pulls where, and how strongly."""
+"""Norms and angles of the gradients of the loss terms."""
 
 from __future__ import annotations
 
@@ -11,42 +11,44 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from vae_research.arguments import checked_integer
 from vae_research.callbacks.base import StepCallback
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.model import VAE
 from vae_research.objective import LossReport
 
-# Far smaller than any gradient that trains; keeps a cosine of nothing with nothing finite.
+# Far below the norm of any useful gradient; makes the cosine of two zero vectors 0 and not NaN.
 _TINY = 1e-30
 
-# Names of the networks, of "encoder" and "decoder", that have a variable: one of them as a rule,
-# both where weights are tied, none where another module has it.
+# The networks, of "encoder" and "decoder", that have a variable: usually one; both if weights are
+# tied; none if the variable belongs to another module.
 Part = tuple[str, ...]
 Gradient = dict[Part, tf.Tensor]
 
 
 class Gradients(StepCallback):
-    """Writes norms of gradients, and the angle between them, every so many optimizer steps.
+    """Writes norms of gradients, and the angles between them, at an interval in optimizer steps.
 
-    The gradients are those of the weights at that step on a fixed batch, not on the batch that was
-    just trained, so that a curve shows the model and not the choice of examples. The networks run
-    as in evaluation (no dropout), on the noise of evaluation. Nothing of this is part of the
-    training step. Tags, under `train`:
+    The gradients are computed with the current weights on a fixed batch, not on the batch just
+    trained on, so that a curve shows the model and not the choice of examples. The networks run
+    as in evaluation (no dropout), with the noise of evaluation, outside of the training step. Tags,
+    under `train`:
 
-    - `gradients/total`: norm of the gradient of the loss by all trained variables.
+    - `gradients/total`: norm of the gradient of the loss with respect to all trained variables.
     - `gradients/encoder/NAME`, `gradients/decoder/NAME`: norm of the gradient of a term's
-      contribution, weight times value, by the variables of encoder and decoder, where it has one.
+      contribution (weight times value) with respect to the variables of the encoder or decoder;
+      omitted if it does not depend on them.
     - `gradients/cosine/NAME`: cosine of the angle, in the encoder, between the gradients of the
-      likelihood and of another term: -1 where they pull in opposite directions.
+      likelihood and of another term: -1 if they point in opposite directions.
 
     Args:
         log_dir: the run directory.
         data: `[count, ...]` the batch, or a dictionary of such arrays.
-        every_steps: how often. They are written when that many steps have passed, after the
-            compiled call that the step is in, and when training ends.
+        every_steps: interval in optimizer steps. They are written after the compiled call that
+            contains the last step of an interval, and when training ends.
 
     Raises:
-        ValueError: `every_steps` is below 1.
+        ValueError: `every_steps` is not an integer >= 1.
     """
 
     def __init__(
@@ -57,9 +59,7 @@ class Gradients(StepCallback):
         every_steps: int = 500,
     ) -> None:
         super().__init__()
-        if every_steps < 1:
-            raise ValueError(f"every_steps must be at least 1, got {every_steps}.")
-        self.every_steps = every_steps
+        self.every_steps = checked_integer("every_steps", every_steps, 1)
         self.data = data
         self._summaries = Summaries(log_dir)
         self._measure = tf.function(gradient_figures, autograph=False)
@@ -67,26 +67,27 @@ class Gradients(StepCallback):
         self._written_at = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Puts the batch where it is needed."""
+        """Copies the batch to the device."""
         self._written_at = self.model.step
         if self._on_device is None:
             self._on_device = keras.tree.map_structure(tf.constant, self.data)
 
     def on_step(self, step: int) -> None:
-        """Writes at every interval."""
+        """Writes at the end of an interval."""
         if step // self.every_steps > self._written_at // self.every_steps:
             self._write(step)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Writes a last time and closes the event files."""
+        """Writes one last time and closes the event files."""
         if self.model.step > self._written_at:
             self._write(self.model.step)
         self._summaries.close()
 
     def _write(self, step: int) -> None:
         self._written_at = step
-        found = self._measure(self.model, self._on_device)
-        self._summaries.scalars("train", {tag: float(value) for tag, value in found.items()}, step)
+        figures = self._measure(self.model, self._on_device)
+        values = {tag: float(value) for tag, value in figures.items()}
+        self._summaries.scalars("train", values, step)
         self._summaries.flush("train")
 
 
@@ -98,27 +99,28 @@ def gradient_figures(model: VAE, data: Any) -> dict[str, tf.Tensor]:
         loss = tf.reduce_mean(report.surrogate)
         values = {name: tf.reduce_mean(report.values[name]) for name in report.weights}
     gradients = {name: _gradients(tape, value, parts) for name, value in values.items()}
-    if model.objective.importance_weighted:  # no sum of its terms
+    if model.objective.importance_weighted:  # not a sum of its terms
         total = _gradients(tape, loss, parts)
     else:
         total = _weighted_sum(gradients, report)
-    found = {"gradients/total": _norm(total)}
+    figures = {"gradients/total": _norm(total)}
     for network in ("encoder", "decoder"):
         for name, gradient in gradients.items():
-            own = _of(network, gradient)
-            if own:  # the KL divergence has none in the decoder
-                found[f"gradients/{network}/{name}"] = tf.abs(report.weights[name]) * _norm(own)
+            part = _in_network(network, gradient)
+            if part:  # the KL divergence does not depend on the decoder
+                norm = tf.abs(report.weights[name]) * _norm(part)
+                figures[f"gradients/{network}/{name}"] = norm
     likelihood = model.objective.likelihood.label
     if likelihood in gradients:
-        of_likelihood = _of("encoder", gradients[likelihood])
+        of_likelihood = _in_network("encoder", gradients[likelihood])
         for name in gradients.keys() - {likelihood, "regularization"}:
-            cosine = _cosine(of_likelihood, _of("encoder", gradients[name]))
-            found[f"gradients/cosine/{name}"] = cosine
-    return found
+            cosine = _cosine(of_likelihood, _in_network("encoder", gradients[name]))
+            figures[f"gradients/cosine/{name}"] = cosine
+    return figures
 
 
 def _parts(model: VAE) -> dict[Part, list[Any]]:
-    """Returns the trained variables by the networks that have them."""
+    """Returns the trained variables, grouped by the networks that have them."""
     networks = {"encoder": model.encoder, "decoder": model.decoder}
     owned = {
         name: {id(variable) for variable in network.trainable_variables}
@@ -132,25 +134,25 @@ def _parts(model: VAE) -> dict[Part, list[Any]]:
 
 
 def _gradients(tape: tf.GradientTape, target: tf.Tensor, parts: dict[Part, list[Any]]) -> Gradient:
-    """Returns the gradient by the variables of each part as one vector, where it has one.
+    """Returns the gradient with respect to each part as one vector; omits parts without any.
 
-    With one vector instead of many tensors, what follows is a few operations. To trace hundreds
-    took longer than all that they compute in a short run.
+    One vector instead of many tensors leaves few operations to trace: tracing hundreds took longer
+    than running them in a short run.
     """
     gradient = {}
-    for part, found in tape.gradient(target, parts).items():
-        if any(each is not None for each in found):
+    for part, tensors in tape.gradient(target, parts).items():
+        if any(each is not None for each in tensors):
             vectors = [
                 tf.zeros([math.prod(variable.shape)])
                 if each is None
                 else tf.cast(tf.reshape(each, [-1]), tf.float32)
-                for each, variable in zip(found, parts[part], strict=True)
+                for each, variable in zip(tensors, parts[part], strict=True)
             ]
             gradient[part] = tf.concat(vectors, axis=0)
     return gradient
 
 
-def _of(network: str, gradient: Gradient) -> Gradient:
+def _in_network(network: str, gradient: Gradient) -> Gradient:
     return {part: vector for part, vector in gradient.items() if network in part}
 
 

@@ -1,4 +1,4 @@
-"""What a model makes of some examples, looked at by several callbacks."""
+"""One forward pass over validation data, shared by several callbacks."""
 
 from __future__ import annotations
 
@@ -13,49 +13,50 @@ from vae_research.bottlenecks.gaussian import GaussianBottleneck
 from vae_research.model import VAE
 from vae_research.tensors import bind
 
-# Examples that are decoded, twice; the others are only encoded.
+# Examples that are also decoded, each with two codes; the others are only encoded.
 _DECODED = 128
 
 
 class Inference:
-    """Codes of the same examples, and what the decoder makes of some; computed once an epoch.
+    """Codes of fixed examples, and the likelihoods of some of them; computed once per epoch.
 
-    Callbacks that are given the same object share what it has found, until one of them begins
-    another epoch.
+    Callbacks that are given the same object share its results until one of them clears the cache
+    at the beginning of an epoch.
 
     Args:
-        data: `[count, ...]`, or a dictionary of such arrays.
-        count: examples that are used, the first ones.
+        data: `[rows, ...]`, or a dictionary of such arrays.
+        count: use the first `count` rows.
     """
 
     def __init__(self, data: np.ndarray | Mapping[str, np.ndarray], count: int = 500) -> None:
         self.data = keras.tree.map_structure(lambda values: values[:count], data)
-        self.on_device: Any = None
+        self._on_device: Any = None
         self._infer = tf.function(_infer, autograph=False)
-        self._found: dict[str, np.ndarray] = {}
+        self._cache: dict[str, np.ndarray] = {}
 
     @classmethod
-    def over(cls, data: Any) -> Inference:
-        """Returns what was given, where that is an `Inference`, otherwise one over the data."""
-        return data if isinstance(data, cls) else cls(data)
+    def wrap(cls, data: np.ndarray | Mapping[str, np.ndarray] | Inference) -> Inference:
+        """Returns an `Inference` over data, or `data` itself if it already is one."""
+        return data if isinstance(data, Inference) else cls(data)
 
-    def forget(self) -> None:
-        """Has the next call compute anew."""
-        self._found = {}
+    def clear(self) -> None:
+        """Clears the cache."""
+        self._cache = {}
 
     def __call__(self, model: VAE) -> dict[str, np.ndarray]:
-        """Returns `code` (without noise) and `z`, and where there are any `kl` and `z_log_var`.
+        """Returns arrays by name, computed on the first call after `clear`.
 
-        These are `[count, latent]`; `z_log_var` is that of a normal posterior only. Of the first
-        128 examples there are also `own` and `permuted`, log p(x|z) in nats, with the code of the
-        example and with that of its neighbour: a permutation that leaves none in its place.
+        `[count, latent]`: `code` (without noise), `z`, `kl` in nats if the bottleneck has one, and
+        `z_log_var` if the posterior is a normal one. `[128]`, for the first 128 examples: `own` and
+        `permuted`, log p(x|z) in nats with the code of the example and with that of its neighbour,
+        a permutation without fixed points.
         """
-        if not self._found:
-            if self.on_device is None:  # copied once, not at every epoch
-                self.on_device = keras.tree.map_structure(tf.constant, self.data)
-            found = self._infer(model, self.on_device)
-            self._found = {name: tensor.numpy() for name, tensor in found.items()}
-        return self._found
+        if not self._cache:
+            if self._on_device is None:  # copied once, not at every epoch
+                self._on_device = keras.tree.map_structure(tf.constant, self.data)
+            tensors = self._infer(model, self._on_device)
+            self._cache = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return self._cache
 
 
 def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
@@ -68,11 +69,11 @@ def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
         found["z_log_var"] = tf.cast(tensors["z_log_var"], tf.float32)
     z = tensors["z"][:_DECODED]
     count = keras.tree.flatten(data)[0].shape[0]
-    twice = {
+    doubled = {
         name: tf.concat([value[:_DECODED]] * 2, axis=0) if value.shape[:1] == [count] else value
         for name, value in tensors.items()
-        if tensors.writers.get(name) != "bottleneck"  # belongs to the own code
+        if tensors.writers.get(name) != "bottleneck"  # what it writes belongs to the own code
     }
-    likelihoods = model.log_likelihood(twice, tf.concat([z, tf.roll(z, 1, axis=0)], axis=0))
+    likelihoods = model.log_likelihood(doubled, tf.concat([z, tf.roll(z, 1, axis=0)], axis=0))
     found["own"], found["permuted"] = tf.split(likelihoods, 2)
     return found

@@ -1,4 +1,4 @@
-"""How much of the latent space is in use, and whether that is as it should be."""
+"""Use of the latent space after every epoch, with a diagnosis."""
 
 from __future__ import annotations
 
@@ -32,80 +32,80 @@ _KL_OVER_TIME = (
 
 
 class Latents(keras.callbacks.Callback):
-    """Writes figures and pictures of the latent space after every epoch, and a diagnosis.
+    """Writes figures, pictures and a diagnosis of the latent space after every epoch.
 
     Under `validation`, in nats per example:
 
-    - `latent/active_units`: dimensions whose posterior mean has a variance above 0.01 (Burda et al.
-      2016, arXiv:1509.00519, section 5.2).
-    - `latent/kl_total`, where `fit` validates: the mean KL divergence of the validation data.
-    - `latent/permuted_code_gap`: log p(x|z) with the example's own code less that with the code
+    - `latent/active_units`: number of dimensions whose posterior mean has a variance above 0.01
+      (Burda et al. 2016, arXiv:1509.00519, section 5.2).
+    - `latent/kl_total`, if `fit` validates: the mean KL divergence of the validation data.
+    - `latent/permuted_code_gap`: log p(x|z) with the example's own code minus that with the code
       of another example.
-    - `latent/mutual_information`, for a `GaussianBottleneck`: between x and z, a lower bound that
-      is itself at most log(500) = 6.2; `latent/kl_total` is an upper bound.
-    - `latent/kl_per_dimension`: a histogram; `latent/kl_over_time`: a picture, dimension 0 on top
-      and a column for each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
+    - `latent/mutual_information`, for a `GaussianBottleneck`: a lower bound of the mutual
+      information between x and z, at most log(500) = 6.2; `latent/kl_total` is an upper bound.
+    - `latent/kl_per_dimension`: a histogram; `latent/kl_over_time`: a picture with dimension 0 on
+      top and a column for each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
     - `latent/posterior_mean`, `latent/posterior_std`: histograms over examples and dimensions.
-    - `latent/diagnosis`: text, whenever it changes; see `vae_research.diagnose`.
+    - `latent/diagnosis`: text, written when it changes; see `vae_research.diagnose`.
 
     Args:
         log_dir: the run directory.
-        data: `[count, ...]` validation data, or a dictionary of such arrays; of which the first
+        data: `[count, ...]` validation data, or a dictionary of such arrays, of which the first
             500 examples are used; or an `Inference`.
 
     Attributes:
-        diagnoses: of the last epoch.
+        diagnoses: diagnoses of the last epoch.
     """
 
     def __init__(
         self, log_dir: str | Path, data: np.ndarray | Mapping[str, np.ndarray] | Inference
     ) -> None:
         super().__init__()
-        self.inference = Inference.over(data)
+        self.inference = Inference.wrap(data)
         self.diagnoses: list[Diagnosis] = []
-        self._judged: dict[str, Any] = {}
-        self._written: list[str] = []
+        self._diagnosis_inputs: dict[str, Any] = {}
+        self._last_names: list[str] = []
         self._summaries = Summaries(log_dir)
         self._kl_file = Path(log_dir, "validation", _KL_FILE)
         self._kl_per_dimension: list[np.ndarray] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes up the picture of an interrupted run."""
+        """Reads the KL divergences that an interrupted run has written."""
         self._kl_per_dimension = _read_rows(self._kl_file, self.model.step)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Forgets the codes of the epoch before."""
-        self.inference.forget()
+        """Clears the codes of the previous epoch."""
+        self.inference.clear()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Encodes the data and writes what comes of it."""
-        step = self.model.step
+        """Encodes the data; writes figures, pictures and diagnosis."""
+        logs, step = logs or {}, self.model.step
         found = self.inference(self.model)
-        cost = permuted_code_gap(found["own"], found["permuted"])
+        gap = permuted_code_gap(found["own"], found["permuted"])
         values = {"latent/active_units": active_units(found["code"]).value}
-        if "val_elbo" in (logs or {}):
+        if "val_elbo" in logs:
             values["latent/kl_total"] = float(logs["val_kl"])
-        values["latent/permuted_code_gap"] = cost.value
+        values["latent/permuted_code_gap"] = gap.value
         self._summaries.scalars("validation", values, step)
         self._write_posterior(found, step)
         if "kl" in found:
             self._write_kl(found["kl"].mean(axis=0), step)
-        self._judged = {
+        self._diagnosis_inputs = {
             "variances": found["code"].var(axis=0),
-            "permuted_code_gap": cost,
+            "permuted_code_gap": gap,
             "has_posterior": self.model.bottleneck.has_prior,
         }
         self._write_diagnosis(self._last_step(epoch, step), step)
         self._summaries.flush("validation")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Judges a training that was stopped before its end, and closes the event files."""
-        if self._judged:
+        """Diagnoses again in case training has stopped early, and closes the event files."""
+        if self._diagnosis_inputs:
             self._write_diagnosis(self.model.step, self.model.step)
         self._summaries.close()
 
     def _last_step(self, epoch: int, step: int) -> int:
-        """Returns the step with which training will end, as far as that is known."""
+        """Returns the last step of training, or the current one if that is not known."""
         epochs, steps = self.params.get("epochs"), self.params.get("steps")
         return step + (epochs - epoch - 1) * steps if epochs and steps else step
 
@@ -114,7 +114,7 @@ class Latents(keras.callbacks.Callback):
         self._summaries.histogram("validation", name, found["code"], step)
         if "z_log_var" not in found:
             return
-        with np.errstate(over="ignore"):  # of a model that has diverged; infinite ones are left out
+        with np.errstate(over="ignore"):  # in a diverged model; the histogram drops infinities
             deviations = np.exp(0.5 * found["z_log_var"])
         self._summaries.histogram("validation", "latent/posterior_std", deviations, step)
         posterior = found["z"], found["code"], found["z_log_var"]
@@ -138,32 +138,35 @@ class Latents(keras.callbacks.Callback):
 
     def _write_diagnosis(self, last_step: int, step: int) -> None:
         unfinished = unfinished_warm_ups(self.model, last_step)
-        self.diagnoses = diagnose(**self._judged, unfinished=unfinished)
+        self.diagnoses = diagnose(**self._diagnosis_inputs, unfinished=unfinished)
         names = [diagnosis.name for diagnosis in self.diagnoses]
-        if names != self._written:
-            self._written = names
+        if names != self._last_names:
+            self._last_names = names
             lines = [f"- **{diagnosis.name}**: {diagnosis.reason}" for diagnosis in self.diagnoses]
             self._summaries.text("validation", "latent/diagnosis", "\n".join(lines), step)
 
 
 def unfinished_warm_ups(model: VAE, last_step: int) -> list[WarmUp]:
-    """Returns the trained terms whose weight would still grow after the last step of training."""
+    """Returns the warm-ups that would continue after the last step of training."""
     found = []
     for term in model.objective.terms:
-        ends_at = term.weight.settled_at() if isinstance(term.weight, Schedule) else None
+        schedule = term.weight
+        if not isinstance(schedule, Schedule):
+            continue
+        ends_at = schedule.settled_at()
         if ends_at is not None and ends_at > last_step:
-            reached, peak = (float(value_at(term.weight, at)) for at in (last_step, ends_at))
+            reached, peak = (float(value_at(schedule, at)) for at in (last_step, ends_at))
             if reached < peak:
                 found.append(WarmUp(term.label, ends_at, last_step, reached, peak))
     return found
 
 
 def _read_rows(file: Path, step: int) -> list[np.ndarray]:
-    """Returns the rows that an earlier process wrote up to a step; none if one is not whole."""
+    """Returns the rows that an earlier process wrote up to a step; none if one is incomplete."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
         rows = [np.array(line.split("\t"), np.float64) for line in lines]
     except (OSError, ValueError):
         return []
-    rows = {int(row[0]): row[1:] for row in rows if row[0] <= step}
-    return list(rows.values()) if len({len(row) for row in rows.values()}) == 1 else []
+    by_step = {int(row[0]): row[1:] for row in rows if row[0] <= step}
+    return list(by_step.values()) if len({len(row) for row in by_step.values()}) == 1 else []

@@ -1,4 +1,4 @@
-"""What a run is: its model, its settings and its training step, where the curves are looked at."""
+"""The model, settings and training step of a run, shown in TensorBoard beside its curves."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import tensorflow as tf
 from vae_research.callbacks.tensorboard import event_protos
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.model import VAE
+from vae_research.tables import markdown_table
 
-# Custom Scalars: by category and title, the tags of a chart as regular expressions.
+# Custom Scalars: by category and title, the regular expressions of the tags in a chart.
 _CHARTS = {
     "objective": {
         "reconstruction, KL and ELBO (nats)": ["terms/.*", "elbo$"],
@@ -43,16 +44,16 @@ _CHARTS = {
 class Overview(keras.callbacks.Callback):
     """Writes once, under `run`, what does not change while a model trains.
 
-    - Text: `model/summary`, the layers of the networks, `model/terms`, and `run/settings`.
-    - Graphs: one training step, exported after the first epoch. (What is compiled may loop over
-      many of them, which the dashboard shows as one box.)
-    - Custom Scalars: a layout with the terms and the ELBO in one chart, weights, the health of the
-      latent space and gradients in others.
+    - Text: `model/summary` (the layers of the networks), `model/terms` and `run/settings`.
+    - Graphs: one training step, exported after the first epoch. (The compiled function may loop
+      over many steps, which the dashboard shows as a single box.)
+    - Custom Scalars: a layout with charts of the terms and the ELBO, of weights, of the health of
+      the latent space, and of gradients.
 
     Args:
         log_dir: the run directory.
-        data: `[count, ...]` of which the training step is one batch, or a dictionary of such
-            arrays; only shapes and types count.
+        data: `[count, ...]` a training batch, or a dictionary of such arrays; only shapes and types
+            matter.
         settings: shown as a table, by name.
     """
 
@@ -69,7 +70,7 @@ class Overview(keras.callbacks.Callback):
         self._has_graph = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Writes layout and text."""
+        """Writes the layout and the texts."""
         step = self.model.step
         self._summaries.add("run", lambda: event_protos.layout(_CHARTS), step)
         self._summaries.text("run", "model/summary", summary_of(self.model), step)
@@ -80,7 +81,7 @@ class Overview(keras.callbacks.Callback):
         self._summaries.flush("run")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the graph, once: to make it takes time that the first step need not wait for."""
+        """Writes the graph after the first epoch: making it earlier would delay the first step."""
         if not self._has_graph:
             self._has_graph = True
             graph = self.model.graph_of_one_step or graph_of_one_step(self.model, self.data)
@@ -94,16 +95,16 @@ class Overview(keras.callbacks.Callback):
 
 
 class HParams(keras.callbacks.Callback):
-    """Makes a run a row of TensorBoard's HParams table, which sorts and filters a folder of runs.
+    """Makes a run a row of TensorBoard's HParams table, in which runs can be sorted and filtered.
 
-    Columns are the settings and, as `final/epochs`, `final/train/...` and `final/validation/...`,
-    the figures of the last epoch. They are under `run`, apart from the curves, so that the table
-    has no others. The plugin keeps the settings that it read first: what may change when a run is
-    continued does not belong among them.
+    Its columns are the settings and the figures of the last epoch: `final/epochs`,
+    `final/train/...` and `final/validation/...`. They are written under `run`, not beside the
+    curves, so that the table has no other columns. The plugin keeps the settings that it read
+    first, so leave out those that may change when a run is resumed.
 
     Args:
-        log_dir: the run directory. Its path tells the rows apart.
-        values: settings by name; what is no number, truth value or text is shown as text.
+        log_dir: the run directory; its path identifies the row.
+        values: settings by name; anything but numbers, booleans and strings is shown as text.
     """
 
     def __init__(self, log_dir: str | Path, values: Mapping[str, Any]) -> None:
@@ -113,7 +114,7 @@ class HParams(keras.callbacks.Callback):
         self._epochs = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Begins the row."""
+        """Starts the row."""
         absolute = os.path.abspath(self._summaries.log_dir)
         relative = os.path.relpath(absolute)
         name = absolute if relative.startswith("..") else relative
@@ -121,11 +122,11 @@ class HParams(keras.callbacks.Callback):
         self._summaries.flush("run")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Counts: training may be stopped before its last epoch."""
+        """Counts the epochs, since training may stop early."""
         self._epochs = epoch + 1
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Ends the row and closes the event file."""
+        """Completes the row and closes the event file."""
         figures = final_figures(logs or {}) | {"final/epochs": float(self._epochs)}
         self._summaries.scalars("run", figures, self.model.step)
         now = time.time()
@@ -134,10 +135,10 @@ class HParams(keras.callbacks.Callback):
 
 
 def graph_of_one_step(model: VAE, data: Any) -> tf.Graph | None:
-    """Returns the graph of `model.train_step` on one batch; None, with a warning, if there is none.
+    """Returns the graph of `model.train_step` on one batch; warns and returns None if it has none.
 
     Args:
-        model: compiled.
+        model: a compiled model.
         data: arrays whose first axis is the batch.
     """
     data = data if isinstance(data, Mapping) else {"inputs": data}
@@ -148,7 +149,7 @@ def graph_of_one_step(model: VAE, data: Any) -> tf.Graph | None:
     step = tf.function(model.train_step, autograph=False)
     try:
         return step.get_concrete_function(batch).graph
-    # Everything: a step of the user's own that cannot be traced is run eagerly, and is as good.
+    # Any exception: a user's own step may be impossible to trace, and still trains eagerly.
     except Exception as error:
         reason = " ".join(str(error).split())
         warnings.warn(f"TensorBoard will have no graph of the step: {reason}", stacklevel=2)
@@ -156,12 +157,12 @@ def graph_of_one_step(model: VAE, data: Any) -> tf.Graph | None:
 
 
 def summary_of(model: VAE) -> str:
-    """Returns Keras' summaries of the networks, as Markdown."""
+    """Returns Keras' summaries of the networks as Markdown."""
     parts = []
     for network in (model.encoder, model.bottleneck, model.decoder, *model.further_modules):
         parameters = sum(math.prod(variable.shape) for variable in network.variables)
         lines = [f"{type(network).__name__} {network.name!r}, {parameters:,} parameters"]
-        network = getattr(network, "network", network)  # what `named` has inside
+        network = getattr(network, "network", network)  # the network inside `named`
         if isinstance(network, keras.Model) and network.built:
             network.summary(print_fn=lines.append, line_length=110)
         parts.append("\n".join(lines))
@@ -169,7 +170,7 @@ def summary_of(model: VAE) -> str:
 
 
 def final_figures(logs: Mapping[str, float]) -> dict[str, float]:
-    """Returns the figures of an epoch under their tags in the HParams table.
+    """Returns the logs of an epoch under their tags in the HParams table.
 
     >>> final_figures({"elbo": -100.0, "val_elbo": -101.0})
     {'final/train/elbo': -100.0, 'final/validation/elbo': -101.0}
@@ -190,11 +191,10 @@ def table(values: Mapping[str, Any], name: str) -> str:
     | epochs | 10 |
     | text | a&#124;b |
     """
-    lines = [f"| {name} | value |", "| --- | --- |"]
-    for key, value in values.items():
-        shown = " ".join(str(value).split()).replace("|", "&#124;")
-        lines.append(f"| {key} | {shown} |")
-    return "\n".join(lines)
+    cells = {
+        key: " ".join(str(value).split()).replace("|", "&#124;") for key, value in values.items()
+    }
+    return markdown_table([name, "value"], cells.items()).removesuffix("\n")
 
 
 def _plain(value: Any) -> bool | float | str:

@@ -1,7 +1,8 @@
-"""Pictures of reconstructions, of samples from the prior, and of what each dimension means."""
+"""Pictures of reconstructions, of samples from the prior, and of latent traversals."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ from vae_research.callbacks.tensorboard.drawing import heat, tile
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.model import VAE
 
-# Dimensions that are traversed, the steps of each, and how far they go from the middle.
+# Traversals: dimensions, at most; codes for each; distance of the outer ones from the mean.
 _TRAVERSED, _STEPS, _DEVIATIONS = 20, 7, 3.0
-# Rows of originals, and of samples.
-_ORIGINALS, _SAMPLES = 2, 4
+_ORIGINALS, _SAMPLES = 2, 4  # rows of the picture
 _PLANE = 16  # images along each axis
 
 _DESCRIPTIONS = {
@@ -37,20 +37,20 @@ _DESCRIPTIONS = {
 class Pictures(keras.callbacks.Callback):
     """Writes pictures of a model to TensorBoard after every epoch.
 
-    The images and the codes are the same at every epoch. Tags, under `validation`:
+    The images, and the noise of the samples, are the same at every epoch. Tags, under `validation`:
 
-    - `reconstructions`: rows of originals, each above what the model makes of them.
-    - `errors`: the absolute error of every pixel of these.
-    - `samples`: means of p(x|z) for codes from the prior, where there is one.
-    - `traversals`: the code of the first image, one dimension at a time moved from -3 to 3 standard
-      deviations (of the prior, or of the codes where there is none); sorted by KL divergence (by
-      variance where there is none), at most 20.
+    - `reconstructions`: rows of originals, each above the row of its reconstructions.
+    - `errors`: the absolute error of each of their pixels.
+    - `samples`: means of p(x|z) for codes from the prior, if there is one.
+    - `traversals`: means of p(x|z) for the code of the first image, with one dimension at a time
+      moved from -3 to 3 standard deviations (of the prior, or of the codes if there is none). At
+      most 20 dimensions, sorted by KL divergence, or by variance if there is none.
     - `plane`, for two latent dimensions: means of p(x|z) over the same range of both.
 
     Args:
         log_dir: the run directory.
         images: `[count, height, width, channels]`, of which the first `columns * 2` are shown and
-            the first 500 tell the order of the dimensions; or an `Inference` over images.
+            the first 500 determine the order of the dimensions; or an `Inference` over images.
         columns: images side by side.
     """
 
@@ -58,25 +58,23 @@ class Pictures(keras.callbacks.Callback):
         self, log_dir: str | Path, images: np.ndarray | Inference, *, columns: int = 10
     ) -> None:
         super().__init__()
-        self.inference = Inference.over(images)
+        self.inference = Inference.wrap(images)
         self.images = self.inference.data[: columns * _ORIGINALS]
         self.columns = columns
         self._summaries = Summaries(log_dir)
         self._decode = tf.function(lambda model, codes: model.decode(codes), autograph=False)
         self._prior: Any = None
-        self._from_prior: list[np.ndarray] = []
+        self._prior_codes: list[np.ndarray] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Forgets the codes of the epoch before."""
-        self.inference.forget()
+        """Clears the codes of the previous epoch."""
+        self.inference.clear()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the pictures."""
-        step, made = self.model.step, self._made_by(self.model)
-        for tag, draw in self._drawings(made).items():
-            self._summaries.add(
-                "validation", lambda tag=tag, draw=draw: _message(tag, draw()), step
-            )
+        step, images = self.model.step, self._decoded_by(self.model)
+        for tag, draw in self._drawings(images).items():
+            self._summaries.add("validation", functools.partial(_summary, tag, draw), step)
         self._summaries.flush("validation")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -84,64 +82,64 @@ class Pictures(keras.callbacks.Callback):
         self._summaries.close()
 
     def draw(self, model: VAE) -> dict[str, np.ndarray]:
-        """Returns the pictures of a model by their tags, as they are written."""
-        self.inference.forget()
-        return {tag: draw() for tag, draw in self._drawings(self._made_by(model)).items()}
+        """Returns the pictures of a model by tag, as they are written."""
+        self.inference.clear()
+        return {tag: draw() for tag, draw in self._drawings(self._decoded_by(model)).items()}
 
-    def _made_by(self, model: VAE) -> dict[str, np.ndarray]:
+    def _decoded_by(self, model: VAE) -> dict[str, np.ndarray]:
+        """Returns the images of each picture; all of them are decoded in one call."""
         found = self.inference(model)
         codes = found["code"]
-        # How much each dimension is used: its KL divergence, or its variance where there is none.
-        used = found["kl"].mean(axis=0) if "kl" in found else codes.var(axis=0)
-        order = np.argsort(-used, kind="stable")[:_TRAVERSED]
-        wanted = {"reconstructed": codes[: len(self.images)]}
-        crowd = codes
+        use = found["kl"].mean(axis=0) if "kl" in found else codes.var(axis=0)
+        order = np.argsort(-use, kind="stable")[:_TRAVERSED]
+        codes_of = {"reconstructed": codes[: len(self.images)]}
+        population = codes
         if model.bottleneck.has_prior:
-            wanted["samples"], crowd = self._codes_from_prior(model)
-        middle, deviation = crowd.mean(axis=0), crowd.std(axis=0)
-        wanted["traversals"] = traversals(codes[0], middle, deviation, order)
+            codes_of["samples"], population = self._codes_from_prior(model)
+        mean, deviation = population.mean(axis=0), population.std(axis=0)
+        codes_of["traversals"] = traversals(codes[0], mean, deviation, order)
         if model.bottleneck.latent_dim == 2:
             corner = _DEVIATIONS * deviation
-            wanted["plane"] = plane_codes(middle - corner, middle + corner, _PLANE)
-        decoded = self._decode(model, tf.constant(np.concatenate(list(wanted.values()))))
-        ends = np.cumsum([len(rows) for rows in wanted.values()])
-        return dict(zip(wanted, np.split(decoded.numpy(), ends[:-1]), strict=True))
+            codes_of["plane"] = plane_codes(mean - corner, mean + corner, _PLANE)
+        decoded = self._decode(model, tf.constant(np.concatenate(list(codes_of.values()))))
+        ends = np.cumsum([len(rows) for rows in codes_of.values()])
+        return dict(zip(codes_of, np.split(decoded.numpy(), ends[:-1]), strict=True))
 
     def _codes_from_prior(self, model: VAE) -> list[np.ndarray]:
-        """Returns the codes of `samples`, and 1000 that tell middle and width of the prior."""
+        """Returns the codes of `samples`, and 1000 to estimate mean and deviation of the prior."""
         bottleneck = model.bottleneck
-        if bottleneck is not self._prior or bottleneck.variables:  # a prior that is trained moves
+        if bottleneck is not self._prior or bottleneck.variables:  # a trained prior changes
             self._prior = bottleneck
             draws = [(_SAMPLES * self.columns, [0, 0]), (1000, [1, 0])]
-            self._from_prior = [
+            self._prior_codes = [
                 bottleneck.sample_prior(count, tf.constant(key)).numpy() for count, key in draws
             ]
-        return self._from_prior
+        return self._prior_codes
 
-    def _drawings(self, made: dict[str, np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
-        """Returns what draws each picture; the drawing is for another thread."""
+    def _drawings(self, images: dict[str, np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
+        """Returns a function for each picture that draws it, to be called in the background."""
         originals = self.images
         drawings = {
-            "reconstructions": lambda: pairs(originals, made["reconstructed"], self.columns),
-            "errors": lambda: errors(originals, made["reconstructed"], self.columns),
-            "samples": lambda: tile([made["samples"]], self.columns),
-            "traversals": lambda: tile([made["traversals"]], _STEPS),
-            "plane": lambda: tile([made["plane"]], _PLANE, gap=0),
+            "reconstructions": lambda: pairs(originals, images["reconstructed"], self.columns),
+            "errors": lambda: errors(originals, images["reconstructed"], self.columns),
+            "samples": lambda: tile([images["samples"]], self.columns),
+            "traversals": lambda: tile([images["traversals"]], _STEPS),
+            "plane": lambda: tile([images["plane"]], _PLANE, gap=0),
         }
-        missing = {"samples", "plane"} - made.keys()
+        missing = {"samples", "plane"} - images.keys()
         return {tag: draw for tag, draw in drawings.items() if tag not in missing}
 
 
 def traversals(
-    code: np.ndarray, middle: np.ndarray, deviation: np.ndarray, dimensions: np.ndarray
+    code: np.ndarray, mean: np.ndarray, deviation: np.ndarray, dimensions: np.ndarray
 ) -> np.ndarray:
-    """Returns codes in which one dimension moves from -3 to 3 standard deviations.
+    """Returns codes in which one dimension at a time moves from -3 to 3 standard deviations.
 
     Args:
-        code: `[latent]`, what the other dimensions stay at.
-        middle: `[latent]`, where a dimension is in the middle of its row.
+        code: `[latent]`, the values of the dimensions that do not move.
+        mean: `[latent]`, the value of the moving dimension in the middle of its row.
         deviation: `[latent]`, its standard deviation.
-        dimensions: `[count]` integers, those that move, in the order of their rows.
+        dimensions: `[count]` integers, the dimensions that move, one row each.
 
     Returns:
         `[count * 7, latent]`, row by row.
@@ -149,12 +147,12 @@ def traversals(
     steps = np.linspace(-_DEVIATIONS, _DEVIATIONS, _STEPS, dtype=np.float32)
     codes = np.tile(code, [len(dimensions), _STEPS, 1])
     for row, dimension in zip(codes, dimensions, strict=True):
-        row[:, dimension] = middle[dimension] + steps * deviation[dimension]
+        row[:, dimension] = mean[dimension] + steps * deviation[dimension]
     return codes.reshape([-1, len(code)])
 
 
 def plane_codes(low: np.ndarray, high: np.ndarray, columns: int) -> np.ndarray:
-    """Returns `[columns * columns, 2]`: codes of a plane, each in the middle of its part of it.
+    """Returns `[columns * columns, 2]`: a grid of codes, each in the middle of its cell of a plane.
 
     Row by row from the top; the first dimension grows to the right, the second upwards.
     """
@@ -178,12 +176,12 @@ def pairs(originals: np.ndarray, reconstructed: np.ndarray, columns: int) -> np.
 
 
 def errors(originals: np.ndarray, reconstructed: np.ndarray, columns: int) -> np.ndarray:
-    """Returns a picture: the absolute error of every pixel, mean over channels, as a colour.
+    """Returns a picture: the absolute error of each pixel, averaged over channels, as a colour.
 
     Black is no error, the brightest colour the whole range of the originals (at least 1).
     """
-    both = max(1.0, float(originals.max() - originals.min()))
-    return tile([heat(np.abs(originals - reconstructed).mean(axis=-1) / both)], columns)
+    value_range = max(1.0, float(originals.max() - originals.min()))
+    return tile([heat(np.abs(originals - reconstructed).mean(axis=-1) / value_range)], columns)
 
 
 def samples(model: VAE, columns: int, rows: int = 8) -> np.ndarray:
@@ -199,24 +197,24 @@ def decoded_plane(
     The first latent dimension grows to the right, the second upwards.
 
     Args:
-        model: with two latent dimensions.
+        model: a model with two latent dimensions.
         low: the code of the lower left corner.
         high: the code of the upper right corner.
-        columns: images along each axis, each in the middle of its part of the plane.
+        columns: images along each axis, each decoded from the middle of its cell.
 
     Raises:
-        ValueError: the model has another number of latent dimensions, or makes no images.
+        ValueError: the number of latent dimensions is not 2, or the model does not make images.
     """
     if model.bottleneck.latent_dim != 2:
         raise ValueError(
             f"A plane needs 2 latent dimensions; the model has {model.bottleneck.latent_dim}."
         )
-    corners = (np.array(corner, np.float32) for corner in (low, high))
-    images = model.decode(plane_codes(*corners, columns)).numpy()
+    codes = plane_codes(np.array(low, np.float32), np.array(high, np.float32), columns)
+    images = model.decode(codes).numpy()
     if images.ndim != 4:
         raise ValueError(f"The model makes values of shape {images.shape[1:]}, not images.")
     return tile([images], columns, gap=0)
 
 
-def _message(tag: str, picture: np.ndarray) -> event_protos.Summary:
-    return event_protos.image(tag, picture, _DESCRIPTIONS[tag])
+def _summary(tag: str, draw: Callable[[], np.ndarray]) -> event_protos.Summary:
+    return event_protos.image(tag, draw(), _DESCRIPTIONS[tag])

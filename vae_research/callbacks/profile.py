@@ -15,13 +15,13 @@ from vae_research.callbacks.base import StepCallback
 class Profile(StepCallback):
     """Records what TensorFlow does in some optimizer steps, under `train/plugins/profile`.
 
-    A compiled call is recorded as a whole: where it makes several steps, recording begins with the
-    call of the first step and ends with the call of the last one.
+    A compiled call is recorded as a whole: if it makes several steps, recording begins with the
+    call that contains the first step and ends with the call that contains the last one.
 
     Args:
         log_dir: the run directory.
-        first: the first step to be recorded, from 1. Better not the very first, which compiles.
-        last: the last one.
+        first: the first recorded step, from 1. Prefer a later one, since step 1 compiles.
+        last: the last recorded step.
 
     Raises:
         ValueError: `first` is below 1 or above `last`.
@@ -40,41 +40,41 @@ class Profile(StepCallback):
         self._is_over = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Says what is missing to look at the result."""
+        """Warns if the plugin that shows a profile is not installed."""
         if importlib.util.find_spec("xprof") is None:
             warnings.warn(
-                "The profile will be written, and TensorBoard needs a plugin to show it: "
+                "The profile will be written, but TensorBoard needs a plugin to show it: "
                 "pip install 'vae_research[profile]'.",
                 stacklevel=2,
             )
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins with the call that has the first step."""
+        """Starts recording before the call that contains the first step."""
         step = self._steps_before + batch + 1
-        ends_with = step + self.model.steps_per_execution - 1
-        if self._is_over or self._is_recording or ends_with <= self._steps_done:
+        last_of_call = step + self.model.steps_per_execution - 1
+        if self._is_over or self._is_recording or last_of_call <= self._steps_done:
             return
-        if step <= self.last and ends_with >= self.first:
-            self._begin()
+        if step <= self.last and last_of_call >= self.first:
+            self._start()
 
     def on_step(self, step: int) -> None:
-        """Ends with the last step."""
+        """Stops recording after the last step."""
         if self._is_recording and step >= self.last:
-            self._end()
+            self._stop()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Ends where training ends before the last step."""
+        """Stops recording if training ends before the last step."""
         if self._is_recording:
-            self._end()
+            self._stop()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         try:
             tf.profiler.experimental.start(self._folder)
             self._is_recording = True
-        except (tf.errors.OpError, OSError) as error:  # one is running, or the disk is full
+        except (tf.errors.OpError, OSError) as error:  # a profiler is running, or the disk is full
             self._give_up(error)
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         self._is_recording, self._is_over = False, True
         try:
             tf.profiler.experimental.stop()
@@ -84,4 +84,4 @@ class Profile(StepCallback):
     def _give_up(self, error: Exception) -> None:
         self._is_over = True
         reason = " ".join(str(error).split())
-        warnings.warn(f"There is no profile: {reason}. Training goes on.", stacklevel=2)
+        warnings.warn(f"There is no profile: {reason}. Training continues.", stacklevel=2)

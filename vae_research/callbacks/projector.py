@@ -1,4 +1,4 @@
-"""Codes of validation images as points in TensorBoard's projector."""
+"""Codes of validation examples as points in TensorBoard's projector."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import keras
 import numpy as np
 
+from vae_research.arguments import checked_integer
 from vae_research.callbacks.inference import Inference
 from vae_research.callbacks.tensorboard.summaries import Summaries
 
 
 class Projector(keras.callbacks.Callback):
-    """Writes codes without noise for the projector, with labels and thumbnails.
+    """Writes codes (without noise) for the projector, with labels and thumbnails.
 
-    They are written after the first epoch, after every so many, and when training ends; each time
-    they take the place of the earlier ones.
+    They are written after the first epoch, then every `every_epochs` epochs, and when training
+    ends. Each time they replace the earlier ones.
 
     Args:
         log_dir: the run directory.
@@ -25,10 +26,10 @@ class Projector(keras.callbacks.Callback):
             shown; or an `Inference`.
         labels: `[count]`, shown beside the points and as their colour.
         images: `[count, height, width, channels]` in [0, 1], thumbnails of the points.
-        every_epochs: how often, at least 1.
+        every_epochs: interval in epochs.
 
     Raises:
-        ValueError: `every_epochs` is below 1.
+        ValueError: `every_epochs` is not an integer >= 1.
     """
 
     def __init__(
@@ -41,10 +42,8 @@ class Projector(keras.callbacks.Callback):
         every_epochs: int = 10,
     ) -> None:
         super().__init__()
-        if every_epochs < 1:
-            raise ValueError(f"every_epochs must be at least 1, got {every_epochs}.")
-        self.every_epochs = every_epochs
-        self.inference = Inference.over(data)
+        self.every_epochs = checked_integer("every_epochs", every_epochs, 1)
+        self.inference = Inference.wrap(data)
         count = len(keras.tree.flatten(self.inference.data)[0])
         self.labels = None if labels is None else labels[:count]
         self.images = None if images is None else images[:count]
@@ -52,17 +51,17 @@ class Projector(keras.callbacks.Callback):
         self._epochs = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Forgets the codes of the epoch before."""
-        self.inference.forget()
+        """Clears the codes of the previous epoch."""
+        self.inference.clear()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes after the first epoch of this training and after every so many."""
+        """Writes after the first epoch of this training, then every `every_epochs` epochs."""
         if self._epochs % self.every_epochs == 0:
             self._write()
         self._epochs += 1
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Writes a last time and closes the event files."""
+        """Writes one last time and closes the event files."""
         self._write()
         self._summaries.close()
 

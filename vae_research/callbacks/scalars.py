@@ -1,4 +1,4 @@
-"""Scalars of every epoch, and of every so many steps."""
+"""Training and validation curves, by epoch or every few steps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from vae_research.arguments import checked_integer
 from vae_research.callbacks.base import EpochCallback, EpochRecord
 from vae_research.callbacks.tensorboard.summaries import Summaries
 
@@ -17,59 +18,60 @@ class Scalars(EpochCallback):
     """Writes loss, ELBO, every term with its weight, learning rate and speed to TensorBoard.
 
     Tags, the same under `train` and `validation` so that their curves overlay: `loss`, `elbo`,
-    `terms/NAME` unweighted, `weight/NAME`, `contribution/NAME` weight times value, all in nats;
-    and for training alone `learning_rate` and `images_per_second`. The x axis is the optimizer
-    step.
+    `terms/NAME` (unweighted), `weight/NAME` and `contribution/NAME` (weight times value), all but
+    the weight in nats; under `train` also `learning_rate` and `images_per_second`. The x axis is
+    the optimizer step.
 
     Args:
         log_dir: the run directory.
-        every_steps: write the training figures every so many optimizer steps, as means over the
-            steps since they were last written. 0 writes at the end of epochs only.
+        every_steps: interval in optimizer steps at which the training figures are written, as
+            means over the steps since they were last written. 0: at the end of epochs only.
 
     Raises:
-        ValueError: `every_steps` is negative.
+        ValueError: `every_steps` is not an integer >= 0.
     """
 
     def __init__(self, log_dir: str | Path, *, every_steps: int = 0) -> None:
         super().__init__()
-        if every_steps < 0:
-            raise ValueError(f"every_steps must be 0 or positive, got {every_steps}.")
-        self.every_steps = every_steps
+        self.every_steps = checked_integer("every_steps", every_steps, 0)
         self._summaries = Summaries(log_dir)
-        self._written: dict[str, tuple[float, float]] = {}
+        # Total and count of each metric when it was last written.
+        self._last_sums: dict[str, tuple[float, float]] = {}
         self._interval = 0
 
     def get_state(self) -> dict[str, Any]:
-        """Returns also what of this epoch is written already."""
+        """Returns the state of the base, and what has been written of this epoch."""
         state = super().get_state()
-        return state and state | {"written": self._written, "interval": self._interval}
+        return state and state | {"written": self._last_sums, "interval": self._interval}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the interval that was under way."""
+        """Resumes the interval that was interrupted."""
         super().set_state(state)
         if state:
-            self._written = {name: tuple(sums) for name, sums in state["written"].items()}
+            self._last_sums = {
+                name: (total, count) for name, (total, count) in state["written"].items()
+            }
             self._interval = state["interval"]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock and the means of the first interval."""
         super().on_epoch_begin(epoch, logs)
-        self._written = {}
+        self._last_sums = {}
         self._interval = self._steps_before // self.every_steps if self.every_steps else 0
 
     def on_step(self, step: int) -> None:
-        """Writes at every interval."""
+        """Writes the means of an interval when the next one has begun."""
         if self.every_steps and step // self.every_steps > self._interval:
             self._interval = step // self.every_steps
             self._write_interval(step)
 
     def on_training_part_end(self) -> None:
-        """Writes what is left of the last interval."""
+        """Writes the means of the remaining steps."""
         if self.every_steps:
             self._write_interval(self.model.step)
 
     def on_record(self, record: EpochRecord) -> None:
-        """Writes the figures of both splits at the step that the epoch ended with."""
+        """Writes the figures of both splits at the last step of the epoch."""
         values = {
             split: tagged(figures, record.weights)
             for split, figures in record.figures.items()
@@ -88,16 +90,16 @@ class Scalars(EpochCallback):
         self._summaries.close()
 
     def _write_interval(self, step: int) -> None:
-        # A layer's own metrics may be of another kind.
+        # Layers may add metrics of other kinds.
         metrics = [each for each in self.model.metrics if isinstance(each, keras.metrics.Mean)]
-        # In one piece: to fetch a value waits for the device.
+        # Fetched together, since every fetch waits for the device.
         sums = tf.stack([[each.total.value, each.count.value] for each in metrics]).numpy()
         means = {}
         for metric, (total, count) in zip(metrics, sums.tolist(), strict=True):
-            last_total, last_count = self._written.get(metric.name, (0.0, 0.0))
+            last_total, last_count = self._last_sums.get(metric.name, (0.0, 0.0))
             if count > last_count:
                 means[metric.name] = (total - last_total) / (count - last_count)
-            self._written[metric.name] = total, count
+            self._last_sums[metric.name] = total, count
         weights = {name: float(value) for name, value in self.model.objective.weights(step).items()}
         if means:
             self._summaries.scalars("train", tagged(means, weights), step)
@@ -107,8 +109,8 @@ class Scalars(EpochCallback):
 def tagged(figures: dict[str, float], weights: dict[str, float]) -> dict[str, float]:
     """Returns the figures of one split under their TensorBoard tags.
 
-    A contribution that was recorded is kept: where the weight changes with the step it is the mean
-    of the products. Otherwise it is the constant weight times the value.
+    A contribution is the recorded one if there is one: the mean of the products if the weight
+    changes with the step. Otherwise it is the constant weight times the value.
 
     >>> tagged({"loss": 3.0, "kl": 1.5}, {"kl": 2.0})
     {'loss': 3.0, 'terms/kl': 1.5, 'weight/kl': 2.0, 'contribution/kl': 3.0}

@@ -1,1 +1,1 @@
-"""Event files: protocol buffers, background writing and drawing. Nobody extends these."""
+"""Event files: protocol buffers, background writing and drawing. Not meant to be extended."""

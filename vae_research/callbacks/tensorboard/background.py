@@ -1,4 +1,4 @@
-"""One thread on which everything is drawn, encoded and written, so that training does not wait."""
+"""A thread that draws, encodes and writes in the background, so that training does not wait."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import queue
 import threading
 from collections.abc import Callable
 
-# Work that waits, at most. Whoever has more of it has a disk that stands still.
-_WAITING = 2000
-# How long the end of training waits for the rest to be written.
-_SECONDS_AT_THE_END = 30.0
+# Maximum queue length; a longer queue means that the disk has stalled.
+_QUEUE_LENGTH = 2000
+# How long the end of training waits for the queue to be written.
+_SECONDS_AT_END = 30.0
 
 
 class Background:
-    """Runs functions one after another on a thread of its own, which starts with the first.
+    """Runs functions one after another on its own thread, which starts with the first of them.
 
-    A function must not raise: there is nobody to raise to.
+    A function must not raise: the exception would end the thread.
     """
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[Callable[[], None]] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[Callable[[], None]] = queue.Queue(_QUEUE_LENGTH)
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
     def submit(self, function: Callable[[], None]) -> bool:
-        """Has a function run later; returns False, and forgets it, where too many are waiting."""
+        """Queues a function; returns False, and drops it, if the queue is full."""
         with self._starting:
             if self._thread is None:
-                # A thread that the interpreter does not wait for: a disk that stands still must not
-                # keep a process from ending. What can be written is, by `wait`.
+                # A daemon, since a stalled disk must not keep the process from ending. The exit
+                # handler writes what can be written in time.
                 self._thread = threading.Thread(target=self._run, daemon=True, name="summaries")
                 self._thread.start()
                 atexit.register(self.wait)
@@ -40,8 +40,8 @@ class Background:
             return False
         return True
 
-    def wait(self, seconds: float = _SECONDS_AT_THE_END) -> bool:
-        """Waits for all that was submitted before; returns whether it was done in time."""
+    def wait(self, seconds: float = _SECONDS_AT_END) -> bool:
+        """Waits until everything submitted so far is done; returns whether it was in time."""
         if self._thread is None or threading.current_thread() is self._thread:
             return True
         done = threading.Event()
@@ -54,5 +54,5 @@ class Background:
 
 @functools.cache
 def background() -> Background:
-    """Returns the thread that all summaries of this process share."""
+    """Returns the thread shared by all summaries of this process."""
     return Background()

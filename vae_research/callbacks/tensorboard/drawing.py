@@ -1,4 +1,4 @@
-"""Pictures from arrays. NumPy in, NumPy out: values in [0, 1], `[height, width, 1 or 3]`."""
+"""Pictures from arrays. NumPy in, NumPy out: `[height, width, 1 or 3]`, values in [0, 1]."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# The projector shows thumbnails of a few pixels; the browser loads them all as one picture.
+# Thumbnails are shown small, and the browser loads all of them as one picture.
 _LARGEST_THUMBNAIL = 64
 
-# From black by violet and orange to light yellow: brighter is more, also without colours.
+# From black through violet and orange to light yellow, with increasing luminance.
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
-_SHADES = np.stack(  # 256 of them
+_SHADES = np.stack(  # [256, 3]
     [np.interp(np.arange(256), np.linspace(0, 255, len(_HEAT)), c) for c in np.transpose(_HEAT)],
     axis=-1,
 )
@@ -21,7 +21,7 @@ _SHADES = np.stack(  # 256 of them
 def tile(rows: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
     """Returns images as one picture in [0, 1], `[height, width, 1 or 3]`, with white gaps.
 
-    Values outside [0, 1] (standardised data) are brought in by their own minimum and maximum.
+    If values are outside of [0, 1] (standardised data), all are scaled by their own range.
 
     Args:
         rows: groups of `[count, height, width, channels]`; each group starts on a new row.
@@ -31,7 +31,7 @@ def tile(rows: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
     values = np.concatenate(rows)
     low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
     height, width, channels = values.shape[1:]
-    shown = channels if channels in (1, 3) else 1  # of other channel counts, the first is shown
+    shown = channels if channels in (1, 3) else 1  # of 2, 4 or more channels, only the first
     lines = []
     for group in rows:
         count = -(-len(group) // columns)
@@ -54,14 +54,15 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 
 def over_time(values: np.ndarray, *, cell: int = 5, width: int = 400) -> np.ndarray:
-    """Returns a picture of numbers that change: a row for each, time to the right.
+    """Returns a picture of numbers that change over time: a row for each, time to the right.
 
-    Black is 0, the brightest colour the largest finite value there is, and what is not finite.
+    Black is 0; the brightest colour is the largest finite value, and marks non-finite ones.
 
     Args:
-        values: `[times, count]`, none negative; of more than `width` times an even choice is shown.
-        cell: pixels of a row; columns are as wide as they may be, at most twice that.
-        width: pixels, at most.
+        values: `[times, count]`, none negative; if there are more than `width` times, evenly spaced
+            ones are shown.
+        cell: height of a row in pixels; columns are at most twice as wide.
+        width: maximum width of the picture in pixels.
     """
     values = np.maximum(np.asarray(values, np.float64), 0.0)
     if len(values) > width:
@@ -74,9 +75,9 @@ def over_time(values: np.ndarray, *, cell: int = 5, width: int = 400) -> np.ndar
 
 
 def sprite(images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns thumbnails as one square picture, and the width and height of one of them.
+    """Returns thumbnails as one square picture, and the width and height of one thumbnail.
 
-    They follow each other row by row, without gaps.
+    The thumbnails follow each other row by row, without gaps.
 
     Args:
         images: `[count, height, width, channels]`.

@@ -1,7 +1,7 @@
-"""The event files of a run: train/, validation/ and run/ are three runs of TensorBoard.
+"""Writes event files; train/, validation/ and run/ of a run directory are runs of TensorBoard.
 
-TensorBoard reads the event files of a folder in their order and does not come back to an earlier
-one. All callbacks of a run therefore share one file in each folder.
+TensorBoard reads the event files of a folder in order and never returns to an earlier one. All
+callbacks of a run therefore share one file in each folder.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
+from vae_research import files
 from vae_research.callbacks.tensorboard import event_protos
 from vae_research.callbacks.tensorboard.background import background
 
 _numbers = itertools.count()
 
-# How long a checkpoint waits for the event files that it describes.
+# How long a checkpoint waits for the event files whose lengths it records.
 _SECONDS_TO_SETTLE = 5.0
 
 
 def settle() -> None:
-    """Waits until everything that was written so far is in its file, as far as the disk allows."""
+    """Waits until everything written so far is in its file, at most 5 seconds."""
     for log in list(_Log.all_open()):
         log.flush_all()
     background().wait(_SECONDS_TO_SETTLE)
 
 
 class Summaries:
-    """Writes summaries under `log_dir`, in one folder for each split, opened when first used.
+    """Writes summaries under `log_dir`, in one folder for each split, made when first used.
 
-    Several objects of one process that write to the same `log_dir` share its files. All of it is
-    encoded and written by a thread in the background. Nothing here raises because of a disk: what
-    fails is told once for each `log_dir`, as a warning, and what comes later is written where that
-    is possible again.
+    All objects of a process that write to the same `log_dir` share its files. A background thread
+    encodes and writes. A failed write never raises: it warns once for each `log_dir`, and later
+    summaries are written if that is possible again.
 
     Args:
         log_dir: the run directory.
@@ -71,7 +71,7 @@ class Summaries:
         self.add(split, lambda: event_protos.text(tag, markdown), step)
 
     def add(self, split: str, make: Callable[[], event_protos.Summary], step: int) -> None:
-        """Writes the summary that a function returns, which is called in the background."""
+        """Writes the summary that `make` returns; `make` is called in the background."""
         now = time.time()
 
         def write(log: _Log) -> None:
@@ -97,18 +97,17 @@ class Summaries:
         labels: np.ndarray | Sequence[Any] | None = None,
         images: np.ndarray | None = None,
     ) -> None:
-        """Writes vectors for the projector, as the only ones of this split.
+        """Writes vectors for the projector; they replace earlier ones of this split.
 
         Args:
-            split: the folder; it holds an event file from now on, without which the projector does
-                not see it.
-            name: how TensorBoard calls them.
+            split: the folder. It also gets an event file, without which the projector ignores it.
+            name: name of the vectors in TensorBoard.
             vectors: `[count, latent]`.
             labels: `[count]`, shown beside the points.
             images: `[count, height, width, channels]` in [0, 1], shown in place of the points.
 
         Raises:
-            ValueError: there are not as many labels or images as vectors.
+            ValueError: the number of labels or images is not that of the vectors.
         """
         for kind, values in (("labels", labels), ("images", images)):
             if values is not None and len(values) != len(vectors):
@@ -116,17 +115,17 @@ class Summaries:
         self._in_background(lambda log: log.write_vectors(split, name, vectors, labels, images))
 
     def file(self, name: str, content: str, *, append: bool = False) -> None:
-        """Writes a text file below `log_dir`, or lines at its end."""
+        """Writes a text file under `log_dir`, or appends to it."""
         self._in_background(lambda log: log.write_file(name, content, append=append))
 
     def flush(self, split: str) -> None:
-        """Has what was written so far made visible to TensorBoard."""
+        """Makes what was written so far visible to TensorBoard."""
         self._in_background(lambda log: log.flush(split))
 
     def close(self) -> None:
-        """Waits until everything is written, and closes the files that nobody else uses.
+        """Waits until everything is written, and closes files that no other object uses.
 
-        A later write opens new ones.
+        A later write opens new files.
         """
         log, self._log = self._log, None
         if log is not None:
@@ -139,15 +138,15 @@ class Summaries:
 
 
 class _Log:
-    """The event files below one folder, as all its users share them.
+    """The event files under one folder, shared by all their users.
 
-    Files are touched by the background thread alone, and failures are told by the caller's, where
-    a warning is caught and shown as everywhere else.
+    Only the background thread touches files. Only the caller's thread warns of failures, so that
+    the warnings can be caught and filtered as usual.
     """
 
     _open: ClassVar[dict[Path, _Log]] = {}
-    # A run opens its files again for the test figures, and is told no second time.
-    _told: ClassVar[set[Path]] = set()
+    # Kept when a log is closed: a run opens its files again for the test figures.
+    _warned: ClassVar[set[Path]] = set()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -169,46 +168,46 @@ class _Log:
         self._users -= 1
         if not self._users:
             self._open.pop(Path(os.path.abspath(self.folder)))
-            self.submit(lambda log: log._close())
+            self.submit(_Log._close)
         if not background().wait():
-            self._failed("the disk has not taken everything yet")
-        self._tell()
+            self._note_failure("the disk has not taken everything yet")
+        self._warn_once()
 
     def submit(self, work: Callable[[_Log], None]) -> None:
         if not background().submit(lambda: self._attempt(work)):
-            self._failed("the disk is too slow, and some of it is left out")
-        self._tell()
+            self._note_failure("the disk is too slow, and some of it is left out")
+        self._warn_once()
 
     def flush_all(self) -> None:
-        self.submit(lambda log: [file.flush() for file in log._files.values()])
+        self.submit(_Log._flush_all)
 
     def _attempt(self, work: Callable[[_Log], None]) -> None:
         try:
             work(self)
-        # Everything: an exception here would end the thread that all logs share, and no mistake in
-        # a picture is worth a training run.
+        # Any exception: it would end the thread that all logs share, and no mistake in a picture is
+        # worth a training run.
         except Exception as error:
-            self._failed(" ".join(f"{type(error).__name__}: {error}".split()))
-            self._files = {}  # a file in which a write has failed may end in the middle of a record
+            self._note_failure(" ".join(f"{type(error).__name__}: {error}".split()))
+            self._files = {}  # a file may end with half a record after a failed write
 
-    def _failed(self, reason: str) -> None:
+    def _note_failure(self, reason: str) -> None:
         self._failure = self._failure or reason
 
-    def _tell(self) -> None:
+    def _warn_once(self) -> None:
         if self._failure is None:
             return
         path = Path(os.path.abspath(self.folder))
-        if path not in self._told:
-            self._told.add(path)
+        if path not in self._warned:
+            self._warned.add(path)
             warnings.warn(
-                f"What TensorBoard shows of {self.folder} is not complete ({self._failure}). "
-                "Training goes on, and what comes later is written if that is possible.",
+                f"What TensorBoard shows of {self.folder} is incomplete ({self._failure}). "
+                "Training continues, and later summaries are written if that is possible.",
                 stacklevel=2,
             )
 
-    # What the background thread does.
+    # On the background thread:
 
-    def write(self, split: str, event: Any) -> None:
+    def write(self, split: str, event: event_protos.Event) -> None:
         self._file(split).write(event)
 
     def flush(self, split: str) -> None:
@@ -221,7 +220,7 @@ class _Log:
             with open(path, "a", encoding="utf-8") as stream:
                 stream.write(content)
         else:
-            _replace(path, content.encode())
+            files.replace(path, content.encode(), durable=False)
 
     def write_vectors(
         self,
@@ -233,9 +232,9 @@ class _Log:
     ) -> None:
         event_protos.require_tensorboard()
         self.flush(split)
-        files = event_protos.projector_files(name, vectors, labels, images)
-        for path, content in files.items():
-            _replace(self.folder / split / path, content)
+        contents = event_protos.projector_files(name, vectors, labels, images)
+        for file, content in contents.items():
+            files.replace(self.folder / split / file, content, durable=False)
 
     def _file(self, split: str) -> _EventFile:
         if split in self._files and not self._files[split].path.exists():
@@ -245,14 +244,18 @@ class _Log:
             self._files[split] = _EventFile(self.folder / split)
         return self._files[split]
 
+    def _flush_all(self) -> None:
+        for file in self._files.values():
+            file.flush()
+
     def _close(self) -> None:
-        files, self._files = self._files, {}
-        for file in files.values():
+        open_files, self._files = self._files, {}
+        for file in open_files.values():
             file.close()
 
 
 class _EventFile:
-    """One event file, whose name sorts behind all that were written before."""
+    """One event file, whose name sorts after all earlier ones."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -263,7 +266,7 @@ class _EventFile:
         self.write(event_protos.Event(wall_time=now, file_version=event_protos.FILE_VERSION))
         self.flush()
 
-    def write(self, event: Any) -> None:
+    def write(self, event: event_protos.Event) -> None:
         if not event.wall_time:
             event.wall_time = time.time()
         self._records.write(event.SerializeToString())
@@ -273,10 +276,3 @@ class _EventFile:
 
     def close(self) -> None:
         self._records.close()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file whole: TensorBoard may be reading the one that is there."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_bytes(content)
-    os.replace(aside, path)

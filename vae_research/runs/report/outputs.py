@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from vae_research.callbacks.pictures import reconstructions, samples
 from vae_research.data import Data
 from vae_research.model import VAE
-from vae_research.plots import save_curves
+from vae_research.plots import encode_png, save_curves
 from vae_research.tensors import Named
 
 
@@ -32,8 +30,7 @@ def save_figures(folder: Path, model: VAE, data: Data, records: list[dict[str, A
         if model.bottleneck.has_prior:
             pictures["samples"] = samples(model, 10)
         for name, picture in pictures.items():
-            encoded = tf.io.encode_png(tf.cast(tf.round(picture * 255.0), tf.uint8))
-            (folder / f"{name}.png").write_bytes(encoded.numpy())
+            (folder / f"{name}.png").write_bytes(encode_png(picture))
             names.append(f"figures/{name}.png")
     if importlib.util.find_spec("matplotlib") is None:
         return [*names, "no figures/curves.png (pip install 'vae_research[figures]')"]

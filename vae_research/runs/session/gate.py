@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from vae_research import checkpoints
-from vae_research.callbacks.resumable import Resumable
+from vae_research.callbacks.base import Resumable
 from vae_research.data.pipeline import DeviceDataset
 from vae_research.model import VAE
 from vae_research.randomness import training_key

@@ -14,11 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research import checkpoints, files
-from vae_research.callbacks import resumable
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import DivergedError, FileSystemError, RunError
 from vae_research.runs.cli.flags import Config
-from vae_research.runs.session import directory, logs
+from vae_research.runs.session import callback_states, directory, logs
 
 # Saves by time are this many times as far apart as a save takes: they cost at most 1 %.
 _TIMES_A_SAVE = 100
@@ -64,7 +63,7 @@ class Saving(keras.callbacks.Callback):
         if self._checkpoint is None:
             self._place = (epoch, 0)
             return
-        resumable.set_states(self._callbacks, self._progress.get("callbacks", {}))
+        callback_states.set_states(self._callbacks, self._progress.get("callbacks", {}))
         if self._checkpoint.position:
             self.model.set_running_sums(self._progress["running_sums"])
         self._checkpoint = None
@@ -197,7 +196,7 @@ class Saving(keras.callbacks.Callback):
         sums = [np.asarray(variable.value).tolist() for variable in self.model.running_sums()]
         return {
             "running_sums": sums,
-            "callbacks": resumable.states_of(self._callbacks),
+            "callbacks": callback_states.get_states(self._callbacks),
             "logs": logs.lengths(self._run_dir),
             "profile": self._progress["profile"],
             "claim": self._progress["claim"],
