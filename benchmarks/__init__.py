@@ -1,6 +1,7 @@
-"""This package's training beside that of other programs; `scripts/benchmark` runs it.
+"""Compares the training of this package with other programs; `scripts/benchmark` runs it.
 
-One file for each contender, which runs in a process and an environment of its own: `ours.py`,
-`keras_fit.py`, `pytorch.py`, `jax_scan.py`, `pythae_trainer.py`. `works.py` is what all of them
-train, `protocol.py` how they are asked, `sections.py` what is asked, `tables.py` what is written.
+There is one file per contender, which runs in its own process and environment: `ours.py`,
+`keras_fit.py`, `pytorch.py`, `jax_scan.py`, `pythae_trainer.py`. `works.py` defines what all of
+them train, `protocol.py` the requests to them, `sections.py` what is measured, `tables.py` the
+tables.
 """

@@ -4,9 +4,9 @@
     scripts/benchmark --only=dense_128,nll --rounds=5
     scripts/benchmark --contenders=ours,keras_fit --seconds=2
 
-Every contender has a process of its own, and those that are no part of this project an environment
-of their own in .benchmark, made when it is first needed. They are measured in turn, several rounds.
-Markdown goes to standard output, Markdown and JSON to a folder.
+Every contender has its own process, and those that do not belong to this project have their own
+environment in .benchmark, which is made when it is first needed. They are measured in turn, in
+several rounds. Markdown goes to standard output, Markdown and JSON to a folder.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _steps_per_call(contenders: list[Contender], settings: Settings) -> dict[str
     )
 
 
-# By name: what is measured, and whom: None for all that are asked for.
+# By name: the function that measures, and its contenders; None means all that were chosen.
 SECTIONS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...] | None]] = {
     "dense_128": (_training(DENSE_128), None),
     "dense_20": (_training(DENSE_20), None),
@@ -77,7 +77,7 @@ def _shrunk(work: Work, settings: Settings) -> Work:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Command line. Returns 1 where a section could not be measured."""
+    """Runs the command line. Returns 1 if a section could not be measured."""
     settings = parse(arguments)
     folder = settings.output / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     results: dict[str, Any] = {"arguments": list(arguments), "machine": describe(), "sections": {}}
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"benchmark: {name}: {error}", file=sys.stderr, flush=True)
             failed = True
             continue
-        # After every section: an interrupted benchmark keeps what it has.
+        # After every section, so that an interrupted benchmark keeps its results.
         results["sections"][name] = found
         results["seconds"] = round(time.time() - started)
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """Returns the flags; a bad one ends the program with 2."""
+    """Returns the flags; a bad flag ends the program with 2."""
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark",
         description=__doc__,
@@ -154,31 +154,31 @@ def parse(arguments: Sequence[str]) -> Settings:
         "--seconds",
         type=positive(float),
         default=4.0,
-        help="of a turn at least, in whole epochs; default %(default)s",
+        help="shortest turn, which is whole epochs; default %(default)s",
     )
     parser.add_argument(
         "--epochs",
         type=positive(int),
         default=2,
-        help="before the turns; the loss of the last one is in the table; default %(default)s",
+        help="before the turns; the table has the loss of the last one; default %(default)s",
     )
     parser.add_argument(
-        "--images", type=positive(int), default=50_000, help="at most so many in an epoch"
+        "--images", type=positive(int), default=50_000, help="largest number in an epoch"
     )
     parser.add_argument(
-        "--nll_images", type=positive(int), default=100, help="test images at least in a turn"
+        "--nll_images", type=positive(int), default=100, help="fewest test images in a turn"
     )
     parser.add_argument(
         "--run_epochs",
         type=positive(int),
         default=15,
-        help="that a default run is measured over; eight times as many, short ones, for logging",
+        help="of a default run that is measured; eight times as many short ones for logging",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=CHECKOUT / "runs" / "benchmark",
-        help="folder in which one of DATE-TIME is made; default %(default)s",
+        help="a folder DATE-TIME is made in it; default %(default)s",
     )
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""Who is measured, in which environment, and the processes they run in. No heavy imports."""
+"""The contenders, their environments and their processes. No heavy imports."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ from benchmarks.works import Work
 CHECKOUT = Path(__file__).resolve().parents[1]
 FOLDER = CHECKOUT / ".benchmark"  # environments, logs and compilers' caches; git ignores it
 
-# numpy is needed to read the images. On Linux, pip's own index has torch with several GB of CUDA
-# libraries, which work as well; PIP_EXTRA_INDEX_URL can name PyTorch's index of CPU builds.
+# numpy reads the images. On Linux, torch from PyPI includes several GB of CUDA libraries, which
+# also works; PIP_EXTRA_INDEX_URL can name PyTorch's index of CPU builds.
 REQUIREMENTS = {
     "pytorch": ("torch==2.13.0", "numpy"),
     "jax": ("jax==0.10.2", "optax==0.2.8", "numpy"),
     "pythae": ("pythae==0.1.2", "torch==2.13.0", "numpy"),
 }
 
-_SLOW_LOOP = (
-    "not measured: XLA's kernels for convolutions on a CPU are slower still inside of a loop"
-)
+_SLOW_LOOP = "not measured: XLA's kernels for convolutions on a CPU are even slower inside a loop"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +34,14 @@ class Contender:
     """One line of a table.
 
     Attributes:
-        name: by which the command line calls it.
+        name: on the command line.
         title: in tables.
-        module: of `benchmarks`, which runs in its own process.
+        module: of `benchmarks`; it runs in its own process.
         environment: a key of `REQUIREMENTS`, or "project".
-        variant: what the module is told.
-        has_nll: whether it is measured in the evaluation, too.
-        leaves_out: reason by name of a work.
-        images: in an epoch, by name of a work, where a contender would take minutes for all.
+        variant: passed to the module.
+        has_nll: whether its evaluation is measured as well.
+        leaves_out: by name of a work that is not measured, the reason.
+        images: by name of a work, the images in an epoch, if all of them would take minutes.
     """
 
     name: str
@@ -57,7 +55,7 @@ class Contender:
 
     @property
     def precision(self) -> str:
-        """Of the matrix products, "float32" or "bfloat16"."""
+        """The precision of the matrix products, "float32" or "bfloat16"."""
         return self.variant.get("precision", "float32").removeprefix("mixed_")
 
     def images_of(self, work: Work) -> int:
@@ -109,11 +107,11 @@ BY_NAME = {contender.name: contender for contender in CONTENDERS}
 
 
 class ContenderError(RuntimeError):
-    """A contender's process came to an end, or its environment could not be made."""
+    """A contender's process ended, or its environment could not be made."""
 
 
 def python_of(environment: str) -> str:
-    """Returns the Python of an environment, which the first use makes.
+    """Returns the Python of an environment, which is made on first use.
 
     Raises:
         ContenderError: pip could not install the packages.
@@ -147,16 +145,16 @@ def python_of(environment: str) -> str:
 
 
 def tcmalloc() -> str | None:
-    """Returns the name of tcmalloc's library where it is installed."""
+    """Returns the name of tcmalloc's library, or None if it is not installed."""
     return ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
 
 
 class Worker:
-    """A contender's process. Ends with the `with` block.
+    """A contender's process, which ends with the `with` block.
 
     Args:
-        contender: who.
-        caches: folder for compilers' caches; by default one that lives on.
+        contender: the contender.
+        caches: folder for compilers' caches; by default one that is kept.
     """
 
     def __init__(self, contender: Contender, caches: Path | None = None) -> None:
@@ -203,7 +201,7 @@ class Worker:
         """Returns the answer to a request.
 
         Raises:
-            ContenderError: the process came to an end.
+            ContenderError: the process ended.
         """
         try:
             self.process.stdin.write(json.dumps({"do": do} | request) + "\n")
@@ -217,7 +215,7 @@ class Worker:
         return json.loads(line)
 
     def prepare(self, work: Work, epochs: int, **more: Any) -> dict[str, Any]:
-        """Lets it build the model and train some epochs; `more` is added to the variant."""
+        """Builds the model and trains `epochs` epochs; `more` is added to the variant."""
         variant = self.contender.variant | more
         work = dataclasses.replace(work, images=self.contender.images_of(work))
         return self.ask("prepare", work=dataclasses.asdict(work), variant=variant, epochs=epochs)

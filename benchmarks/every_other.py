@@ -1,9 +1,9 @@
-"""A run of `vae_mnist` whose callbacks for TensorBoard are at work in every other epoch.
+"""A run of `vae_mnist` whose callbacks for TensorBoard are active in every other epoch.
 
     python -m benchmarks.every_other --epochs=40 --run_dir=...
 
-Prints as JSON what they cost. Whole runs with and without them differ by less than two runs of the
-same command; neighbouring epochs of one process do not.
+Prints their cost as JSON. Two whole runs of the same command differ by more than that cost;
+neighbouring epochs of one process differ by less.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from vae_research.runs.session import training
 
 
 class EveryOther(keras.callbacks.Callback):
-    """Hands on to other callbacks what happens in every other epoch, beginning with the first.
+    """Calls other callbacks in every other epoch, beginning with the first.
 
-    An epoch is counted from the end of the one before to its own: what is written at the end of an
-    epoch is still being drawn and encoded in the background when the next one has begun.
+    An epoch is timed from the end of the previous one to its own end: what is written at the end of
+    an epoch is still being drawn and encoded in the background when the next one has begun.
     """
 
     def __init__(self, callbacks: list[keras.callbacks.Callback], seconds_to_make: float) -> None:
@@ -83,7 +83,7 @@ class EveryOther(keras.callbacks.Callback):
     def figures(self) -> dict[str, Any]:
         """Returns seconds: `once`, and those of neighbouring epochs `with` and `without`."""
         lengths = [end - begin for begin, end in itertools.pairwise(self.ends)]
-        # Not the first two: what callbacks do for the first time has lengthened one of them.
+        # Not the first two: one of them includes what callbacks do only once.
         pairs = list(zip(lengths[2::2], lengths[3::2], strict=False))
         typical = statistics.median(self.seconds[3::2])
         return {
@@ -94,7 +94,7 @@ class EveryOther(keras.callbacks.Callback):
 
 
 class _Watched:
-    """Makes the callbacks of a run, wrapped."""
+    """Makes the callbacks of a run and wraps them in `EveryOther`."""
 
     def __init__(self) -> None:
         self._made = training.tensorboard_callbacks
@@ -111,6 +111,6 @@ if __name__ == "__main__":
     training.tensorboard_callbacks = watched = _Watched()
     try:
         runs.main(vae_mnist.build)
-    finally:  # a run ends its program
+    finally:  # `runs.main` ends the program
         if watched.every_other is not None:
             print(json.dumps(watched.every_other.figures()))

@@ -1,9 +1,9 @@
-"""JAX: one compiled step, called from Python, or one compiled epoch, with optax' Adam.
+"""JAX with Adam of optax: one compiled step, called from Python, or one compiled epoch.
 
-At its best on a CPU: the state is donated, an epoch is a `lax.scan` over the rows of its batches
-with the smaller last one behind it. The images stay on the device as float32 and as vectors: taking
+At its best on a CPU: the state is donated, and an epoch is a `lax.scan` over the rows of its
+batches with the smaller last one after it. The images stay on the device as float32 vectors: taking
 the rows of a batch from `[n, 28, 28, 1]` makes the dense epoch 1.7 times as long. Random numbers
-come from "rbg": with JAX's default generator it takes twice as long.
+come from "rbg": with JAX's default generator the epoch takes twice as long.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def initial(work: Work, key: jax.Array) -> dict[str, Any]:
-    """Returns Glorot's uniform weights and no biases."""
+    """Returns Glorot's uniform weights and biases of zero."""
     glorot = jax.nn.initializers.glorot_uniform()
     keys = iter(jax.random.split(key, 32))
 

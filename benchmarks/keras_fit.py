@@ -1,8 +1,8 @@
 """Keras' own `fit` on arrays in memory, with a training step written by hand.
 
-As the Keras VAE example has it: a sampling layer, a model whose `train_step` is a GradientTape, the
-cross-entropy of probabilities summed over pixels, three running means. At its best: dense networks
-with XLA, which is what Keras chooses by itself; convolutions without, which is faster on a CPU.
+As in the Keras VAE example: a sampling layer, a model whose `train_step` uses a GradientTape, the
+cross-entropy of probabilities summed over pixels, and three running means. At its best: dense
+networks with XLA, which Keras chooses itself, and convolutions without, which is faster on a CPU.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def networks(work: Work) -> tuple[keras.Model, keras.Model]:
 
 
 class Epochs(keras.callbacks.Callback):
-    """Trains while `go_on()`, and tells when the first step is done."""
+    """Trains while `go_on()`, and calls `step_done` after each step."""
 
     def __init__(self, go_on: Callable[[], bool], step_done: Callable[[], None] | None) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Epochs(keras.callbacks.Callback):
 
 
 class KerasFit:
-    """Variant: {"jit_compile": bool}; without it the faster of the two for the work."""
+    """Variant: {"jit_compile": bool}; by default the faster of the two for the work."""
 
     def __init__(self, work: Work, variant: dict[str, Any]) -> None:
         keras.utils.set_random_seed(0)

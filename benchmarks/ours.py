@@ -1,4 +1,4 @@
-"""This package, as `runs` trains: flags choose execution, the images stay on the device."""
+"""This package, trained as a run trains: flags choose execution, the images stay on the device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vae_research.runs.session import training
 
 
 class Ours:
-    """Variant: flags of a run that differ from their defaults, such as precision."""
+    """Variant: flags of a run whose values are not the defaults, such as precision."""
 
     def __init__(self, work: Work, variant: dict[str, Any]) -> None:
         def build(config: vr.runs.Config, data: vr.Data) -> vr.VAE:
@@ -73,7 +73,7 @@ class Ours:
         return [float(loss) for loss in history.history["loss"]]
 
     def negative_log_likelihood(self, count: int) -> float:
-        """Importance-weighted, as a run's test figures are."""
+        """Returns the importance-weighted figure, computed as the test figures of a run."""
         images = self.data.test.prepare(slice(0, count))
         figures = vr.estimate(
             self.model,
@@ -84,7 +84,7 @@ class Ours:
         return figures["negative_log_likelihood"].value
 
     def matrix_products(self) -> dict[str, float]:
-        """Returns FLOP/s of one large product."""
+        """Returns FLOP/s of one large product by precision."""
         side, speeds = 2048, {}
         for dtype in (tf.float32, tf.bfloat16):
             a, b = (tf.cast(tf.random.normal([side, side]), dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""How a contender is asked: one JSON object a line to its standard input, one back for each.
+"""Requests to a contender: one JSON object per line on standard input, one answer for each.
 
 A contender is a class with
 
@@ -8,7 +8,7 @@ A contender is a class with
     matrix_products()               optional: {"float32": ..., "bfloat16": ...}, FLOP/s
     description                     optional: how it runs, in words
 
-Its process lives through all rounds, and sleeps while others are measured.
+Its process exists through all rounds and waits while others are measured.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def serve(contender: type, packages: Iterable[str]) -> None:
 
     Args:
         contender: the class.
-        packages: whose versions are told.
+        packages: packages whose versions are reported.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print is not an answer
     running = None
     for line in sys.stdin:
         request = json.loads(line)
         match request.pop("do"):
             case "prepare":
-                # The old model goes before the new one comes: peak memory is that of one.
+                # Release the old model before the new one is built: peak memory is that of one.
                 running = None
                 running, answer = _prepare(contender, **request)
             case "measure":
@@ -63,7 +63,7 @@ def _version(name: str) -> str:
 def _prepare(
     contender: type, work: dict[str, Any], variant: dict[str, Any], epochs: int
 ) -> tuple[Any, dict[str, Any]]:
-    """Builds, trains some epochs, and tells when the first step was done."""
+    """Builds, trains `epochs` epochs, and reports when the first step was done."""
     first_step = []
 
     def step_done() -> None:
@@ -91,7 +91,7 @@ def _epochs(number: int) -> Callable[[], bool]:
 
 
 def _measure(running: Any, seconds: float) -> dict[str, Any]:
-    """Trains whole epochs until `seconds` have passed; the time is that of the last epoch's end."""
+    """Trains whole epochs until `seconds` have passed; the time ends with the last epoch."""
     ends = []
 
     def go_on() -> bool:
@@ -115,12 +115,12 @@ def _measure_nll(running: Any, count: int) -> dict[str, Any]:
 
 
 def best_matrix_product(multiply: Callable[[], Any], side: int, repeats: int = 8) -> float:
-    """Returns FLOP/s of the fastest of some products of two square matrices.
+    """Returns FLOP/s of the fastest of several products of two square matrices.
 
     Args:
         multiply: computes the product and waits for it.
         side: of the matrices.
-        repeats: products.
+        repeats: number of products.
     """
     multiply()
     times = []
@@ -132,9 +132,9 @@ def best_matrix_product(multiply: Callable[[], Any], side: int, repeats: int = 8
 
 
 def peak_memory() -> int:
-    """Returns the largest resident size of this process so far, bytes."""
+    """Returns the largest resident size of this process so far, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts what the parent had before this program began
+    if status.exists():  # getrusage includes the memory of the parent before exec
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
         if found:
             return int(found[1]) * 1024

@@ -1,8 +1,8 @@
 """pythae's trainer and its `get_nll`, with the same networks.
 
-At its best: the epoch of the trainer without what `train` does around it (copies of the model,
-files), Adam fused, denormal numbers as zero, tcmalloc where it is installed. `get_nll` takes one
-image at a time, so its batch is all samples of an image.
+At its best: the epoch of the trainer without the copies and files of `train` around it, fused Adam,
+denormal numbers as zero, tcmalloc if it is installed. `get_nll` takes one image at a time, so its
+batch is all samples of an image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.works import IMPORTANCE_SAMPLES, LEARNING_RATE, Work, as_float
 
 
 class Encoder(BaseEncoder):
-    """As pythae wants it."""
+    """Encoder with the interface of pythae."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
-    """As pythae wants it: pixels between 0 and 1."""
+    """Decoder with the interface of pythae: pixels between 0 and 1."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Decoder(BaseDecoder):
 
 
 class FirstStep(TrainingCallback):
-    """Tells when a step is done."""
+    """Calls `step_done` after each step."""
 
     step_done: Callable[[], None] | None = None
 
@@ -60,7 +60,7 @@ class FirstStep(TrainingCallback):
 
 
 class Pythae:
-    """There is one variant."""
+    """pythae's trainer; there is one variant."""
 
     def __init__(self, work: Work, variant: dict[str, Any]) -> None:
         logging.disable(logging.INFO)
@@ -102,7 +102,7 @@ class Pythae:
 
     @torch.inference_mode()
     def negative_log_likelihood(self, count: int) -> float:
-        """Importance-weighted, by pythae's own method."""
+        """Returns the importance-weighted figure of pythae's own method."""
         images = torch.from_numpy(as_float(self.work.test_images(count))).permute(0, 3, 1, 2)
         self.model.eval()
         samples = IMPORTANCE_SAMPLES

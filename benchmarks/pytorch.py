@@ -1,11 +1,11 @@
 """PyTorch: a plain loop over a tensor in memory, eager or compiled, float32 or bfloat16 autocast.
 
 At its best on a CPU: a batch is one `index_select` (workers of a DataLoader cost more than they
-do), Adam is fused, the loss is summed up on the device, shapes are static so that the two sizes of
-a batch are compiled each by itself, and denormal numbers count as zero: the moments of Adam decay
-to them where pixels are always black, which costs a fifth of the speed from the second epoch on.
+save), Adam is fused, the loss is summed on the device, shapes are static so that each of the two
+batch sizes is compiled separately, and denormal numbers count as zero: the moments of Adam decay to
+them for pixels that are always black, which costs a fifth of the speed from the second epoch on.
 Convolutions have their channels last, which makes them 1.4 times as fast in bfloat16.
-tcmalloc is preloaded where it is installed, as PyTorch's tuning guide says.
+tcmalloc is preloaded if it is installed, as PyTorch's tuning guide recommends.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class PyTorch:
 
     @torch.inference_mode()
     def negative_log_likelihood(self, count: int) -> float:
-        """Importance-weighted, all samples of some images in one pass."""
+        """Returns the importance-weighted figure, all samples of 10 images in one pass."""
         images = torch.from_numpy(as_float(self.work.test_images(count))).permute(0, 3, 1, 2)
         values = []
         for batch in images.split(10):
@@ -112,7 +112,7 @@ class PyTorch:
         return float(torch.cat(values).mean() + torch.log(torch.tensor(IMPORTANCE_SAMPLES)))
 
     def matrix_products(self) -> dict[str, float]:
-        """Returns FLOP/s of one large product."""
+        """Returns FLOP/s of one large product by precision."""
         side, speeds = 2048, {}
         for dtype in (torch.float32, torch.bfloat16):
             a, b = (torch.randn(side, side).to(dtype) for _ in range(2))

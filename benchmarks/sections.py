@@ -1,4 +1,4 @@
-"""What is measured. Every section returns plain figures for JSON and for `tables.py`."""
+"""The measurements. Every section returns plain figures for JSON and for `tables.py`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ import vae_research as vr
 from benchmarks.contenders import CHECKOUT, Contender, ContenderError, Worker
 from benchmarks.works import TEST_IMAGES, Work
 
-_BETWEEN_TURNS_SECONDS = 0.2  # in which the threads of the last one go to sleep
-# A contender this many times slower than the turn that it is given has one turn and no more.
+_BETWEEN_TURNS_SECONDS = 0.2  # until the threads of the previous contender are idle
+# A contender whose first turn takes this many times longer than asked has only that one.
 _FAR_TOO_SLOW = 4.0
 
 
 def turns(work: Work, contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
-    """Measures training, turn by turn, several rounds, and the matrix products in between."""
+    """Measures training in turn, in several rounds, and matrix products between the turns."""
     lines = {
         contender.name: {"title": contender.title, "measured": [], "peaks": []}
         for contender in contenders
@@ -53,7 +53,7 @@ def _prepared(
     lines: dict[str, dict[str, Any]],
     settings: Namespace,
 ) -> dict[str, Worker]:
-    """Starts the processes one after the other; each trains its first epochs, which are checked."""
+    """Starts the processes one after the other; each trains its first epochs."""
     workers = {}
     for contender in contenders:
         line = lines[contender.name]
@@ -93,13 +93,13 @@ def _one_turn(line: dict[str, Any], worker: Worker, seconds: float, number: int)
 def negative_log_likelihood(
     work: Work, contenders: Sequence[Contender], settings: Namespace
 ) -> dict[str, Any]:
-    """Measures the importance-weighted NLL of a model that was trained some epochs."""
+    """Measures the importance-weighted NLL of a model after a few epochs of training."""
     contenders = [contender for contender in contenders if contender.has_nll]
     lines = {contender.name: {"title": contender.title, "measured": []} for contender in contenders}
     with contextlib.ExitStack() as stack:
         workers = _prepared(stack, work, contenders, lines, settings)
         for name, worker in workers.items():
-            # The figure of the same images of every contender; the first pass also compiles.
+            # The figure is of the same images for every contender. The first pass also compiles.
             lines[name]["nll"] = worker.ask("nll", count=settings.nll_images)["nll"]
             lines[name]["images"] = _filling(worker, settings)
         for number in range(settings.rounds):
@@ -115,7 +115,7 @@ def negative_log_likelihood(
 def _filling(worker: Worker, settings: Namespace) -> int:
     """Returns how many images fill a turn, at most the whole test set.
 
-    Found by growing, as an evaluation also has costs that do not depend on their number.
+    Their number grows step by step, because an evaluation also has costs that do not depend on it.
     """
     count = settings.nll_images
     while count < TEST_IMAGES:
@@ -132,14 +132,14 @@ def sweep(
     settings: Namespace,
     variants: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Measures some contenders over values of one setting, in rounds over all of them.
+    """Measures contenders for several values of one setting, for each value in rounds.
 
     Args:
-        name: of what is varied.
+        name: of the setting.
         works: by value.
-        contenders: who.
+        contenders: the contenders.
         settings: the command line.
-        variants: what is added to the variant, by value.
+        variants: by value, what is added to the variant.
     """
     lines: dict[str, Any] = {contender.name: {} for contender in contenders}
     for value, work in works.items():
@@ -161,7 +161,7 @@ def sweep(
 
 
 def start(work: Work, contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
-    """Measures the time from the command to the first finished step, without and with caches."""
+    """Measures the time from the command to the end of the first step, without and with caches."""
     lines = {}
     for contender in contenders:
         if work.name in contender.leaves_out:
@@ -181,7 +181,7 @@ def start(work: Work, contenders: Sequence[Contender], settings: Namespace) -> d
     return {"lines": lines}
 
 
-# Flags of a run that change what it does beside training.
+# Flags of a run that change what it does beside training, by title.
 RUNS = {
     "default": [],
     "training figures every 100 steps": ["--log_every_steps=100"],
@@ -194,8 +194,8 @@ _EPOCHS_SHORT = 2
 def whole_runs(work: Work, contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
     """Measures `experiments/vae_mnist.py` as a user starts it, beside bare training of its model.
 
-    The seconds of an epoch are those of a long run less those of a short one: what happens once in
-    a run (imports, compilation, test figures) is in both.
+    The seconds of an epoch are the difference between a long run and a short one: what happens once
+    in a run (imports, compilation, test figures) is in both.
     """
     work = dataclasses.replace(work, hidden_units=(500,), latent_dim=20)
     speeds: dict[str, list[float]] = {"bare training": []} | {name: [] for name in RUNS}
@@ -214,9 +214,9 @@ def whole_runs(work: Work, contenders: Sequence[Contender], settings: Namespace)
 
 
 _EPOCHS_OF_LOGGING = 20
-# A sixteenth of the training images, which are 25 steps, and more validation images than are looked
-# at. What TensorBoard costs at the end of an epoch does not depend on how long that was, and epochs
-# of three seconds differ from each other by more.
+# A sixteenth of the training images, which are 25 steps, and more validation images than callbacks
+# use. The cost of TensorBoard at the end of an epoch does not depend on the epoch's length, and
+# epochs of three seconds differ from each other by more than that cost.
 _IMAGES_OF_LOGGING = {"train": 3125, "validation": 1000, "test": 100}
 _BATCH_OF_LOGGING, _STEPS_OF_LOGGING = 128, 25
 
@@ -224,12 +224,12 @@ _BATCH_OF_LOGGING, _STEPS_OF_LOGGING = 128, 25
 def logging(contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
     """Measures what TensorBoard costs in `experiments/vae_mnist.py`.
 
-    Its callbacks are at work in every other epoch of one run, of few images: two runs of the same
-    command differ by more than their cost. The run of all images without TensorBoard, in percent
-    of which that cost is told, follows in the same round. Gradients are measured in every epoch
-    that has callbacks; in a default run they are in four of five.
+    Its callbacks are active in every other epoch of one run with few images: two runs of the same
+    command differ by more than their cost. A run with all images and without TensorBoard follows in
+    the same round; the cost is given in percent of it. Gradients are measured in every epoch with
+    callbacks, in a default run in four of five.
     """
-    del contenders  # the experiment as it is
+    del contenders  # only the experiment is measured
     lines = []
     for number in range(settings.rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -246,7 +246,7 @@ def logging(contenders: Sequence[Contender], settings: Namespace) -> dict[str, A
             started = time.perf_counter()
             _output_of([*command, f"--run_dir={folder}/whole"])
             line["whole"] = time.perf_counter() - started
-        # The median: now and then something else slows an epoch.
+        # The median, because other programs slow some epochs.
         each = statistics.median(map(operator.sub, line["with"], line["without"]))
         line["each"], line["cost"] = each, line["once"] + _EPOCHS_OF_LOGGING * each
         lines.append(line)
@@ -256,7 +256,7 @@ def logging(contenders: Sequence[Contender], settings: Namespace) -> dict[str, A
 
 
 def _save_first_images(path: Path, counts: dict[str, int]) -> None:
-    """Writes the first images of each split of MNIST as a file that runs can read."""
+    """Writes the first images of each split of MNIST to a file that runs can read."""
     data = vr.load_data("mnist")
     names = {"train": "x_train", "validation": "x_val", "test": "x_test"}
     splits = {names[split]: getattr(data, split).raw[:count] for split, count in counts.items()}
@@ -264,7 +264,7 @@ def _save_first_images(path: Path, counts: dict[str, int]) -> None:
 
 
 def _output_of(command: list[str]) -> str:
-    """Returns what a program prints.
+    """Returns the standard output of a program.
 
     Raises:
         ContenderError: it failed.
@@ -276,7 +276,7 @@ def _output_of(command: list[str]) -> str:
 
 
 def _run_seconds(flags: list[str], epochs: int) -> float:
-    """Returns what the summary of a run says of its training, without imports and test figures."""
+    """Returns the training time in a run's summary, without imports and test figures."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, str(CHECKOUT / "experiments" / "vae_mnist.py")]

@@ -1,4 +1,4 @@
-"""The figures as Markdown."""
+"""Turns the figures into Markdown."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _training(section: dict[str, Any]) -> tuple[str, str]:
 
 
 def disagreeing(section: dict[str, Any]) -> list[str]:
-    """Returns the names of those whose loss is more than 5 % away from the median of all."""
+    """Returns the names of the lines whose loss differs from the median by more than 5 %."""
     losses = {
         name: line["losses"][-1]
         for name, line in section["lines"].items()
@@ -78,7 +78,7 @@ def disagreeing(section: dict[str, Any]) -> list[str]:
 
 
 def _peaks(lines: dict[str, Any]) -> dict[str, float]:
-    """Returns the median of each contender's peaks, the better one of them."""
+    """Returns by precision the largest of the contenders' median peaks."""
     peaks: dict[str, float] = {}
     for line in lines.values():
         for name in ("float32", "bfloat16"):

@@ -1,4 +1,4 @@
-"""The networks in PyTorch, for `pytorch.py` and `pythae_trainer.py`. Images are channels first."""
+"""The networks in PyTorch, for `pytorch.py` and `pythae_trainer.py`; images are channels first."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def decoder(work: Work) -> nn.Sequential:
 
 
 def initialise_like_keras(network: nn.Module) -> None:
-    """Glorot's uniform weights and no biases: every contender begins alike."""
+    """Sets Glorot's uniform weights and biases of zero, as for every contender."""
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(layer.weight)

@@ -1,4 +1,4 @@
-"""What is trained: networks, batches and data that all contenders share. No heavy imports."""
+"""The networks, batches and data that all contenders share. No heavy imports."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Work:
     """A model with a Gaussian posterior and Bernoulli pixels, trained by Adam on MNIST.
 
     Attributes:
-        name: by which the command line calls it.
+        name: on the command line.
         title: in tables.
         hidden_units: sizes of the encoder's dense layers; the decoder mirrors them. A
             convolutional decoder has none: it begins with its grid.
-        filters: channels of the encoder's convolutions, each 3 x 3 with stride 2, in front of the
-            dense layers; the decoder mirrors them. None for a dense network.
+        filters: channels of the encoder's convolutions, each 3 x 3 with stride 2, before the dense
+            layers; the decoder mirrors them. Empty for a dense network.
         activation: "relu" or "tanh".
         latent_dim: latent dimensions.
         batch_size: images in a step; the last batch of an epoch holds the rest.
@@ -44,18 +44,18 @@ class Work:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Work:
-        """Returns what `dataclasses.asdict` took apart and JSON made lists of."""
+        """Returns the work whose `dataclasses.asdict` was written as JSON, which has no tuples."""
         lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
         return cls(**(fields | lists))
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Height, width and channels where a convolutional encoder ends and a decoder begins."""
+        """Height, width and channels between a convolutional network and its dense layers."""
         side = 28 // 2 ** len(self.filters)
         return side, side, self.filters[-1]
 
     def multiply_adds(self) -> list[int]:
-        """Returns the multiply-adds of each layer for one image, from the image to the image."""
+        """Returns the multiply-adds of each layer for one image, in the order of the layers."""
         if not self.filters:
             units = (784, *self.hidden_units)
             there = [a * b for a, b in itertools.pairwise(units)]
@@ -71,7 +71,7 @@ class Work:
         encoder.append(units[-1] * 2 * self.latent_dim)
         decoder = [self.latent_dim * math.prod(self.grid)]
         for filters in reversed(self.filters):
-            # A transposed convolution multiplies at every place of its smaller input.
+            # A transposed convolution multiplies at every position of its smaller input.
             decoder.append(side * side * _KERNEL * channels * filters)
             channels, side = filters, side * 2
         decoder.append(side * side * _KERNEL * channels)
@@ -86,7 +86,7 @@ class Work:
         return 2.0 * (3 * sum(layers) - layers[0])
 
     def flops_per_sample(self) -> float:
-        """Returns those of the decoder for one sample of one image."""
+        """Returns floating-point operations of the decoder for one sample of one image."""
         return 2.0 * sum(self.multiply_adds()[len(self.multiply_adds()) // 2 :])
 
     def training_images(self) -> np.ndarray:
@@ -110,7 +110,7 @@ def _mnist() -> Any:
 
 
 DENSE_128 = Work("dense_128", "dense 784-400-z40, batch 128", (400,), 40, 128)
-# Fewer images where an epoch of all would take the slowest half a minute and more.
+# Fewer images if the slowest contender would need half a minute or more for all of them.
 DENSE_20 = Work(
     "dense_20",
     "dense tanh 784-200-200-z50, batch 20",

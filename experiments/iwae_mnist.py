@@ -2,8 +2,9 @@
 
 Paper: Burda, Grosse and Salakhutdinov 2016, Importance Weighted Autoencoders (arXiv:1509.00519),
 the model with one stochastic layer: 784-200-200-z50 and its mirror, tanh, K samples, batch 20, Adam
-with epsilon 1e-4, images binarised anew in every epoch. The paper trains 3280 epochs with a falling
-learning rate and has an NLL of 85.54 for K=5 and 86.76 for K=1 (5000 importance samples, table 1).
+with epsilon 1e-4, images binarised again in every epoch. The paper trains for 3280 epochs with a
+falling learning rate and reports an NLL of 85.54 for K=5 and 86.76 for K=1 (5000 importance
+samples, table 1).
 
 Command: scripts/run experiments/iwae_mnist.py --latent_dim=50 --batch_size=20
 Time: 1.5 minutes on 2 cores
@@ -23,7 +24,7 @@ runs.define_integers("hidden_units", (200, 200), "sizes of the dense layers")
 
 def build(config, data):
     """Returns the model, compiled with the paper's Adam."""
-    import keras  # not at the top: a bad flag is answered before Keras is loaded
+    import keras  # not at the top: a bad flag is reported before Keras is loaded
 
     model = vr.VAE(
         vr.dense_encoder(

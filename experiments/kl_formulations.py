@@ -1,15 +1,15 @@
-"""Where the loss of a VAE stands in a Keras model: four formulations side by side, and their cost.
+"""Four places for the loss of a VAE in a Keras model, and the cost of each.
 
-Idea: the same convolutional VAE from the same weights, with the same noise and data, once with the
-loss in a layer on top of it (Solution I), once with the KL loss in a layer of the encoder
-(strategy 1), once with the loss added in the combined model (strategy 2) and once in a training
-step of its own (strategy 3). First they train epochs in turn; then blocks of steps are timed in
-turn, compiled with and without XLA, together with variants that answer smaller questions.
+Idea: the same convolutional VAE with the same initial weights, noise and data, and the loss in a
+layer on top (Solution I), the KL loss in a layer of the encoder (strategy 1), the loss in the
+combined model (strategy 2), or in a custom training step (strategy 3). The four first train whole
+epochs in turn. Then blocks of steps are timed in turn, compiled with and without XLA, together with
+variants that answer smaller questions.
 
 Command: scripts/run experiments/kl_formulations.py
 Time: 20 minutes on 2 cores
-Expect: no difference between the four above the spread of 20 % (medians 15.3 to 16.3 s an epoch as
-a graph; a plain autoencoder 14.4 s), XLA 0.67 to 0.79 and eager execution 0.4 times as fast; a loss
+Expect: no difference between the four above the spread of 20 % (medians 15.3 to 16.3 s per epoch as
+a graph; a plain autoencoder 14.4 s); XLA 0.67 to 0.79 and eager execution 0.4 times as fast; a loss
 of 0.0896 (strategy 1: 0.0894) in epoch 5.
 """
 
@@ -31,8 +31,8 @@ runs.define_integer("rounds", 7, "blocks of steps that are timed of each variant
 runs.define_integer("block_steps", 100, "steps of a timed block", minimum=1)
 
 
-# Each function returns a model of the given networks, and the loss that `compile` is to be given.
-# Its docstring is where the loss stands, for the tables.
+# Each function returns a model of the given networks and the loss to pass to `compile`. Its
+# docstring says where the loss is computed; the tables show it.
 
 
 def solution_1(encoder, decoder, config):
@@ -72,7 +72,7 @@ FORMULATIONS = {
 
 LOSSES = ("total_loss", "reco_loss", "kl_loss")
 
-# What is changed: from what is timed before to what is timed after.
+# Name of a change: what is timed without it, and what is timed with it.
 FUNCTION, KL_ONLY = ("loss in a function", "graph"), ("KL only, on top", "graph")
 CHANGES = {
     "loss in call instead of a function": (FUNCTION, ("loss in call", "graph")),
@@ -98,7 +98,7 @@ def on_top(encoder, decoder, config, layer):
 
 
 def in_encoder(encoder, decoder, config, layer):
-    """Returns a functional VAE with a layer of (z_mean, z_log_var) in front of the sampling."""
+    """Returns a functional VAE with a layer of (z_mean, z_log_var) before the sampling."""
     import keras
 
     inputs = keras.Input(encoder.input_shape[1:], name="inputs")
@@ -109,7 +109,7 @@ def in_encoder(encoder, decoder, config, layer):
 
 
 def variants(config):
-    """Returns the smaller questions, as functions like those above; none of them has metrics."""
+    """Returns variants for the smaller questions, functions like those above, without metrics."""
     import keras
     import tensorflow as tf
     from keras import ops
@@ -179,7 +179,7 @@ class Candidate:
     Args:
         make: one of the functions above.
         config: the flags.
-        data: what it trains on.
+        data: its training data.
         reports: whether its logs have the three losses.
         settings: passed to `compile`.
     """
@@ -199,7 +199,7 @@ class Candidate:
         self.config, self.data = config, data
 
     def fit(self, epoch, steps):
-        """Trains some steps of an epoch; returns the seconds and the losses."""
+        """Trains `steps` steps of an epoch; returns the seconds and the losses."""
         import keras
 
         batches = self.data.train.batches(
@@ -235,7 +235,7 @@ def train_epochs(config, data, run_dir):
         name: Candidate(make, config, data, reports=True, jit_compile=False)
         for name, make in FORMULATIONS.items()
     }
-    for name in candidates:  # of a study that was interrupted: this one begins anew
+    for name in candidates:  # an interrupted study starts from the beginning
         shutil.rmtree(folder_of(name, run_dir), ignore_errors=True)
     steps = data.train.steps(config.batch_size)
     seconds = {name: [] for name in candidates}
@@ -261,7 +261,7 @@ def describe(seconds, losses):
 
 
 def time_blocks(config, data):
-    """Times blocks of steps, in turn; returns seconds for an epoch by name and settings."""
+    """Times blocks of steps in turn; returns seconds per epoch by name and settings."""
     graph = {"jit_compile": False}
     ways = {"graph": graph, "XLA": {"jit_compile": True}}
     candidates = {
@@ -286,7 +286,7 @@ def time_blocks(config, data):
 
 
 def in_turn(candidates, turn):
-    """Returns the candidates in an order that is another one every time."""
+    """Returns the candidates in a random order that depends on `turn`."""
     return random.Random(turn).sample(list(candidates), len(candidates))
 
 
@@ -296,7 +296,7 @@ def say(config, text):
 
 
 def check(config, data):
-    """Refuses data that convolutions are not for."""
+    """Refuses data that are not images."""
     if not data.is_image:
         raise vr.DataError(f"{data.name} has no images, which this study needs; see --dataset.")
 
@@ -328,9 +328,10 @@ def run_study(config, data, run_dir):
 
 
 def tables(trained, losses, blocks, answers):
-    """Returns the formulations trained in turn, at their best, all that was timed, and answers."""
+    """Yields the tables: trained in turn, each at its best, all that was timed, changes."""
     head = ["seconds per epoch", "times as fast as Solution I, median (min to max)"]
-    after_first = {name: found[1:] or found for name, found in trained.items()}  # which traces
+    # The first epoch includes tracing.
+    after_first = {name: found[1:] or found for name, found in trained.items()}
     base = after_first["Solution I"]
     yield runs.markdown_table(
         ["trained in turn", "the loss stands in", *head, *LOSSES],
@@ -365,7 +366,7 @@ def cells(seconds, than):
 
 
 def ratios(seconds, than):
-    """Returns how many times as fast as another one it is, in each turn."""
+    """Returns how many times as fast as `than` each turn was."""
     return [b / a for a, b in zip(seconds, than, strict=True)]
 
 

@@ -1,16 +1,16 @@
 """What the KL loss does to the latent space: an autoencoder beside VAEs of several KL factors.
 
-Idea: an autoencoder may put its codes anywhere; the KL loss holds them together. With two latent
-dimensions this can be seen and measured: how much of the plane do the test images occupy? With
-sixteen, t-SNE shows how well the digits separate. The loss is that of many Keras recipes,
-cross-entropy averaged over pixels plus a factor times the latent mean; the effective beta of each
-factor in nats is printed.
+Idea: an autoencoder can put its codes anywhere; the KL loss keeps them together. With two latent
+dimensions the study measures how much of the plane the test images occupy. With sixteen, t-SNE
+shows how well the digits separate. The loss is that of many Keras recipes, cross-entropy averaged
+over pixels plus a factor times the latent mean; the effective beta of each factor in nats is
+printed.
 
 Command: scripts/run experiments/latent_space.py
 Time: 30 minutes on 2 cores
-Expect: with factor 6.5e-4 (beta 0.51) 95 % of the test images lie on an area of 35 (34 to 38, seeds
-0, 1, 2), those of the autoencoder on one 117 times as large (101 to 117). In 16 dimensions with
-factor 0.5e-4 (beta 0.0049) the 10 nearest neighbours give the right digit for 96.3 % of them.
+Expect: with factor 6.5e-4 (beta 0.51) 95 % of the test images occupy an area of 35 (34 to 38, seeds
+0, 1, 2), with the autoencoder one 117 times as large (101 to 117). In 16 dimensions with factor
+0.5e-4 (beta 0.0049) the 10 nearest neighbours give the right digit for 96.3 % of them.
 """
 
 import math
@@ -39,7 +39,7 @@ NEIGHBOURS = 10
 
 
 def build(config, data):
-    """Returns the VAE of `config.kl_factor`, or an autoencoder where that is None."""
+    """Returns the VAE of `config.kl_factor`, or an autoencoder if that is None."""
     convolutional = config.network == "convolutional"
     encoder = vr.convolutional_encoder if convolutional else vr.dense_encoder
     decoder = vr.convolutional_decoder if convolutional else vr.dense_decoder
@@ -73,7 +73,7 @@ def check(config, data):
 
 
 def run_study(config, data, run_dir):
-    """Trains all models, each as a run of its own, and measures their codes of the test images."""
+    """Trains all models, each as its own run, and measures their codes of the test images."""
     factors = [None, *config.kl_factors]
     models = [
         (factor, config.seed + repeat)

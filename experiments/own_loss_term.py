@@ -1,14 +1,14 @@
 """A loss term and a schedule of your own, in the experiment's file.
 
 Idea: a sparse code. A penalty on the absolute values of z, which are -log p(z) under a Laplace
-prior up to a constant, pulls latent dimensions to zero that an image does not need. Its weight
-rises along a hyperbola, so that the code forms before it is thinned out. Nothing is registered:
-the term appears in the logs and in TensorBoard as `sparse_code`.
+prior up to a constant, shrinks latent dimensions that an image does not use. Its weight rises along
+a hyperbola, so that the code forms before it becomes sparse. Nothing is registered: the term
+appears in the logs and in TensorBoard as `sparse_code`.
 
 Command: scripts/run experiments/own_loss_term.py
 Time: 1 minute on 2 cores
 Expect: test ELBO -104.4 nats (seed 0; -102.8 without the term); after 10 epochs the weight is 0.89
-and the absolute values of a validation image's code add up to 12.1.
+and the sum of the absolute values of a validation image's code is 12.1.
 """
 
 import vae_research as vr
@@ -18,7 +18,7 @@ runs.define_float("sparsity", 1.0, "weight that the sparse code term rises to; 0
 
 
 class Saturating(vr.Schedule):
-    """Rises to `peak` without end: half of it is reached after `half_steps` optimizer steps."""
+    """Rises towards `peak`; half of it is reached after `half_steps` optimizer steps."""
 
     peak: float
     half_steps: int = 500

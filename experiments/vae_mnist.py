@@ -1,14 +1,14 @@
 """A variational autoencoder on MNIST.
 
 Paper: Kingma and Welling 2014, Auto-Encoding Variational Bayes (arXiv:1312.6114), with the network
-of the Flax example: 784-500-z20-500-784, ReLU, Adam 1e-3, batch 128, images binarised anew in every
-epoch.
+of the Flax example: 784-500-z20-500-784, ReLU, Adam 1e-3, batch 128, images binarised again in
+every epoch.
 
 Command: scripts/run experiments/vae_mnist.py
 Time: 1 minute on 2 cores
 Expect: test ELBO -102.8, -102.7, -102.9 nats (seeds 0, 1, 2; standard error 0.26), NLL 98.0 (seed
-0); ELBO -100.4 with --epochs=20. On grey values, --binarize=none: -105.9, -105.9 (seeds 0, 1),
-which is no likelihood and not to be compared with the others.
+0); ELBO -100.4 with --epochs=20. On grey values, --binarize=none: -105.9, -105.9 (seeds 0, 1); this
+is not a likelihood and cannot be compared with the others.
 """
 
 import math
