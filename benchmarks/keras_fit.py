@@ -7,11 +7,8 @@ networks with XLA, which Keras chooses itself, and convolutions without, which i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import tensorflow as tf

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import tensorflow as tf
@@ -15,6 +12,7 @@ import vae_research as vr
 from benchmarks.keras_fit import Epochs
 from benchmarks.protocol import best_matrix_product, serve
 from benchmarks.works import IMPORTANCE_SAMPLES, LEARNING_RATE, Work
+from vae_research import runs
 from vae_research.runs.session import training
 
 
@@ -22,7 +20,7 @@ class Ours:
     """Variant: flags of a run whose values are not the defaults, such as precision."""
 
     def __init__(self, work: Work, variant: dict[str, Any]) -> None:
-        def build(config: vr.runs.Config, data: vr.Data) -> vr.VAE:
+        def build(config: runs.Config, data: vr.Data) -> vr.VAE:
             shape, units, latent_dim = data.shape, work.hidden_units, config.latent_dim
             if work.filters:
                 encoder = vr.convolutional_encoder(

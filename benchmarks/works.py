@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+import vae_research as vr
+
 LEARNING_RATE = 1e-3
 IMPORTANCE_SAMPLES = 200
 TEST_IMAGES = 10_000
@@ -103,9 +105,7 @@ def as_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(255.0)
 
 
-def _mnist() -> Any:
-    import vae_research as vr
-
+def _mnist() -> vr.Data:
     return vr.load_data("mnist")
 
 

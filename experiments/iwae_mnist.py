@@ -12,6 +12,8 @@ Expect: test NLL 98.5 nats for K=5 and 101.1 with --num_samples=1, after 10 epoc
 error 0.3).
 """
 
+import keras
+
 import vae_research as vr
 from vae_research import runs
 
@@ -24,8 +26,6 @@ runs.define_integers("hidden_units", (200, 200), "sizes of the dense layers")
 
 def build(config, data):
     """Returns the model, compiled with the paper's Adam."""
-    import keras  # not at the top: a bad flag is reported before Keras is loaded
-
     model = vr.VAE(
         vr.dense_encoder(
             data.shape, config.latent_dim, hidden_units=config.hidden_units, activation="tanh"

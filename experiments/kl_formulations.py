@@ -19,6 +19,10 @@ import shutil
 import statistics
 import time
 
+import keras
+import tensorflow as tf
+from keras import ops
+
 import vae_research as vr
 from vae_research import runs
 
@@ -42,10 +46,8 @@ def solution_1(encoder, decoder, config):
 
 def strategy_1(encoder, decoder, config):
     """KL in the encoder."""
-    import keras
-
     model = in_encoder(encoder, decoder, config, vr.KLLossLayer(config.kl_factor))
-    return model, keras.losses.BinaryCrossentropy(from_logits=True)
+    return model, cross_entropy()
 
 
 def strategy_2(encoder, decoder, config):
@@ -88,8 +90,6 @@ CHANGES = {
 
 def on_top(encoder, decoder, config, layer):
     """Returns a functional VAE that ends in a layer of (z_mean, z_log_var, inputs, logits)."""
-    import keras
-
     inputs = keras.Input(encoder.input_shape[1:], name="inputs")
     codes = encoder(inputs)
     z = vr.SamplingLayer(config.seed)(codes["z_mean"], codes["z_log_var"])
@@ -98,9 +98,7 @@ def on_top(encoder, decoder, config, layer):
 
 
 def in_encoder(encoder, decoder, config, layer):
-    """Returns a functional VAE with a layer of (z_mean, z_log_var) before the sampling."""
-    import keras
-
+    """Returns a functional VAE with a layer of (z_mean, z_log_var) in front of the sampling."""
     inputs = keras.Input(encoder.input_shape[1:], name="inputs")
     codes = encoder(inputs)
     z_mean, z_log_var = layer(codes["z_mean"], codes["z_log_var"])
@@ -108,69 +106,98 @@ def in_encoder(encoder, decoder, config, layer):
     return keras.Model(inputs, decoder(whole_encoder(inputs))["logits"])
 
 
-def variants(config):
-    """Returns variants for the smaller questions, functions like those above, without metrics."""
-    import keras
-    import tensorflow as tf
-    from keras import ops
+class LossLayer(keras.layers.Layer):
+    """Base of layers that add a loss: `factor` is in front of its KL part."""
 
-    factor = config.kl_factor
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
 
-    class InFunction(keras.layers.Layer):
-        def vae_loss(self, z_mean, z_log_var, inputs, logits):
-            reco = tf.nn.sigmoid_cross_entropy_with_logits(inputs, logits)
-            kl = -factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
-            return tf.reduce_mean(reco) + tf.reduce_mean(kl)
 
-        def call(self, z_mean, z_log_var, inputs, logits):
-            self.add_loss(self.vae_loss(z_mean, z_log_var, inputs, logits))
-            return logits
+class InFunction(LossLayer):
+    """The whole loss, in a function that `call` calls."""
 
-    class InCall(keras.layers.Layer):
-        def call(self, z_mean, z_log_var, inputs, logits):
-            reco = tf.nn.sigmoid_cross_entropy_with_logits(inputs, logits)
-            kl = -factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
-            self.add_loss(tf.reduce_mean(reco) + tf.reduce_mean(kl))
-            return logits
+    def vae_loss(self, z_mean, z_log_var, inputs, logits):
+        reco = tf.nn.sigmoid_cross_entropy_with_logits(inputs, logits)
+        kl = -self.factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
+        return tf.reduce_mean(reco) + tf.reduce_mean(kl)
 
-    class WithKerasOps(keras.layers.Layer):
-        def call(self, z_mean, z_log_var, inputs, logits):
-            reco = ops.binary_crossentropy(inputs, logits, from_logits=True)
-            kl = -factor * (1.0 + z_log_var - ops.square(z_mean) - ops.exp(z_log_var))
-            self.add_loss(ops.mean(reco) + ops.mean(kl))
-            return logits
+    def call(self, z_mean, z_log_var, inputs, logits):
+        self.add_loss(self.vae_loss(z_mean, z_log_var, inputs, logits))
+        return logits
 
-    class KLOnTop(keras.layers.Layer):
-        def call(self, z_mean, z_log_var, inputs, logits):
-            kl = -factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
-            self.add_loss(tf.reduce_mean(kl))
-            return logits
 
-    class KLInEncoder(keras.layers.Layer):
-        def call(self, z_mean, z_log_var):
-            kl = -factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
-            self.add_loss(tf.reduce_mean(kl))
-            return z_mean, z_log_var
+class InCall(LossLayer):
+    """The whole loss, in `call`."""
 
-    def made_of(layer, loss=None):
-        return lambda encoder, decoder, config: (on_top(encoder, decoder, config, layer()), loss)
+    def call(self, z_mean, z_log_var, inputs, logits):
+        reco = tf.nn.sigmoid_cross_entropy_with_logits(inputs, logits)
+        kl = -self.factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
+        self.add_loss(tf.reduce_mean(reco) + tf.reduce_mean(kl))
+        return logits
 
-    def kl_in_encoder(encoder, decoder, config):
-        return in_encoder(encoder, decoder, config, KLInEncoder()), bce
 
-    def plain_autoencoder(encoder, decoder, config):
-        inputs, z_mean = encoder.inputs, encoder.output["z_mean"]  # without the other head
-        return keras.Model(inputs, decoder(z_mean)["logits"]), bce
+class WithKerasOps(LossLayer):
+    """The whole loss, in operations of Keras."""
 
-    bce = keras.losses.BinaryCrossentropy(from_logits=True)
-    return {
-        "loss in a function": made_of(InFunction),
-        "loss in call": made_of(InCall),
-        "keras.ops": made_of(WithKerasOps),
-        "KL only, on top": made_of(KLOnTop, bce),
-        "KL only, in the encoder": kl_in_encoder,
-        "plain autoencoder": plain_autoencoder,
-    }
+    def call(self, z_mean, z_log_var, inputs, logits):
+        reco = ops.binary_crossentropy(inputs, logits, from_logits=True)
+        kl = -self.factor * (1.0 + z_log_var - ops.square(z_mean) - ops.exp(z_log_var))
+        self.add_loss(ops.mean(reco) + ops.mean(kl))
+        return logits
+
+
+class KLOnTop(LossLayer):
+    """The KL part, on top."""
+
+    def call(self, z_mean, z_log_var, inputs, logits):
+        kl = -self.factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
+        self.add_loss(tf.reduce_mean(kl))
+        return logits
+
+
+class KLInEncoder(LossLayer):
+    """The KL part, in the encoder."""
+
+    def call(self, z_mean, z_log_var):
+        kl = -self.factor * (1.0 + z_log_var - tf.square(z_mean) - tf.exp(z_log_var))
+        self.add_loss(tf.reduce_mean(kl))
+        return z_mean, z_log_var
+
+
+def made_of(layer, loss=None):
+    """Returns a function like those above: `layer` on top, and `loss` in `compile`."""
+
+    def make(encoder, decoder, config):
+        model = on_top(encoder, decoder, config, layer(config.kl_factor))
+        return model, loss() if loss else None
+
+    return make
+
+
+def cross_entropy():
+    return keras.losses.BinaryCrossentropy(from_logits=True)
+
+
+def kl_in_encoder(encoder, decoder, config):
+    layer = KLInEncoder(config.kl_factor)
+    return in_encoder(encoder, decoder, config, layer), cross_entropy()
+
+
+def plain_autoencoder(encoder, decoder, config):
+    inputs, z_mean = encoder.inputs, encoder.output["z_mean"]  # without the other head
+    return keras.Model(inputs, decoder(z_mean)["logits"]), cross_entropy()
+
+
+# The smaller questions. None of these models has metrics.
+VARIANTS = {
+    "loss in a function": made_of(InFunction),
+    "loss in call": made_of(InCall),
+    "keras.ops": made_of(WithKerasOps),
+    "KL only, on top": made_of(KLOnTop, cross_entropy),
+    "KL only, in the encoder": kl_in_encoder,
+    "plain autoencoder": plain_autoencoder,
+}
 
 
 class Candidate:
@@ -185,8 +212,6 @@ class Candidate:
     """
 
     def __init__(self, make, config, data, *, reports=False, **settings):
-        import keras
-
         keras.utils.set_random_seed(config.seed)  # the same initial weights for all
         encoder = vr.convolutional_encoder(data.shape, config.latent_dim, filters=config.filters)
         decoder = vr.convolutional_decoder(
@@ -199,9 +224,7 @@ class Candidate:
         self.config, self.data = config, data
 
     def fit(self, epoch, steps):
-        """Trains `steps` steps of an epoch; returns the seconds and the losses."""
-        import keras
-
+        """Trains some steps of an epoch; returns the seconds and the losses."""
         batches = self.data.train.batches(
             self.config.batch_size, self.config.seed, first_epoch=epoch
         ).map(self.batch)
@@ -269,7 +292,7 @@ def time_blocks(config, data):
         for way, settings in ways.items()
         for name, make in FORMULATIONS.items()
     }
-    for name, make in variants(config).items():
+    for name, make in VARIANTS.items():
         candidates[name, "graph"] = Candidate(make, config, data, **graph)
     for name in ("Solution I", "strategy 3"):
         settings = {"run_eagerly": True, "jit_compile": False}

@@ -26,7 +26,7 @@ LIKELIHOODS = {
 
 runs.define_choice("network", "dense", ("dense", "convolutional"), "encoder and decoder")
 runs.define_integers("hidden_units", (500,), "units of the dense layers, from the image to z")
-runs.define_choice("likelihood", "bernoulli", LIKELIHOODS, "what the decoder's output means")
+runs.define_choice("likelihood", "bernoulli", tuple(LIKELIHOODS), "what the decoder's output means")
 runs.define_float("kl_weight", 1.0, "weight of the KL divergence, no unit; 1 is the ELBO")
 runs.define_integer("kl_warmup_steps", 0, "steps in which that weight rises from 0; 0: none")
 runs.define_choice(

@@ -5,6 +5,7 @@ A new one is a new entry in `CASES`; `test_every_public_part_is_in_the_table` fa
 
 import dataclasses
 import json
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -220,7 +221,10 @@ def unlisted(public):
 
 
 def public_names():
-    return {name: getattr(vae_research, name) for name in vae_research.__all__}
+    flat = {name: getattr(vae_research, name) for name in vae_research.__all__}
+    namespaces = [thing for thing in flat.values() if isinstance(thing, types.ModuleType)]
+    assert namespaces
+    return flat | {name: getattr(part, name) for part in namespaces for name in part.__all__}
 
 
 def test_every_public_part_is_in_the_table():

@@ -26,7 +26,7 @@ from vae_research.runs.session import directory
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 VAE_MNIST = CHECKOUT / "experiments" / "vae_mnist.py"
-IWAE_MNIST = CHECKOUT / "experiments" / "iwae_mnist.py"
+OWN_LOSS_TERM = CHECKOUT / "experiments" / "own_loss_term.py"
 
 RANDOM = np.random.default_rng(0)
 TRAIN = RANDOM.integers(0, 256, (32, 8, 8), dtype=np.uint8)
@@ -186,9 +186,9 @@ print("imported")
     assert (process.stdout_text, process.stderr_text) == ("imported\n", "")
 
 
-def in_python(code, without_tensorflow):
+def in_python(code, first=None):
     """Runs code with the experiments importable; returns the JSON object that it prints."""
-    process = command("-c", code, cwd=CHECKOUT, first=without_tensorflow)
+    process = command("-c", code, cwd=CHECKOUT, first=first)
     assert process.returncode == 0, process.stderr_text
     return json.loads(process.stdout_text)
 
@@ -233,7 +233,7 @@ print(json.dumps(found))
         assert part in message
 
 
-def test_two_experiments_of_one_process_may_use_the_same_flag(without_tensorflow):
+def test_two_experiments_of_one_process_may_use_the_same_flag():
     code = """
 import json
 from experiments import iwae_mnist, vae_mnist
@@ -241,7 +241,7 @@ from vae_research import runs
 
 print(json.dumps([runs.configure(vae_mnist).hidden_units, runs.configure(iwae_mnist).hidden_units]))
 """
-    assert in_python(code, without_tensorflow) == [[500], [200, 200]]
+    assert in_python(code) == [[500], [200, 200]]
 
 
 def test_help_explains_every_flag(tmp_path, without_tensorflow):
@@ -677,14 +677,14 @@ def test_resume_must_wants_an_old_directory(finished, images, tmp_path, without_
 
 
 def test_a_run_of_another_experiment_is_refused(finished, images, without_tensorflow):
-    changes = ["--kl_warmup_steps=3"]  # which is no flag of the other experiment
+    changes = ["--hidden_units=4", "--kl_warmup_steps=3"]  # no flags of the other experiment
     run_dir, _ = finished
     before = contents(run_dir)
     flags = [flag for flag in FLAGS if flag not in changes]
     flags += [f"--dataset={images}", f"--run_dir={run_dir}"]
-    process = command(IWAE_MNIST, *flags, cwd=run_dir.parent, first=without_tensorflow)
+    process = command(OWN_LOSS_TERM, *flags, cwd=run_dir.parent, first=without_tensorflow)
     line = refusal(process, 2)
-    assert f"{run_dir} holds a run of vae_mnist, not of iwae_mnist" in line
+    assert f"{run_dir} holds a run of vae_mnist, not of own_loss_term" in line
     assert contents(run_dir) == before
 
 

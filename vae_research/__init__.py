@@ -8,94 +8,145 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
+from vae_research.lazy import lazy_names
 from vae_research.version import __version__ as __version__
 
-# Public name -> module. A name in this table is part of the interface; others are not.
+# Public names, twice: for type checkers and editors, and for the import on first use.
+if TYPE_CHECKING:
+    from vae_research import bottlenecks as bottlenecks
+    from vae_research import callbacks as callbacks
+    from vae_research import losses as losses
+    from vae_research import networks as networks
+    from vae_research import schedules as schedules
+    from vae_research.bottlenecks.bottleneck import Bottleneck as Bottleneck
+    from vae_research.bottlenecks.deterministic import (
+        DeterministicBottleneck as DeterministicBottleneck,
+    )
+    from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
+    from vae_research.callbacks.console import Console as Console
+    from vae_research.callbacks.gradients import Gradients as Gradients
+    from vae_research.callbacks.latents import Latents as Latents
+    from vae_research.callbacks.metrics_file import MetricsFile as MetricsFile
+    from vae_research.callbacks.overview import HParams as HParams
+    from vae_research.callbacks.overview import Overview as Overview
+    from vae_research.callbacks.pictures import Pictures as Pictures
+    from vae_research.callbacks.pictures import decoded_plane as decoded_plane
+    from vae_research.callbacks.profile import Profile as Profile
+    from vae_research.callbacks.projector import Projector as Projector
+    from vae_research.callbacks.scalars import Scalars as Scalars
+    from vae_research.callbacks.tensorboard.summaries import Summaries as Summaries
+    from vae_research.data import Data as Data
+    from vae_research.data import DataError as DataError
+    from vae_research.data import load_data as load_data
+    from vae_research.evaluation.diagnosis import diagnose as diagnose
+    from vae_research.evaluation.diagnosis import mutual_information as mutual_information
+    from vae_research.evaluation.estimates import Estimate as Estimate
+    from vae_research.evaluation.estimates import estimate as estimate
+    from vae_research.evaluation.latent_space import neighbour_accuracy as neighbour_accuracy
+    from vae_research.evaluation.latent_space import occupied_area as occupied_area
+    from vae_research.evaluation.latent_space import t_sne as t_sne
+    from vae_research.keras_losses.layers import AddLossModel as AddLossModel
+    from vae_research.keras_losses.layers import KLLossLayer as KLLossLayer
+    from vae_research.keras_losses.layers import SamplingLayer as SamplingLayer
+    from vae_research.keras_losses.layers import VAELossLayer as VAELossLayer
+    from vae_research.keras_losses.layers import latent_mean_kl as latent_mean_kl
+    from vae_research.keras_losses.layers import (
+        pixel_mean_cross_entropy as pixel_mean_cross_entropy,
+    )
+    from vae_research.keras_losses.recipes import pixel_mean_terms as pixel_mean_terms
+    from vae_research.keras_losses.report_losses import ReportLosses as ReportLosses
+    from vae_research.losses.divergence import CapacityKL as CapacityKL
+    from vae_research.losses.divergence import FreeBits as FreeBits
+    from vae_research.losses.divergence import KLDivergence as KLDivergence
+    from vae_research.losses.divergence import MonteCarloKL as MonteCarloKL
+    from vae_research.losses.reconstruction import Bernoulli as Bernoulli
+    from vae_research.losses.reconstruction import ContinuousBernoulli as ContinuousBernoulli
+    from vae_research.losses.reconstruction import Gaussian as Gaussian
+    from vae_research.losses.reconstruction import GaussianWithVariance as GaussianWithVariance
+    from vae_research.losses.reconstruction import Laplace as Laplace
+    from vae_research.losses.term import Likelihood as Likelihood
+    from vae_research.losses.term import LossTerm as LossTerm
+    from vae_research.model import VAE as VAE
+    from vae_research.networks.adapters import ProbabilitiesToLogits as ProbabilitiesToLogits
+    from vae_research.networks.convolutional import convolutional_decoder as convolutional_decoder
+    from vae_research.networks.convolutional import convolutional_encoder as convolutional_encoder
+    from vae_research.networks.dense import dense_decoder as dense_decoder
+    from vae_research.networks.dense import dense_encoder as dense_encoder
+    from vae_research.objective import LossReport as LossReport
+    from vae_research.objective import Objective as Objective
+    from vae_research.plots import save_bars as save_bars
+    from vae_research.plots import save_plane as save_plane
+    from vae_research.plots import save_scatter as save_scatter
+    from vae_research.probability import log_mean_exp as log_mean_exp
+    from vae_research.probability import sum_over_event as sum_over_event
+    from vae_research.runs.cli.flags import configure as configure
+    from vae_research.runs.session.loading import load_run as load_run
+    from vae_research.schedules import Constant as Constant
+    from vae_research.schedules import Cosine as Cosine
+    from vae_research.schedules import Cyclical as Cyclical
+    from vae_research.schedules import LinearWarmup as LinearWarmup
+    from vae_research.schedules import Schedule as Schedule
+    from vae_research.schedules import value_at as value_at
+    from vae_research.tensors import named as named
+
+_NAMESPACES = ("bottlenecks", "callbacks", "losses", "networks", "schedules")
 _MODULES = {
-    "VAE": "model",
-    "Objective": "objective",
-    "LossReport": "objective",
-    "named": "tensors",
-    "LossTerm": "losses.term",
-    "Likelihood": "losses.term",
-    "Bernoulli": "losses.reconstruction",
-    "ContinuousBernoulli": "losses.reconstruction",
-    "Gaussian": "losses.reconstruction",
-    "GaussianWithVariance": "losses.reconstruction",
-    "Laplace": "losses.reconstruction",
-    "KLDivergence": "losses.divergence",
-    "MonteCarloKL": "losses.divergence",
-    "FreeBits": "losses.divergence",
-    "CapacityKL": "losses.divergence",
-    "pixel_mean_terms": "keras_losses.recipes",
-    "Schedule": "schedules",
-    "Constant": "schedules",
-    "LinearWarmup": "schedules",
-    "Cosine": "schedules",
-    "Cyclical": "schedules",
-    "value_at": "schedules",
-    "Bottleneck": "bottlenecks.bottleneck",
-    "GaussianBottleneck": "bottlenecks.gaussian",
-    "DeterministicBottleneck": "bottlenecks.deterministic",
-    "dense_encoder": "networks.dense",
-    "dense_decoder": "networks.dense",
-    "convolutional_encoder": "networks.convolutional",
-    "convolutional_decoder": "networks.convolutional",
-    "ProbabilitiesToLogits": "networks.adapters",
-    "SamplingLayer": "keras_losses.layers",
-    "VAELossLayer": "keras_losses.layers",
-    "KLLossLayer": "keras_losses.layers",
-    "AddLossModel": "keras_losses.layers",
-    "pixel_mean_cross_entropy": "keras_losses.layers",
-    "latent_mean_kl": "keras_losses.layers",
-    "Data": "data",
-    "DataError": "data",
-    "load_data": "data",
-    "estimate": "evaluation.estimates",
-    "Estimate": "evaluation.estimates",
-    "occupied_area": "evaluation.latent_space",
-    "neighbour_accuracy": "evaluation.latent_space",
-    "t_sne": "evaluation.latent_space",
-    "save_scatter": "plots",
-    "save_plane": "plots",
-    "save_bars": "plots",
-    "Summaries": "callbacks.tensorboard.summaries",
-    "decoded_plane": "callbacks.pictures",
-    "ReportLosses": "keras_losses.report_losses",
-    "Scalars": "callbacks.scalars",
-    "Latents": "callbacks.latents",
-    "Pictures": "callbacks.pictures",
-    "Gradients": "callbacks.gradients",
-    "Projector": "callbacks.projector",
-    "Overview": "callbacks.overview",
-    "HParams": "callbacks.overview",
-    "Profile": "callbacks.profile",
-    "diagnose": "evaluation.diagnosis",
-    "mutual_information": "evaluation.diagnosis",
-    "MetricsFile": "callbacks.metrics_file",
-    "Console": "callbacks.console",
-    "configure": "runs.cli.flags",
-    "load_run": "runs.session.loading",
-    "log_mean_exp": "probability",
-    "sum_over_event": "probability",
+    "bottlenecks.bottleneck": ("Bottleneck",),
+    "bottlenecks.deterministic": ("DeterministicBottleneck",),
+    "bottlenecks.gaussian": ("GaussianBottleneck",),
+    "callbacks.console": ("Console",),
+    "callbacks.gradients": ("Gradients",),
+    "callbacks.latents": ("Latents",),
+    "callbacks.metrics_file": ("MetricsFile",),
+    "callbacks.overview": ("HParams", "Overview"),
+    "callbacks.pictures": ("Pictures", "decoded_plane"),
+    "callbacks.profile": ("Profile",),
+    "callbacks.projector": ("Projector",),
+    "callbacks.scalars": ("Scalars",),
+    "callbacks.tensorboard.summaries": ("Summaries",),
+    "data": ("Data", "DataError", "load_data"),
+    "evaluation.diagnosis": ("diagnose", "mutual_information"),
+    "evaluation.estimates": ("Estimate", "estimate"),
+    "evaluation.latent_space": ("neighbour_accuracy", "occupied_area", "t_sne"),
+    "keras_losses.layers": (
+        "AddLossModel",
+        "KLLossLayer",
+        "SamplingLayer",
+        "VAELossLayer",
+        "latent_mean_kl",
+        "pixel_mean_cross_entropy",
+    ),
+    "keras_losses.recipes": ("pixel_mean_terms",),
+    "keras_losses.report_losses": ("ReportLosses",),
+    "losses.divergence": ("CapacityKL", "FreeBits", "KLDivergence", "MonteCarloKL"),
+    "losses.reconstruction": (
+        "Bernoulli",
+        "ContinuousBernoulli",
+        "Gaussian",
+        "GaussianWithVariance",
+        "Laplace",
+    ),
+    "losses.term": ("Likelihood", "LossTerm"),
+    "model": ("VAE",),
+    "networks.adapters": ("ProbabilitiesToLogits",),
+    "networks.convolutional": ("convolutional_decoder", "convolutional_encoder"),
+    "networks.dense": ("dense_decoder", "dense_encoder"),
+    "objective": ("LossReport", "Objective"),
+    "plots": ("save_bars", "save_plane", "save_scatter"),
+    "probability": ("log_mean_exp", "sum_over_event"),
+    "runs.cli.flags": ("configure",),
+    "runs.session.loading": ("load_run",),
+    "schedules": ("Constant", "Cosine", "Cyclical", "LinearWarmup", "Schedule", "value_at"),
+    "tensors": ("named",),
 }
 
-__all__ = sorted([*_MODULES, "__version__"])
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
-
+if not TYPE_CHECKING:
+    __all__, __getattr__, __dir__ = lazy_names(__name__, _MODULES, _NAMESPACES)
+    __all__ += ["__version__"]
 
 if "keras" in sys.modules or "tensorflow" in sys.modules:
     # Nothing is saved by waiting, and keras.models.load_model finds only what has been imported.
-    for _module in sorted(set(_MODULES.values())):
+    for _module in sorted(_MODULES):
         importlib.import_module(f"{__name__}.{_module}")

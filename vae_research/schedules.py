@@ -18,6 +18,8 @@ from typing import Any, Self
 from vae_research.arguments import checked_integer
 from vae_research.settings import Settings
 
+__all__ = ["Constant", "Cosine", "Cyclical", "LinearWarmup", "Schedule", "value_at"]
+
 
 class Schedule(Settings, abc.ABC):
     """Base of all schedules. A subclass declares its settings and writes `__call__`.

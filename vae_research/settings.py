@@ -16,10 +16,12 @@ import inspect
 import math
 import numbers
 import re
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """Base of everything that is declared by settings; every subclass is a frozen dataclass.

@@ -1,1 +1,21 @@
 """Bottlenecks. A new one is a subclass of `Bottleneck`."""
+
+from typing import TYPE_CHECKING
+
+from vae_research.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vae_research.bottlenecks.bottleneck import Bottleneck as Bottleneck
+    from vae_research.bottlenecks.deterministic import (
+        DeterministicBottleneck as DeterministicBottleneck,
+    )
+    from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
+
+_MODULES = {
+    "bottleneck": ("Bottleneck",),
+    "deterministic": ("DeterministicBottleneck",),
+    "gaussian": ("GaussianBottleneck",),
+}
+
+if not TYPE_CHECKING:
+    __all__, __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -18,3 +18,42 @@ To write your own, derive from `keras.callbacks.Callback`, or from a class in `b
 ...     def on_record(self, record):
 ...         print(record.epoch, record.figures["train"]["loss"])
 """
+
+from typing import TYPE_CHECKING
+
+from vae_research.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vae_research.callbacks.base import EpochCallback as EpochCallback
+    from vae_research.callbacks.base import EpochRecord as EpochRecord
+    from vae_research.callbacks.base import Resumable as Resumable
+    from vae_research.callbacks.base import StepCallback as StepCallback
+    from vae_research.callbacks.console import Console as Console
+    from vae_research.callbacks.gradients import Gradients as Gradients
+    from vae_research.callbacks.latents import Latents as Latents
+    from vae_research.callbacks.metrics_file import MetricsFile as MetricsFile
+    from vae_research.callbacks.overview import HParams as HParams
+    from vae_research.callbacks.overview import Overview as Overview
+    from vae_research.callbacks.pictures import Pictures as Pictures
+    from vae_research.callbacks.pictures import decoded_plane as decoded_plane
+    from vae_research.callbacks.profile import Profile as Profile
+    from vae_research.callbacks.projector import Projector as Projector
+    from vae_research.callbacks.scalars import Scalars as Scalars
+    from vae_research.callbacks.tensorboard.summaries import Summaries as Summaries
+
+_MODULES = {
+    "base": ("EpochCallback", "EpochRecord", "Resumable", "StepCallback"),
+    "console": ("Console",),
+    "gradients": ("Gradients",),
+    "latents": ("Latents",),
+    "metrics_file": ("MetricsFile",),
+    "overview": ("HParams", "Overview"),
+    "pictures": ("Pictures", "decoded_plane"),
+    "profile": ("Profile",),
+    "projector": ("Projector",),
+    "scalars": ("Scalars",),
+    "tensorboard.summaries": ("Summaries",),
+}
+
+if not TYPE_CHECKING:
+    __all__, __getattr__, __dir__ = lazy_names(__name__, _MODULES)

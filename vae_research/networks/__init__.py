@@ -1,1 +1,21 @@
 """Functions that return Keras encoders and decoders, made of layers of Keras alone."""
+
+from typing import TYPE_CHECKING
+
+from vae_research.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vae_research.networks.adapters import ProbabilitiesToLogits as ProbabilitiesToLogits
+    from vae_research.networks.convolutional import convolutional_decoder as convolutional_decoder
+    from vae_research.networks.convolutional import convolutional_encoder as convolutional_encoder
+    from vae_research.networks.dense import dense_decoder as dense_decoder
+    from vae_research.networks.dense import dense_encoder as dense_encoder
+
+_MODULES = {
+    "adapters": ("ProbabilitiesToLogits",),
+    "convolutional": ("convolutional_decoder", "convolutional_encoder"),
+    "dense": ("dense_decoder", "dense_encoder"),
+}
+
+if not TYPE_CHECKING:
+    __all__, __getattr__, __dir__ = lazy_names(__name__, _MODULES)
