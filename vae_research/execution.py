@@ -1,8 +1,8 @@
 """How steps are compiled, and how many of them run in one call.
 
-Keras' `fit` calls a function from Python for every step, or for `steps_per_execution` of them, with
-values that tf.data brought to the device. For data that stay on the device, `StepLoop` is that
-function: one call is a compiled loop over several steps, each of which gathers its own batch.
+Keras' `fit` calls a Python function for every step, or for `steps_per_execution` of them, with
+values that tf.data copied to the device. For data that stay on the device, `StepLoop` is that
+function: one call is a compiled loop over several steps, and each step gathers its own batch.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from vae_research.data.pipeline import DeviceDataset
 # XLA on a CPU has no fast kernels for these: a convolutional step took 1.3 to 60 times as long.
 _SLOW_UNDER_XLA_ON_CPU = ("Conv2D", "Conv3D", "DepthwiseConv2d")
 
-# Steps in a call: as many as take about half a second at 100 GFLOP/s, so that a signal or a bar on
-# the screen does not wait longer; beyond 100 nothing is gained. Without XLA only what Python costs
-# between two steps is saved, and a few of them are enough.
+# Steps in a call: as many as take about half a second at 100 GFLOP/s, so that signals and the
+# progress bar wait no longer; more than 100 gain nothing. Without XLA a call saves only the time
+# that Python takes between two steps, for which a few steps are enough.
 _FLOPS_PER_CALL, _MOST_STEPS, _MOST_STEPS_WITHOUT_XLA = 5e10, 100, 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a model runs: with XLA or without, how many steps in a call, and why."""
+    """Whether a model runs with XLA, how many steps run in a call, and why."""
 
     jit_compile: bool
     steps_per_call: int
@@ -35,17 +35,17 @@ class Execution:
 
 
 class StepLoop:
-    """Runs the steps of one call; Keras calls it as `train_function` or `test_function`.
+    """Runs the steps of one call, as Keras' `train_function` or `test_function`.
 
-    It takes an iterator over `batches.calls(...)` and the batches that it belongs to: these or
-    others of equal `reader.steps_alike`, whose tensors are arguments of the compiled program.
+    It takes an iterator over `batches.calls(...)` and the batches that it belongs to: these, or
+    others with an equal `reader.steps_alike`. Their tensors are arguments of the compiled program.
 
     Args:
         step: one training or test step on a batch.
-        results: what to return when the steps are done: the running means.
+        results: returns the running means when the steps are done.
         batches: an example of what is read.
         jit_compile: compile the loop over steps with XLA. The smaller last batch of an epoch runs
-            without: it is one step of hundreds, and to compile it takes a second.
+            without XLA: it is one step of hundreds, and compiling it takes a second.
         run_eagerly: run step by step in Python.
 
     Attributes:
@@ -76,7 +76,7 @@ class StepLoop:
             answer = self._many(batches.reader.tensors, call)
         if call["is_last"] and len(call["rest"]):
             answer = self._rest(batches.reader.tensors, call)
-        # A run that goes on within an epoch finds the first calls done.
+        # If a run resumes within an epoch, the first calls have nothing to do.
         return self._results() if answer is None else answer
 
     def _run_many(
@@ -103,10 +103,10 @@ class StepLoop:
 
 
 def choose_jit(forward: Callable[[Any], Any], example: Any, jit: str) -> tuple[bool, str]:
-    """Returns whether to compile a model with XLA, and why, from what its forward pass consists of.
+    """Returns whether to compile a model with XLA, and why, from the operations of its forward pass.
 
-    The choice depends on nothing that changes from start to start, so that the same command gives
-    the same weights.
+    The choice does not depend on anything that changes between starts, so that the same command
+    gives the same weights.
 
     Args:
         forward: forward pass and loss of a batch.
@@ -133,13 +133,13 @@ def choose_jit(forward: Callable[[Any], Any], example: Any, jit: str) -> tuple[b
 
 
 def steps_per_call(weights: int, jit_compile: bool, steps_per_epoch: int, interval: int) -> int:
-    """Returns how many optimizer steps to run in a call, all calls of an epoch about equally long.
+    """Returns how many optimizer steps to run in a call, so that calls are about equally long.
 
     Args:
         weights: parameters of the model times rows that its decoder sees in a step.
         jit_compile: whether the call is compiled with XLA.
         steps_per_epoch: no call is longer than an epoch.
-        interval: steps at which calls have to end, 0 for none: the result divides it.
+        interval: calls end at multiples of so many steps: the result divides it. 0 for none.
 
     >>> steps_per_call(0, True, 391, 0), steps_per_call(0, True, 391, 500)
     (98, 100)
@@ -160,7 +160,7 @@ def _operations(graph: tf.Graph) -> set[str]:
 
 
 def _unknown_to_xla(program: Any, example: Any) -> str | None:
-    """Returns which operation XLA does not know, None where it makes a program of all of them."""
+    """Returns the operations that XLA cannot compile, or None if it compiles all of them."""
     try:
         program.experimental_get_compiler_ir(example)(stage="hlo")
     except (tf.errors.OpError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What stands between Keras' `fit` and the steps of a VAE: batches, weights, lengths of epochs."""
+"""What Keras' `fit` passes to a step, in the form that a step needs: tensors, weights, lengths."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import keras
 import tensorflow as tf
 
 from vae_research.objective import LossReport
+from vae_research.schedules import unsettled
 
 
 def with_schedule_lengths(model: keras.Model, callbacks: Any, initial_epoch: int) -> Any:
-    """Returns the callbacks of a `fit`, and first of them the one that tells schedules the time."""
+    """Returns the callbacks of a `fit`, preceded by `ScheduleLengths`."""
     lengths = ScheduleLengths(initial_epoch)
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         return [lengths, *(keras.tree.flatten(callbacks) if callbacks is not None else [])]
-    # A list that Keras made already takes no more of them; it is asked for its length instead.
+    # A CallbackList of Keras takes no further callbacks; its parameters are read instead.
     lengths.set_model(model)
     lengths.set_params(callbacks.params)
     lengths.on_train_begin()
@@ -25,10 +26,10 @@ def with_schedule_lengths(model: keras.Model, callbacks: Any, initial_epoch: int
 
 
 class ScheduleLengths(keras.callbacks.Callback):
-    """Tells the schedules how long an epoch is, and the user when a schedule is longer than that.
+    """Sets the length of an epoch for schedules, and warns of schedules that outlast training.
 
     Args:
-        initial_epoch: what `fit` was given.
+        initial_epoch: the argument of `fit`.
     """
 
     def __init__(self, initial_epoch: int) -> None:
@@ -36,7 +37,7 @@ class ScheduleLengths(keras.callbacks.Callback):
         self.initial_epoch = initial_epoch
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Turns lengths in epochs into steps, before the first step is traced."""
+        """Converts lengths in epochs to steps, before the first step is traced."""
         steps, epochs = self.params.get("steps"), self.params.get("epochs")
         if steps is None or epochs is None:
             return
@@ -44,12 +45,11 @@ class ScheduleLengths(keras.callbacks.Callback):
         end = self.model.step + steps * (epochs - self.initial_epoch)
         for label, schedules in self.model.objective.schedules().items():
             for schedule in schedules:
-                settled = schedule.settled_at()
-                if settled is not None and settled > end:
+                clause = unsettled(schedule, end)
+                if clause is not None:
                     warnings.warn(
-                        f"Loss term {label!r}: {schedule!r} settles at step {settled}, and "
-                        f"training ends at step {end} ({epochs} epochs of {steps} steps): it never "
-                        "gets there. Shorten it or train longer.",
+                        f"Loss term {label!r}: {clause} ({epochs} epochs of {steps} steps). "
+                        "Shorten the schedule or train longer.",
                         stacklevel=2,
                     )
 
@@ -70,7 +70,7 @@ def unpack(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:
 
 
 def targets_for_weights(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
-    """Returns x and y for Keras, which drops the weights of examples where there is no y."""
+    """Returns x and y for Keras, which drops sample weights if there is no y."""
     if sample_weight is None or y is not None:
         return x, y
     if not isinstance(x, Mapping):
@@ -80,10 +80,10 @@ def targets_for_weights(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
 
 
 def refuse_class_weight(class_weight: Any) -> None:
-    """Raises ValueError where class weights are given."""
+    """Raises ValueError if class weights are given."""
     if class_weight is not None:
         raise ValueError(
-            "A VAE has no classes to weigh: class_weight is not for it. Give sample_weight, one "
+            "class_weight is not for a VAE, which has no classes to weigh. Give sample_weight, one "
             "weight for each example."
         )
 
@@ -91,7 +91,7 @@ def refuse_class_weight(class_weight: Any) -> None:
 def weighted(values: tf.Tensor, report: LossReport, sample_weight: tf.Tensor | None) -> tf.Tensor:
     """Returns the loss of each example times its weight, `[batch]`.
 
-    Statistics of the whole batch and regularization belong to no example and have no weight.
+    Statistics of the whole batch and regularization are not weighted.
 
     Raises:
         ValueError: the weights are not one per example.

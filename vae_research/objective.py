@@ -1,13 +1,15 @@
-"""The objective: weighs loss terms, joins the samples of an example, reports every part apart."""
+"""The objective: weighs loss terms, joins the samples of an example, and reports every part."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Self
 
 import tensorflow as tf
 
+from vae_research.arguments import checked_integer
 from vae_research.losses.term import Likelihood, LossTerm
 from vae_research.probability import log_mean_exp, sum_over_event
 from vae_research.schedules import Schedule, value_at
@@ -19,16 +21,16 @@ RESERVED_NAMES = ("loss", "elbo", "regularization", "learning_rate", "importance
 
 @dataclasses.dataclass(frozen=True)
 class LossReport:
-    """What the objective says of a batch. Everything is in nats and float32.
+    """The loss of a batch and its parts, in nats and float32.
 
     Attributes:
         loss: `[batch]`, what is minimised and reported.
         surrogate: `[batch]`, what is differentiated; the same tensor unless an estimator needs
             another.
-        values: unweighted values by name, `[batch]` or a scalar, joined over samples by the mean.
+        values: unweighted values by name, `[batch]` or a scalar, means over the samples.
         weights: weights by name, scalars; terms that are only watched have none.
-        elbo: `[batch]`, log-likelihood minus KL divergence whatever is trained, or None where
-            there is no likelihood or no posterior.
+        elbo: `[batch]`, log-likelihood minus KL divergence whatever is trained, or None if there is
+            no posterior.
     """
 
     loss: tf.Tensor
@@ -39,12 +41,12 @@ class LossReport:
 
     @property
     def contributions(self) -> dict[str, tf.Tensor]:
-        """Weight times value by name, for the terms that are trained."""
+        """Weight times value of the trained terms, by name."""
         return {name: weight * self.values[name] for name, weight in self.weights.items()}
 
 
 class Objective:
-    """A list of loss terms, and how the samples of one example are joined.
+    """Loss terms, their weights, and how the samples of one example are joined.
 
     Args:
         terms: the loss terms, exactly one of them a `Likelihood`.
@@ -55,7 +57,7 @@ class Objective:
     Raises:
         ValueError: no likelihood or several, two terms of one name, a name that is reserved, or a
             term that cannot be part of an importance-weighted bound.
-        TypeError: an element of `terms` is no loss term.
+        TypeError: an element of `terms` is not a loss term.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Objective:
         if isinstance(terms, LossTerm):
             raise TypeError(f"terms must be a list of loss terms, got {terms!r} alone.")
         self.terms = tuple(terms)
-        self.num_samples = num_samples
+        self.num_samples = checked_integer("num_samples", num_samples, 1)
         self.importance_weighted = importance_weighted
         self._check()
         self.likelihood = next(term for term in self.terms if isinstance(term, Likelihood))
@@ -81,9 +83,6 @@ class Objective:
                 raise TypeError(
                     f"{term!r} is not a LossTerm. Subclass LossTerm, or make one of it."
                 )
-        samples = self.num_samples
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"num_samples must be an integer >= 1, got {samples!r}.")
         likelihoods = [term.label for term in self.terms if isinstance(term, Likelihood)]
         if "kl" in likelihoods:
             raise ValueError("A likelihood may not be called 'kl': the logs use that name.")
@@ -105,7 +104,7 @@ class Objective:
                 raise ValueError(f"No loss term may be called {label!r}: the logs use that name.")
 
     def in_steps(self, steps_per_epoch: int) -> Self:
-        """Returns the objective with all lengths in epochs turned into optimizer steps."""
+        """Returns a copy with all lengths in epochs converted to optimizer steps."""
         return type(self)(
             [term.in_steps(steps_per_epoch) for term in self.terms],
             num_samples=self.num_samples,
@@ -132,16 +131,21 @@ class Objective:
         }
 
     def settled_at(self) -> int | None:
-        """Returns the step from which no schedule changes any more, None if there is none."""
+        """Returns the step from which no schedule changes, or None if that is unknown."""
         if any(callable(t.weight) and not isinstance(t.weight, Schedule) for t in self.terms):
             return None
-        steps = [item.settled_at() for found in self.schedules().values() for item in found]
-        return None if None in steps else max(steps, default=0)
+        last = 0
+        for schedule in itertools.chain.from_iterable(self.schedules().values()):
+            settled = schedule.settled_at()
+            if settled is None:
+                return None
+            last = max(last, settled)
+        return last
 
     def effective_beta(self, step: int | tf.Tensor) -> float | None:
         """Returns the weight of the KL divergence over that of the likelihood, at a step.
 
-        None where no term called `kl` is trained, or the likelihood has no weight.
+        None if no term called `kl` is trained or the likelihood has no weight.
         """
         weights = self.weights(step)
         likelihood = float(weights.get(self.likelihood.label, 0.0))
@@ -160,7 +164,7 @@ class Objective:
         elbo = None
         if (divergence := _divergence(tensors)) is not None:
             elbo = self._mean_over_samples(-rows[self.likelihood.label] - divergence)
-            # Where no term has the name, the divergence that is part of the ELBO is shown by it.
+            # Unless a term has this name, it is the divergence that is part of the ELBO.
             rows.setdefault("kl", divergence)
         values = {name: self._mean_over_samples(value) for name, value in rows.items()}
         if self.importance_weighted:
@@ -173,16 +177,16 @@ class Objective:
             loss += weights[name] * values[name]
         if regularization := list(regularization):
             losses = [tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in regularization]
-            values["regularization"] = sum(losses)  # in their order, as add_n need not
+            values["regularization"] = sum(losses)  # in their order, which add_n does not promise
             weights["regularization"] = tf.constant(1.0)
             loss += values["regularization"]
         return LossReport(loss, loss, values, weights, elbo)
 
     def _check_rows(self, rows: Mapping[str, tf.Tensor]) -> None:
-        """A value of another number of rows would broadcast, and give a number all the same."""
+        """Raises ValueError for a value with another number of rows, which would broadcast."""
         wanted = rows[self.likelihood.label].shape
         for name, values in rows.items():
-            # A number that is known where the batch's is not cannot be the batch's.
+            # If the number of rows is known here and unknown for the batch, it is another one.
             if values.shape.rank == 1 and values.shape[0] not in (wanted[0], None):
                 raise ValueError(
                     f"Loss term {name!r} returned {values.shape[0]} values for {wanted[0]} rows; "
@@ -235,12 +239,12 @@ class Objective:
 
 
 def _meanings(term: LossTerm) -> set[str]:
-    """Returns what a term reads, also by the names before `rename`: a level's `kl` is a `kl`."""
+    """Returns the names that a term reads, before and after `rename`: a `kl` of a level is a `kl`."""
     return term.reads() | set(term.rename or {})
 
 
 def _divergence(tensors: Tensors) -> tf.Tensor | None:
-    """Returns `[rows]`: the KL divergence in the ELBO, in closed form where there is one."""
+    """Returns the KL divergence in the ELBO, `[rows]`, in closed form if there is one."""
     if "kl" in tensors:
         return sum_over_event(tensors.tap("ELBO", "kl"))
     if "log_posterior" in tensors and "log_prior" in tensors:

@@ -1,10 +1,12 @@
-"""Objects that are declared by their settings: loss terms and schedules.
+"""The base of loss terms and schedules: immutable objects defined by their settings.
 
-A declaration is immutable, compares and prints by its settings, and goes into a saved model as
-plain data. It has no variables: what learns or remembers lives in a Keras layer.
+They compare and print by their settings, and are saved with a model as plain data. They have no
+variables: what learns or keeps a state is a Keras layer.
 
-Nothing here imports TensorFlow, so that an experiment file may subclass a loss term or a schedule
-and still have its flags checked before TensorFlow is loaded.
+Nothing here imports TensorFlow or Keras, so that an experiment file may subclass a loss term or a
+schedule and still have its flags checked before TensorFlow is loaded. This is also why saving does
+not use Keras' own serialisation; that would import the module that a saved file names, which runs
+code, and would replace a setting that is a string by a class of that name.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from typing import Any, Self
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
-    """Base of everything that is declared by settings; every subclass is a frozen dataclass.
+    """Base of loss terms and schedules; every subclass is a frozen dataclass of its settings.
 
     Annotated class attributes are settings, given by keyword. Their values are numbers, strings,
-    booleans, `None`, functions, other declarations, or tuples and dictionaries of these.
+    booleans, `None`, functions, other `Settings`, or tuples and dictionaries of these.
 
     Raises:
         TypeError: a setting is a variable, a layer, a tensor or an array.
@@ -36,15 +38,15 @@ class Settings:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # `weight = None` in a subclass means the setting that it inherits; a dataclass would leave
-        # the inherited default in force and ignore the line.
+        # `weight = None` in a subclass means the inherited setting; a dataclass would ignore the line
+        # and keep the inherited default.
         own = inspect.get_annotations(cls)
         inherited = {field.name: field.type for field in dataclasses.fields(cls)}
         overridden = (inherited.keys() & vars(cls).keys()) - own.keys()
         if overridden:
             cls.__annotations__ = own | {name: inherited[name] for name in overridden}
-        # Applied here and not by the author of the subclass: with a forgotten decorator, fields
-        # would silently turn into class attributes.
+        # Applied here and not by the author of the subclass: without the decorator, fields would
+        # silently become class attributes.
         dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class Settings:
             object.__setattr__(self, field.name, value)
 
     def __repr__(self) -> str:
-        """Returns the call that makes an equal object: settings that differ from their default."""
+        """Returns the call that creates an equal object, with the settings that are not the default."""
         settings = [
             f"{field.name}={_printed(value)}"
             for field in dataclasses.fields(self)
@@ -63,13 +65,13 @@ class Settings:
         return f"{type(self).__name__}({', '.join(settings)})"
 
     def in_steps(self, steps_per_epoch: int) -> Self:
-        """Returns this declaration with every length in epochs turned into optimizer steps."""
+        """Returns a copy with every length in epochs converted to optimizer steps."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         changes = {name: _in_steps(value, steps_per_epoch) for name, value in settings.items()}
         return self if changes == settings else dataclasses.replace(self, **changes)
 
     def to_config(self) -> dict[str, Any]:
-        """Returns plain data from which `from_config` makes an equal object."""
+        """Returns plain data from which `from_config` creates an equal object."""
         settings = {
             field.name: _to_plain(getattr(self, field.name)) for field in dataclasses.fields(self)
         }
@@ -81,10 +83,10 @@ class Settings:
 
 
 def from_config(config: Mapping[str, Any]) -> Settings:
-    """Returns the declaration that `Settings.to_config` described.
+    """Returns the object that `Settings.to_config` described.
 
-    The class is looked for among those of this package and those that are defined now; nothing
-    else is imported, so that loading a file runs no code that the reader has not imported.
+    Its class is looked up in this package and among the classes defined so far. Nothing else is
+    imported, so that loading a file runs no code that has not been imported already.
 
     Raises:
         ValueError: the class is not defined, or a setting was a plain function.
@@ -94,8 +96,8 @@ def from_config(config: Mapping[str, Any]) -> Settings:
     candidates = [cls for cls in _subclasses(Settings) if cls.__qualname__ == name]
     matching = [cls for cls in candidates if cls.__module__ == module]
     if not matching:
-        # A class of a script is `__main__`'s when it is saved and the module's own when it is
-        # loaded, or `experiments.NAME`'s and `NAME`'s.
+        # The module of a class in a script may be `__main__` when it is saved and `NAME` or
+        # `experiments.NAME` when it is loaded.
         matching = [cls for cls in candidates if _is_same_file(cls.__module__, module)]
     if not matching:
         raise ValueError(
@@ -103,11 +105,11 @@ def from_config(config: Mapping[str, Any]) -> Settings:
             f"defines it (it was {module!r} when the model was saved), then load again."
         )
     settings = {key: _from_plain(name, key, value) for key, value in config["settings"].items()}
-    return matching[-1](**settings)  # of a notebook cell that ran twice, the later class
+    return matching[-1](**settings)  # if a notebook cell ran twice, the later class
 
 
 def declared_names(function: Callable[..., Any]) -> list[str]:
-    """Returns the names that a method reads: its parameters.
+    """Returns the names of the tensors that a method reads: its parameters.
 
     Raises:
         TypeError: a parameter has a default value, or is `*args` or `**kwargs`.
@@ -134,7 +136,7 @@ def _is_same_file(module: str, saved: str) -> bool:
 def import_own_modules(config: Any) -> None:
     """Imports the modules of this package that a saved configuration names, at any depth.
 
-    Names are loaded on first use, and a class that nobody has used yet would not be found.
+    The package loads its modules on first use; a class that was not used yet would not be found.
     """
     if isinstance(config, Mapping):
         module = config.get("module")
@@ -148,7 +150,7 @@ def import_own_modules(config: Any) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns ` Did you mean 'x'?` where a known name is near, otherwise an empty string."""
+    """Returns ` Did you mean 'x'?` if a known name is similar, otherwise an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -158,19 +160,19 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def _subclasses(cls: type) -> Iterable[type]:
+def _subclasses(cls: type[Settings]) -> Iterable[type[Settings]]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
 
 
 def _printed(value: Any) -> str:
-    is_function = isinstance(value, Callable) and not isinstance(value, Settings)
+    is_function = callable(value) and not isinstance(value, Settings)
     return getattr(value, "__qualname__", repr(value)) if is_function else repr(value)
 
 
 def _immutable(value: Any) -> Any:
-    """Returns lists as tuples and NumPy's numbers as Python's, which compare and print as such."""
+    """Returns lists as tuples, and numbers of NumPy as those of Python, which print as such."""
     if isinstance(value, (list, tuple)):
         return tuple(_immutable(item) for item in value)
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -200,7 +202,7 @@ def _check_setting(owner: str, name: str, value: Any) -> None:
         for item in value.values():
             _check_setting(owner, name, item)
     elif not isinstance(value, (bool, int, float, str, type(None), Settings)) and (
-        not isinstance(value, Callable) or _belongs_to_keras(value)
+        not callable(value) or _belongs_to_keras(value)
     ):
         raise TypeError(
             f"{owner}.{name} is a {type(value).__name__}. The settings of a loss term or schedule "
@@ -221,7 +223,7 @@ def _to_plain(value: Any) -> Any:
         return {"tuple": [_to_plain(item) for item in value]}
     if isinstance(value, Mapping):
         return {"mapping": {key: _to_plain(item) for key, item in value.items()}}
-    if isinstance(value, Callable):
+    if callable(value):
         return {"function": value.__qualname__ if hasattr(value, "__qualname__") else repr(value)}
     return value
 

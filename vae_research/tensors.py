@@ -1,7 +1,7 @@
 """The vocabulary of a forward pass, and how a reader gets the tensors that it names.
 
-A forward pass is a dictionary of named tensors: modules write, loss terms and later modules read,
-nothing overwrites. The names that every part of the package agrees on:
+A forward pass is a dictionary of named tensors. Modules write names, loss terms and later modules
+read them, and a name is written once. The names that every part of the package agrees on:
 
 | name | shape | written by |
 | --- | --- | --- |
@@ -35,7 +35,7 @@ import tensorflow as tf
 from vae_research.randomness import fold_in
 from vae_research.settings import declared_names, did_you_mean
 
-# Names without a row for every example: never repeated, never counted as data.
+# Names that do not have a row for every example: they are not repeated for K samples.
 SCALARS = ("step", "seed")
 
 
@@ -51,10 +51,10 @@ class Tensors(dict[str, tf.Tensor]):
         self.writers: dict[str, str] = {}
 
     def write(self, writer: str, tensors: Mapping[str, tf.Tensor]) -> None:
-        """Adds what `writer` computed.
+        """Adds the tensors that `writer` computed.
 
         Raises:
-            ValueError: a name is there already.
+            ValueError: a name was written before.
         """
         taken = sorted(set(tensors) & set(self))
         if taken:
@@ -100,10 +100,10 @@ def bind(
     rename: Mapping[str, str] | None = None,
     only_input: str | None = None,
 ) -> dict[str, tf.Tensor]:
-    """Returns the tensors that a reader asks for, by its own parameter names.
+    """Returns the tensors that a reader needs, by its own parameter names.
 
-    A method asks by its parameters, a functional Keras model by the names of its inputs, any other
-    Keras layer by the parameters of its `call`.
+    A method needs its parameters, a functional Keras model its named inputs, and any other Keras
+    layer the parameters of its `call`.
 
     Args:
         reader: what to call it in a message, for example `decoder`.
@@ -111,7 +111,7 @@ def bind(
         tensors: what was written so far.
         key: what its noise is for; see `Tensors.tap`.
         rename: from a parameter's name to the name that is read in its place.
-        only_input: what a network with a single input reads when its input has no name that says
+        only_input: what a network with a single input reads, unless the name of its input says
             otherwise. (`inputs` is what Keras calls the argument of any layer.)
 
     Raises:
@@ -148,25 +148,25 @@ def _network_inputs(network: keras.layers.Layer, tensors: Mapping[str, tf.Tensor
         parameter.name
         for parameter in parameters
         if parameter.name not in ("training", "mask")
-        # What may be left out, `labels=None`, is read where it is there.
+        # An optional parameter, such as `labels=None`, is read if the name exists.
         and (parameter.default is parameter.empty or parameter.name in tensors)
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
 
 
 def _is_functional(network: keras.Model) -> bool:
-    # keras.Model(inputs, outputs) makes an instance of a class that Keras does not export.
+    # keras.Model(inputs, outputs) creates an instance of a class that Keras does not export.
     return any(cls.__name__ == "Functional" for cls in type(network).__mro__)
 
 
 def without_captured_tensors(
     reader: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Any:
-    """Returns what a function makes of its arguments, which have to be all that it uses.
+    """Returns the result of a function that may use no symbolic tensors but its arguments.
 
     Raises:
-        ValueError: it used a symbolic tensor from outside, one that stands for a value and has
-            none; the message says what to do instead.
+        ValueError: it used another symbolic tensor, which has no value here; the message says what
+            to do instead.
     """
     try:
         results = function(*args, **kwargs)
@@ -179,7 +179,7 @@ def without_captured_tensors(
     return results
 
 
-# By Keras, by TensorFlow's functions on lists, and by TensorFlow of a tensor of another graph.
+# In messages of Keras, of TensorFlow's functions on lists, and of TensorFlow about another graph.
 _SAID_OF_SYMBOLIC_TENSORS = (
     "KerasTensor",
     "NOT CONVERTIBLE TO TENSOR",
@@ -196,12 +196,12 @@ def _has_no_value(result: Any) -> bool:
 
 @contextmanager
 def scope_explained() -> Iterator[None]:
-    """Explains TensorFlow's error of a tensor that a term or module has kept from another trace.
+    """Explains TensorFlow's error about a tensor that a term or module kept from another trace.
 
-    Where a step is compiled it is raised only when the trace is done and the term has returned.
+    If the step is compiled, TensorFlow raises it only after the trace, when the term has returned.
 
     Raises:
-        ValueError: in its place.
+        ValueError: instead of that error.
     """
     try:
         yield
@@ -230,7 +230,7 @@ def call_module(
     training: bool,
     only_input: str | None = None,
 ) -> None:
-    """Runs a module on the tensors that it names and writes what it returns.
+    """Runs a module on the tensors that it names and writes its outputs.
 
     Raises:
         ValueError: a name is missing or taken, or the module used a symbolic tensor that it was
@@ -243,7 +243,7 @@ def call_module(
 
 
 def graph_scope(name: str) -> Any:
-    """Returns a context whose operations are one box in a picture of the graph; nothing else."""
+    """Returns a context whose operations are one box in a picture of the graph."""
     return tf.name_scope(re.sub(r"\W", "_", name).strip("_") or "unnamed")
 
 
@@ -257,13 +257,12 @@ def _outputs_of(
 ) -> Mapping[str, tf.Tensor]:
     arguments = bind(role, module, tensors, key=role, only_input=only_input)
     network = module.network if isinstance(module, Named) else module
+    positional: list[Any] = list(arguments.values())
+    by_name: dict[str, tf.Tensor] = {}
     if isinstance(network, keras.Model) and _is_functional(network):
-        positional, by_name = list(arguments.values()), {}
         if len(positional) > 1:
             positional = [keras.tree.pack_sequence_as(network.input, positional)]
-    elif isinstance(module, Named) or len(arguments) == 1:
-        positional, by_name = list(arguments.values()), {}
-    else:
+    elif not isinstance(module, Named) and len(arguments) > 1:
         positional, by_name = [], arguments
     outputs = without_captured_tensors(
         f"{role} {module.name!r}", module, *positional, **by_name, training=training
@@ -339,7 +338,7 @@ class Named(keras.Model):
         return tf.split(values, len(names), axis=-1)
 
     def build(self, *shapes: Any) -> None:
-        """Does nothing: the network inside is built by its first call."""
+        """Does nothing: the first call builds the network."""
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
@@ -362,15 +361,15 @@ class Named(keras.Model):
 def named(
     network: keras.layers.Layer, *outputs: str | None, reads: list[str] | None = None
 ) -> Named:
-    """Gives names to the outputs of a network, in their order.
+    """Names the outputs of a network, in their order.
 
     A network that returns one tensor and is given several names is split along its last axis into
     equal parts: `named(sequential, "z_mean", "z_log_var")` for a last layer of `2 * latent_dim`
-    units. `None` drops an output that nobody reads.
+    units. `None` drops an output that is not read.
 
     Args:
-        network: any Keras layer or model; it stays as it is, as `.network`.
+        network: any Keras layer or model; it is kept unchanged as `.network`.
         outputs: one name for each output.
-        reads: names of the tensors that are its inputs, where its own do not say so.
+        reads: names of the tensors that are its inputs, if its own input names do not say so.
     """
     return Named(network, list(outputs), reads, name=f"named_{network.name}")

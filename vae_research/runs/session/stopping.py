@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from vae_research.evaluation.diagnosis import collapse_in_training
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import DivergedError
 
@@ -28,10 +29,10 @@ def _print_warning(message: Any, *args: Any, **kwargs: Any) -> None:
 
 
 class StopAtSignal(keras.callbacks.Callback):
-    """Ends a run or a study between two steps where Ctrl-C or SIGTERM has come.
+    """Ends a run or a study between two steps after Ctrl-C or SIGTERM.
 
-    Signals are only noted while TensorFlow is at work. A study that calls `fit` itself gives it
-    this callback.
+    Signals are only noted while TensorFlow is at work. A study that calls `fit` itself passes this
+    callback.
     """
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -45,31 +46,23 @@ class StopAtSignal(keras.callbacks.Callback):
 
 
 class WarnOfCollapse(keras.callbacks.Callback):
-    """Says once that the KL divergence has been next to nothing at several evaluations in a row.
-
-    The posterior is then the prior: z says nothing of x.
-    """
-
-    nats, evaluations = 0.01, 3
+    """Warns once of a posterior collapse, from the KL divergence of the validation data."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._in_a_row = 0
+        self._kl: list[float] = []
+        self._warned = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        divergence = float((logs or {}).get("val_kl", math.inf))
-        self._in_a_row = self._in_a_row + 1 if divergence < self.nats else 0
-        if self._in_a_row == self.evaluations:
-            warnings.warn(
-                f"The KL divergence was below {self.nats} nats at {self.evaluations} evaluations "
-                "in a row: z says nothing of the data. A smaller --kl_weight at the beginning, or "
-                "free bits, may help.",
-                stacklevel=2,
-            )
+        self._kl.append(float((logs or {}).get("val_kl", math.inf)))
+        found = collapse_in_training(self._kl)
+        if found is not None and not self._warned:
+            self._warned = True
+            warnings.warn(str(found), stacklevel=2)
 
 
 class StopWhenDiverged(keras.callbacks.Callback):
-    """Ends a run or a study where the figures of an epoch are not finite, with exit code 6."""
+    """Ends a run or a study with exit code 6 if the figures of an epoch are not finite."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         bad = {name for name, value in (logs or {}).items() if not math.isfinite(float(value))}

@@ -1,4 +1,4 @@
-"""Repeats the step at which a run has diverged, and shows what is not finite in it.
+"""Repeats the step at which a run diverged, and shows what is not finite in it.
 
 scripts/replay RUN
 """
@@ -18,24 +18,28 @@ from vae_research.runs.session.loading import rebuild
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0 where the step fails again, 1 where it does not, otherwise as the run would."""
+    """Returns 0 if the step fails again, 1 if it does not, otherwise the exit code of a run."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
         print("Usage: scripts/replay RUN", file=sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
     try:
         return replay(Path(arguments[0]).expanduser().absolute())
-    except (RunError, CheckpointError, DataError) as error:
-        print(f"replay: {error}", file=sys.stderr)
-        codes = {CheckpointError: 4, DataError: 3}
-        return getattr(error, "exit_code", codes.get(type(error), 4))
+    except RunError as error:
+        exit_code, message = error.exit_code, str(error)
+    except DataError as error:
+        exit_code, message = 3, str(error)
+    except CheckpointError as error:
+        exit_code, message = 4, str(error)
+    print(f"replay: {message}", file=sys.stderr)
+    return exit_code
 
 
 def replay(run_dir: Path) -> int:
     """Prints the forward pass, the loss terms and the gradients of the step.
 
     Raises:
-        UsageError: the run has not diverged.
+        UsageError: the run did not diverge.
     """
     record = directory.read_json(run_dir / directory.NONFINITE)
     if record is None:
