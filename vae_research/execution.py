@@ -103,7 +103,7 @@ class StepLoop:
 
 
 def choose_jit(forward: Callable[[Any], Any], example: Any, jit: str) -> tuple[bool, str]:
-    """Returns whether to compile a model with XLA, and why, from the operations of its forward pass.
+    """Returns whether to compile with XLA, and why, from the operations of a forward pass.
 
     The choice does not depend on anything that changes between starts, so that the same command
     gives the same weights.

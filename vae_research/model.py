@@ -73,7 +73,7 @@ class VAE(Trainer):
         self.seed = checked_seed(seed)
         self.objective = self._declared_objective = objective
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
-        # Known already where every variable exists; otherwise the first forward pass says so.
+        # True already if every variable exists; otherwise the first forward pass sets it.
         no_variables_to_come = type(bottleneck).build is keras.layers.Layer.build
         networks = (encoder, decoder, *modules)
         self.built = no_variables_to_come and all(network.built for network in networks)
@@ -133,7 +133,7 @@ class VAE(Trainer):
         return Tensors(data | {"step": tf.cast(self._step(), tf.float32), "seed": seed})
 
     def _run_decoder(self, tensors: Tensors, *, training: bool, whole: bool = True) -> None:
-        """Runs decoder and further modules; not `whole` ends where the reconstruction is there."""
+        """Runs decoder and further modules; `whole=False` stops once there is a reconstruction."""
         call_module("decoder", self.decoder, tensors, training=training, only_input="z")
         self._write_reconstruction(tensors)
         for index, module in enumerate(self.further_modules):
@@ -141,20 +141,20 @@ class VAE(Trainer):
                 return
             call_module(f"module {index}", module, tensors, training=training)
             self._write_reconstruction(tensors)
-        # Every variable exists from here on. Keras asks before it saves, and after it loads.
+        # Every variable exists from here on. Keras reads `built` before saving and after loading.
         self.built = True
 
     def _write_reconstruction(self, tensors: Tensors) -> None:
-        """Writes the likelihood's mean as soon as its parameters are there, for modules to read."""
+        """Writes the likelihood's mean once its parameters exist, so that modules can read it."""
         likelihood = self.objective.likelihood
         if "reconstruction" not in tensors and likelihood.mean_reads() <= tensors.keys():
             tensors.write("likelihood", {"reconstruction": likelihood.reconstruction(tensors)})
 
     def evaluation_key(self, position: tf.Tensor | int) -> tf.Tensor:
-        """Returns the stateless key, `[2]`, of the noise at a position of every evaluation."""
+        """Returns the stateless key, `[2]`, of the noise at a position of any evaluation."""
         return evaluation_key(self.seed, position)
 
-    # What a user asks of a model.
+    # What a trained model is used for.
 
     def posterior(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns what the encoder writes, usually `z_mean` and `z_log_var` `[batch, latent]`."""
@@ -182,17 +182,17 @@ class VAE(Trainer):
         return tensors.tap("user", "reconstruction")
 
     def reconstruct(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the mean of p(x|z) for the code without noise, in data space, as the data."""
+        """Returns the mean of p(x|z) for the codes without noise, shaped as the data."""
         tensors = self._encoded(self._start(data))
         tensors.write("bottleneck", {"z": self._center(tensors)})
         return self._decoded(tensors)
 
     def log_likelihood(self, tensors: Mapping[str, tf.Tensor], z: tf.Tensor) -> tf.Tensor:
-        """Returns log p(x|z), `[rows]`, nats, of data under codes that need not be their own.
+        """Returns log p(x|z), `[rows]`, nats, of data under the given codes.
 
         Args:
-            tensors: of the data, as `infer` gives them; a decoder may read more of them than z.
-            z: `[rows, latent]`, a code for each example, in the place of theirs.
+            tensors: of the data, as `infer` returns them; a decoder may read more of them than z.
+            z: `[rows, latent]`, a code for each example, which replaces theirs.
         """
         tensors = Tensors({**tensors, "z": z})
         self._run_decoder(tensors, training=False, whole=False)
@@ -220,13 +220,13 @@ class VAE(Trainer):
         return self.decode(self.bottleneck.sample_prior(count, tf.constant([seed, 0])), **tensors)
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
-        """Returns `reconstruct(inputs)`, which is also what `predict` gives."""
+        """Returns `reconstruct(inputs)`; so does `predict`."""
         return self.reconstruct(inputs)
 
-    # Training and evaluation.
+    # The steps of training and evaluation.
 
     def set_steps_per_epoch(self, steps_per_epoch: int) -> None:
-        """Says how many optimizer steps an epoch has, for schedules that count in epochs."""
+        """Sets how many optimizer steps an epoch has, for schedules with lengths in epochs."""
         if steps_per_epoch == self.steps_per_epoch:
             return
         self.steps_per_epoch = steps_per_epoch
@@ -251,9 +251,9 @@ class VAE(Trainer):
             return self._record(report, sample_weight)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """The same figures without training. Every evaluation sees the same noise."""
+        """The same figures without an update. Every evaluation uses the same noise."""
         data, sample_weight = unpack(data)
-        # Keras resets the trackers when an evaluation begins: their count is the position in it.
+        # Keras resets the means when an evaluation begins: their count is the position in it.
         key = self.evaluation_key(self.running_means.count)
         return self._record(self._report(data, key, False), sample_weight)
 
@@ -263,7 +263,7 @@ class VAE(Trainer):
         return self.objective(tensors, regularization=self.losses)
 
     def _record(self, report: LossReport, sample_weight: tf.Tensor | None) -> dict[str, tf.Tensor]:
-        # The loss is weighted as it is trained; other figures describe the data as they are.
+        # The loss is weighted as it is trained; the other figures are not.
         figures = {"loss": weighted(report.loss, report, sample_weight)}
         if report.elbo is not None:
             figures["elbo"] = report.elbo
@@ -277,15 +277,15 @@ class VAE(Trainer):
     # Saving and loading.
 
     def load_checkpoint(self, path: str | Path) -> checkpoints.Checkpoint:
-        """Puts the values of a checkpoint, a folder of a run's `checkpoints`, into this model.
+        """Loads the values of a checkpoint, a folder of a run's `checkpoints`, into this model.
 
         Returns:
             What was loaded: its step and epoch. A model that is compiled gets the optimizer's state
-            as well, and goes on as the run would have.
+            as well, and continues as the run would have.
 
         Raises:
-            CheckpointError: it is no checkpoint, damaged, or of another model; nothing is changed
-                then.
+            CheckpointError: it is not a checkpoint, is damaged, or is of another model; nothing is
+                changed then.
         """
         self.build_optimizer()
         return checkpoints.load(path, self)

@@ -239,7 +239,7 @@ class Objective:
 
 
 def _meanings(term: LossTerm) -> set[str]:
-    """Returns the names that a term reads, before and after `rename`: a `kl` of a level is a `kl`."""
+    """Returns the names that a term reads, before and after `rename`."""
     return term.reads() | set(term.rename or {})
 
 

@@ -38,8 +38,8 @@ class Settings:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # `weight = None` in a subclass means the inherited setting; a dataclass would ignore the line
-        # and keep the inherited default.
+        # `weight = None` in a subclass means the inherited setting; a dataclass would ignore the
+        # line and keep the inherited default.
         own = inspect.get_annotations(cls)
         inherited = {field.name: field.type for field in dataclasses.fields(cls)}
         overridden = (inherited.keys() & vars(cls).keys()) - own.keys()
@@ -56,7 +56,7 @@ class Settings:
             object.__setattr__(self, field.name, value)
 
     def __repr__(self) -> str:
-        """Returns the call that creates an equal object, with the settings that are not the default."""
+        """Returns the call that creates an equal object; settings at their default are left out."""
         settings = [
             f"{field.name}={_printed(value)}"
             for field in dataclasses.fields(self)

@@ -324,7 +324,7 @@ class Named(keras.Model):
             raise ValueError(
                 f"{self.network.name!r} returns {len(values)} tensors, and named() was given "
                 f"{len(names)} names: {', '.join(map(repr, names))}. Give one name for each, None "
-                "for one that nobody reads."
+                "for one that is not read."
             )
         return {name: value for name, value in zip(names, values, strict=True) if name}
 

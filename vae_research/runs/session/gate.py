@@ -171,20 +171,20 @@ class FiniteGate(Resumable):
             variable.assign(value)
 
     def _is_finite(self) -> bool:
-        # A sum of finite numbers may overflow; then each of them is looked at.
+        # A sum of finite numbers may overflow; then each value is checked.
         return math.isfinite(float(self._total())) or not not_finite(self._variables)
 
 
 def not_finite(variables: list[Any]) -> list[str]:
-    """Returns the paths of variables that have values which are not finite."""
+    """Returns the paths of variables with values that are not finite."""
     return [variable.path for variable in variables if not _is_finite(variable.value)]
 
 
 def causes(model: VAE, batches: DeviceDataset, step: Step) -> list[str]:
     """Returns what is not finite in a step that is repeated in Python, in words.
 
-    That is loss terms, with the tensor of the forward pass that is the first such; otherwise the
-    gradients of variables. Changes what layers keep, but no weight.
+    That is loss terms, with the first tensor of the forward pass that is not finite; otherwise
+    gradients of variables. It changes what layers keep, but no weight.
     """
     reader = batches.reader
     data = reader(reader.tensors, step.epoch, step.position, step.rows)
@@ -209,7 +209,7 @@ def causes(model: VAE, batches: DeviceDataset, step: Step) -> list[str]:
 
 
 def _steps_of(call: Mapping[str, tf.Tensor]) -> Iterator[tuple[Step, dict[str, tf.Tensor]]]:
-    """Yields the steps of a call, each with a call that consists of this step alone."""
+    """Yields the steps of a call, each with a call of this step alone."""
     count = int(call["count"])
     for index in range(int(call["begin"]), count):
         step = Step(call["epoch"], call["first"] + index, call["rows"][index])
@@ -226,7 +226,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _total(values: list[tf.Variable]) -> tf.Tensor:
-    """Returns a sum over all values, not finite where one of them is not; cheaper than to look."""
+    """Returns the sum of all values: not finite if one of them is not, and cheaper than checking."""
     sums = [
         tf.reduce_sum(tf.cast(value, tf.float32)) for value in values if value.dtype.is_floating
     ]

@@ -19,22 +19,21 @@ from vae_research.runs.cli.errors import DivergedError, FileSystemError, RunErro
 from vae_research.runs.cli.flags import Config
 from vae_research.runs.session import callback_states, directory, logs
 
-# Saves by time are this many times as far apart as a save takes: they cost at most 1 %.
+# Saves by time are at least this many times the duration of a save apart: they cost at most 1 %.
 _TIMES_A_SAVE = 100
 
 
 class Saving(keras.callbacks.Callback):
-    """Saves a run when it is due, at a signal, and at the end; and puts a saved state back.
+    """Saves a run when a save is due, at a signal, and at the end; restores a saved state.
 
-    It belongs behind all other callbacks. A state is saved between two calls of the compiled steps,
-    with all that has to be known to go on there: running sums, states of callbacks, lengths of
-    logs.
+    It must be the last callback. A state is saved between two calls of the compiled steps, with
+    everything that is needed to resume there: running sums, states of callbacks, lengths of logs.
 
     Args:
         run_dir: the run directory.
         callbacks: those of the run and its gate, whose states are saved.
         config: says when to save.
-        checkpoint: where the run goes on, None at its beginning.
+        checkpoint: what the run resumes from, None at its beginning.
         progress: what was saved beside the variables of that checkpoint, and `profile` and
             `claim` of this session; see `reproducibility`.
     """
@@ -59,7 +58,7 @@ class Saving(keras.callbacks.Callback):
         self._score: float | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Gives callbacks and running means the state back that the run goes on with."""
+        """Restores the states of callbacks and running means when a run resumes."""
         if self._checkpoint is None:
             self._place = (epoch, 0)
             return
@@ -69,10 +68,10 @@ class Saving(keras.callbacks.Callback):
         self._checkpoint = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves where it is due, and where a signal has come."""
+        """Saves if a save is due or a signal was received."""
         epoch, before = self._place
         steps = self.model.steps_per_epoch
-        # In an epoch that goes on the first calls, which have nothing to do, count as well.
+        # In a resumed epoch the first calls, which have nothing to do, count as well.
         self._place = epoch, max(before, min(batch + 1, steps))
         if self._place[1] == steps:
             self._training_part = self._progress_now()
@@ -83,13 +82,13 @@ class Saving(keras.callbacks.Callback):
             _warn_of(self._save(self._progress_now()))
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves the end of the training part where a signal has come."""
+        """Saves the end of the training part if a signal was received."""
         if signals.is_received():
             self.save_now()
             signals.raise_if_received()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves where it is due, and where a signal has come."""
+        """Saves if a save is due or a signal was received."""
         self._place, self._training_part = (epoch + 1, 0), None
         self._score = _score(logs or {})
         if signals.is_received():
@@ -99,17 +98,17 @@ class Saving(keras.callbacks.Callback):
             _warn_of(self._save(self._progress_now()))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Saves the end, and waits until it is on disk."""
+        """Saves the final state, and waits until it is on disk."""
         self.save_now()
 
     def save_now(self) -> None:
-        """Saves the last state that the run can go on from, and waits until it is on disk.
+        """Saves the last state that the run can resume from, and waits until it is on disk.
 
         Raises:
             FileSystemError: it cannot be written.
         """
         if self._training_part is None:
-            # Where another callback has failed, this one has not heard of the last call.
+            # If another callback failed, this one was not called after the last call.
             epoch, _ = self._place
             self._place = epoch, self.model.step - epoch * self.model.steps_per_epoch
         if self._finish_writing() is None and self._place == self._saved_place:
@@ -118,12 +117,12 @@ class Saving(keras.callbacks.Callback):
         if error is not None:
             raise FileSystemError(
                 f"the state of step {self.model.step} cannot be saved: {_words(error)}. The same "
-                "command goes on from the last checkpoint that could be written."
+                "command resumes from the last checkpoint that could be written."
             ) from error
 
     @contextmanager
     def after_an_error(self) -> Iterator[None]:
-        """Saves first where code of the user raises; leaves nothing half-written in any case."""
+        """Saves before an error of the user's code is raised; completes a save in any case."""
         try:
             yield
         except (RunError, KeyboardInterrupt):
@@ -141,15 +140,15 @@ class Saving(keras.callbacks.Callback):
             self._finish_writing()
 
     def _save(self, progress: dict[str, Any]) -> OSError | None:
-        """Begins a save; returns why it cannot be begun, if so."""
-        # The next one may find space again; training goes on meanwhile.
+        """Starts a save; returns the error if it cannot be started."""
+        # The next save may find space again; training continues meanwhile.
         _warn_of(self._finish_writing())
         metrics = self._run_dir / directory.METRICS
         if metrics.exists():
             try:
                 files.flush(metrics)  # the checkpoint relies on its lines
             except OSError as error:
-                self._saved_at = time.monotonic()  # tried; again when the next one is due by time
+                self._saved_at = time.monotonic()  # the next attempt is when a save is due by time
                 return error
         epoch, position = self._place
         self._saver.save(
@@ -163,7 +162,7 @@ class Saving(keras.callbacks.Callback):
         return None
 
     def _finish_writing(self) -> OSError | None:
-        """Waits for the save that is under way; returns why it could not be written, if so.
+        """Waits for the save in progress; returns the error if it could not be written.
 
         Raises:
             DivergedError: the state is not finite.
@@ -204,7 +203,7 @@ class Saving(keras.callbacks.Callback):
 
 
 def _score(logs: dict[str, Any]) -> float | None:
-    """Returns how good the model is on validation data; larger is better."""
+    """Returns the score of the model on validation data; larger is better."""
     if "val_elbo" in logs:
         return float(logs["val_elbo"])
     return -float(logs["val_loss"]) if "val_loss" in logs else None

@@ -1,4 +1,4 @@
-"""Studies: several models, and what comes of them. Imports TensorFlow: the flags are valid by now.
+"""Studies: several models and their comparison. Imports TensorFlow: the flags are valid by now.
 
 A model of a study that is trained by `train` is a run of its own, in a folder below the study's.
 """
@@ -47,7 +47,7 @@ def carry_out(
             print(f"Device: {device}")
             screen.print_place(run_dir)
         (run_dir / "figures").mkdir(exist_ok=True)
-        # TensorFlow warns of many tracings where every model is traced once.
+        # TensorFlow warns of many traces, although every model is traced once.
         tf.get_logger().setLevel("ERROR")
         started = time.perf_counter()
         with printed_warnings():
@@ -69,7 +69,7 @@ def carry_out(
 
 
 def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_dir: Path) -> Run:
-    """Trains a model as a run of its own, goes on with it, or loads it where it is complete.
+    """Trains a model as a run of its own, resumes it, or loads it if it is complete.
 
     Seed and precision of the config become those of Keras.
 
