@@ -226,7 +226,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _total(values: list[tf.Variable]) -> tf.Tensor:
-    """Returns the sum of all values: not finite if one of them is not, and cheaper than checking."""
+    """Returns the sum of all values, which is not finite if one of them is not."""
     sums = [
         tf.reduce_sum(tf.cast(value, tf.float32)) for value in values if value.dtype.is_floating
     ]
