@@ -21,8 +21,9 @@ LAZY = ("vae_research", *(f"vae_research.{name}" for name in NAMESPACES if name 
 PROGRAM = [
     ("import tensorflow as tf", None),
     ("import vae_research as vr", None),
-    ("from vae_research import losses, networks", None),
+    ("from vae_research import losses, networks, runs", None),
     ("reveal_type(vr.VAE)", r'"def \(.*\) -> vae_research\.model\.VAE"'),
+    ("reveal_type(runs.train)", r'"def \(.*\) -> vae_research\.runs\..*Run"'),
     ("reveal_type(vr.callbacks.Scalars)", r'"def \(.*\) -> vae_research\.callbacks\..*Scalars"'),
     ("reveal_type(vr.bottlenecks.Bottleneck)", r'"def \(.*\) -> vae_research\..*Bottleneck"'),
     ("reveal_type(networks.dense_encoder)", r'"def \(.*latent_dim: int, .*\) -> .*"'),

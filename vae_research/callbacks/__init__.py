@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vae_research.callbacks.base import StepCallback as StepCallback
     from vae_research.callbacks.console import Console as Console
     from vae_research.callbacks.gradients import Gradients as Gradients
+    from vae_research.callbacks.inference import Inference as Inference
     from vae_research.callbacks.latents import Latents as Latents
     from vae_research.callbacks.metrics_file import MetricsFile as MetricsFile
     from vae_research.callbacks.overview import HParams as HParams
@@ -45,6 +46,7 @@ _MODULES = {
     "base": ("EpochCallback", "EpochRecord", "Resumable", "StepCallback"),
     "console": ("Console",),
     "gradients": ("Gradients",),
+    "inference": ("Inference",),
     "latents": ("Latents",),
     "metrics_file": ("MetricsFile",),
     "overview": ("HParams", "Overview"),

@@ -22,7 +22,7 @@ Importing this package defines no flag and does not import TensorFlow.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_research.runs.cli.command import main, study
 from vae_research.runs.cli.errors import UsageError
@@ -64,7 +64,6 @@ __all__ = [
     "train",
 ]
 
-
 # Names whose modules import TensorFlow, which are imported on first use.
 _LATER = {
     "StopAtSignal": "session.stopping",
@@ -72,8 +71,12 @@ _LATER = {
     "train": "session.studies",
 }
 
+if TYPE_CHECKING:
+    from vae_research.runs.session.stopping import StopAtSignal, StopWhenDiverged
+    from vae_research.runs.session.studies import train
+else:
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
