@@ -239,7 +239,10 @@ class VAE(Trainer):
         """One optimizer step on a batch; returns the running means of this epoch."""
         data, sample_weight = unpack(data)
         with tf.GradientTape() as tape:
-            report = self._report(data, training_key(self.seed, self.optimizer.iterations), True)
+            key = training_key(self.seed, self.optimizer.iterations)
+            tensors = self.forward(data, training=True, seed=key)
+            # `losses`: regularisers, and what layers passed to add_loss in this forward pass.
+            report = self.objective(tensors, regularization=self.losses)
             loss = tf.reduce_mean(weighted(report.surrogate, report, sample_weight))
             loss_to_differentiate = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
@@ -255,12 +258,8 @@ class VAE(Trainer):
         data, sample_weight = unpack(data)
         # Keras resets the means when an evaluation begins: their count is the position in it.
         key = self.evaluation_key(self.running_means.count)
-        return self._record(self._report(data, key, False), sample_weight)
-
-    def _report(self, data: Any, seed: tf.Tensor, training: bool) -> LossReport:
-        tensors = self.forward(data, training=training, seed=seed)
-        # Losses of layers: regularisers, and what layers passed to add_loss in this forward pass.
-        return self.objective(tensors, regularization=self.losses)
+        report = self.objective(self.forward(data, seed=key), regularization=self.losses)
+        return self._record(report, sample_weight)
 
     def _record(self, report: LossReport, sample_weight: tf.Tensor | None) -> dict[str, tf.Tensor]:
         # The loss is weighted as it is trained; the other figures are not.

@@ -8,6 +8,7 @@ may undo a call (a run gives its `FiniteGate`). Without a `DeviceDataset`, Keras
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -271,8 +272,7 @@ class Trainer(keras.Model):
                 jit_compile=self.jit_compile,
                 run_eagerly=self.run_eagerly,
             )
-        loop = self._step_loops[key]
-        return lambda iterator: loop(iterator, dataset)
+        return functools.partial(self._step_loops[key], batches=dataset)
 
     def remake_functions(self) -> None:
         """Makes those functions again that exist: a compiled step holds what it was traced with."""
