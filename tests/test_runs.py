@@ -871,7 +871,7 @@ def test_a_run_goes_on_after_sigterm_and_ctrl_c(images, tmp_path):
     process = start(VAE_MNIST, *flags, cwd=tmp_path)
     process = interrupt(process, signal.SIGTERM, lambda: trained_epochs(run_dir) >= 2)
     line = refusal(process, 143)
-    assert re.search("terminated.*the same command", line)
+    assert re.search("terminated.*repeat the command", line)
     saved = checkpoints.newest(run_dir / "checkpoints").epoch
     assert saved >= 1
     assert not (run_dir / "summary.json").exists()
@@ -879,7 +879,7 @@ def test_a_run_goes_on_after_sigterm_and_ctrl_c(images, tmp_path):
     process = start(VAE_MNIST, *flags, cwd=tmp_path)  # the lock is free again
     process = interrupt(process, signal.SIGINT, lambda: trained_epochs(run_dir) >= saved + 3)
     line = refusal(process, 130)
-    assert re.search("interrupted.*the same command", line)
+    assert re.search("interrupted.*repeat the command", line)
 
     records = metrics_of(run_dir)
     assert [record["epoch"] for record in records] == list(range(1, len(records) + 1))
