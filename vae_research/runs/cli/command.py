@@ -27,8 +27,8 @@ flags.disclaim_key_flags()
 def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = None) -> None:
     """Runs an experiment from the command line and exits.
 
-    Flags are checked first, then the run directory and the data; TensorFlow is imported only after
-    that. Nothing is created on disk until all of them are valid.
+    Flags are checked first, then the run directory and the data. TensorFlow is imported only after
+    that, unless the experiment imports it. Nothing is created on disk until all of them are valid.
 
     Args:
         build: makes the model, a `VAE`, from the flags and the data. If it compiles the model, its
