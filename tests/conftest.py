@@ -1,18 +1,38 @@
-"""Fixtures that more than one file of tests needs."""
+"""The sets of tests, and fixtures that more than one file needs.
+
+fast    `scripts/check --fast`: all that is not marked `slow`, less than 3 minutes on two cores. It
+        has the unit tests of every room, every mistake on a command line, and one whole run.
+all     `scripts/check`: every promise, less than 10 minutes on two cores. Where there are many
+        cases of a kind (kills, signals, full disks, set-ups) it has one of each kind.
+soak    `scripts/check --soak`: all, with long series of these cases, and with the tests marked
+        `soak`: long trainings, and what is measured by the clock.
+
+Tests must not depend on how busy the machine is: they wait for what happens and not for seconds.
+Programs run in forks (see `tests.forks`); a few tests start them as a shell does, one for each kind
+of command. Compiling by XLA and writing for TensorBoard are most of a tiny run, so that runs in
+which they do not matter have `--jit=off --notensorboard`.
+"""
 
 import math
 
 import pytest
 
 
-@pytest.fixture(scope="session")
-def trials():
-    """A server that runs trials; see `tests.trials`."""
-    from tests.trials import Trials
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="long series, and what is marked soak")
 
-    server = Trials()
-    yield server
-    server.close()
+
+def pytest_configure(config):
+    from tests import proofs
+
+    proofs.SOAK = config.getoption("--soak")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--soak"):
+        left_out = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +48,7 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def unbroken(trials, dataset, tmp_path_factory):
+def unbroken(dataset, tmp_path_factory):
     """Outcomes of runs that nothing happened to, by name, number of epochs, and mutant."""
     from tests.proofs import COMMON, RUNS, SELDOM, go_on
 
@@ -39,7 +59,8 @@ def unbroken(trials, dataset, tmp_path_factory):
         if key not in found:
             run_dir = tmp_path_factory.mktemp("unbroken") / "run"
             flags = [dataset, *COMMON, f"--epochs={epochs}", SELDOM, *RUNS[name]]
-            found[key] = go_on(trials, run_dir, *flags, **how)
+            flags.append("--notensorboard")
+            found[key] = go_on(run_dir, *flags, **how)
         return found[key]
 
     return of

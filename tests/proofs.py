@@ -1,18 +1,18 @@
 """What the proofs of the README's section "What happens when ..." have in common.
 
-They run at a size for every day; `VAE_RESEARCH_PROOFS=full` asks for the large one. What they
-counted is printed: `pytest -rP` shows it.
+They run at a size for every day, and at a large one with `scripts/check --soak`. What they counted
+is printed: `pytest -rP` shows it.
 """
 
 import collections
 import json
-import os
 
 import numpy as np
 
+from tests import trials
 from vae_research import checkpoints, manifests
 
-FULL = os.environ.get("VAE_RESEARCH_PROOFS") == "full"
+SOAK = False  # `tests.conftest` sets it, before it imports any test
 
 # 38 rows in batches of 8: five steps an epoch, the last one smaller.
 IMAGES = np.random.default_rng(0).integers(0, 256, (48, 8, 8), dtype=np.uint8)
@@ -48,7 +48,7 @@ def calls_of_an_epoch(name):
     return range(0, STEPS, int(RUNS[name][-1].rpartition("=")[2]))
 
 
-def go_on(trials, run_dir, *flags, **how):
+def go_on(run_dir, *flags, **how):
     """Has a run end without being disturbed, and returns what came of it."""
     result = trials.run(run_dir, *flags, **how)
     assert result["status"] == 0, result["stderr"]

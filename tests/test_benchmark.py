@@ -17,6 +17,7 @@ import vae_research as vr
 from benchmarks import sections, tables
 from benchmarks.contenders import BY_NAME, CONTENDERS, Contender, ContenderError, Worker
 from benchmarks.works import CONVOLUTIONAL, DENSE_20, DENSE_128, WORKS, as_float
+from tests import forks
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MACHINE = {"processor": "p", "memory": "m", "system": "s", "tcmalloc": "none"}
@@ -25,7 +26,7 @@ PROGRAM = [sys.executable, "-m", "benchmarks"]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Of the program, with few images and two contenders."""
+    """Of the program, with few images and two contenders, as a shell starts it."""
     folder = tmp_path_factory.mktemp("benchmark")
     flags = ["--only=dense_128,nll", "--contenders=ours,keras_fit", "--rounds=1", "--images=2000"]
     flags += ["--seconds=0.1", "--epochs=2", "--nll_images=5", f"--output={folder}"]
@@ -36,6 +37,7 @@ def results(tmp_path_factory):
     return json.loads((written / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_both_train_the_same_model(results):
     section = results["sections"]["dense_128"]
     ours, keras = (section["lines"][name]["losses"] for name in ("ours", "keras_fit"))
@@ -45,6 +47,7 @@ def test_both_train_the_same_model(results):
     assert tables.disagreeing(section) == []
 
 
+@pytest.mark.slow
 def test_every_turn_trains_whole_epochs(results):
     for line in results["sections"]["dense_128"]["lines"].values():
         assert len(line["measured"]) == 1
@@ -56,12 +59,14 @@ def test_every_turn_trains_whole_epochs(results):
             assert measured["peak_memory"] > 2**27
 
 
+@pytest.mark.slow
 def test_likelihood_is_above_that_of_pixels_drawn_by_a_coin(results):
     lines = results["sections"]["nll"]["lines"]
     assert list(lines) == ["ours"]
     assert 50.0 < lines["ours"]["nll"] < 784 * math.log(2.0)
 
 
+@pytest.mark.slow
 def test_tables_have_a_line_for_each_contender(results):
     text = tables.markdown(results)
     for name in ("ours", "keras_fit"):
@@ -112,6 +117,7 @@ def test_another_training_is_named():
     assert tables.disagreeing({"work": {"images": 50_000}, "lines": lines}) == ["c"]
 
 
+@pytest.mark.slow
 def test_a_contender_that_ends_is_a_line_and_not_the_end(monkeypatch):
     broken = Contender("broken", "broken", "no_such_module", "project")
     with Worker(broken) as worker, pytest.raises(ContenderError, match="No module named"):
@@ -154,13 +160,13 @@ def test_the_second_start_finds_what_the_first_has_compiled(monkeypatch):
     assert "| JAX, scan over an epoch | 8.0 | 2.0 | 1,024 MB |" in text
 
 
+@pytest.mark.slow
 def test_callbacks_are_at_work_in_every_other_epoch(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
     np.savez(tmp_path / "data.npz", x_train=images, x_val=images[:9], x_test=images[:9])
     flags = [f"--dataset={tmp_path}/data.npz", f"--run_dir={tmp_path}/run", "--epochs=8"]
     flags += ["--batch_size=10", "--hidden_units=4", "--importance_samples=1", "--verbose=0"]
-    command = [sys.executable, "-m", "benchmarks.every_other", *flags]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    done = forks.run("-m", "benchmarks.every_other", *flags, "--jit=off", cwd=CHECKOUT)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["once"] > 0.0
@@ -252,7 +258,7 @@ def test_images_are_those_of_the_training_split():
     ],
 )
 def test_bad_flags(flag, message):
-    done = subprocess.run([*PROGRAM, flag], cwd=CHECKOUT, capture_output=True, text=True)
+    done = forks.run("-m", "benchmarks", flag, cwd=CHECKOUT)
     assert done.returncode == 2
     assert message in done.stderr
 

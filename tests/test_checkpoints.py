@@ -647,11 +647,11 @@ class PowerCut:
 
 def power_cuts(original, tmp_path, monkeypatch):
     """Returns what is found after a power cut at every effect of a save."""
-    found, at = [], 0
+    found, at, model = [], 0, make()
     while True:
         folder = tmp_path / f"cut at {at}"
         shutil.copytree(original[0], folder)
-        model, cut = make(), PowerCut(at)
+        cut = PowerCut(at)
         restore(model, newest(folder))
         model.optimizer.iterations.assign(3)
         with monkeypatch.context() as context:

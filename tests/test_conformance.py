@@ -4,6 +4,7 @@ A new one is a new entry in `CASES`; `test_every_public_part_is_in_the_table` fa
 """
 
 import dataclasses
+import functools
 import json
 import types
 from collections.abc import Callable
@@ -325,19 +326,34 @@ def test_values_and_gradients_are_finite_at_extremes(named_case):
             assert np.all(np.isfinite(tensor)), f"{name} at {extreme.keys()}"
 
 
-@each
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_compiled_values_and_gradients_are_those_of_eager_execution(named_case, jit_compile):
-    part, case = named_case
-    tensors = as_tensors(case.inputs)
-    call(part, tensors)  # makes the variables
-    compiled = tf.function(
-        lambda values: outputs_and_gradients(part, values), jit_compile=jit_compile
-    )
-    for ours, eager in zip(compiled(tensors), outputs_and_gradients(part, tensors), strict=True):
-        assert ours.keys() == eager.keys()
-        for name, expected in eager.items():
-            np.testing.assert_allclose(ours[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+@pytest.fixture(scope="module")
+def compiled():
+    """All parts, and a function of a mode that gives what one compiled function of all gives."""
+    keras.utils.set_random_seed(0)
+    parts = {name: case.make() for name, case in CASES.items()}
+    tensors = {name: as_tensors(case.inputs) for name, case in CASES.items()}
+    for name, part in parts.items():
+        call(part, tensors[name])  # makes the variables
+
+    def run(values):
+        return {name: outputs_and_gradients(part, values[name]) for name, part in parts.items()}
+
+    @functools.cache
+    def compile_all(mode):
+        return tf.function(run, autograph=False, jit_compile=mode == "XLA")(tensors)
+
+    return parts, compile_all
+
+
+@pytest.mark.parametrize("mode", ["graph", pytest.param("XLA", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_values_and_gradients_are_those_of_eager_execution(compiled, name, mode):
+    parts, compile_all = compiled
+    eager = outputs_and_gradients(parts[name], as_tensors(CASES[name].inputs))
+    for ours, expected in zip(compile_all(mode)[name], eager, strict=True):
+        assert ours.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(ours[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 @each

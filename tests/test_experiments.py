@@ -1,20 +1,20 @@
 """Every experiment, run as the command in its header says, on a few small images.
 
-Each runs in a process of its own: flags are global to a process. Whatever needs no TensorFlow runs
-with a `tensorflow` and a `keras` that end the process.
+Each runs in a process of its own, a fork: flags are global to a process. Whatever needs no
+TensorFlow runs with a `tensorflow` and a `keras` that end the process.
 """
 
 import ast
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests import forks
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((CHECKOUT / "experiments").glob("[!_]*.py"))
@@ -55,22 +55,6 @@ SMALLER = {
 }
 
 
-def python(*arguments, cwd, first=None):
-    """Runs Python with these arguments; modules in the folder `first` hide others."""
-    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
-    path = [str(first)] if first else []
-    path += [str(CHECKOUT), *filter(None, [environment.get("PYTHONPATH")])]
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=environment | {"PYTHONPATH": os.pathsep.join(path)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-
-
 def said(process):
     """What a process wrote to standard error, without what TensorFlow says when it is imported."""
     return START_UP.sub("", process.stderr)
@@ -103,7 +87,7 @@ from vae_research.runs.cli.flags import parse
 print(json.dumps(parse({path.stem}.{entry}, sys.argv[1:]).as_dict()))
 """
     first = None if path in WITH_KERAS else without_tensorflow
-    process = python("-c", code, *flags, cwd=CHECKOUT, first=first)
+    process = forks.run("-c", code, *flags, cwd=CHECKOUT, first=first)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 
@@ -128,6 +112,8 @@ def finished(tmp_path_factory, without_tensorflow):
             flags = [flag for flag in flags if flag.lstrip("-").partition("=")[0] not in ours]
             flags += [f"--{name}={value}" for name, value in ours.items()]
             program = ["-m", f"experiments.{path.stem}"] if as_module else [path]
+            # The module is started as a shell does it, and so are commands in other files.
+            python = forks.alone if as_module else forks.run
             process = python(*program, *flags, cwd=CHECKOUT if as_module else folder)
             runs[path, as_module] = run_dir, process
         return runs[path, as_module]
@@ -203,12 +189,14 @@ def test_the_header_says_what_a_reader_needs(path, without_tensorflow):
     parsed(path, header_flags(path), without_tensorflow)
 
 
+@pytest.mark.slow
 @every_experiment
 def test_the_command_in_the_header_runs(path, finished):
     check = check_study if path in STUDIES else check_run
     check(path, *finished(path))
 
 
+@pytest.mark.slow
 def test_an_experiment_is_a_module_too(finished):
     before = (CHECKOUT / "runs").exists()
     path = CHECKOUT / "experiments" / "vae_mnist.py"
@@ -226,7 +214,7 @@ BAD_FLAGS = [
 @pytest.mark.parametrize("path", WITHOUT_KERAS, ids=lambda path: path.stem)
 @pytest.mark.parametrize(("given", "word"), BAD_FLAGS)
 def test_a_bad_flag_is_answered_without_tensorflow(path, given, word, tmp_path, without_tensorflow):
-    process = python(path, given, cwd=tmp_path, first=without_tensorflow)
+    process = forks.run(path, given, cwd=tmp_path, first=without_tensorflow)
     assert re.fullmatch(rf"{path.stem}: [^\n]*{re.escape(word)}[^\n]*\n", process.stderr)
     assert (process.returncode, process.stdout) == (2, "")
     assert list(tmp_path.iterdir()) == []
@@ -234,7 +222,7 @@ def test_a_bad_flag_is_answered_without_tensorflow(path, given, word, tmp_path, 
 
 @pytest.mark.parametrize("path", WITH_KERAS, ids=lambda path: path.stem)
 def test_a_bad_flag_is_answered_when_keras_has_loaded(path, tmp_path):
-    process = python(path, "--latent_dim=0", cwd=tmp_path)
+    process = forks.run(path, "--latent_dim=0", cwd=tmp_path)
     assert re.fullmatch(rf"{path.stem}: [^\n]*--latent_dim=0[^\n]*\n", said(process))
     assert (process.returncode, process.stdout) == (2, "")
     assert list(tmp_path.iterdir()) == []
@@ -244,6 +232,7 @@ def read_summary(folder):
     return json.loads((folder / "summary.json").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_the_four_formulations_train_alike_and_are_timed(finished):
     run_dir, _ = finished(CHECKOUT / "experiments" / "kl_formulations.py")
     summary = read_summary(run_dir)
@@ -278,7 +267,7 @@ def test_the_four_formulations_train_alike_and_are_timed(finished):
 def test_latent_space_refuses_what_it_cannot_use(given, code, words, tmp_path, without_tensorflow):
     np.save(tmp_path / "plain.npy", RANDOM.integers(0, 256, (200, 8, 8), dtype=np.uint8))
     path = CHECKOUT / "experiments" / "latent_space.py"
-    process = python(path, "--run_dir=run", *given, cwd=tmp_path, first=without_tensorflow)
+    process = forks.run(path, "--run_dir=run", *given, cwd=tmp_path, first=without_tensorflow)
     assert process.returncode == code
     assert re.fullmatch(rf"latent_space: [^\n]*{re.escape(words)}[^\n]*\n", process.stderr)
     assert not (tmp_path / "run").exists()
@@ -287,23 +276,25 @@ def test_latent_space_refuses_what_it_cannot_use(given, code, words, tmp_path, w
 def test_kl_formulations_refuses_what_is_no_image(tmp_path):
     np.save(tmp_path / "plain.npy", RANDOM.random((200, 8)).astype(np.float32))
     path = CHECKOUT / "experiments" / "kl_formulations.py"
-    process = python(path, "--dataset=plain.npy", "--run_dir=run", cwd=tmp_path)
+    process = forks.run(path, "--dataset=plain.npy", "--run_dir=run", cwd=tmp_path)
     assert process.returncode == 3
     assert re.fullmatch(r"kl_formulations: plain.npy has no images[^\n]+\n", said(process))
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_formulations_that_diverge_end_the_study(tmp_path):
     images = RANDOM.integers(0, 256, (3, 32, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", train=images[0], validation=images[1], test=images[2])
     path = CHECKOUT / "experiments" / "kl_formulations.py"
     flags = ["--dataset=images.npz", "--batch_size=16", "--latent_dim=2", "--filters=2,2"]
-    process = python(path, *flags, "--learning_rate=1e30", "--run_dir=run", cwd=tmp_path)
+    process = forks.run(path, *flags, "--learning_rate=1e30", "--run_dir=run", cwd=tmp_path)
     assert process.returncode == 6
     assert re.fullmatch(r"kl_formulations: training diverged in epoch [^\n]+\n", said(process))
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_the_latent_space_is_that_of_the_runs_below_the_study(finished):
     from vae_research import load_run, neighbour_accuracy, occupied_area
 
@@ -365,6 +356,7 @@ def test_a_term_and_a_schedule_are_a_few_lines():
     assert sum(lines.values()) < 25
 
 
+@pytest.mark.slow
 def test_the_own_term_is_logged_as_numpy_computes_it(own):
     run_dir, run = own
     tensors = run.model.forward(run.data.validation.prepare())  # with the noise of an evaluation
@@ -376,6 +368,7 @@ def test_the_own_term_is_logged_as_numpy_computes_it(own):
     assert float(validation["terms/sparse_code"]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_own_schedule_gives_the_weight_of_the_step(own):
     run_dir, run = own
     step = run.model.step
@@ -387,6 +380,7 @@ def test_the_own_schedule_gives_the_weight_of_the_step(own):
         assert "contribution/sparse_code" in tags
 
 
+@pytest.mark.slow
 def test_the_own_term_is_trained_with_its_weight(own):
     import tensorflow as tf
 

@@ -10,7 +10,8 @@ import subprocess
 
 import pytest
 
-from tests.proofs import COMMON, FULL, OFTEN, RUNS, go_on, outcome, tell
+from tests import trials
+from tests.proofs import COMMON, OFTEN, RUNS, SOAK, go_on, outcome, tell
 from vae_research import checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -44,10 +45,9 @@ def filled(disk, call, free=None):
     return how if free is None else how | {"free_in_call": free}
 
 
-def test_a_full_disk_ends_the_run_with_7_and_it_goes_on_when_there_is_room(
-    disk, trials, dataset, unbroken
-):
-    kept, calls = [], range(1, CALLS + 1) if FULL else [4]
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_7_and_it_goes_on_when_there_is_room(disk, dataset, unbroken):
+    kept, calls = [], range(1, CALLS + 1) if SOAK else [4]
     for call in calls:
         path = disk()
         result = trials.run(path / "run", dataset, *FLAGS, **filled(path, call))
@@ -63,13 +63,14 @@ def test_a_full_disk_ends_the_run_with_7_and_it_goes_on_when_there_is_room(
         assert again["status"] == 7, again
         assert checkpoints.search(path / "run" / "checkpoints") == found
         (path / "filler").unlink()
-        assert go_on(trials, path / "run", dataset, *FLAGS) == unbroken("dense")
+        assert go_on(path / "run", dataset, *FLAGS) == unbroken("dense")
     tell("full disk, room after the end", runs=len(calls), kept_steps=kept)
 
 
-def test_a_full_disk_that_has_room_again_is_told_and_costs_nothing(disk, trials, dataset, unbroken):
+@pytest.mark.slow
+def test_a_full_disk_that_has_room_again_is_told_and_costs_nothing(disk, dataset, unbroken):
     places = (
-        [(a, b) for a in range(1, CALLS) for b in range(a + 1, CALLS + 1)] if FULL else [(1, 6)]
+        [(a, b) for a in range(1, CALLS) for b in range(a + 1, CALLS + 1)] if SOAK else [(1, 6)]
     )
     warned = 0
     for full, free in places:
@@ -87,28 +88,31 @@ def test_a_full_disk_that_has_room_again_is_told_and_costs_nothing(disk, trials,
     tell("full disk, room in mid-run", runs=len(places), with_saves_that_failed=warned)
 
 
-def killed_with_lines_that_wait(disk, trials, dataset, **how):
+def killed_with_lines_that_wait(disk, dataset, **how):
     """Returns what comes of a run whose first lines are in a checkpoint alone when it is killed."""
     path = disk()
     how |= {"kill_at": ["create", ".writing-0000000015", 1]}
     result = trials.run(path / "run", dataset, *FLAGS, **filled(path, 1, 5), **how)
     assert result["status"] == -9, result
     assert checkpoints.newest(path / "run" / "checkpoints").step == 13
-    return go_on(trials, path / "run", dataset, *FLAGS, **how | {"kill_at": None})
+    return go_on(path / "run", dataset, *FLAGS, **how | {"kill_at": None})
 
 
-def test_lines_that_wait_survive_a_kill(disk, trials, dataset, unbroken):
-    assert killed_with_lines_that_wait(disk, trials, dataset) == unbroken("dense")
+@pytest.mark.slow
+def test_lines_that_wait_survive_a_kill(disk, dataset, unbroken):
+    assert killed_with_lines_that_wait(disk, dataset) == unbroken("dense")
 
 
-def test_the_proof_notices_lines_that_are_lost(disk, trials, dataset, unbroken):
+@pytest.mark.slow
+def test_the_proof_notices_lines_that_are_lost(disk, dataset, unbroken):
     how = {"mutant": "waiting_lines_dropped"}
-    assert killed_with_lines_that_wait(disk, trials, dataset, **how) != unbroken("dense")
+    assert killed_with_lines_that_wait(disk, dataset, **how) != unbroken("dense")
 
 
-def test_lines_that_wait_at_the_end_come_with_the_next_start(trials, dataset, unbroken, tmp_path):
+@pytest.mark.slow
+def test_lines_that_wait_at_the_end_come_with_the_next_start(dataset, unbroken, tmp_path):
     result = trials.run(tmp_path / "run", dataset, *FLAGS, error_in="metrics")
     assert result["status"] == 7, result
     assert "metrics.jsonl cannot be written. All is saved" in result["stderr"]
     assert checkpoints.newest(tmp_path / "run" / "checkpoints").epoch == 4
-    assert go_on(trials, tmp_path / "run", dataset, *FLAGS) == unbroken("dense")
+    assert go_on(tmp_path / "run", dataset, *FLAGS) == unbroken("dense")

@@ -1,17 +1,15 @@
 """The gate against values that are not finite: what it stops, names, undoes, and leaves alone."""
 
+import itertools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.proofs import FULL, tell
+from tests import forks
+from tests.proofs import SOAK, tell
 from vae_research import (
     VAE,
     Bernoulli,
@@ -28,7 +26,6 @@ from vae_research.runs.cli.errors import DivergedError
 from vae_research.runs.session.gate import FiniteGate, not_finite
 from vae_research.state import all_variables
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 BATCH, STEPS, EPOCHS = 8, 5, 2
 IMAGES = np.random.default_rng(0).random((38, 4, 4)).astype("float32")
 DATA = Data.from_arrays(IMAGES, IMAGES[:5], IMAGES[:5])
@@ -181,11 +178,21 @@ MODES = {"graph": {}, "XLA": {"jit": True}, "eager": {"eagerly": True}}
 
 
 # The first step, one in the middle of a call, the smaller last batch, and the same an epoch later.
-PLACES = {"graph": [0, 1, 4, 5, 9], "XLA": [0, 1, 4, 5, 9] if FULL else [4]}
+PLACES = [0, 1, 4, 5, 9]
+WHERE, COMPILED = list(INJECTIONS), ["graph", "XLA"]
+# Each injection as a graph and with XLA, and each place; `--soak` has all with all.
+CASES = [
+    *((where, "graph", PLACES[number % len(PLACES)]) for number, where in enumerate(WHERE)),
+    *(
+        pytest.param(where, "XLA", PLACES[(2 * number + 2) % len(PLACES)], marks=pytest.mark.slow)
+        for number, where in enumerate(WHERE)
+    ),
+]
+if SOAK:
+    CASES = list(itertools.product(WHERE, COMPILED, PLACES))
 
 
-@pytest.mark.parametrize(("mode", "at"), [(mode, at) for mode in PLACES for at in PLACES[mode]])
-@pytest.mark.parametrize("where", INJECTIONS)
+@pytest.mark.parametrize(("where", "mode", "at"), CASES)
 def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp_path):
     injection, named = INJECTIONS[where]
     value = list(BAD)[at % 3]
@@ -206,7 +213,7 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp
 
 # The first step, one in the middle of a call, and the smaller last batch.
 @pytest.mark.parametrize("at", [0, 1, 4])
-@pytest.mark.parametrize("mode", PLACES if FULL else ["graph"])
+@pytest.mark.parametrize("mode", COMPILED if SOAK else ["graph"])
 def test_a_value_of_the_data_is_named(mode, at, tmp_path):
     model = make(**MODES[mode])
     batches = DATA.train.on_device(BATCH, seed=0)
@@ -259,8 +266,10 @@ def test_steps_are_those_without_a_gate(mode, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("mode", ["graph", "XLA"] if FULL else ["XLA"])
-def test_no_false_alarm_in_ten_thousand_clean_steps(mode, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", COMPILED if SOAK else ["graph"])
+def test_no_false_alarm_in_many_clean_steps(mode, tmp_path):
+    epochs = 100 if SOAK else 5  # of 100 steps
     images = np.random.default_rng(1).random((800, 4, 4)).astype("float32")
     batches = Data.from_arrays(images, images[:5], images[:5]).train.on_device(BATCH, seed=0)
     checks = []
@@ -273,9 +282,9 @@ def test_no_false_alarm_in_ten_thousand_clean_steps(mode, tmp_path):
     model = make([Sparse()], **MODES[mode])
     model.steps_per_execution = 100
     model.guard = Watched(model, batches, tmp_path)
-    model.fit(batches, epochs=100, verbose=0)
-    assert model.step == 10_000
-    assert checks == [True] * 100
+    model.fit(batches, epochs=epochs, verbose=0)
+    assert model.step == 100 * epochs
+    assert checks == [True] * epochs
     assert list(tmp_path.iterdir()) == []
     tell(f"clean steps, {mode}", steps=model.step, checks=len(checks), alarms=checks.count(False))
 
@@ -351,26 +360,22 @@ def test_without_a_gate_the_weights_would_be_lost(tmp_path):
     assert not_finite(all_variables(model)) != []
 
 
+@pytest.mark.slow
 def test_the_command_repeats_the_step_of_a_run(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     np.savez(tmp_path / "images.npz", train=IMAGES)
     flags = ["--dataset=images.npz", "--batch_size=8", "--epochs=3", "--run_dir=run", "--verbose=0"]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-    def run(*command):
-        command = [sys.executable, *command]
-        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-        return subprocess.run(command, **options)
-
-    trained = run("own.py", *flags)
+    flags += ["--jit=off", "--notensorboard"]
+    trained = forks.run("own.py", *flags, cwd=tmp_path)
     assert trained.returncode == 6
     assert "term 'sparse' not finite in epoch 2, step 7." in trained.stderr
-    replayed = run("-m", "vae_research.runs.tools.replay", "run")
+    replay = "-m", "vae_research.runs.tools.replay"
+    replayed = forks.alone(*replay, "run", cwd=tmp_path)
     assert replayed.returncode == 0, replayed.stderr
     assert replayed.stdout.endswith("now:  term 'sparse' not finite\n")
-    examined = run("-m", "vae_research.runs.tools.doctor", "run")
+    examined = forks.run("-m", "vae_research.runs.tools.doctor", "run", cwd=tmp_path)
     assert "diverged in epoch 2, step 7: term 'sparse' not finite" in examined.stdout
-    assert run("-m", "vae_research.runs.tools.replay", ".").returncode == 2
+    assert forks.run(*replay, ".", cwd=tmp_path).returncode == 2
 
 
 OWN = '''"""A term that fails at one step."""

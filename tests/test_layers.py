@@ -191,6 +191,7 @@ def test_loaded_model_trains_on_as_the_saved_one(compiled, place, tmp_path):
         assert np.max(np.abs(b - old)) > 1e-4, "all weights moved, and the counter"
 
 
+@pytest.mark.slow
 def test_models_are_loaded_by_a_process_that_only_imports_the_package(compiled, tmp_path):
     for place in LAYERS:
         formulation = compiled(place, keras.optimizers.SGD(0.5))

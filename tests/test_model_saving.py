@@ -535,11 +535,11 @@ def in_another_process(program, folder, *arguments, package=True):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
 
 
+@pytest.mark.slow
 def test_a_term_whose_module_is_not_imported_is_named_with_the_module(tmp_path):
     path = tmp_path / "model.keras"
     trained([Bernoulli(), KLDivergence(), Shrinkage()]).save(path)
@@ -557,6 +557,7 @@ def test_a_term_whose_module_is_not_imported_is_named_with_the_module(tmp_path):
     assert f"was {Shrinkage.__module__!r} when the model was saved" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_model_loads_in_a_process_that_used_none_of_its_parts(tmp_path):
     """Public names are loaded on first use; loading must find parts that nobody has used yet."""
     path = tmp_path / "model.keras"
@@ -582,6 +583,7 @@ def test_a_model_loads_in_a_process_that_used_none_of_its_parts(tmp_path):
     assert int(step) == vae.step
 
 
+@pytest.mark.slow
 def test_networks_saved_alone_load_without_this_package(tmp_path):
     wanted = {}
     for kind in (functional, convolutional):

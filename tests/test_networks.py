@@ -298,6 +298,7 @@ def test_kernel_size_that_is_no_positive_integer_is_refused(network, bad):
 # Files.
 
 
+@pytest.mark.slow
 def test_saved_networks_load_and_predict_in_a_process_that_has_no_vae_research(tmp_path):
     expected = {}
     for index, network in enumerate(SMALL):
@@ -340,7 +341,6 @@ def test_saved_networks_load_and_predict_in_a_process_that_has_no_vae_research(t
         env={**os.environ, "PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
 """One run: flags, run directory, going on, ending early, and coming back as Python objects.
 
-Flags are global to a process, and so are signals: what they do is seen in processes of their own.
-Whatever needs no TensorFlow runs with a `tensorflow` and a `keras` that end the process. Trainings
-are tiny: 32 images of 8 x 8 pixels, 2 steps an epoch.
+Flags are global to a process, and so are signals: what they do is seen in processes of their own,
+most of them forks. Whatever needs no TensorFlow runs with a `tensorflow` and a `keras` that end the
+process. Trainings are tiny: 32 images of 8 x 8 pixels, 2 steps an epoch.
 """
 
 import json
@@ -11,7 +11,6 @@ import platform
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import forks
 from vae_research import checkpoints, estimate, load_run, runs
 from vae_research.data import DataError
 from vae_research.runs.cli.errors import UsageError
@@ -35,6 +35,8 @@ HELD_OUT = RANDOM.integers(0, 256, (2, 16, 8, 8), dtype=np.uint8)
 TINY = ["--batch_size=16", "--latent_dim=2", "--importance_samples=2"]
 # The weight of the KL divergence depends on the step, which must therefore survive an interruption.
 FLAGS = [*TINY, "--hidden_units=4", "--kl_warmup_steps=3", "--epochs=2"]
+# Where neither of them matters: they are most of a tiny run.
+QUICKLY = ["--jit=off", "--notensorboard"]
 CLOCK = {"seconds", "images_per_second"}
 
 
@@ -45,51 +47,19 @@ def images(tmp_path_factory):
     return path
 
 
-def start(*arguments, cwd, first=None, **environment):
-    """Starts Python with these arguments; modules in the folder `first` hide others."""
-    inherited = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
-    path = [str(first)] if first else []
-    path += [str(CHECKOUT), *filter(None, [inherited.get("PYTHONPATH")])]
-    # A shell that starts pytest in the background has it, and all it starts, ignore Ctrl-C.
-    listen = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)"
-    listen += "; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    return subprocess.Popen(
-        [sys.executable, "-c", listen, *map(str, arguments)],
-        cwd=cwd,
-        env=inherited | {"PYTHONPATH": os.pathsep.join(path)} | environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
-
-
-def ended(process, seconds=300):
-    """Waits for a process and keeps what it wrote."""
-    try:
-        process.stdout_text, process.stderr_text = process.communicate(timeout=seconds)
-    finally:
-        process.kill()  # where the wait itself was interrupted
-    return process
-
-
-def command(*arguments, **options):
-    return ended(start(*arguments, **options))
-
-
-def trained(*arguments, **options):
+def trained(*arguments, python=forks.run, **options):
     """A command that must succeed; returns what it printed."""
-    process = command(*arguments, **options)
-    assert process.returncode == 0, process.stderr_text
-    return process.stdout_text
+    process = python(*arguments, **options)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def refusal(process, exit_code):
     """The one line with which a command ended."""
-    assert "Traceback" not in process.stderr_text
-    assert process.returncode == exit_code, process.stderr_text
-    assert re.fullmatch(r"[^\n]+\n", process.stderr_text)
-    return process.stderr_text
+    assert "Traceback" not in process.stderr
+    assert process.returncode == exit_code, process.stderr
+    assert re.fullmatch(r"[^\n]+\n", process.stderr)
+    return process.stderr
 
 
 def read_json(path):
@@ -155,11 +125,11 @@ except RunError as error:
     ids=lambda value: " ".join(value) or "none" if isinstance(value, list) else "",
 )
 def test_forms_of_flags(arguments, expected, tmp_path, without_tensorflow):
-    process = command("-c", PARSE, *arguments, cwd=tmp_path, first=without_tensorflow)
+    process = forks.run("-c", PARSE, *arguments, cwd=tmp_path, first=without_tensorflow)
     if isinstance(expected, str):
-        assert (process.returncode, process.stderr_text) == (1, f"{expected}\n")
+        assert (process.returncode, process.stderr) == (1, f"{expected}\n")
     else:
-        found = json.loads(process.stdout_text)
+        found = json.loads(process.stdout)
         assert {name: found[name] for name in expected} == expected
 
 
@@ -182,15 +152,15 @@ from vae_research.runs.session import directory, loading
 assert set(flags.FLAGS) == before, set(flags.FLAGS) - before
 print("imported")
 """
-    process = command("-c", code, cwd=tmp_path, first=without_tensorflow)
-    assert (process.stdout_text, process.stderr_text) == ("imported\n", "")
+    process = forks.alone("-c", code, cwd=tmp_path, first=without_tensorflow)
+    assert (process.stdout, process.stderr) == ("imported\n", "")
 
 
 def in_python(code, first=None):
     """Runs code with the experiments importable; returns the JSON object that it prints."""
-    process = command("-c", code, cwd=CHECKOUT, first=first)
-    assert process.returncode == 0, process.stderr_text
-    return json.loads(process.stdout_text)
+    process = forks.run("-c", code, cwd=CHECKOUT, first=first)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 def test_configure_gives_the_flags_of_the_command(without_tensorflow):
@@ -245,8 +215,8 @@ print(json.dumps([runs.configure(vae_mnist).hidden_units, runs.configure(iwae_mn
 
 
 def test_help_explains_every_flag(tmp_path, without_tensorflow):
-    process = command(VAE_MNIST, "--help", cwd=tmp_path, first=without_tensorflow)
-    assert (process.returncode, process.stderr_text) == (0, "")
+    process = forks.alone(VAE_MNIST, "--help", cwd=tmp_path, first=without_tensorflow)
+    assert (process.returncode, process.stderr) == (0, "")
     code = """
 import json
 from experiments import vae_mnist
@@ -255,8 +225,8 @@ from vae_research import runs
 print(json.dumps([vae_mnist.__doc__.strip(), runs.configure(vae_mnist).as_dict()]))
 """
     document, defaults = in_python(code, without_tensorflow)
-    assert process.stdout_text.startswith(document)
-    entries = re.findall(r"^  --(\w+)(?:=(.*))?\n {8}(.+)$", process.stdout_text, re.MULTILINE)
+    assert process.stdout.startswith(document)
+    entries = re.findall(r"^  --(\w+)(?:=(.*))?\n {8}(.+)$", process.stdout, re.MULTILINE)
     assert sorted(name for name, *_ in entries) == sorted(defaults)
     for name, default, text in entries:
         value = defaults[name]
@@ -283,10 +253,11 @@ def finished(tmp_path_factory, images):
     """The directory of a run of two epochs, and what its command printed."""
     folder = tmp_path_factory.mktemp("finished")
     flags = [*FLAGS, f"--dataset={images}", f"--run_dir={folder / 'run'}"]
-    process = command(VAE_MNIST, *flags, cwd=folder)
-    assert (process.returncode, process.stderr_text) == (0, "")
+    # Started as a shell does it: nothing is to be seen of the import of TensorFlow either.
+    process = forks.alone(VAE_MNIST, *flags, cwd=folder)
+    assert (process.returncode, process.stderr) == (0, "")
     assert [path.name for path in folder.iterdir()] == ["run"]
-    return folder / "run", process.stdout_text
+    return folder / "run", process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -537,6 +508,7 @@ def test_loading_needs_a_checkpoint(finished, tmp_path):
 CODES = np.array([[0.0, 0.0], [1.0, -2.0]], np.float32)
 
 
+@pytest.mark.slow
 def test_the_saved_decoder_loads_without_this_package(finished, loaded, tmp_path):
     np.save(tmp_path / "codes.npy", CODES)
     code = f"""
@@ -546,11 +518,12 @@ import keras, numpy
 decoder = keras.models.load_model({str(finished[0] / "decoder.keras")!r})
 numpy.save("logits.npy", decoder(numpy.load("codes.npy"))["logits"])
 """
-    trained("-c", code, cwd=tmp_path)
+    trained("-c", code, cwd=tmp_path, python=forks.alone)  # a fork would know the package
     expected = loaded.model.decoder(CODES)["logits"]
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_saved_model_loads_where_this_package_is_imported(finished, loaded, tmp_path):
     code = f"""
 import keras, vae_research
@@ -559,7 +532,7 @@ model = keras.models.load_model({str(finished[0] / "model.keras")!r})
 assert model.step == 4, model.step
 numpy.savez("found.npz", samples=model.sample(3), predicted=model.predict(numpy.ones([5, 8, 8, 1])))
 """
-    trained("-c", code, cwd=tmp_path)
+    trained("-c", code, cwd=tmp_path, python=forks.alone)  # a fork would know the package
     found = np.load(tmp_path / "found.npz")
     np.testing.assert_allclose(found["samples"], loaded.model.sample(3), rtol=1e-5)
     expected = loaded.model.reconstruct(np.ones([5, 8, 8, 1], np.float32))
@@ -575,16 +548,17 @@ def repeated(tmp_path_factory, images):
     folder = tmp_path_factory.mktemp("repeated")
     shutil.copy(images, folder)
     flags = [VAE_MNIST, *FLAGS, f"--dataset={images.name}"]
-    again = start(*flags, "--run_dir=some/where/run", cwd=folder)
-    other = start(*flags, "--seed=1", cwd=folder)
-    for process in map(ended, (again, other)):
-        assert process.returncode == 0, process.stderr_text
+    again = forks.start(*flags, "--run_dir=some/where/run", cwd=folder)
+    other = forks.start(*flags, "--seed=1", "--notensorboard", cwd=folder)
+    for process in (again, other):
+        assert process.ended().returncode == 0, process.stderr
     (other_dir,) = (folder / "runs" / "vae_mnist").iterdir()
-    assert f"Run directory: {folder / 'some/where/run'}\n" in again.stdout_text
-    assert f"Run directory: {other_dir}\n" in other.stdout_text
+    assert f"Run directory: {folder / 'some/where/run'}\n" in again.stdout
+    assert f"Run directory: {other_dir}\n" in other.stdout
     return folder / "some/where/run", other_dir
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_run(finished, repeated):
     again, first = (read_json(run_dir / "summary.json") for run_dir in (repeated[0], finished[0]))
     assert without_clock(again) == without_clock(first)
@@ -592,6 +566,7 @@ def test_the_same_seed_is_the_same_run(finished, repeated):
     assert all(without_clock(ours) == without_clock(theirs) for ours, theirs in pairs)
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(finished, repeated):
     _, other_dir = repeated
     assert re.fullmatch(r"\d{8}-\d{6}", other_dir.name)  # its place, as no directory was given
@@ -600,11 +575,13 @@ def test_another_seed_is_another_run(finished, repeated):
     assert other["test"]["elbo"] != first["test"]["elbo"]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_relative_data_set_loads_from_any_folder(repeated, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert load_run(repeated[0]).data.name == "images.npz"
 
 
+@pytest.mark.slow
 def test_one_epoch_and_then_another_are_two_epochs_at_once(finished, images, tmp_path):
     flags = [VAE_MNIST, *FLAGS[:-1], f"--dataset={images}", "--run_dir=run"]
     trained(*flags, "--epochs=1", cwd=tmp_path)
@@ -628,7 +605,7 @@ def again(finished, images, *changes, experiment=VAE_MNIST, **options):
     flags = [*FLAGS, f"--dataset={images}", f"--run_dir={run_dir}"]
     names = {change.partition("=")[0] for change in changes}
     flags = [flag for flag in flags if flag.partition("=")[0] not in names]
-    process = command(experiment, *flags, *changes, cwd=run_dir.parent, **options)
+    process = forks.run(experiment, *flags, *changes, cwd=run_dir.parent, **options)
     assert contents(run_dir) == before
     return process
 
@@ -669,9 +646,9 @@ def test_resume_never_wants_a_new_directory(finished, images, without_tensorflow
 
 def test_resume_must_wants_an_old_directory(finished, images, tmp_path, without_tensorflow):
     process = again(finished, images, "--resume=must", first=without_tensorflow)
-    assert "already complete" in process.stdout_text
+    assert "already complete" in process.stdout
     flags = [f"--dataset={images}", "--resume=must", "--run_dir=new"]
-    process = command(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    process = forks.run(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
     assert f"{tmp_path / 'new'} has no checkpoint" in refusal(process, 4)
     assert list(tmp_path.iterdir()) == []
 
@@ -682,7 +659,7 @@ def test_a_run_of_another_experiment_is_refused(finished, images, without_tensor
     before = contents(run_dir)
     flags = [flag for flag in FLAGS if flag not in changes]
     flags += [f"--dataset={images}", f"--run_dir={run_dir}"]
-    process = command(OWN_LOSS_TERM, *flags, cwd=run_dir.parent, first=without_tensorflow)
+    process = forks.run(OWN_LOSS_TERM, *flags, cwd=run_dir.parent, first=without_tensorflow)
     line = refusal(process, 2)
     assert f"{run_dir} holds a run of vae_mnist, not of own_loss_term" in line
     assert contents(run_dir) == before
@@ -692,7 +669,7 @@ def test_a_directory_with_other_files_is_refused(images, tmp_path, without_tenso
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
     flags = [f"--dataset={images}", "--batch_size=16", "--run_dir=thesis"]
-    process = command(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    process = forks.run(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
     assert f"{tmp_path / 'thesis'} is not empty and holds no run" in refusal(process, 2)
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
@@ -700,7 +677,7 @@ def test_a_directory_with_other_files_is_refused(images, tmp_path, without_tenso
 def test_mnist_is_the_data_set_of_this_package(tmp_path, without_tensorflow):
     (tmp_path / "mnist").mkdir()  # which is meant by ./mnist
     flags = ["--dataset=mnist", "--batch_size=50001"]
-    process = command(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    process = forks.run(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
     assert "50000 training examples of mnist" in refusal(process, 2)
 
 
@@ -708,7 +685,7 @@ def test_an_unreadable_config_is_refused(images, tmp_path, without_tensorflow):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"experiment": "vae_m')
     flags = [f"--dataset={images}", "--batch_size=16", "--run_dir=run"]
-    process = command(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    process = forks.run(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
     assert f"{tmp_path / 'run' / 'config.json'} cannot be read" in refusal(process, 2)
 
 
@@ -717,7 +694,7 @@ def test_going_on_with_changed_data_is_refused(finished, tmp_path, without_tenso
     dataset = str(tmp_path / "images.npz")
     copy = copy_with(finished[0], tmp_path, flags={"dataset": dataset})
     flags = [*FLAGS[:-1], "--epochs=3", f"--dataset={dataset}", f"--run_dir={copy}"]
-    process = command(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
+    process = forks.run(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
     assert "has changed" in refusal(process, 4)
 
 
@@ -790,21 +767,22 @@ if __name__ == "__main__":
 '''
 
 
+@pytest.mark.slow
 def test_refused_by_the_model_or_the_machine(images, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     flags = [*TINY, f"--dataset={images}", "--run_dir=run"]
     processes = [
-        start("own.py", *flags, "--what=bad setting", cwd=tmp_path),
-        start("own.py", *flags, "--what=bad setting", "--debug", cwd=tmp_path),
-        start(VAE_MNIST, *flags, "--device=gpu", cwd=tmp_path, CUDA_VISIBLE_DEVICES="-1"),
+        forks.start("own.py", *flags, "--what=bad setting", cwd=tmp_path),
+        forks.start("own.py", *flags, "--what=bad setting", "--debug", cwd=tmp_path),
+        forks.start(VAE_MNIST, *flags, "--device=gpu", cwd=tmp_path, CUDA_VISIBLE_DEVICES="-1"),
     ]
-    plain, debug, gpu = map(ended, processes)
+    plain, debug, gpu = (process.ended() for process in processes)
     line = refusal(plain, 2)
     assert line.startswith("own: Gaussian.standard_deviation must be positive, got 0.0")
     assert debug.returncode == 2
-    assert debug.stderr_text.startswith("Traceback")
-    assert 'own.py", line' in debug.stderr_text  # where in the user's file
-    assert debug.stderr_text.endswith(line)
+    assert debug.stderr.startswith("Traceback")
+    assert 'own.py", line' in debug.stderr  # where in the user's file
+    assert debug.stderr.endswith(line)
     assert re.search("--device=gpu.*no GPU.*--device=cpu", refusal(gpu, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
 
@@ -813,17 +791,18 @@ def test_a_directory_in_use_is_refused(images, tmp_path):
     (tmp_path / "run").mkdir()
     flags = [*TINY, f"--dataset={images}", "--run_dir=run"]
     with directory.locked(tmp_path / "run"):
-        process = command(VAE_MNIST, *flags, cwd=tmp_path)
+        process = forks.run(VAE_MNIST, *flags, cwd=tmp_path)
         line = refusal(process, 5)
     assert f"{tmp_path / 'run'} is in use by process {os.getpid()} on {platform.node()}" in line
     assert re.search(r"since \d{4}-\d\d-\d\dT", line)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_while_another_starts_is_not_overwritten(finished, images, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
-    flags = [*TINY, "--epochs=1", f"--dataset={images}", "--run_dir=run"]
-    process = command("own.py", *flags, f"--meanwhile={finished[0]}", cwd=tmp_path)
+    flags = [*TINY, *QUICKLY, "--epochs=1", f"--dataset={images}", "--run_dir=run"]
+    process = forks.run("own.py", *flags, f"--meanwhile={finished[0]}", cwd=tmp_path)
     assert f"{tmp_path / 'run'} was written to by another process" in refusal(process, 5)
     assert read_json(tmp_path / "run/summary.json") == read_json(finished[0] / "summary.json")
     assert metrics_of(tmp_path / "run") == metrics_of(finished[0])
@@ -832,11 +811,12 @@ def test_a_run_that_ends_while_another_starts_is_not_overwritten(finished, image
 # ---------------------------------------------------------------- ends early
 
 
+@pytest.mark.slow
 def test_divergence_ends_the_run_with_the_last_good_checkpoint(images, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     flags = [*TINY, f"--dataset={images}", "--run_dir=run", "--epochs=4", "--what=explodes"]
-    flags += ["--checkpoint_epochs=1"]
-    line = refusal(command("own.py", *flags, "--binarize=none", cwd=tmp_path), 6)
+    flags += [*QUICKLY, "--checkpoint_epochs=1"]
+    line = refusal(forks.run("own.py", *flags, "--binarize=none", cwd=tmp_path), 6)
     assert re.search(r"diverged in epoch 2 .*step 4.*reconstruction.*--learning_rate", line)
     run_dir = tmp_path / "run"
     assert [record["epoch"] for record in metrics_of(run_dir)] == [1]
@@ -857,18 +837,19 @@ def trained_epochs(run_dir):
 
 def interrupt(process, number, when):
     """Sends a signal as soon as `when()`; the process must end by itself."""
-    deadline = time.monotonic() + 200
-    while not when() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while process.is_running() and not when():
+        time.sleep(0.02)
     process.send_signal(number)
-    return ended(process, seconds=60)
+    return process.ended()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_sigterm_and_ctrl_c(images, tmp_path):
     run_dir = tmp_path / "run"
-    flags = [*FLAGS[:-1], f"--dataset={images}", "--run_dir=run", "--epochs=100000", "--verbose=0"]
+    flags = [*FLAGS[:-1], *QUICKLY, f"--dataset={images}", "--run_dir=run"]
+    flags += ["--epochs=100000", "--verbose=0"]
 
-    process = start(VAE_MNIST, *flags, cwd=tmp_path)
+    process = forks.start(VAE_MNIST, *flags, cwd=tmp_path)
     process = interrupt(process, signal.SIGTERM, lambda: trained_epochs(run_dir) >= 2)
     line = refusal(process, 143)
     assert re.search("terminated.*repeat the command", line)
@@ -876,7 +857,7 @@ def test_a_run_goes_on_after_sigterm_and_ctrl_c(images, tmp_path):
     assert saved >= 1
     assert not (run_dir / "summary.json").exists()
 
-    process = start(VAE_MNIST, *flags, cwd=tmp_path)  # the lock is free again
+    process = forks.start(VAE_MNIST, *flags, cwd=tmp_path)  # the lock is free again
     process = interrupt(process, signal.SIGINT, lambda: trained_epochs(run_dir) >= saved + 3)
     line = refusal(process, 130)
     assert re.search("interrupted.*repeat the command", line)
@@ -890,6 +871,7 @@ def test_a_run_goes_on_after_sigterm_and_ctrl_c(images, tmp_path):
     assert all(path.name.isdigit() for path in (run_dir / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "then", "exit_code"),
     [
@@ -901,6 +883,6 @@ def test_a_run_goes_on_after_sigterm_and_ctrl_c(images, tmp_path):
 def test_a_signal_is_not_lost_in_code_that_catches_it(name, then, exit_code, images, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     flags = [*TINY, f"--dataset={images}", "--run_dir=run", "--epochs=2", "--verbose=0"]
-    flags += ["--what=is signalled", f"--signal={name}", f"--then={then}"]
-    refusal(command("own.py", *flags, cwd=tmp_path), exit_code)
+    flags += [*QUICKLY, "--what=is signalled", f"--signal={name}", f"--then={then}"]
+    refusal(forks.run("own.py", *flags, cwd=tmp_path), exit_code)
     assert not (tmp_path / "run" / "summary.json").exists()

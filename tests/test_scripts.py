@@ -5,6 +5,7 @@ so that the log also tells what an experiment would have been started with.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+PATIENCE = 600.0  # a guard against what hangs, and not how long a machine may take
 
 STUB = """#!/usr/bin/env bash
 case "$*" in
@@ -73,7 +75,7 @@ class Checkout:
 
     def run(self, *arguments, **options):
         process = self.start(*arguments, **options)
-        process.stdout_text, process.stderr_text = process.communicate(timeout=60)
+        process.stdout_text, process.stderr_text = process.communicate(timeout=PATIENCE)
         return process
 
     def environment(self, **changes):
@@ -269,7 +271,7 @@ def test_killed_installation_begins_with_an_empty_environment(fresh):
 
 def test_killed_with_its_pip_begins_with_an_empty_environment(fresh):
     process = fresh.start("experiments/vae_mnist.py", STUB_PIP_SECONDS="1")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while "pip" not in (fresh.log_file.read_text() if fresh.log_file.exists() else ""):
         assert time.monotonic() < deadline, "pip was never started"
         time.sleep(0.01)
@@ -286,7 +288,7 @@ def test_killed_with_its_pip_begins_with_an_empty_environment(fresh):
 def test_simultaneous_first_uses_install_once(fresh):
     processes = [fresh.start("experiments/other.py", STUB_PIP_SECONDS="0.5") for _ in range(4)]
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     assert [process.returncode for process in processes] == [0] * 4
     assert sorted(fresh.take_log()) == [
         "pip .[figures]",
@@ -381,19 +383,47 @@ def test_check_adds_to_the_environment_of_run(ready):
 
 def test_check_runs_every_stage_and_hands_its_arguments_to_pytest(ready, tmp_path):
     process = ready.run("tests/test_x.py", "-k", "a or b", cwd=tmp_path, script="scripts/check")
-    stages = [line for line in ready.take_log() if line.startswith("start")]
-    assert [stage.split("> <")[1] for stage in stages] == ["ruff", "ruff", "pytest"]
-    assert stages[2].endswith("<tests/test_x.py> <-k> <a or b>")
-    assert process.stdout_text == f"working folder {ready.folder}\n" * 3
+    stages = stages_of(ready)
+    assert [name for name, _ in stages] == ["ruff", "ruff", "mypy", "pytest"]
+    assert stages[3][1].endswith("<tests/test_x.py> <-k> <a or b>")
+    assert process.stdout_text == f"working folder {ready.folder}\n" * 4
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("stage", ["ruff format --check", "ruff check", "pytest"])
+def stages_of(checkout):
+    """Name and command of everything that was started."""
+    started = [line for line in checkout.take_log() if line.startswith("start")]
+    return [(line.split("> <")[1].rstrip(">"), line) for line in started]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sets"),
+    [
+        ([], ["<-m> <not slow>", "<-m> <slow>"]),
+        (["--fast"], ["<-m> <not slow>"]),
+        (["--fast", "-x"], ["<-m> <not slow> <-x>"]),
+        (["--soak"], ["<--soak>"]),
+        (["--cov=vae_research"], ["<--cov=vae_research>"]),
+    ],
+    ids=" ".join,
+)
+def test_check_runs_a_set_of_tests_and_says_how_long_it_took(ready, arguments, sets):
+    process = ready.run(*arguments, script="scripts/check")
+    assert process.returncode == 0, process.stderr_text
+    tests = [line for name, line in stages_of(ready) if name == "pytest"]
+    assert [line.partition("<--dist=worksteal> ")[2] for line in tests] == sets
+    both = "" if arguments else r"\d+:\d\d minutes for what --fast does, "
+    assert re.search(rf"scripts/check: {both}\d+:\d\d minutes in all\.\n$", process.stderr_text)
+
+
+@pytest.mark.parametrize("stage", ["ruff format --check", "ruff check", "mypy", "slow"])
 def test_check_goes_on_after_a_failing_stage_and_reports_it(ready, stage):
-    process = ready.run(script="scripts/check", STUB_FAILS=stage)
-    assert len([line for line in ready.take_log() if line.startswith("start")]) == 3
+    fails = "-m slow" if stage == "slow" else f"-m {stage}"
+    process = ready.run(script="scripts/check", STUB_FAILS=fails)
+    assert len(stages_of(ready)) == 5
     assert process.returncode == 3
-    assert process.stderr_text.endswith(f"scripts/check: failed: {stage}\n")
+    name = "pytest, slow" if stage == "slow" else stage
+    assert process.stderr_text.endswith(f"scripts/check: failed: {name}\n")
 
 
 def test_the_build_machine_runs_check(ready):

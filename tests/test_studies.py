@@ -5,10 +5,7 @@ written by a fixture. What needs no TensorFlow runs with one that ends the proce
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vae_research as vr
+from tests import forks
 from vae_research import runs
 from vae_research.checkpoints import CheckpointError, weights_sha256
 from vae_research.runs.session import directory
@@ -77,20 +75,6 @@ if __name__ == "__main__":
 '''
 
 
-def start(*arguments, cwd, first=None, **environment):
-    path = [str(first)] if first else []
-    path += [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)} | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-
-
 def refusal(process, exit_code):
     """The one line with which a command ended."""
     assert process.returncode == exit_code, process.stderr
@@ -122,12 +106,13 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(place, without_tensorflow):
-    """Runs the study's command on a run directory; `quick` without TensorFlow."""
+    """Runs the study's command on a run directory; `quick` without TensorFlow, or not in a fork."""
 
-    def run(name, *arguments, quick=True, dataset="images.npz", **environment):
+    def run(name, *arguments, quick=True, alone=False, dataset="images.npz", **environment):
         flags = [f"--dataset={place / dataset}", f"--run_dir={place / name}", *arguments]
         first = without_tensorflow if quick else None
-        return start(place / "tiny_study.py", *flags, cwd=place, first=first, **environment)
+        python = forks.alone if alone else forks.run
+        return python(place / "tiny_study.py", *flags, cwd=place, first=first, **environment)
 
     return run
 
@@ -135,7 +120,7 @@ def study(place, without_tensorflow):
 @pytest.fixture(scope="module")
 def finished(place, study):
     """The directory of a study that ran through, and what its command printed."""
-    process = study("finished", quick=False)
+    process = study("finished", quick=False, alone=True)  # as a shell does it
     assert (process.returncode, process.stderr) == (0, "")
     return place / "finished", process.stdout
 
@@ -154,6 +139,7 @@ def test_what_the_study_refuses_leaves_nothing_behind(place, study):
 # ---------------------------------------------------------------- a finished study
 
 
+@pytest.mark.slow
 def test_a_study_leaves_its_runs_its_pictures_and_its_answer(finished):
     run_dir, _ = finished
     assert {path.name for path in run_dir.iterdir()} == {
@@ -172,6 +158,7 @@ def test_a_study_leaves_its_runs_its_pictures_and_its_answer(finished):
     assert config["versions"]["tensorflow"] == tf.__version__
 
 
+@pytest.mark.slow
 def test_the_screen_says_where_to_watch_and_what_was_written(finished):
     run_dir, output = finished
     assert re.search(rf"^Watch it: .*--logdir {re.escape(str(run_dir))}$", output, re.M)
@@ -180,6 +167,7 @@ def test_the_screen_says_where_to_watch_and_what_was_written(finished):
     assert output.endswith(f"Written to {run_dir}: figures/codes.png\n")
 
 
+@pytest.mark.slow
 def test_pictures_are_in_tensorboard_as_run_study(finished):
     run_dir, _ = finished
     events = EventAccumulator(str(run_dir / "study"), size_guidance={"tensors": 0})
@@ -195,6 +183,7 @@ def test_pictures_are_in_tensorboard_as_run_study(finished):
     assert len(np.unique(drawn)) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "weight"), [("a", 0.5), ("b", 2.0)])
 def test_the_runs_of_a_study_can_be_loaded(finished, name, weight):
     run_dir, _ = finished
@@ -210,11 +199,13 @@ def test_the_runs_of_a_study_can_be_loaded(finished, name, weight):
     }
 
 
+@pytest.mark.slow
 def test_a_study_itself_is_no_run(finished):
     with pytest.raises(CheckpointError, match=r"It is a study; load one of its runs: a, b\."):
         vr.load_run(finished[0])
 
 
+@pytest.mark.slow
 def test_a_complete_study_is_left_alone(finished, study):
     run_dir, _ = finished
     before = contents(run_dir)
@@ -244,12 +235,14 @@ def continued(interrupted, study):
     return run_dir, before, process.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_has_one_run_and_no_summary(interrupted):
     run_dir, before = interrupted
     assert run_dir / "a" / "summary.json" in before
     assert not {run_dir / "summary.json", run_dir / "b" / "config.json"} & before.keys()
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_after_its_last_model(continued, finished):
     run_dir, before, output = continued
     assert f"{run_dir / 'a'} is already complete.\n" in output
@@ -270,6 +263,7 @@ def test_a_study_goes_on_after_its_last_model(continued, finished):
 # ---------------------------------------------------------------- refusals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -304,6 +298,7 @@ def test_the_directory_of_another_experiment(place, study):
     assert "is not empty and holds no run" in refusal(study("foreign"), 2)
 
 
+@pytest.mark.slow
 def test_a_study_in_use(finished, study):
     before = contents(finished[0])
     with directory.locked(finished[0], writes=False):
@@ -342,6 +337,7 @@ def build(config, data):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_trained_from_python(place, tmp_path):
     """In a notebook: trained, loaded where it is complete, refused where flags differ."""
     dataset = str(place / "images.npz")
@@ -385,7 +381,7 @@ def in_python(tmp_path, without_tensorflow):
         (tmp_path / "first.py").write_text(EXPERIMENT.format(defaults=defaults), "utf-8")
         (tmp_path / "second.py").write_text(EXPERIMENT.format(defaults=""), "utf-8")
         (tmp_path / "code.py").write_text(f"{PRELUDE}\n{code}", "utf-8")
-        process = start("code.py", cwd=tmp_path, first=without_tensorflow)
+        process = forks.run("code.py", cwd=tmp_path, first=without_tensorflow)
         assert process.returncode == 0, process.stderr
         return json.loads(process.stdout)
 
@@ -491,7 +487,7 @@ def test_define_floats_needs_one_number(in_python):
 
 
 def test_the_default_of_a_list_is_shown_as_it_is_typed(place, without_tensorflow):
-    process = start(place / "tiny_study.py", "--help", cwd=place, first=without_tensorflow)
+    process = forks.run(place / "tiny_study.py", "--help", cwd=place, first=without_tensorflow)
     assert (process.returncode, process.stderr) == (0, "")
     assert "  --kl_weights=0.5,2.0\n" in process.stdout
     assert "  --epochs=1\n" in process.stdout

@@ -1,20 +1,22 @@
 """Runs that are killed go on as if they had not been: bit for bit, wherever the kill falls.
 
-See `tests.proofs` for the two sizes. Every proof has mutants that it must catch.
+See `tests.proofs` for the two sizes: every day one kill of each kind (in a step, in a file), signal
+and network, in the large one long series of them. Every proof has mutants that it must catch.
 """
 
 import collections
 import os
 import random
+import shutil
 
 import pytest
 
+from tests import proofs, trials
 from tests.proofs import (
-    COMMON,
-    FULL,
     OFTEN,
     RUNS,
     SELDOM,
+    SOAK,
     STEPS,
     calls_of_an_epoch,
     go_on,
@@ -24,9 +26,14 @@ from tests.proofs import (
 from vae_research import checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+# What is logged for TensorBoard is cut off at a checkpoint as metrics.jsonl is, which
+# `tests/test_continuing.py` and `tests/test_tensorboard.py` hold every day.
+COMMON = proofs.COMMON if SOAK else [*proofs.COMMON, "--notensorboard"]
 EPOCHS = "--epochs=4"
 # XLA compiles in every process anew.
 KILLS = {"dense, XLA": 24, "dense": 40, "convolutional": 40}
+if not SOAK:
+    KILLS = {"dense, XLA": 1, "dense": 3, "convolutional": 1}
 
 
 def part_of(phase):
@@ -36,15 +43,17 @@ def part_of(phase):
     return "steps and a save" if phase.endswith("saving") else "steps"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_a_killed_run_goes_on_bit_for_bit(name, trials, dataset, unbroken, tmp_path):
+def test_a_killed_run_goes_on_bit_for_bit(name, dataset, unbroken, tmp_path):
     wanted, phases = unbroken(name), collections.Counter()
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS[name]]
-    listed = trials.run(tmp_path / "effects", *flags, list_effects=True)["effects"]
-    random_ = random.Random(name)
-    calls, number, count = 4 * len(calls_of_an_epoch(name)), 0, KILLS[name] if FULL else 3
+    random_, listed = random.Random(name), None
+    calls, number, count = 4 * len(calls_of_an_epoch(name)), 0, KILLS[name]
     while phases.total() < count:
-        if number % 3 == 0:
+        if number % 3 == 2:
+            if listed is None:
+                listed = trials.run(tmp_path / "effects", *flags, list_effects=True)["effects"]
             kill = {"kill_at_effect": random_.randrange(5, len(listed))}  # behind config.json
         else:
             call, after = random_.randrange(1, calls), random_.uniform(0.0, 0.02)
@@ -52,24 +61,23 @@ def test_a_killed_run_goes_on_bit_for_bit(name, trials, dataset, unbroken, tmp_p
         run_dir = tmp_path / f"run{number}"
         number += 1
         result = trials.run(run_dir, *flags, **kill)
-        assert result["status"] in (-9, 0), result["stderr"]
-        if result["status"] == 0:  # it was faster
-            continue
+        assert result["status"] == -9, result
         phases[part_of(result["phase"])] += 1
         # What a kill leaves is whole or has no name.
         assert checkpoints.search(run_dir / "checkpoints").damaged == ()
-        assert go_on(trials, run_dir, *flags) == wanted
+        assert go_on(run_dir, *flags) == wanted
     tell(f"kills, {name}", survived=phases.total(), phases=phases)
     assert phases["steps"] + phases["steps and a save"] >= count / 2
 
 
-def test_a_kill_at_every_effect_on_files(trials, dataset, unbroken, tmp_path):
+@pytest.mark.slow
+def test_a_kill_at_every_effect_on_files(dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     effects = trials.run(tmp_path / "listed/run", *flags, list_effects=True)["effects"]
     kinds = collections.Counter(effect for effect, _ in effects)
     assert set(kinds) == {"create", "write", "fsync", "rename", "remove"}
     killed, parts = collections.Counter(), collections.Counter()
-    chosen = range(len(effects)) if FULL else range(3, len(effects), len(effects) // 4)
+    chosen = range(len(effects)) if SOAK else range(3, len(effects), len(effects) // 2)
     for number in chosen:
         run_dir = tmp_path / str(number) / "run"
         result = trials.run(run_dir, *flags, kill_at_effect=number)
@@ -79,12 +87,13 @@ def test_a_kill_at_every_effect_on_files(trials, dataset, unbroken, tmp_path):
         killed[effect] += 1
         parts[part_of(result["phase"])] += 1
         assert checkpoints.search(run_dir / "checkpoints").damaged == ()
-        assert go_on(trials, run_dir, *flags) == unbroken("dense")
+        assert go_on(run_dir, *flags) == unbroken("dense")
     tell("kills at every effect", of=len(effects), survived=killed, phases=parts)
 
 
-def test_many_kills_in_one_run(trials, dataset, unbroken, tmp_path):
-    kills, epochs = (20, 55) if FULL else (3, 9)
+@pytest.mark.slow
+def test_many_kills_in_one_run(dataset, unbroken, tmp_path):
+    kills, epochs = (20, 55) if SOAK else (2, 7)
     flags = [dataset, *COMMON, f"--epochs={epochs}", OFTEN, *RUNS["dense"]]
     run_dir, random_, steps, phases = tmp_path / "run", random.Random(1), [], collections.Counter()
     for _ in range(kills):
@@ -96,7 +105,7 @@ def test_many_kills_in_one_run(trials, dataset, unbroken, tmp_path):
         phases[part_of(result["phase"])] += 1
         steps.append(checkpoints.newest(run_dir / "checkpoints").step)
     assert steps == sorted(set(steps))  # each session came further than the one before
-    assert go_on(trials, run_dir, *flags) == unbroken("dense", epochs)
+    assert go_on(run_dir, *flags) == unbroken("dense", epochs)
     tell("kills in one run", survived=kills, phases=phases, saved_steps=steps, of=STEPS * epochs)
 
 
@@ -107,7 +116,7 @@ def some_signals(code, name, count):
         yield random_.randrange(3, calls), random_.uniform(0.0, 0.005)
 
 
-def signalled(trials, run_dir, flags, name, call, **how):
+def signalled(run_dir, flags, name, call, **how):
     """Has a run of four epochs get a signal in a call; returns the step that is saved."""
     result = trials.run(run_dir, *flags, kill_in_call=call, **how)
     saved = checkpoints.newest(run_dir / "checkpoints").step
@@ -118,31 +127,38 @@ def signalled(trials, run_dir, flags, name, call, **how):
     return result
 
 
-@pytest.mark.parametrize("name", RUNS if FULL else ["dense"])
-@pytest.mark.parametrize(("signal", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)])
-def test_a_signal_saves_at_its_step(signal, code, name, trials, dataset, unbroken, tmp_path):
+@pytest.mark.parametrize("name", RUNS if SOAK else ["dense"])
+@pytest.mark.parametrize(
+    ("signal", "code"),
+    [
+        ("SIGTERM", 143),
+        pytest.param("SIGINT", 130, marks=pytest.mark.slow),
+        pytest.param("SIGHUP", 143, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_saves_at_its_step(signal, code, name, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS[name]]
-    count = 5 if FULL else 1
+    count = 5 if SOAK else 1
     for number, (call, after) in enumerate(some_signals(code, name, count)):
         run_dir = tmp_path / f"run{number}"
-        result = signalled(trials, run_dir, flags, name, call, after=after, signal=signal)
+        result = signalled(run_dir, flags, name, call, after=after, signal=signal)
         assert result["status"] == code, result
         assert result["stderr"].endswith("repeat the command with its --run_dir.\n")
-        assert go_on(trials, run_dir, *flags) == unbroken(name)
+        assert go_on(run_dir, *flags) == unbroken(name)
     tell(f"{signal}, {name}", survived=count)
 
 
-def test_the_proof_notices_a_signal_that_does_not_save(trials, dataset, tmp_path):
+@pytest.mark.slow
+def test_the_proof_notices_a_signal_that_does_not_save(dataset, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     how = {"signal": "SIGTERM", "mutant": "signal_ends_at_once"}
     with pytest.raises(AssertionError):
-        signalled(trials, tmp_path / "run", flags, "dense", 6, **how)
+        signalled(tmp_path / "run", flags, "dense", 6, **how)
 
 
-@pytest.mark.parametrize("effect", ["create", "fsync", "rename"] if FULL else ["fsync"])
-def test_55_a_second_signal_ends_at_once_and_does_no_damage(
-    effect, trials, dataset, unbroken, tmp_path
-):
+@pytest.mark.slow
+@pytest.mark.parametrize("effect", ["create", "fsync", "rename"] if SOAK else ["fsync"])
+def test_55_a_second_signal_ends_at_once_and_does_no_damage(effect, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     # Named by the step: the save of step 8 may be under way when the first signal comes.
     name = "0000000013" if effect == "rename" else ".writing-0000000013"
@@ -153,60 +169,90 @@ def test_55_a_second_signal_ends_at_once_and_does_no_damage(
     assert result["stderr"] == ""  # no time for words
     found = checkpoints.search(tmp_path / "run" / "checkpoints")
     assert (found.newest.step, found.damaged) == (8, ())
-    assert go_on(trials, tmp_path / "run", *flags) == unbroken("dense")
+    assert go_on(tmp_path / "run", *flags) == unbroken("dense")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["term", "callback"])
-def test_an_error_of_the_user_is_shown_after_a_save(where, trials, dataset, unbroken, tmp_path):
+def test_an_error_of_the_user_is_shown_after_a_save(where, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     run_dir = tmp_path / "run"
     result = trials.run(run_dir, *flags, error_in=where)
-    assert result["status"] == 70  # the server's, for an error that nobody has caught
+    assert result["status"] == 1  # Python's, for an error that nobody has caught
     assert "Traceback" in result["stderr"]
     assert f"RuntimeError: of the user's {where}" in result["stderr"]
     # Two calls an epoch: the sixth begins at step 13, and the third epoch ends at step 15.
     assert checkpoints.newest(run_dir / "checkpoints").step == {"term": 13, "callback": 15}[where]
-    assert go_on(trials, run_dir, *flags) == unbroken("dense")
+    assert go_on(run_dir, *flags) == unbroken("dense")
 
 
-def starts_together(trials, dataset, folder, count, seconds, **how):
-    """Starts a run `count` times at once; the first that trains waits for the others to end."""
-    (folder / "ended").mkdir()
+def starts_together(dataset, folder, count, **how):
+    """Starts a run `count` times at once; who trains waits for the others to end, or to train."""
+    (folder / "there").mkdir()
     flags = [f"--run_dir={folder / 'run'}", dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
-    hold_for = {"folder": str(folder / "ended"), "count": count - 1, "seconds": seconds}
+    hold_for = {"folder": str(folder / "there"), "count": count - 1}
     return trials.together([(flags, {"hold_for": hold_for, **how})] * count)
 
 
-def test_simultaneous_starts_are_one_run(trials, dataset, unbroken, tmp_path):
-    count = 20 if FULL else 4
-    results = starts_together(trials, dataset, tmp_path, count, seconds=600)
+@pytest.mark.slow
+def test_simultaneous_starts_are_one_run(dataset, unbroken, tmp_path):
+    count = 20 if SOAK else 3
+    results = starts_together(dataset, tmp_path, count)
     codes = sorted(result["status"] for result in results)
     assert codes == [0, *[5] * (count - 1)]
     assert outcome(tmp_path / "run") == unbroken("dense")
     tell("simultaneous starts", started=count, ran=codes.count(0), refused=codes.count(5))
 
 
-def test_the_proof_notices_a_lock_that_nobody_holds(trials, dataset, tmp_path):
-    results = starts_together(trials, dataset, tmp_path, 2, seconds=8, mutant="lock_dropped")
+@pytest.mark.slow
+def test_the_proof_notices_a_lock_that_nobody_holds(dataset, tmp_path):
+    results = starts_together(dataset, tmp_path, 2, mutant="lock_dropped")
     assert sorted(result["status"] for result in results) != [0, 5]
 
 
-RESUMES = ("logs_kept", "noise_with_state", "position_dropped", "slots_dropped", "sums_dropped")
+CUT_OFF = {"kill_at": ["fsync", "manifest.json", 2]}
+# What is lost when a run goes on, and what already while it is saved.
+ON_RESUME, ON_SAVE = ("logs_kept", "position_dropped", "sums_dropped"), ("slots_dropped",)
 
 
-@pytest.mark.parametrize("mutant", RESUMES)
-def test_the_proof_notices_what_is_lost(mutant, trials, dataset, unbroken, tmp_path):
-    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
-    run_dir = tmp_path / "run"
-    wanted = unbroken("dense", **({"mutant": mutant} if mutant == "noise_with_state" else {}))
-    result = trials.run(run_dir, *flags, kill_at=["fsync", "manifest.json", 2], mutant=mutant)
+def cut_off(run_dir, flags, **how):
+    """Has a run killed in the middle of an epoch, with a checkpoint there."""
+    result = trials.run(run_dir, *flags, **CUT_OFF, **how)
     assert result["status"] == -9, result
     assert checkpoints.newest(run_dir / "checkpoints").position
+
+
+@pytest.fixture(scope="module")
+def killed(dataset, tmp_path_factory):
+    """The directory of a run that was cut off."""
+    run_dir = tmp_path_factory.mktemp("killed") / "run"
+    cut_off(run_dir, [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]])
+    return run_dir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [*ON_RESUME, *ON_SAVE, "noise_with_state"])
+def test_the_proof_notices_what_is_lost(mutant, killed, dataset, unbroken, tmp_path):
+    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
+    run_dir = tmp_path / "run"
+    if mutant in ON_RESUME:
+        shutil.copytree(killed, run_dir)
+    else:
+        cut_off(run_dir, flags, mutant=mutant)
+    wanted = unbroken("dense", **({"mutant": mutant} if mutant == "noise_with_state" else {}))
     result = trials.run(run_dir, *flags, mutant=mutant)
     assert result["status"] != 0 or outcome(run_dir) != wanted
 
 
-def test_the_proof_notices_a_checkpoint_that_is_written_in_place(trials, dataset, tmp_path):
+@pytest.mark.slow
+def test_the_run_that_the_mutants_share_goes_on_without_them(killed, dataset, unbroken, tmp_path):
+    flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
+    shutil.copytree(killed, tmp_path / "run")
+    assert go_on(tmp_path / "run", *flags) == unbroken("dense")
+
+
+@pytest.mark.slow
+def test_the_proof_notices_a_checkpoint_that_is_written_in_place(dataset, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, OFTEN, *RUNS["dense"]]
     how = {"kill_at": ["write", "variables.npz", 2], "mutant": "written_in_place"}
     result = trials.run(tmp_path / "run", *flags, **how)

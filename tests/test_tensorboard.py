@@ -22,6 +22,7 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
+from tests import forks
 from vae_research.callbacks.tensorboard.drawing import over_time
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,7 @@ SCREENSHOTS = CHECKOUT / "test-artefacts"
 SHOWN = "loss", "elbo", "terms/reconstruction", "terms/kl"
 SPLITS = "train", "validation"
 RUNS = "first", "second"
+PATIENCE = 600.0  # seconds; a guard against what hangs, and not how long a machine may take
 
 pytestmark = pytest.mark.slow
 
@@ -47,17 +49,14 @@ def folder(tmp_path_factory):
         arrays |= {split: part.raw[:count], f"{split}_labels": part.labels[:count]}
     np.savez(folder / "digits.npz", **arrays)
     common = [f"--dataset={folder / 'digits.npz'}", "--binarize=dynamic", "--batch_size=50"]
-    common += ["--hidden_units=64", "--importance_samples=2", "--learning_rate=0.003"]
+    common += ["--hidden_units=64", "--importance_samples=2", "--learning_rate=0.003", "--jit=off"]
     for name, *flags in (
         ("first", "--latent_dim=2", "--epochs=2"),
         ("first", "--latent_dim=2", "--epochs=4"),
         ("second", "--latent_dim=3", "--epochs=2", "--log_every_steps=10"),
     ):
-        program = str(CHECKOUT / "experiments" / "vae_mnist.py")
-        command = [sys.executable, program, f"--run_dir={folder / 'runs' / name}"]
-        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-        command += [*common, *flags]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        program, run_dir = CHECKOUT / "experiments" / "vae_mnist.py", folder / "runs" / name
+        done = forks.run(program, f"--run_dir={run_dir}", *common, *flags, cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder / "runs"
 
@@ -82,22 +81,18 @@ def server(folder):
             pytest.fail(f"TensorBoard did not start: {''.join(lines)}")
         # A pipe that nobody reads would stop it.
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        deadline = time.monotonic() + 60.0
-        while time.monotonic() < deadline:
-            tags = get(found[1], "data/plugin/scalars/tags")
-            if "test/elbo" in tags.get("second/run", {}):
-                break
-            time.sleep(0.5)
+        scalars = "data/plugin/scalars/tags"
+        wait_until(lambda: "test/elbo" in get(found[1], scalars).get("second/run", {}))
         yield found[1]
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE)
 
 
 def get(server, path, **query):
     """The JSON that TensorBoard's data API answers with."""
     address = f"{server}{path}?{urllib.parse.urlencode(query)}" if query else server + path
-    with urllib.request.urlopen(address, timeout=30) as answer:
+    with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
         return json.load(answer)
 
 
@@ -183,7 +178,7 @@ def test_the_table_of_runs_has_settings_and_test_figures(server, folder):
         data=json.dumps(wanted).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         rows = json.load(answer)["sessionGroups"]
     found = {}
     for row in rows:
@@ -239,7 +234,7 @@ def browser(tmp_path_factory):
 def opened(browser, server, request):
     """Opens a dashboard; what it looks like in the end is kept as a picture."""
     page = browser.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(1000.0 * PATIENCE)
 
     def open_dashboard(name):
         page.goto(f"{server}#{name}")
@@ -393,8 +388,8 @@ def test_hparams_has_a_row_for_each_run(opened):
 # ---------------------------------------------------------------- small things
 
 
-def wait_until(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.1)

@@ -1,10 +1,7 @@
-"""Many short runs, each in a process of its own that is cheap to make.
+"""Many short runs of the experiment below, each in a fork (see `tests.forks`).
 
-A server imports TensorFlow once and forks for every trial, before TensorFlow computes anything: a
-trial then costs a second or two, and not five. It reads one line of JSON from its standard input
-for the trials that are to run at a time, and answers with one line. A trial trains the experiment
-below with real flags, and is killed where it is told to be, from inside, so that the phase in which
-it died is known.
+A trial trains with real flags, and is killed where it is told to be, from inside, so that the phase
+in which it died is known.
 """
 
 import errno
@@ -12,63 +9,55 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+from tests import forks
 
 
-class Trials:
-    """The server, from the outside."""
+def run(run_dir, *flags, **how):
+    """Runs a trial; returns its status (exit code, or minus a signal), phase, and stderr.
 
-    def __init__(self):
-        environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trials"],
-            cwd=CHECKOUT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+    Keywords:
+        kill_at_effect: the number of a file effect.
+        kill_at: an effect, the name of its path, and which one of these, from 1.
+        kill_in_call, after: a call of the compiled steps, and seconds after its beginning, in
+            another thread, for which the next call waits; at once without them.
+        signal: instead of SIGKILL.
+        again_at: effect and name of its path, where a first signal is followed by another.
+        error_in: a "term", a "callback", or the file of "metrics".
+        fill_in_call, free_in_call, filler: before which call a file takes all that is left of
+            its disk, and before which one it is removed.
+        hold_for: folder and count: the first call waits until so many other trials have come to
+            theirs, or to their end.
+        list_effects: the result has `effects`, each with the name of its path.
+        mutant: see `tests.mutants`.
+        whole: to write figures and networks as well.
+    """
+    (result,) = together([([f"--run_dir={run_dir}", *flags], how)])
+    return result
 
-    def together(self, trials):
-        """Runs trials at the same time, each a pair of flags and of keywords as `run` has them."""
-        lines = [{"flags": flags, **how} for flags, how in trials]
-        self.process.stdin.write(json.dumps(lines) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
 
-    def run(self, run_dir, *flags, **how):
-        """Runs a trial; returns its status (exit code, or minus a signal), phase, and stderr.
+def together(trials):
+    """Runs trials at the same time, each a pair of flags and of keywords as `run` has them."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = []
+        for number, (flags, how) in enumerate(trials):
+            answers = Path(folder, str(number))
+            answers.touch()
+            asked = json.dumps({"flags": flags, "answers": str(answers), **how})
+            begun.append((forks.start("-m", "tests.trials", asked, cwd=folder), answers))
+        return [_result(process.ended(), answers) for process, answers in begun]
 
-        Keywords:
-            kill_at_effect: the number of a file effect.
-            kill_at: an effect, the name of its path, and which one of these, from 1.
-            kill_in_call, after: a call of the compiled steps, and seconds after its beginning, in
-                another thread; at once without them.
-            signal: instead of SIGKILL.
-            again_at: effect and name of its path, where a first signal is followed by another.
-            error_in: a "term", a "callback", or the file of "metrics".
-            fill_in_call, free_in_call, filler: before which call a file takes all that is left of
-                its disk, and before which one it is removed.
-            hold_for: folder, count and seconds: the first call waits until so many other trials
-                have ended.
-            list_effects: the result has `effects`, each with the name of its path.
-            mutant: see `tests.mutants`.
-            whole: to write figures and networks as well.
-        """
-        (result,) = self.together([([f"--run_dir={run_dir}", *flags], how)])
-        return result
 
-    def close(self):
-        """Ends the server."""
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+def _result(process, answers):
+    result = {"status": process.returncode, "phase": "ended", "stderr": process.stderr}
+    for line in answers.read_text().splitlines():
+        result |= json.loads(line)
+    return result
 
 
 # ---------------------------------------------------------------- in the server
@@ -100,12 +89,13 @@ def build(config, data):
 class Watch:
     """Does to its own process what it is told to, and says in which phase it was killed."""
 
-    def __init__(self, how, answer):
-        self.how, self.answer = how, answer
+    def __init__(self, how):
+        self.how = how
         self.effects = []
         self.calls = 0
         self.phase = "starting"
         self.saving = False
+        self.killer = None
 
     def install(self):
         from vae_research import checkpoints, files
@@ -135,6 +125,8 @@ class Watch:
                 try:
                     return run(iterator)
                 finally:
+                    if self.killer is not None:
+                        self.killer.join()  # however busy the machine is
                     self.phase = "between two calls"
 
             return watched_run
@@ -169,7 +161,8 @@ class Watch:
             os.remove(self.how["filler"])
         if self.calls == self.how.get("kill_in_call"):
             if "after" in self.how:
-                threading.Thread(target=self.kill_later, daemon=True).start()
+                self.killer = threading.Thread(target=self.kill_later, daemon=True)
+                self.killer.start()
             else:
                 self.kill(self.phase)
 
@@ -186,22 +179,26 @@ class Watch:
             self.kill(f"{where}, before {effect} of {name}, for the second time")
             time.sleep(60)  # the first thread hears of it
 
-    def hold(self, folder, count, seconds):
-        deadline = time.monotonic() + seconds
-        while len(os.listdir(folder)) < count and time.monotonic() < deadline:
-            time.sleep(0.05)
+    def hold(self, folder, count):
+        note(folder)
+        while len(os.listdir(folder)) <= count:
+            time.sleep(0.02)
 
     def kill_later(self):
         time.sleep(self.how["after"])
         self.kill(f"{self.phase}, saving" if self.saving else self.phase)
 
     def kill(self, phase):
-        os.write(self.answer, json.dumps({"phase": phase}).encode() + b"\n")
+        self.answer(phase=phase)
         os.kill(os.getpid(), getattr(signal, self.how.get("signal", "SIGKILL")))
+
+    def answer(self, **found):
+        with open(self.how["answers"], "a") as stream:
+            stream.write(json.dumps(found) + "\n")
 
     def ended(self):
         if self.how.get("list_effects"):
-            os.write(self.answer, json.dumps({"effects": self.effects}).encode() + b"\n")
+            self.answer(effects=self.effects)
 
 
 def fill_disk(filler):
@@ -215,80 +212,32 @@ def fill_disk(filler):
                 continue
 
 
-def trial(how, answer):
-    """Runs a trial in this process, which ends with it; returns its exit code."""
+def note(folder):
+    """Says in a folder of `hold_for` that this process came to its first call, or to its end."""
+    Path(folder, str(os.getpid())).touch()
+
+
+def trial(how):
+    """Runs a trial in this process, which ends with it."""
     from tests.mutants import MUTANTS
     from vae_research import runs
 
     random.seed(0)
     sys.argv = ["trials.py"]
-    watch = Watch(how, answer)
+    runs.define_choice("network", "dense", ("dense", "convolutional"), "encoder")
+    watch = Watch(how)
     watch.install()
     if "mutant" in how:
         MUTANTS[how["mutant"]]()
     try:
         runs.main(build, [*FLAGS, *how["flags"]])
-    except SystemExit as end:
-        return end.code or 0
     finally:
         watch.ended()
         if "hold_for" in how:
-            Path(how["hold_for"]["folder"], str(os.getpid())).touch()
-    return 0
+            note(how["hold_for"]["folder"])
 
 
 FLAGS = ["--batch_size=8", "--importance_samples=2", "--verbose=0", "--device=cpu"]
 
-
-def serve():
-    """Answers trials until standard input ends."""
-    # What a shell has ignored in the background, or nohup, a run does not listen to.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    import vae_research.runs.session.training  # noqa: F401  (before the forks, for all of them)
-    from vae_research import runs
-
-    runs.define_choice("network", "dense", ("dense", "convolutional"), "encoder")
-    for line in sys.stdin:
-        children = [begin(how) for how in json.loads(line)]
-        print(json.dumps([end(*child) for child in children]), flush=True)
-
-
-def begin(how):
-    """Forks; returns the child, a pipe on which it answers, and the file of what it prints."""
-    reading, writing = os.pipe()
-    errors = os.memfd_create("stderr")
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        os.dup2(errors, 2)
-        os.dup2(errors, 1)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        code = 70
-        try:
-            code = trial(how, writing)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(code)
-    os.close(writing)
-    return child, reading, errors
-
-
-def end(child, reading, errors):
-    """Waits for a trial, and returns what came of it."""
-    _, status = os.waitpid(child, 0)
-    result = {"status": os.waitstatus_to_exitcode(status), "phase": "ended"}
-    with os.fdopen(reading) as answers:
-        for line in answers:
-            result |= json.loads(line)
-    with os.fdopen(errors, "rb") as stream:
-        stream.seek(0)
-        result["stderr"] = stream.read().decode()
-    return result
-
-
 if __name__ == "__main__":
-    serve()
+    trial(json.loads(sys.argv[1]))

@@ -1,0 +1,343 @@
+"""Python processes that are cheap to make.
+
+Python needs five seconds and more to import TensorFlow. A server imports it once, computes nothing,
+and forks for every process that a test asks for: a fork after the first operation would hang. What
+a fork runs is a file, a module or code, as the command line of Python says it, with its own folder,
+environment, streams and signals, and it ends as Python ends. It does not show what happens while
+TensorFlow is imported, nor another encoding of the standard streams: every kind of command also has
+a test that starts a process of its own (`alone`).
+
+There is one server per process of tests, and one more for each folder whose modules hide others, as
+those of the fixture `without_tensorflow` do. Such a server imports only what needs no TensorFlow.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import io
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+import warnings
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+# A guard against processes that hang; nothing here takes as long on any machine.
+PATIENCE = 1800.0
+
+NUMBER = struct.Struct("q")  # what a server answers: the process, and its exit code
+
+# What the servers import, beside their own modules.
+WITHOUT_TENSORFLOW = "vae_research.runs.cli.command"
+WITH_TENSORFLOW = (
+    "vae_research.runs.session.training vae_research.losses.divergence sklearn.neighbors "
+    "vae_research.losses.reconstruction vae_research.networks.dense matplotlib.figure"
+)
+
+
+# ---------------------------------------------------------------- for tests
+
+
+def run(*arguments, **options):
+    """Runs Python to its end; see `start`."""
+    return start(*arguments, **options).ended()
+
+
+def start(*arguments, cwd, first=None, **environment):
+    """Forks a process that does what `python *arguments` does.
+
+    Args:
+        cwd: its working folder.
+        first: a folder whose modules hide others.
+        environment: variables besides those of this process.
+    """
+    return _server(first).start(list(map(str, arguments)), str(cwd), variables(first, environment))
+
+
+def alone(*arguments, **options):
+    """Runs a Python that was started as a shell does it, to its end; arguments as for `start`."""
+    return start_alone(*arguments, **options).ended()
+
+
+def start_alone(*arguments, cwd, first=None, **environment):
+    """Starts a Python as a shell does it."""
+    # A shell that starts pytest in the background has it, and all it starts, ignore Ctrl-C.
+    listen = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    listen += "; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    streams = _Streams()
+    process = subprocess.Popen(
+        [sys.executable, "-c", listen, *map(str, arguments)],
+        cwd=cwd,
+        env=variables(first, environment),
+        stdin=subprocess.DEVNULL,
+        stdout=streams.files[0],
+        stderr=streams.files[1],
+    )
+
+    def wait(seconds):
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError from error
+
+    return Process(process.pid, streams, wait)
+
+
+def variables(first=None, more=()):
+    """The environment of a process that imports this checkout, and before it modules of `first`."""
+    inherited = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    path = [str(first)] if first else []
+    path += [str(CHECKOUT), *filter(None, [inherited.get("PYTHONPATH")])]
+    return inherited | {"PYTHONPATH": os.pathsep.join(path)} | dict(more)
+
+
+class Process:
+    """A process that was started.
+
+    Attributes, once it has ended:
+        returncode: minus the number of a signal that ended it.
+        stdout, stderr: what it wrote.
+    """
+
+    def __init__(self, pid, streams, wait):
+        self.pid, self._streams, self._wait, self.returncode = pid, streams, wait, None
+
+    def ended(self, seconds=PATIENCE):
+        """Waits for its end, and returns it."""
+        if self.returncode is None:
+            try:
+                self.returncode = self._wait(seconds)
+            except BaseException as error:  # also where the wait itself was interrupted
+                if seconds or not isinstance(error, TimeoutError):
+                    self.send_signal(signal.SIGKILL)
+                raise
+            self.stdout, self.stderr = self._streams.read()
+        return self
+
+    def is_running(self):
+        """Whether it has not ended yet."""
+        with contextlib.suppress(TimeoutError):
+            self.ended(seconds=0.0)
+        return self.returncode is None
+
+    def send_signal(self, number):
+        """Sends it a signal, unless it has ended."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+class _Streams:
+    """Files without a name for standard output and standard error."""
+
+    def __init__(self):
+        self.files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (see `read`)
+
+    def read(self):
+        texts = []
+        for file in self.files:
+            with file:
+                file.seek(0)
+                texts.append(file.read().decode("utf-8"))
+        return texts
+
+
+@functools.cache
+def _server(first):
+    return Server(WITH_TENSORFLOW if first is None else WITHOUT_TENSORFLOW, first)
+
+
+class Server:
+    """A process that forks others; it ends with this one, which closes its standard input."""
+
+    def __init__(self, modules, first=None):
+        self._folder = tempfile.TemporaryDirectory()
+        self._address = os.path.join(self._folder.name, "socket")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the server)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self._address)
+        listener.listen(64)
+        with listener:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.forks", str(listener.fileno()), *modules.split()],
+                cwd=CHECKOUT,
+                env=variables(first, {"TF_CPP_MIN_LOG_LEVEL": "3"}),
+                stdin=subprocess.PIPE,
+                stderr=self._errors,
+                pass_fds=[listener.fileno()],
+            )
+        atexit.register(self.close)
+
+    def start(self, arguments, cwd, environment):
+        """Forks; returns a `Process`."""
+        streams = _Streams()
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._address)
+        asked = json.dumps([arguments, cwd, environment]).encode() + b"\n"
+        numbers = [file.fileno() for file in streams.files]
+        sent = socket.send_fds(connection, [asked], numbers)
+        connection.sendall(asked[sent:])
+
+        def answer(seconds):
+            if not select.select([connection], [], [], seconds)[0]:
+                raise TimeoutError
+            got = connection.recv(NUMBER.size)
+            assert got, f"the server of forks has ended: {self._said()}"
+            return NUMBER.unpack(got)[0]
+
+        return Process(answer(PATIENCE), streams, answer)
+
+    def _said(self):
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def close(self):
+        """Ends the server."""
+        self._process.stdin.close()
+        self._process.wait(timeout=PATIENCE)
+        self._folder.cleanup()
+
+
+# ---------------------------------------------------------------- in the server
+
+
+def serve(listener):
+    """Forks for every connection, until standard input ends."""
+    running = {}  # connections of processes
+    ended, told = os.pipe()
+    for number in (ended, told):
+        os.set_blocking(number, False)
+    signal.set_wakeup_fd(told)
+    signal.signal(signal.SIGCHLD, lambda *arguments: None)
+    while True:
+        ready, *_ = select.select([sys.stdin, listener, ended], [], [])
+        if sys.stdin in ready:
+            return
+        if ended in ready:
+            os.read(ended, 4096)
+            for pid in list(running):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    with running.pop(pid) as connection, contextlib.suppress(OSError):
+                        connection.sendall(NUMBER.pack(os.waitstatus_to_exitcode(status)))
+        if listener in ready:
+            connection, _ = listener.accept()
+            asked, streams, *_ = socket.recv_fds(connection, 65536, 2)
+            while not asked.endswith(b"\n"):
+                asked += connection.recv(65536)
+            pid = fork()
+            if pid == 0:
+                for stale in (connection, listener, *running.values()):
+                    stale.close()
+                for number in (ended, told):
+                    os.close(number)
+                be(streams, *json.loads(asked))
+            for number in streams:
+                os.close(number)
+            running[pid] = connection
+            connection.sendall(NUMBER.pack(pid))
+
+
+def fork():
+    with warnings.catch_warnings():
+        # Python warns that TensorFlow's threads are not in the fork, which is what is wanted.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def be(streams, arguments, cwd, environment):
+    """Becomes the process that was asked for; does not return."""
+    signal.set_wakeup_fd(-1)
+    for name in ("SIGCHLD", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, source in enumerate((nothing, *streams)):
+        os.dup2(source, number)
+        os.close(source)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if environment.get("PYTHONUNBUFFERED"):
+        sys.stdout = io.TextIOWrapper(
+            os.fdopen(1, "wb", buffering=0, closefd=False), encoding="utf-8", write_through=True
+        )
+    how = {"encoding": "utf-8", "errors": "backslashreplace", "buffering": 1, "closefd": False}
+    sys.stderr = os.fdopen(2, "w", **how)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    # Otherwise all forks would have the same random numbers where nobody gives a seed.
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    code = exit_code_of(arguments)
+    threading._shutdown()  # waits for threads
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code)
+
+
+def exit_code_of(arguments):
+    """Does what `python *arguments` does, and returns its exit code as that would."""
+    try:
+        interpret(arguments)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return (end.code or 0) & 0xFF
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        here = error.__traceback__
+        while here is not None and here.tb_frame.f_code.co_filename in (__file__, runpy.__file__):
+            here = here.tb_next
+        sys.excepthook(type(error), error.with_traceback(here), here)
+        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    return 0
+
+
+def interpret(arguments):
+    path = os.environ["PYTHONPATH"].split(os.pathsep)
+    rest = [entry for entry in sys.path if entry not in path]
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        sys.path[:] = [os.getcwd(), *path, *rest]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        return
+    if arguments[0] == "-c":
+        source, name, first, sys.argv = arguments[1], "<string>", "", ["-c", *arguments[2:]]
+    else:
+        name = os.path.abspath(arguments[0])
+        source, first = Path(name).read_bytes(), os.path.dirname(os.path.realpath(name))
+        sys.argv = arguments
+    sys.path[:] = [first, *path, *rest]
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if name != "<string>":
+        main.__file__ = name
+    exec(compile(source, name, "exec"), vars(main))
+
+
+if __name__ == "__main__":
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
+    if "matplotlib.figure" in sys.modules:
+        # The first figure of a process loads fonts.
+        sys.modules["matplotlib.figure"].Figure().add_subplot().figure.savefig(io.BytesIO())
+    gc.freeze()
+    serve(socket.socket(fileno=int(sys.argv[1])))
