@@ -7,15 +7,15 @@ import contextlib
 import doctest
 import io
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 import traceback
 from pathlib import Path
 
 import pytest
+
+from tests import forks
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
@@ -72,19 +72,11 @@ def agrees(shown, got):
     return doctest.OutputChecker().check_output(shown, got["printed"], EXACT)
 
 
+@pytest.mark.slow
 @every_page
 def test_every_block_does_what_the_page_says(page, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-
     def python(*arguments):
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        done = forks.run(*arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -92,8 +84,8 @@ def test_every_block_does_what_the_page_says(page, tmp_path):
         return
     for command in RUN.findall(text(page)):
         experiment, *flags = shlex.split(command)
-        python(str(CHECKOUT / experiment), *flags, *SMALLER)
-    outcomes = json.loads(python(__file__, str(page)).splitlines()[-1])
+        python(CHECKOUT / experiment, *flags, *SMALLER)
+    outcomes = json.loads(python(__file__, page).splitlines()[-1])
     for (code, shown), got in zip(blocks(page), outcomes, strict=True):
         assert agrees(shown, got), f"{code}\nshould give\n{shown}\nand gives\n{got['told']}"
 
