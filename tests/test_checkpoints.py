@@ -30,7 +30,7 @@ from vae_research import (
 from vae_research.checkpoints import (
     Checkpoint,
     CheckpointError,
-    NewerFormatError,
+    FormatError,
     newest,
     restore,
     save,
@@ -780,7 +780,7 @@ FORGED = {
     "a folder that is a link": (link_folder, "symbolic link"),
     "values that are a pipe": (
         lambda path: ((path / VALUES).unlink(), os.mkfifo(path / VALUES)),
-        "no regular file",
+        "not a regular file",
     ),
     "another format": (
         lambda path: edit_manifest(path, sign=True, format="of somebody else"),
@@ -807,9 +807,11 @@ def test_a_checkpoint_that_no_save_writes_is_refused_and_the_older_one_used(what
     assert values_of(original[2]) == before
 
 
-def test_a_newer_format_is_refused_and_no_older_one_is_taken_in_silence(folder):
-    edit_manifest(folder / "0000000002", sign=True, version=2, package="9.9")
-    with pytest.raises(NewerFormatError, match=r"format 2.*written by vae_research 9\.9"):
+@pytest.mark.parametrize(("version", "advice"), [(1, "to resume it"), (9, "or a newer one")])
+def test_another_format_is_refused_and_no_older_checkpoint_is_used_instead(version, advice, folder):
+    edit_manifest(folder / "0000000002", sign=True, version=version, package="9.9")
+    message = rf"format {version}.*written by vae_research 9\.9: install that {advice}"
+    with pytest.raises(FormatError, match=message):
         newest(folder)
 
 

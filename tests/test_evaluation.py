@@ -31,6 +31,7 @@ from vae_research import (
     dense_decoder,
     dense_encoder,
     estimate,
+    sum_over_event,
 )
 from vae_research.evaluation import estimates
 from vae_research.evaluation.estimates import Estimate, active_units
@@ -306,6 +307,22 @@ def test_the_bound_that_is_trained_is_that_of_groups_of_its_samples(cut, trained
 
 def test_only_an_importance_weighted_model_has_its_bound(trained):
     assert "importance_weighted_bound" not in estimate(trained, IMAGES, num_samples=NUM_SAMPLES)
+
+
+class StepNow(LossTerm):
+    """The step that the forward pass was given."""
+
+    def per_example(self, z, step):
+        return sum_over_event(0.0 * z) + step
+
+
+def test_an_evaluation_reads_the_step_of_the_present_optimizer():
+    vae = dense_vae([Bernoulli(), KLDivergence(), StepNow(weight=None)])
+    assert estimate(vae, IMAGES, num_samples=1)["step_now"].value == 0.0
+    for step in (3, 5):
+        vae.compile("sgd")  # a pass that was compiled before must not keep the old counter
+        vae.optimizer.iterations.assign(step)
+        assert estimate(vae, IMAGES, num_samples=1)["step_now"].value == step
 
 
 def test_a_model_is_compiled_once_for_all_its_evaluations(trained, monkeypatch):

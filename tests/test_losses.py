@@ -665,7 +665,7 @@ def test_config_of_a_function_says_that_it_is_no_data():
 
 
 def test_config_of_an_unknown_class_says_what_to_import():
-    config = {"declaration": "Vanished", "module": "my_terms", "settings": {}}
+    config = {"class": "Vanished", "module": "my_terms", "settings": {}}
     with pytest.raises(ValueError, match=r"uses Vanished, which is not defined.*'my_terms'"):
         from_config(config)
 

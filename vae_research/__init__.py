@@ -147,6 +147,6 @@ if not TYPE_CHECKING:
     __all__ += ["__version__"]
 
 if "keras" in sys.modules or "tensorflow" in sys.modules:
-    # Nothing is saved by waiting, and keras.models.load_model finds only what has been imported.
+    # Importing later would gain nothing, and keras.models.load_model finds only imported classes.
     for _module in sorted(_MODULES):
         importlib.import_module(f"{__name__}.{_module}")

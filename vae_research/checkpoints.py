@@ -24,14 +24,14 @@ import numpy as np
 
 from vae_research import files, manifests
 from vae_research.arguments import checked_integer
-from vae_research.manifests import Checkpoint, CheckpointError, NewerFormatError, Search, search
+from vae_research.manifests import Checkpoint, CheckpointError, FormatError, Search, search
 from vae_research.state import as_array, model_variables, saved_variables, sha256
 from vae_research.version import __version__
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
-    "NewerFormatError",
+    "FormatError",
     "NotFiniteError",
     "Saver",
     "Search",
@@ -300,7 +300,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def weights_sha256(model: Any) -> str:
-    """Returns a hash over all variables of model and optimizer: equal for equal runs alone."""
+    """Returns the SHA-256 of the values of all variables of model and optimizer."""
     return sha256(saved_variables(model))
 
 

@@ -37,8 +37,8 @@ class Execution:
 class StepLoop:
     """Runs the steps of one call, as Keras' `train_function` or `test_function`.
 
-    It takes an iterator over `batches.calls(...)` and the batches that it belongs to: these, or
-    others with an equal `reader.steps_alike`. Their tensors are arguments of the compiled program.
+    Called with an iterator over `batches.calls(...)` and those batches. Others may be passed if
+    their `reader.steps_alike` is equal: tensors are arguments of the compiled program.
 
     Args:
         step: one training or test step on a batch.
@@ -49,7 +49,7 @@ class StepLoop:
         run_eagerly: run step by step in Python.
 
     Attributes:
-        graph_of_one_step: of the smaller last batch, once that has run in a graph.
+        graph_of_one_step: known after the smaller last batch has run compiled; otherwise None.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class StepLoop:
     def __call__(self, iterator: Iterator[Any], batches: DeviceDataset) -> dict[str, tf.Tensor]:
         call = next(iterator)
         answer = None
-        # Both are known on the host, where the iterator is: nothing waits for the device.
+        # Both conditions are values on the host, so testing them does not wait for the device.
         if call["count"] > call["begin"]:
             answer = self._many(batches.reader.tensors, call)
         if call["is_last"] and len(call["rest"]):
@@ -139,7 +139,8 @@ def steps_per_call(weights: int, jit_compile: bool, steps_per_epoch: int, interv
         weights: parameters of the model times rows that its decoder sees in a step.
         jit_compile: whether the call is compiled with XLA.
         steps_per_epoch: no call is longer than an epoch.
-        interval: calls end at multiples of so many steps: the result divides it. 0 for none.
+        interval: calls must end at multiples of this number of steps, so the result divides it; 0
+            is no constraint.
 
     >>> steps_per_call(0, True, 391, 0), steps_per_call(0, True, 391, 500)
     (98, 100)

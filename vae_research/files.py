@@ -2,7 +2,7 @@
 
 Everything that must survive a killed process or a full disk is written by these functions. They
 call `before` ahead of each effect, so that a test can end the process or fill the disk at any of
-them.
+them; only `replace(durable=False)`, for files that need not survive, does not.
 """
 
 from __future__ import annotations

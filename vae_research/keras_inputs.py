@@ -1,4 +1,4 @@
-"""What Keras' `fit` passes to a step, in the form that a step needs: tensors, weights, lengths."""
+"""Prepares the arguments of `fit`, and the batches that Keras passes to a step."""
 
 from __future__ import annotations
 

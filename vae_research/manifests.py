@@ -26,7 +26,7 @@ import numpy as np
 from vae_research import files
 
 MANIFEST, VALUES = "manifest.json", "variables.npz"
-FORMAT, VERSION = "vae_research checkpoint", 1
+FORMAT, VERSION = "vae_research checkpoint", 2
 
 # Prefixes of what an interrupted save leaves; it is never read.
 ASIDE, REMOVED = ".writing-", ".removing-"
@@ -40,8 +40,8 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or of another model."""
 
 
-class NewerFormatError(CheckpointError):
-    """A checkpoint was written by a newer version of this package."""
+class FormatError(CheckpointError):
+    """A checkpoint has the format of another version of this package."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +78,14 @@ def search(folder: Path) -> Search:
     """Returns the newest intact checkpoint, by step, and the damaged ones that are newer.
 
     Raises:
-        CheckpointError: there are checkpoints but none is intact, or the newest was written by a
-            newer version of this package.
+        CheckpointError: there are checkpoints but none is intact, or the newest has the format
+            of another version of this package.
     """
     damaged = []
     for path in listed(folder):
         try:
             content = verify(path)
-        except NewerFormatError:
+        except FormatError:
             raise
         except CheckpointError as error:
             damaged.append((path, str(error)))
@@ -126,7 +126,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is not a checkpoint, or its manifest is damaged.
-        NewerFormatError: a newer version of this package wrote it.
+        FormatError: it has the format of another version of this package.
     """
     _refuse_other_than(path, stat.S_ISDIR, "folder with a manifest.json, as this package writes")
     file = path / MANIFEST
@@ -145,10 +145,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     if _sha256(content) != expected:
         raise CheckpointError(f"{file} has changed since it was written (checksum)")
-    if version > VERSION:
-        raise NewerFormatError(
-            f"{path} has format {version}, and this version of vae_research reads up to {VERSION}. "
-            f"It was written by vae_research {content.get('package')}: install that or a newer one."
+    if version != VERSION:
+        advice = "that or a newer one" if version > VERSION else "that to resume it, or start again"
+        raise FormatError(
+            f"{path} has format {version}, and this vae_research reads format {VERSION}. It was "
+            f"written by vae_research {content.get('package')}: install {advice}."
         )
     return content
 
@@ -233,7 +234,7 @@ def _values(path: Path, content: dict[str, Any]) -> Iterator[np.ndarray]:
 
 
 def _refuse_other_than(path: Path, kind: Callable[[int], bool], wanted: str) -> os.stat_result:
-    """Returns the status of a path; raises CheckpointError unless its mode is of a kind."""
+    """Returns the status of a path; raises CheckpointError unless `kind` accepts its mode."""
     try:
         status = path.lstat()
     except OSError as error:

@@ -254,7 +254,7 @@ class VAE(Trainer):
             return self._record(report, sample_weight)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """The same figures without an update. Every evaluation uses the same noise."""
+        """Returns the figures of a batch without an update. All evaluations have the same noise."""
         data, sample_weight = unpack(data)
         # Keras resets the means when an evaluation begins: their count is the position in it.
         key = self.evaluation_key(self.running_means.count)
@@ -262,7 +262,7 @@ class VAE(Trainer):
         return self._record(report, sample_weight)
 
     def _record(self, report: LossReport, sample_weight: tf.Tensor | None) -> dict[str, tf.Tensor]:
-        # The loss is weighted as it is trained; the other figures are not.
+        # `loss` has the sample weights, as in training; the other figures are unweighted.
         figures = {"loss": weighted(report.loss, report, sample_weight)}
         if report.elbo is not None:
             figures["elbo"] = report.elbo

@@ -28,7 +28,7 @@ class LossReport:
         surrogate: `[batch]`, what is differentiated; the same tensor unless an estimator needs
             another.
         values: unweighted values by name, `[batch]` or a scalar, means over the samples.
-        weights: weights by name, scalars; terms that are only watched have none.
+        weights: weights by name, scalars; terms that are only logged have none.
         elbo: `[batch]`, log-likelihood minus KL divergence whatever is trained, or None if there is
             no posterior.
     """

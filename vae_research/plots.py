@@ -17,7 +17,7 @@ def encode_png(picture: np.ndarray, *, compression: int = -1) -> bytes:
         picture: `[height, width, channels]`; values outside of [0, 1] are clipped.
         compression: from 0 (none) to 9 (smallest file); -1 is zlib's default.
     """
-    import tensorflow as tf  # the plots need none
+    import tensorflow as tf  # imported here: the plots do not need it
 
     pixels = np.rint(np.clip(picture, 0.0, 1.0) * 255.0).astype(np.uint8)
     return tf.io.encode_png(pixels, compression=compression).numpy()

@@ -42,7 +42,7 @@ def fold_in(key: tf.Tensor, *parts: str | int | tf.Tensor) -> tf.Tensor:
     """Returns another key, `[2]` int64, derived from a key and each of the parts in turn.
 
     Args:
-        key: `[2]` int64; for a string, a key of a step or an evaluation, as made above.
+        key: `[2]` int64; with a string part it must come from `training_key` or `evaluation_key`.
         parts: a string is a purpose within the step; a number is a place, such as an epoch.
     """
     for part in parts:
@@ -52,7 +52,7 @@ def fold_in(key: tf.Tensor, *parts: str | int | tf.Tensor) -> tf.Tensor:
             offset = (zlib.crc32(part.encode()) >> 1) << 32
             key = tf.stack([key[0] + offset, key[1]])
         else:
-            # The type counts: the same number as int32 gives another key.
+            # Cast first: the same number as int32 gives another key.
             number = tf.cast(part, tf.int64)
             key = tf.random.experimental.stateless_fold_in(key, number, alg="philox")
     return key

@@ -45,7 +45,7 @@ class RunningMeans:
 
     @property
     def all(self) -> list[keras.metrics.Metric]:
-        """Every mean, also those that no log has had yet."""
+        """All means, including those not logged yet."""
         return list(self._means.values())
 
     def update(self, figures: Mapping[str, tf.Tensor], count: tf.Tensor) -> None:
@@ -61,7 +61,7 @@ class RunningMeans:
         self._reported = [name for name in self._means if name in figures]
 
     def reset(self) -> None:
-        """Resets every mean, also those of terms that the last step did not have."""
+        """Resets all means, including those of terms absent from the last step."""
         for mean in self._means.values():
             mean.reset_state()
 

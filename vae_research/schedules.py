@@ -178,7 +178,8 @@ class Cyclical(_Timed):
         """Returns the value of the current cycle, `peak` after the last one."""
         import tensorflow as tf
 
-        # The remainder of whole steps is exact; that of a rounded quotient may begin a step late.
+        # A remainder of whole steps is exact; after a division, rounding could start a cycle one
+        # step late.
         length = float(self._known_steps())
         risen = tf.minimum(tf.math.floormod(step, length) / (length * self.rising), 1.0)
         if self.cycles is not None:

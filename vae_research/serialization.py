@@ -1,4 +1,4 @@
-"""A model as plain data and back: what Keras' `save` and `load_model` ask a `VAE` for."""
+"""Converts a model to plain data and back, for Keras' `save` and `load_model`."""
 
 from __future__ import annotations
 

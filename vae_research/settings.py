@@ -76,7 +76,7 @@ class Settings:
             field.name: _to_plain(getattr(self, field.name)) for field in dataclasses.fields(self)
         }
         return {
-            "declaration": type(self).__qualname__,
+            "class": type(self).__qualname__,
             "module": type(self).__module__,
             "settings": settings,
         }
@@ -91,7 +91,7 @@ def from_config(config: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: the class is not defined, or a setting was a plain function.
     """
-    name, module = config["declaration"], config["module"]
+    name, module = config["class"], config["module"]
     import_own_modules(config)
     candidates = [cls for cls in _subclasses(Settings) if cls.__qualname__ == name]
     matching = [cls for cls in candidates if cls.__module__ == module]
@@ -231,7 +231,7 @@ def _to_plain(value: Any) -> Any:
 def _from_plain(owner: str, name: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
-    if "declaration" in value:
+    if "class" in value:
         return from_config(value)
     if "tuple" in value:
         return tuple(_from_plain(owner, name, item) for item in value["tuple"])

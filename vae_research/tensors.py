@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -43,7 +44,7 @@ class Tensors(dict[str, tf.Tensor]):
     """The named tensors of one forward pass. A name is written once.
 
     Attributes:
-        writers: who wrote a name; those that the pass began with have no writer.
+        writers: the writer of each name; the initial tensors have none.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -171,7 +172,8 @@ def without_captured_tensors(
     try:
         results = function(*args, **kwargs)
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        if any(words in str(error) for words in _SAID_OF_SYMBOLIC_TENSORS):
+        named = any(words in str(error) for words in (_KERAS_TENSOR, _OUT_OF_SCOPE))
+        if named or _handled_symbolic_tensor(error):
             raise _captured(reader) from error
         raise
     if any(_has_no_value(result) for result in keras.tree.flatten(results)):
@@ -179,13 +181,24 @@ def without_captured_tensors(
     return results
 
 
-# In messages of Keras, of TensorFlow's functions on lists, and of TensorFlow about another graph.
-_SAID_OF_SYMBOLIC_TENSORS = (
-    "KerasTensor",
-    "NOT CONVERTIBLE TO TENSOR",
-    "out of scope",
-    "symbolic tf.Tensor",
-)
+# Keras' class of symbolic tensors, which its messages name; and TensorFlow's words about a tensor of
+# another graph, an error that has no type of its own.
+_KERAS_TENSOR, _OUT_OF_SCOPE = keras.KerasTensor.__name__, "out of scope"
+
+
+def _handled_symbolic_tensor(error: BaseException) -> bool:
+    """Returns whether code outside of Keras had a tensor without a value when `error` was raised.
+
+    Keras' own code handles symbolic tensors of functional models, whatever goes wrong.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").partition(".")[0] == "keras":
+            continue
+        for value in frame.f_locals.values():
+            leaves = value if isinstance(value, (list, tuple)) else [value]
+            if any(_has_no_value(leaf) for leaf in leaves):
+                return True
+    return False
 
 
 def _has_no_value(result: Any) -> bool:
@@ -206,7 +219,7 @@ def scope_explained() -> Iterator[None]:
     try:
         yield
     except TypeError as error:
-        if "out of scope" in str(error):
+        if _OUT_OF_SCOPE in str(error):
             raise _captured("step, or a term or module in it,") from error
         raise
 
@@ -279,7 +292,7 @@ def _outputs_of(
 
 
 def repeat_rows(values: tf.Tensor, times: int) -> tf.Tensor:
-    """Returns `tf.repeat(values, times, axis=0)` in a form that XLA need not hold in memory."""
+    """Returns `tf.repeat(values, times, axis=0)` in a form that XLA fuses."""
     shape = tf.shape(values)
     rows = tf.expand_dims(values, 1)
     rows = tf.broadcast_to(rows, tf.concat([shape[:1], [times], shape[1:]], axis=0))

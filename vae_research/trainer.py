@@ -1,4 +1,4 @@
-"""Between Keras' `fit` and the steps of a model: what runs when `fit` asks for the next steps.
+"""Connects Keras' `fit` with the steps of a model.
 
 Start at `Trainer.make_train_function`: what Keras calls is `guard(loop(step))`. `step` is the
 model's `train_step`; `loop` (`execution.StepLoop`) runs many of them in one compiled call; `guard`
@@ -118,7 +118,7 @@ class Trainer(keras.Model):
             if value is not None:
                 raise ValueError(
                     f"compile({name}=...) is not for a VAE: its loss and figures are its terms. "
-                    "Add a LossTerm to VAE(terms=[...]); with weight=None it is only watched."
+                    "Add a LossTerm to VAE(terms=[...]); with weight=None it is only logged."
                 )
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
         self._step_loops = {}
@@ -231,7 +231,8 @@ class Trainer(keras.Model):
         Args:
             kind: "train" or "test".
             x: what the user gave.
-            kwargs: of Keras' method; for a `DeviceDataset` the number of steps is added.
+            kwargs: of Keras' method; for a `DeviceDataset` the number of steps is added. None if
+                the method takes one batch.
             steps: what that argument is called.
         """
         device_dataset = x if isinstance(x, DeviceDataset) else None
@@ -240,8 +241,11 @@ class Trainer(keras.Model):
             setattr(self, f"{kind}_function", None)
         if device_dataset is None:
             return x
-        if kwargs is not None:
-            kwargs.setdefault(steps, device_dataset.steps)
+        if kwargs is None:
+            raise ValueError(
+                "A DeviceDataset is data for fit() and evaluate(), not a single batch."
+            )
+        kwargs.setdefault(steps, device_dataset.steps)
         return device_dataset.calls(self.steps_per_execution)
 
     def make_train_function(self, force: bool = False) -> Any:

@@ -60,7 +60,7 @@ class StepCallback(keras.callbacks.Callback, Resumable):
     def __init__(self) -> None:
         super().__init__()
         self._steps_before = 0  # optimizer steps at the beginning of the epoch
-        self._steps_done = 0  # those of a resumed epoch included: its first calls train nothing
+        self._steps_done = 0  # includes the steps of this epoch that an interrupted session did
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Counts from the beginning of the resumed epoch."""
@@ -72,7 +72,7 @@ class StepCallback(keras.callbacks.Callback, Resumable):
         """Called with the number of optimizer steps so far."""
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Asks the model for its step."""
+        """Reads the step of the model."""
         self._steps_before = self._steps_done = self.model.step
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

@@ -22,7 +22,7 @@ from vae_research.evaluation.diagnosis import (
 )
 from vae_research.evaluation.estimates import active_units
 from vae_research.model import VAE
-from vae_research.schedules import Schedule, value_at
+from vae_research.schedules import Schedule, unsettled, value_at
 
 _KL_FILE = "kl_per_dimension.tsv"
 _KL_OVER_TIME = (
@@ -154,7 +154,7 @@ def unfinished_warm_ups(model: VAE, last_step: int) -> list[WarmUp]:
         if not isinstance(schedule, Schedule):
             continue
         ends_at = schedule.settled_at()
-        if ends_at is not None and ends_at > last_step:
+        if ends_at is not None and unsettled(schedule, last_step):
             reached, peak = (float(value_at(schedule, at)) for at in (last_step, ends_at))
             if reached < peak:
                 found.append(WarmUp(term.label, ends_at, last_step, reached, peak))

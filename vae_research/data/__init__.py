@@ -21,7 +21,7 @@ __all__ = ["DATASETS", "Data", "DataError", "Split", "load_data"]
 
 _BY_NAME = {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist}
 DATASETS = tuple(_BY_NAME)
-"""Data sets that have a name."""
+"""Names that `load_data` accepts besides paths."""
 
 _BY_SUFFIX = {".npz": load_npz, ".npy": load_npy}
 

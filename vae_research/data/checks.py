@@ -54,7 +54,7 @@ def as_values(values: object, where: str) -> np.ndarray:
 
     Args:
         values: an array [n, ...] of rank >= 2; bool, integers or floats.
-        where: name of data set and split, the beginning of every message.
+        where: prefix of every message, the name of data set and split.
 
     Raises:
         DataError: another dtype, a masked array, a rank below 2, no rows or no values in a row,

@@ -96,8 +96,8 @@ class Reader:
 
         Args:
             tensors: `self.tensors`, an argument so that a compiled program does not contain them.
-            epoch: that of the batch, counted from 0.
-            position: that of the batch in its epoch, counted from 0.
+            epoch: epoch of the batch, counted from 0.
+            position: index of the batch in its epoch, counted from 0.
             rows: row numbers, integers [rows].
         """
         values = tf.cast(tf.gather(tensors["stored"], rows), tf.float32)

@@ -1,4 +1,4 @@
-"""The loss of a VAE in layers and models of Keras: three of the four places in the package's table.
+"""Three of the four formulations in `keras_losses`, as Keras layers and models.
 
 Both losses are computed by `vae_research.probability`, from logits, in float32 under every
 precision policy.

@@ -53,7 +53,7 @@ class LossTerm(Settings, abc.ABC):
         if not (is_number or weight is None or callable(weight)):
             raise TypeError(
                 f"The weight of {self.label!r} is {weight!r}; it must be a number, a Schedule, or "
-                "None for a term that is only watched."
+                "None for a term that is only logged."
             )
         readable = self._readable()
         for parameter in self.rename or {}:
@@ -120,8 +120,8 @@ class LossTerm(Settings, abc.ABC):
         from vae_research.tensors import bind, without_captured_tensors
 
         reader = f"loss term {self.label!r}"
-        # The key is an identity, not a message: another one gives a term that reads `seed` other
-        # noise.
+        # Equal to the message today, but not one: another key is other noise for a term that reads
+        # `seed`.
         key = f"loss term {self.label!r}"
         arguments = bind(reader, method, tensors, key=key, rename=self.rename)
         return without_captured_tensors(reader, method, **arguments)

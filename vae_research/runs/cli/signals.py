@@ -1,9 +1,9 @@
 """Ctrl-C, SIGTERM and SIGHUP as exceptions that end a run after the current step.
 
 An exception raised at an arbitrary point inside TensorFlow may be swallowed by code that catches
-everything, or come out of a trace as one of TensorFlow's own errors. After TensorFlow has been
-imported, a signal is therefore only recorded and raised between two steps. A second signal ends the
-process at once.
+everything, or come out of a trace as one of TensorFlow's own errors. From `wait_for_steps` on,
+which a command calls before it builds a model, a signal is therefore only recorded and raised
+between two steps. A second signal ends the process at once.
 """
 
 from __future__ import annotations

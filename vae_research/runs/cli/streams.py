@@ -13,7 +13,8 @@ from typing import Any, TextIO
 def redirect_closed_streams() -> None:
     """Redirects standard streams that were closed at start-up to /dev/null.
 
-    Otherwise the next file that is opened gets the number of a closed stream, and what is printed.
+    Otherwise the next file that is opened takes the number of a closed stream, and printed text is
+    written into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

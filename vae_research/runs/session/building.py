@@ -44,7 +44,7 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
 
 
 def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
-    """Decides how the steps of a model run, and tells the model.
+    """Chooses XLA and the number of steps per call, and sets both on the model.
 
     Raises:
         UsageError: --jit=on, and XLA cannot compile the model; or --steps_per_call does not fit.
@@ -58,7 +58,7 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
         if asked is not None and interval % asked:
             raise UsageError(
                 f"--{name}={interval} is not a multiple of --steps_per_call={asked}: figures and "
-                "states are there at the end of a call only."
+                "states exist only at the end of a call."
             )
     interval = math.gcd(*intervals.values())
     try:

@@ -209,7 +209,7 @@ def causes(model: VAE, batches: DeviceDataset, step: Step) -> list[str]:
 
 
 def _steps_of(call: Mapping[str, tf.Tensor]) -> Iterator[tuple[Step, dict[str, tf.Tensor]]]:
-    """Yields the steps of a call, each with a call of this step alone."""
+    """Yields each step of a call, with a call that contains only this step."""
     count = int(call["count"])
     for index in range(int(call["begin"]), count):
         step = Step(call["epoch"], call["first"] + index, call["rows"][index])

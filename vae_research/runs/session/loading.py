@@ -91,7 +91,7 @@ def rebuild(
     try:
         model = build_model(build or _build_of(Path(description["file"])), config, data)
     finally:
-        keras.config.set_dtype_policy(policy)  # the one of the caller's own models
+        keras.config.set_dtype_policy(policy)  # restore the caller's policy
     return model, data, config, description
 
 

@@ -1,4 +1,4 @@
-"""What ends a run, or warns, in the middle of training. Imports TensorFlow."""
+"""Callbacks that end training, or warn. Imports TensorFlow."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Session:
         config: the flags.
         data: the data set.
         run_dir: the run directory; `run` creates it.
-        checkpoint: where the run resumes, None at its beginning.
+        checkpoint: the checkpoint to resume from, None for a new run.
         device: what the run computes on, in words.
         model: added by `build_model`.
         execution: how its steps run, added by `build_model`.
@@ -83,13 +83,18 @@ class Session:
 
         Raises:
             UsageError: the model cannot be built with these flags and data.
+            DataError: the data have values for which the likelihood has no density.
+            CheckpointError: the checkpoint is of another model.
+            DirectoryInUseError: another process writes to the run directory.
             DivergedError: a step makes something non-finite.
             FileSystemError: the run directory has no room or cannot be written.
+            TerminatedError, KeyboardInterrupt: a signal came; the state is saved.
         """
         self.build_model()
         with self.locked_directory() as found:
-            problems = self.restore(found)
-            self.describe(problems)
+            self.restore()
+            checkpoints.set_aside(found)
+            self.describe(found)
             started = time.perf_counter()
             self.train()
             seconds = time.perf_counter() - started
@@ -103,7 +108,7 @@ class Session:
 
     @property
     def claim(self) -> str:
-        """What the run may say of its repeatability; see `reproducibility`."""
+        """The claim of this session; see `reproducibility`."""
         return self.progress["claim"]
 
     def build_model(self) -> None:
@@ -136,12 +141,11 @@ class Session:
                 )
             yield found
 
-    def restore(self, found: checkpoints.Search) -> list[str]:
-        """Puts model and logs back to the checkpoint; returns the problems found, a line each."""
+    def restore(self) -> None:
+        """Restores the model from the checkpoint, and decides what may be claimed of the run."""
         progress = {}
         if self.checkpoint is not None:
             progress = checkpoints.restore(self.model, self.checkpoint)
-        checkpoints.set_aside(found)
         profile = reproducibility.profile(self.execution, self.config, self.device)
         claim = reproducibility.claim(
             profile, progress.get("profile", {}), progress.get("claim", "")
@@ -149,13 +153,13 @@ class Session:
         self.progress = progress | {"profile": profile, "claim": claim}
         for name in (directory.SUMMARY, directory.NONFINITE):  # they describe other weights
             (self.run_dir / name).unlink(missing_ok=True)
-        short = logs.rewind(self.run_dir, progress.get("logs", {}))
-        problems = [f"{problem}; it is skipped and kept aside" for _, problem in found.damaged]
-        problems += [f"{name} has lost lines since the checkpoint was taken" for name in short]
-        return problems + ([f"this run is {claim}"] if claim != "bit-exact" else [])
 
-    def describe(self, problems: list[str]) -> None:
-        """Writes config.json and prints what is about to be trained."""
+    def describe(self, found: checkpoints.Search) -> None:
+        """Writes config.json, rewinds the logs to the checkpoint, and prints what follows.
+
+        Args:
+            found: the checkpoints of the run directory; damaged ones are reported.
+        """
         config, data = self.config, self.data
         self.description = {
             **describe(self.experiment, experiment_file(self.build), config, data, self.device),
@@ -163,6 +167,11 @@ class Session:
             "reproducibility": {"claim": self.claim, "profile": self.progress["profile"]},
         }
         directory.write_json(self.run_dir / directory.CONFIG, self.description)
+        short = logs.rewind(self.run_dir, self.progress.get("logs", {}))
+        problems = [f"{problem}; it is skipped and kept aside" for _, problem in found.damaged]
+        problems += [f"{name} has lost lines since the checkpoint was taken" for name in short]
+        if self.claim != "bit-exact":
+            problems.append(f"this run is {self.claim}")
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
         if config.verbose:
@@ -172,7 +181,7 @@ class Session:
             )
 
     def train(self) -> None:
-        """Trains the epochs that are left, with everything that watches, logs and saves.
+        """Trains the remaining epochs, with the gate and the callbacks that log and save.
 
         Raises:
             DivergedError, FileSystemError: as `run`.
@@ -199,17 +208,20 @@ class Session:
         if config.verbose:
             callbacks.append(Console(bar=None if config.verbose == 1 else False))
         saving = Saving(self.run_dir, [gate, *callbacks], config, self.checkpoint, self.progress)
-        with printed_warnings(), saving.after_an_error():
-            model.fit(
-                batches,
-                epochs=config.epochs,
-                initial_epoch=self.epochs_before,
-                validation_data=data.validation.on_device(
-                    min(_VALIDATION_BATCH, len(data.validation))
-                ),
-                callbacks=[*callbacks, saving],
-                verbose=0,
-            )
+        try:
+            with printed_warnings(), saving.after_an_error():
+                model.fit(
+                    batches,
+                    epochs=config.epochs,
+                    initial_epoch=self.epochs_before,
+                    validation_data=data.validation.on_device(
+                        min(_VALIDATION_BATCH, len(data.validation))
+                    ),
+                    callbacks=[*callbacks, saving],
+                    verbose=0,
+                )
+        finally:
+            model.guard = None  # it belongs to these batches
         if metrics.waiting:
             raise FileSystemError(
                 f"{metrics.path} cannot be written. All is saved: the same command writes its "
