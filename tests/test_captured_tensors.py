@@ -230,3 +230,10 @@ def test_results_and_arguments_pass_unchanged():
         return {"a": [a], "b": (b, None, 3)}
 
     assert without_captured_tensors("r", function, CODES, b=1) == function(CODES, b=1)
+
+
+def test_an_error_about_a_tensor_that_was_given_stays_as_it_is():
+    model = vae(term(lambda z: np.asarray(z).sum(axis=-1)))
+    model.compile("sgd")
+    with pytest.raises(NotImplementedError, match="Cannot convert a symbolic"):
+        model.fit(IMAGES, verbose=0)

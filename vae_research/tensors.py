@@ -181,22 +181,24 @@ def without_captured_tensors(
     return results
 
 
-# Keras' class of symbolic tensors, which its messages name; and TensorFlow's words about a tensor of
-# another graph, an error that has no type of its own.
+# Keras' class of symbolic tensors, which its messages name; and TensorFlow's words about a tensor
+# of another graph, an error that has no type of its own.
 _KERAS_TENSOR, _OUT_OF_SCOPE = keras.KerasTensor.__name__, "out of scope"
 
 
 def _handled_symbolic_tensor(error: BaseException) -> bool:
-    """Returns whether code outside of Keras had a tensor without a value when `error` was raised.
+    """Returns whether code outside of Keras used a tensor without a value when `error` was raised.
 
     Keras' own code handles symbolic tensors of functional models, whatever goes wrong.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals.get("__name__", "").partition(".")[0] == "keras":
+        known = frame.f_globals
+        if known.get("__name__", "").partition(".")[0] == "keras":
             continue
-        for value in frame.f_locals.values():
-            leaves = value if isinstance(value, (list, tuple)) else [value]
-            if any(_has_no_value(leaf) for leaf in leaves):
+        used_globals = [known[name] for name in frame.f_code.co_names if name in known]
+        for value in (*frame.f_locals.values(), *used_globals):
+            items = value if isinstance(value, (list, tuple)) else [value]
+            if any(_has_no_value(item) for item in items):
                 return True
     return False
 
