@@ -411,7 +411,7 @@ ELSEWHERE = {
     28: "test_checkpoints.py::test_checkpoints_that_are_all_damaged_are_an_error",
     29: "test_checkpoints.py::test_another_architecture_is_refused_by_name_and_shape",
     30: "test_checkpoints.py::test_a_newer_format_is_refused",
-    31: "test_continuing.py::test_another_profile_is_valid_and_not_bit_exact",
+    31: "test_resume.py::test_another_profile_is_valid_and_not_bit_exact",
     32: "test_runs.py::test_resume_must_wants_an_old_directory",
     33: "test_checkpoints.py::test_other_formats_are_refused",
     34: "test_checkpoints.py::test_a_checkpoint_that_no_save_writes_is_refused",
@@ -420,10 +420,10 @@ ELSEWHERE = {
     49: "test_data_folders.py::test_the_walk_is_bounded_and_takes_regular_files_only",
     51: "test_data_folders.py::test_more_than_memory_is_refused_before_decoding",
     53: "test_gate.py::test_the_cause_is_named_and_nothing_of_the_step_is_kept",
-    54: "test_continuing.py::test_a_kl_divergence_of_nothing_is_warned_of_once",
+    54: "test_resume.py::test_a_kl_divergence_of_nothing_is_warned_of_once",
     55: "test_survival.py::test_55_a_second_signal_ends_at_once_and_does_no_damage",
-    57: "test_continuing.py::test_logs_are_cut_off_at_the_checkpoint",
-    59: "test_continuing.py::test_out_of_memory_is_one_line_with_a_hint",
+    57: "test_resume.py::test_logs_are_cut_off_at_the_checkpoint",
+    59: "test_resume.py::test_out_of_memory_is_one_line_with_a_hint",
     60: "test_survival.py::test_an_error_of_the_user_is_shown_after_a_save",
 }
 # Numbers that cannot apply yet: the reason, and a name that no flag has while it holds.

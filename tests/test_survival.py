@@ -27,7 +27,7 @@ from vae_research import checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 # What is logged for TensorBoard is cut off at a checkpoint as metrics.jsonl is, which
-# `tests/test_continuing.py` and `tests/test_tensorboard.py` hold every day.
+# `tests/test_resume.py` and `tests/test_tensorboard.py` hold every day.
 COMMON = proofs.COMMON if SOAK else [*proofs.COMMON, "--notensorboard"]
 EPOCHS = "--epochs=4"
 # XLA compiles in every process anew.

@@ -189,7 +189,7 @@ def test_the_table_of_runs_has_settings_and_test_figures(server, folder):
     assert found == {2.0: pytest.approx(elbos[0]), 3.0: pytest.approx(elbos[1])}
 
 
-def test_the_verdict_is_that_of_the_last_epoch(server, folder):
+def test_the_diagnosis_is_that_of_the_last_epoch(server, folder):
     run, tag = "first/validation", "latent/diagnosis"
     assert "<strong>healthy" in get(server, "data/plugin/text/text", run=run, tag=tag)[-1]["text"]
 

@@ -128,10 +128,10 @@ def oddities(arrays: Mapping[str, np.ndarray], is_image: bool, name: str) -> lis
                     f"{name}: {blank} of {len(array)} {key} images are constant (one value in all "
                     "pixels)"
                 )
-    for seen, judged in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        if shared := count_shared_rows(arrays[seen], arrays[judged]):
+    for seen, checked in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if shared := count_shared_rows(arrays[seen], arrays[checked]):
             warnings.append(
-                f"{name}: {shared} of {len(arrays[judged])} {judged} {rows} are also in {seen}; "
-                f"figures on {judged} will be too good"
+                f"{name}: {shared} of {len(arrays[checked])} {checked} {rows} are also in {seen}; "
+                f"figures on {checked} will be too good"
             )
     return warnings

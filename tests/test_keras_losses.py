@@ -1,6 +1,6 @@
 """The layers that bring the loss of a VAE into Keras' own models: figures, saving, refusals.
 
-What they train is in test_layers_parity.py, and noise in test_sampling_layer.py.
+What they train is in test_keras_losses_parity.py, and noise in test_sampling_layer.py.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Verdicts on a latent space: each on a model that was made to be so, none on healthy ones."""
+"""Diagnoses on a latent space: each on a model that was made to be so, none on healthy ones."""
 
 import math
 
