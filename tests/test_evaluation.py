@@ -155,7 +155,7 @@ def dense_vae(terms=None, **options):
 @pytest.fixture(scope="module")
 def trained():
     vae = dense_vae(seed=2**31 + 5)
-    vae.compile(keras.optimizers.Adam(0.03))
+    vae.compile(keras.optimizers.Adam(0.03), jit_compile=False)
     vae.fit(IMAGES, batch_size=len(IMAGES), epochs=60, verbose=0)
     return vae
 

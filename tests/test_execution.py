@@ -44,7 +44,8 @@ def compiled(terms=None, *, convolutional=False, shape=(6, 6, 1), **settings) ->
         terms or [vr.Bernoulli(), vr.KLDivergence(weight=vr.LinearWarmup(steps=40))],
         seed=SEED,
     )
-    vae.compile(keras.optimizers.Adam(1e-3), **settings)
+    # Keras' own choice would be XLA.
+    vae.compile(keras.optimizers.Adam(1e-3), **{"jit_compile": False} | settings)
     return vae
 
 

@@ -306,7 +306,7 @@ def test_images_of_any_size_are_saved(tmp_path):
     heads = {name: keras.layers.Dense(LATENT)(pooled) for name in ("z_mean", "z_log_var")}
     networks = keras.Model(image, heads), functional()[1]
     vae = build(networks=lambda: networks)
-    vae.compile("adam")
+    vae.compile("adam", jit_compile=False)
     data = tf.data.Dataset.from_generator(
         lambda: iter([IMAGES[:8], IMAGES[8:]]),
         output_signature=tf.TensorSpec((None, None, None, 1), tf.float32),
