@@ -150,6 +150,7 @@ def dropout_encoder():
     return keras.Model(inputs, heads)
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing(tmp_path):
     """A callback that draws from Keras' generator, or runs the networks as in training, would."""
 
@@ -310,6 +311,7 @@ def test_the_learning_rate_is_that_of_the_schedule_at_the_step(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_learning_rate_of_a_callback_is_no_term(tmp_path):
     halve = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 * 0.5**epoch)
     train(make(optimizer=keras.optimizers.SGD(0.1)), halve, Scalars(tmp_path))
@@ -324,12 +326,14 @@ def test_without_validation_data_there_is_no_validation(tmp_path):
     assert values(scalars(tmp_path / "train")["loss"]) == float32(history["loss"])
 
 
+@pytest.mark.slow
 def test_validation_every_other_epoch_is_written_when_it_was_made(tmp_path):
     history = train(make(), Scalars(tmp_path), epochs=3, validation_freq=2)
     assert [step for step, _ in scalars(tmp_path / "train")["loss"]] == [5, 10, 15]
     assert scalars(tmp_path / "validation")["loss"] == [(10, *float32(history["val_loss"]))]
 
 
+@pytest.mark.slow
 def test_a_second_fit_goes_on_at_its_step(tmp_path):
     model, callback = make(), Scalars(tmp_path)
     first = train(model, callback, epochs=1)
@@ -356,6 +360,7 @@ def warming_up():
 MEANS = ("loss", "elbo", "terms/reconstruction", "terms/kl", "contribution/kl")
 
 
+@pytest.mark.slow
 def test_single_steps_average_back_to_the_epoch(step_by_step):
     found, history = step_by_step
     for tag in MEANS:
@@ -372,6 +377,7 @@ def test_single_steps_average_back_to_the_epoch(step_by_step):
     assert values(found["weight/kl"]) == pytest.approx(0.2 + 0.8 * np.minimum(steps / 8, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every_steps", "intervals"),
     [
@@ -431,6 +437,7 @@ class Clock(keras.callbacks.Callback):
         self.now += 7.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validation", [VALIDATION, None], ids=["validation", "none"])
 def test_speed_is_that_of_training_without_validation(validation, tmp_path, monkeypatch):
     clock = Clock()
@@ -453,6 +460,7 @@ def test_speed_is_measured_by_a_real_clock_too(written):
 LATENT_TAGS = {"latent/active_units", "latent/permuted_code_gap"}
 
 
+@pytest.mark.slow
 def test_latents_are_those_of_the_data_after_every_epoch(tmp_path):
     wanted = AtEpochEnd(lambda model: active_units(model.encode(VALIDATION).numpy()).value)
     history = train(make(), wanted, Latents(tmp_path, VALIDATION))
@@ -476,6 +484,7 @@ def linear_encoder(kernel):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "count"), [([1.0, 1.0], 2), ([1.0, 0.0], 1), ([0.1, 0.1], 0)], ids=str
 )
@@ -486,6 +495,7 @@ def test_active_units_are_counted(kernel, count, tmp_path):
     assert scalars(tmp_path / "validation")["latent/active_units"] == [(5, count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "active"), [(499, 2), (500, 0)])
 def test_the_first_five_hundred_examples_are_used(place, active, tmp_path):
     # One alone is another one: the last that counts, or the first that does not.
@@ -548,6 +558,7 @@ def assert_same_picture(found, wanted):
     np.testing.assert_allclose(found / 255.0, wanted, atol=1.001 / 255.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_pictures_are_those_of_the_model_after_every_epoch(channels, tmp_path):
     shape = (4, 3, channels)
@@ -582,6 +593,7 @@ def test_originals_are_above_what_the_model_makes_of_them(tmp_path):
             assert_same_picture(picture[top : top + 4, left : left + 4], wanted)
 
 
+@pytest.mark.slow
 def test_images_and_codes_are_the_same_at_every_epoch(tmp_path):
     model = make(optimizer=keras.optimizers.SGD(0.0))
     train(model, Pictures(tmp_path, IMAGES), shuffle=True)
@@ -689,6 +701,7 @@ def test_the_plane_is_that_of_the_prior_and_that_of_the_codes_without_one(tmp_pa
 # The picture and the histograms of latent dimensions.
 
 
+@pytest.mark.slow
 def test_the_divergence_of_dimensions_over_time_goes_on_after_an_interruption(tmp_path):
     def rows():
         lines = (tmp_path / "validation" / "kl_per_dimension.tsv").read_text().splitlines()
@@ -738,6 +751,7 @@ class Codebook(GaussianBottleneck):
         return found | {"perplexity": tf.constant(3.0), "codebook": tf.zeros([500, 2])}
 
 
+@pytest.mark.slow
 def test_a_bottleneck_may_write_what_has_no_rows(tmp_path):
     model = VAE(
         dense_encoder(SHAPE, LATENT, hidden_units=(8,)),
@@ -795,6 +809,7 @@ class MeanSquareOfLogs(LossTerm):
         return tf.reduce_sum(tf.square(z_log_var), axis=-1)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_an_importance_weighted_bound_is_no_sum_of_its_terms(tmp_path):
     keras.utils.set_random_seed(7)
     model = VAE(
@@ -814,6 +829,7 @@ def test_the_gradient_of_an_importance_weighted_bound_is_no_sum_of_its_terms(tmp
     assert (step, found) == (5, pytest.approx(total, rel=1e-4))
 
 
+@pytest.mark.slow
 def test_weights_that_encoder_and_decoder_share_count_once(tmp_path):
     size = math.prod(SHAPE)
     tied = keras.layers.Dense(size, activation="tanh")
@@ -847,6 +863,7 @@ def test_weights_that_encoder_and_decoder_share_count_once(tmp_path):
 # What a run is.
 
 
+@pytest.mark.slow
 def test_the_graph_is_that_of_one_step(tmp_path):
     train(make(run_eagerly=False), Overview(tmp_path, IMAGES), epochs=2)
     events = EventAccumulator(str(tmp_path / "run"))
@@ -858,6 +875,7 @@ def test_the_graph_is_that_of_one_step(tmp_path):
     assert not {"While", "StatelessWhile", "PartitionedCall"} & set(operations)
 
 
+@pytest.mark.slow
 def test_the_graph_of_a_step_is_not_made_twice(tmp_path, monkeypatch):
     monkeypatch.setattr("vae_research.callbacks.overview.graph_of_one_step", None)
     data = Data.from_arrays(IMAGES, VALIDATION, VALIDATION)
@@ -882,6 +900,7 @@ def test_text_has_the_layers_the_terms_and_the_settings(tmp_path):
     assert "| latent_dim | 2 |\n| data | a&#124;b |" in text["run/settings"]
 
 
+@pytest.mark.slow
 def test_every_tag_of_the_layout_is_written(tmp_path):
     train(
         make(),

@@ -91,6 +91,7 @@ def test_two_iterations_of_one_dataset_agree():
 # Values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "bool", "int16", "uint32", "int64", "float16"])
 @pytest.mark.parametrize("rescale", ["none", "unit", "standardize"])
 def test_batches_hold_what_prepare_gives_to_the_last_bit(dtype, rescale):

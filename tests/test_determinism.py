@@ -56,7 +56,9 @@ def sums_of_three(step, *arguments):
     ]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["vae", *(pytest.param(name, marks=pytest.mark.slow) for name in [*MODELS][1:])]
+)
 def test_training_step_adds_at_most_two_gradients(name):
     vae = MODELS[name]()
     vae.compile(jit_compile=False)

@@ -103,6 +103,7 @@ def difference(repeated, name, exact):
     return found.mean(), found.std(ddof=1) / math.sqrt(len(found))
 
 
+@pytest.mark.slow
 def test_importance_weighted_likelihood_meets_the_exact_one(repeated):
     found, error = difference(repeated, "negative_log_likelihood", -log_p().mean())
     assert abs(found) < 3.0 * error
@@ -276,6 +277,7 @@ def test_figures_are_those_of_a_forward_pass_in_numpy(cut, trained, monkeypatch)
         assert figures["negative_log_likelihood"].value != pytest.approx(value, rel=1e-4), mutant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
 def test_the_bound_that_is_trained_is_that_of_groups_of_its_samples(cut, trained, monkeypatch):
     values_per_call, parts = CUTS[cut]
@@ -325,6 +327,7 @@ def test_an_evaluation_reads_the_step_of_the_present_optimizer():
         assert estimate(vae, IMAGES, num_samples=1)["step_now"].value == step
 
 
+@pytest.mark.slow
 def test_a_model_is_compiled_once_for_all_its_evaluations(trained, monkeypatch):
     vae = dense_vae()
     forward, traces = VAE.forward, []
@@ -345,6 +348,7 @@ def test_a_model_is_compiled_once_for_all_its_evaluations(trained, monkeypatch):
     assert len(traces) == 3
 
 
+@pytest.mark.slow
 def test_what_was_compiled_lives_as_long_as_the_model():
     vae = dense_vae()
     estimate(vae, IMAGES, num_samples=2)
@@ -356,6 +360,7 @@ def test_what_was_compiled_lives_as_long_as_the_model():
     assert compiled() is None
 
 
+@pytest.mark.slow
 def test_what_was_compiled_is_no_part_of_a_saved_model(tmp_path):
     vae = dense_vae()
     vae(IMAGES)
@@ -369,6 +374,7 @@ def test_what_was_compiled_is_no_part_of_a_saved_model(tmp_path):
     np.testing.assert_allclose(found, vae.reconstruct(IMAGES[:2]), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 30, 1000])
 def test_no_call_decodes_more_rows_than_are_allowed(rows, trained, monkeypatch):
     forward, decoded = VAE.forward, []
@@ -425,6 +431,7 @@ def test_the_same_evaluation_gives_the_same_figures_and_another_seed_others(trai
     assert third["reconstruction"] != first["reconstruction"]
 
 
+@pytest.mark.slow
 def test_xla_draws_the_same_noise(trained):
     plain = estimate(trained, IMAGES, num_samples=3)
     compiled = estimate(trained, IMAGES, num_samples=3, jit_compile=True)
@@ -433,6 +440,7 @@ def test_xla_draws_the_same_noise(trained):
         assert compiled[name].value == pytest.approx(figure.value, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_training_settings_are_no_part_of_the_figures():
     settings = [
         ([Bernoulli(), KLDivergence()], {}),

@@ -71,6 +71,7 @@ def streamed():
 
 
 # How steps are grouped has nothing to do with how a batch is made: not all with all.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "binarize"),
     [
@@ -115,6 +116,7 @@ def test_fast_and_plain_losses_agree_over_200_steps_of_mnist(convolutional):
     assert fast.examples_seen == plain.examples_seen == 6390
 
 
+@pytest.mark.slow
 def test_another_order_or_noise_would_be_noticed():
     data = grey_images(binarize="dynamic")
     _, ours = trained(compiled(), data.train.on_device(BATCH, SEED), epochs=1)
@@ -122,6 +124,7 @@ def test_another_order_or_noise_would_be_noticed():
     assert not np.allclose(ours.losses, other.losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_evaluation_of_resident_data_is_that_of_arrays(jit_compile):
     data = grey_images(binarize="dynamic")

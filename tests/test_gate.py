@@ -177,22 +177,23 @@ INJECTIONS = {
 MODES = {"graph": {}, "XLA": {"jit": True}, "eager": {"eagerly": True}}
 
 
+def slow(*cases):
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 # The first step, one in the middle of a call, the smaller last batch, and the same an epoch later.
 PLACES = [0, 1, 4, 5, 9]
 WHERE, COMPILED = list(INJECTIONS), ["graph", "XLA"]
 # Each injection as a graph and with XLA, and each place; `--soak` has all with all.
 CASES = [
     *((where, "graph", PLACES[number % len(PLACES)]) for number, where in enumerate(WHERE)),
-    *(
-        pytest.param(where, "XLA", PLACES[(2 * number + 2) % len(PLACES)], marks=pytest.mark.slow)
-        for number, where in enumerate(WHERE)
-    ),
+    *((where, "XLA", PLACES[(2 * number + 2) % len(PLACES)]) for number, where in enumerate(WHERE)),
 ]
 if SOAK:
     CASES = list(itertools.product(WHERE, COMPILED, PLACES))
 
 
-@pytest.mark.parametrize(("where", "mode", "at"), CASES)
+@pytest.mark.parametrize(("where", "mode", "at"), [*CASES[:2], *slow(*CASES[2:])])
 def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp_path):
     injection, named = INJECTIONS[where]
     value = list(BAD)[at % 3]
@@ -212,7 +213,7 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp
 
 
 # The first step, one in the middle of a call, and the smaller last batch.
-@pytest.mark.parametrize("at", [0, 1, 4])
+@pytest.mark.parametrize("at", [0, *slow([1], [4])])
 @pytest.mark.parametrize("mode", COMPILED if SOAK else ["graph"])
 def test_a_value_of_the_data_is_named(mode, at, tmp_path):
     model = make(**MODES[mode])
@@ -257,7 +258,7 @@ def test_a_state_that_was_not_finite_before_is_said_to_be_so(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["graph", *slow(["XLA"], ["eager"])])
 def test_steps_are_those_without_a_gate(mode, tmp_path):
     gated, free = make([Sparse()], **MODES[mode]), make([Sparse()], **MODES[mode])
     fit(gated, tmp_path)
@@ -289,6 +290,7 @@ def test_no_false_alarm_in_many_clean_steps(mode, tmp_path):
     tell(f"clean steps, {mode}", steps=model.step, checks=len(checks), alarms=checks.count(False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graph", "XLA"])
 def test_skipping_leaves_one_step_out_and_says_so(mode, tmp_path, capsys):
     model = make([Sparse(bad_at=4)], **MODES[mode])
@@ -308,6 +310,7 @@ def test_skipping_leaves_one_step_out_and_says_so(mode, tmp_path, capsys):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_skips_that_run_on_end_the_training(tmp_path):
     class AlwaysBad(LossTerm):
         def per_example(self, z):
@@ -330,6 +333,7 @@ def test_large_values_are_no_alarm(tmp_path):
     assert gate._is_finite()
 
 
+@pytest.mark.slow
 def test_an_error_in_a_call_leaves_the_state_of_its_beginning(tmp_path):
     class Fails(LossTerm):
         def per_example(self, z, step):

@@ -99,6 +99,7 @@ def test_fit_reports_means_over_examples_also_with_a_short_last_batch(compiled, 
     assert np.mean([kl.mean() for _, kl in batches]) != pytest.approx(kl.mean(), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_each_reports_the_three_losses_by_one_name(compiled, place):
     formulation = compiled(place)
@@ -113,6 +114,7 @@ def test_each_reports_the_three_losses_by_one_name(compiled, place):
         assert found[f"{prefix}total_loss"] == pytest.approx(entropy + kl, rel=RTOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", LAYERS)
 def test_evaluate_reports_the_same_figures_every_time(compiled, place):
     formulation = compiled(place)
@@ -129,6 +131,7 @@ def test_evaluate_reports_the_same_figures_every_time(compiled, place):
     assert first["loss"] == pytest.approx((entropy + kl).mean(), rel=RTOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("place", LAYERS)
 def test_metrics_begin_anew_with_every_epoch_and_evaluation(compiled, place, eager):
@@ -149,6 +152,7 @@ def test_metrics_begin_anew_with_every_epoch_and_evaluation(compiled, place, eag
 # Targets.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["top", "model", "step"])
 def test_fit_needs_no_y(compiled, place):
     formulation = compiled(place)
@@ -169,6 +173,7 @@ def test_loss_left_to_keras_needs_a_y(compiled):
 # Saving and loading.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", LAYERS)
 def test_loaded_model_trains_on_as_the_saved_one(compiled, place, tmp_path):
     formulation = compiled(place, keras.optimizers.SGD(0.5, momentum=0.9))
@@ -289,6 +294,7 @@ def test_networks_with_other_names_are_refused_with_those():
         AddLossModel(other, networks()[1], 1.0)(IMAGES)
 
 
+@pytest.mark.slow
 def test_named_sequential_networks_are_trained_saved_and_loaded(tmp_path):
     model = AddLossModel(
         named(sequential(2 * LATENT), "z_mean", "z_log_var"),
@@ -306,6 +312,7 @@ def test_named_sequential_networks_are_trained_saved_and_loaded(tmp_path):
 # Sixteen bits.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", LAYERS)
 def test_layers_compute_in_float32_whatever_the_networks_compute_in(compiled, place):
     # Heads of one's own are in sixteen bits too; those of this package are not.

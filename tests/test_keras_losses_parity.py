@@ -104,6 +104,7 @@ def assert_other_step(found, expected):
 # Parity.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("networks", ["dense", "large dense"])
 def test_the_loss_by_its_name_for_a_model_that_ends_in_a_sigmoid(formulate, networks):
     """Keras goes back from the sigmoid to its logits, as long as nothing stands behind it."""
@@ -116,7 +117,10 @@ def test_the_loss_by_its_name_for_a_model_that_ends_in_a_sigmoid(formulate, netw
     assert_same_step(one_step(formulation)[0], expected)
 
 
-@pytest.mark.parametrize(("networks", "mode", "place"), CASES)
+@pytest.mark.parametrize(
+    ("networks", "mode", "place"),
+    [*CASES[:2], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[2:])],
+)
 def test_all_four_places_train_the_same_step(formulate, networks, mode, place):
     expected, figures_of_step = reference(formulate, networks, mode)
     formulation = formulate(place, *NETWORKS[networks](), FACTOR, SEED)
@@ -141,6 +145,7 @@ def test_parity_needs_the_same_noise(formulate, place):
     assert_other_step(one_step(formulation, step=STEP + 1, mode="eager")[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("networks", ["dense", "large dense"])
 @pytest.mark.parametrize("place", ["top", "model"])
 @pytest.mark.parametrize("mutant", ["half", "sum", "constant mean", "noise", "probabilities"])
@@ -167,6 +172,7 @@ def test_parity_notices_a_wrong_loss(formulate, monkeypatch, place, networks, mu
         assert_other_step(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_regularisers_of_the_networks_are_added_everywhere(formulate, place):
     strength = 0.1

@@ -238,6 +238,7 @@ def raw(network, inputs):
     return list(outputs.values()) if isinstance(outputs, dict) else outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_network_is_an_encoder_and_a_decoder(kind, run_eagerly):

@@ -176,7 +176,9 @@ def assert_goes_on_alike(vae, loaded, data=IMAGES):
 # A whole model.
 
 
-@pytest.mark.parametrize("networks", NETWORKS)
+@pytest.mark.parametrize(
+    "networks", [functional, *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS[1:])]
+)
 @pytest.mark.filterwarnings("error:Skipping variable loading")
 def test_a_loaded_model_goes_on_as_the_saved_one_would(networks, tmp_path):
     vae = trained(networks=networks)
@@ -258,6 +260,7 @@ def decoder_of_probabilities():
     return functional()[0], named(keras.Model(z, outputs), "probabilities")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -404,6 +407,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TERMS)
 @pytest.mark.filterwarnings("ignore:Loss term .* settles at step")
 def test_terms_and_schedules_are_saved(kind, tmp_path):
@@ -477,6 +481,7 @@ def test_weights_of_functional_networks_load_into_a_model_that_saw_no_data(tmp_p
     np.testing.assert_array_equal(fresh.predict(IMAGES, verbose=0), vae.predict(IMAGES, verbose=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "terms",
     [
@@ -496,6 +501,7 @@ def test_weights_load_into_a_model_of_other_terms(terms, tmp_path):
     assert other.step == vae.step
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused(tmp_path):
     vae = trained()
     vae.save_weights(tmp_path / "w.weights.h5")

@@ -194,6 +194,7 @@ def array_run():
     return history, vae.evaluate(IMAGES, batch_size=BATCH, verbose=0, return_dict=True), copies(vae)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "array"])
 def test_every_form_of_data_trains_and_evaluates_alike(array_run, form):
     vae = compiled(run_eagerly=False)
@@ -306,6 +307,7 @@ def test_evaluation_gives_the_textbook_numbers():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_epoch_figures_are_means_over_examples_also_with_a_short_last_batch(run_eagerly):
     data = IMAGES[:10]  # batches of 4, 4 and 2
@@ -363,6 +365,7 @@ def half(step):
     return 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("terms", "names"),
     [
@@ -409,6 +412,7 @@ def losses_step_by_step(mode, **options):
 TRACED, XLA = {"run_eagerly": False}, {"jit_compile": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [("elbo", TRACED), ("importance weighted", TRACED), ("without noise", XLA), ("elbo", XLA)],
@@ -431,6 +435,7 @@ def test_the_mode_of_execution_changes_no_loss(kind, mode):
 # Noise.
 
 
+@pytest.mark.slow
 def test_two_evaluations_see_the_same_noise():
     vae = standing(run_eagerly=False)
     first = vae.evaluate(IMAGES, batch_size=BATCH, verbose=0)
@@ -449,6 +454,7 @@ def test_batches_of_one_evaluation_see_different_noise():
     assert abs(twice["reconstruction"] - once["reconstruction"]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_every_training_step_has_noise_of_its_own(run_eagerly):
     vae = standing(run_eagerly=run_eagerly)
@@ -460,6 +466,7 @@ def test_every_training_step_has_noise_of_its_own(run_eagerly):
     assert len({round(step["kl"], 5) for step in steps}) == 1
 
 
+@pytest.mark.slow
 def test_noise_is_a_function_of_seed_and_step():
     def reconstructions(seed):
         vae = standing(seed=seed)
@@ -491,6 +498,7 @@ def anonymous_decoder():
 ANONYMOUS = {"encoder": anonymous_encoder, "decoder": anonymous_decoder}
 
 
+@pytest.mark.slow
 def test_two_models_built_one_after_another_train_identically():
     first, second = compiled(**ANONYMOUS), compiled(**ANONYMOUS)
     names = [model.encoder.network.name for model in (first, second)]
@@ -529,6 +537,7 @@ class FromAttribute(KLDivergence):
         return self.factor["now"] * super().per_example(kl)
 
 
+@pytest.mark.slow
 def test_a_python_number_that_a_callback_changes_does_not_reach_a_traced_step():
     class Counting(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -543,6 +552,7 @@ def test_a_python_number_that_a_callback_changes_does_not_reach_a_traced_step():
     assert eagerly[0] == 0.0 < eagerly[1] < eagerly[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 9])
 def test_a_step_under_a_schedule_is_one_with_the_weight_of_that_step(step):
     weight = min(step / 4, 1.0)
@@ -556,6 +566,7 @@ def test_a_step_under_a_schedule_is_one_with_the_weight_of_that_step(step):
     assert moved(after[0], after[2])
 
 
+@pytest.mark.slow
 def test_lengths_in_epochs_are_resolved_by_fit():
     vae = standing([Bernoulli(), KLDivergence(weight=LinearWarmup(epochs=2))], run_eagerly=False)
     same = np.concatenate([IMAGES[:BATCH]] * STEPS)  # every batch has the same kl
@@ -567,6 +578,7 @@ def test_lengths_in_epochs_are_resolved_by_fit():
     assert validation == pytest.approx([0.5, 1.0, 1.0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_lengths_in_epochs_follow_the_data_of_the_next_fit():
     vae = standing([Bernoulli(), KLDivergence(weight=LinearWarmup(epochs=4))], run_eagerly=False)
     train(vae)  # 4 steps of 16
@@ -597,6 +609,7 @@ def test_a_warm_up_longer_than_training_is_said_with_its_numbers():
         train(vae, epochs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [{"steps": 8}, {"epochs": 2}])
 def test_a_warm_up_that_fits_is_silent(length):
     vae = standing([Bernoulli(), KLDivergence(weight=LinearWarmup(**length))])
@@ -605,6 +618,7 @@ def test_a_warm_up_that_fits_is_silent(length):
         train(vae, epochs=2)
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_the_unbroken_run():
     terms = [Bernoulli(), KLDivergence(weight=LinearWarmup(epochs=2))]
     unbroken, continued = compiled(terms, optimizer="adam"), compiled(terms, optimizer="adam")
@@ -626,6 +640,7 @@ def test_a_continued_run_is_the_unbroken_run():
 # Callbacks of Keras.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("learning_rate", "epochs"), [(0.0, 2), (0.05, 4)])
 def test_early_stopping_on_the_validation_loss(learning_rate, epochs):
     # Without learning, val_loss repeats exactly, since every evaluation has the same noise.
@@ -635,6 +650,7 @@ def test_early_stopping_on_the_validation_loss(learning_rate, epochs):
     assert len(history["val_loss"]) == epochs
 
 
+@pytest.mark.slow
 def test_model_checkpoint_keeps_the_best_model(tmp_path):
     path = str(tmp_path / "best.keras")
     keep = keras.callbacks.ModelCheckpoint(path, monitor="val_loss", save_best_only=True)
@@ -711,6 +727,7 @@ def weighted_step(vae, images, how):
         vae.fit(tf.data.Dataset.from_tensors((images, images, WEIGHTS)), verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     ["train_on_batch", "fit with y", "fit without y", "fit with a dictionary", "tf.data"],
@@ -819,6 +836,7 @@ def penalised_decoder(**options):
     return keras.Model(z, {"logits": logits})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_a_regulariser_is_in_loss_gradient_logs_and_validation(run_eagerly):
     rate = 0.1
@@ -921,6 +939,7 @@ def test_a_dictionary_without_inputs_is_refused():
 # Terms.
 
 
+@pytest.mark.slow
 def test_monitors_leave_gradients_untouched():
     watched = compiled([Bernoulli(), KLDivergence(), Watched(), NotANumber()])
     plain = compiled()
@@ -933,6 +952,7 @@ def test_monitors_leave_gradients_untouched():
     assert np.isnan(train(spoilt)["loss"][0])
 
 
+@pytest.mark.slow
 def test_a_term_of_ones_own_is_in_the_history_by_its_name_and_is_trained():
     def final(weight):
         terms = [Bernoulli(), KLDivergence(), MeanSquare(scale=2.0, weight=weight)]
@@ -946,6 +966,7 @@ def test_a_term_of_ones_own_is_in_the_history_by_its_name_and_is_trained():
     assert final(5.0) < 0.5 * final(None)
 
 
+@pytest.mark.slow
 def test_free_bits_train_and_stop_pushing():
     # Below 5 nats in both dimensions: the term is the constant 10 and has no gradient, so that the
     # training is that of the likelihood alone.
@@ -959,6 +980,7 @@ def test_free_bits_train_and_stop_pushing():
     assert_same_weights(copies(bounded), copies(free))
 
 
+@pytest.mark.slow
 def test_a_capacity_pulls_the_divergence_to_itself():
     vae = compiled(
         [Bernoulli(), CapacityKL(capacity=3.0, weight=100.0)],
@@ -1013,6 +1035,7 @@ def test_samples_are_joined_by_the_mean_or_by_importance():
     assert loss(weighted) < loss(single)  # and against one sample, Burda et al. 2016, theorem 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("terms", "importance_weighted"),
     [([Bernoulli(), KLDivergence()], False), ([Bernoulli(), MonteCarloKL()], True)],

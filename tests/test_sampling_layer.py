@@ -90,7 +90,11 @@ def test_noise_is_the_same_when_compiled(training):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}],
+    [
+        {"run_eagerly": True},
+        {"jit_compile": False},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
+    ],
     ids=["eager", "graph", "xla"],
 )
 @pytest.mark.parametrize("place", ["top", "encoder", "model"])
