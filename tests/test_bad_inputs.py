@@ -410,7 +410,7 @@ ELSEWHERE = {
     27: "test_checkpoints.py::test_a_damaged_checkpoint_is_found_and_the_older_one_used",
     28: "test_checkpoints.py::test_checkpoints_that_are_all_damaged_are_an_error",
     29: "test_checkpoints.py::test_another_architecture_is_refused_by_name_and_shape",
-    30: "test_checkpoints.py::test_a_newer_format_is_refused",
+    30: "test_checkpoints.py::test_another_format_is_refused",
     31: "test_resume.py::test_another_profile_is_valid_and_not_bit_exact",
     32: "test_runs.py::test_resume_must_wants_an_old_directory",
     33: "test_checkpoints.py::test_other_formats_are_refused",

@@ -97,8 +97,10 @@ def test_module_that_uses_a_tensor_from_outside(use):
     assert cause is None or "KerasTensor" in str(cause)
 
 
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize("use", USES)
+# Each use once; with and without a graph in turn, which the two tests above do not depend on.
+@pytest.mark.parametrize(
+    ("use", "eager"), [(use, bool(index % 2)) for index, use in enumerate(USES)]
+)
 def test_fit_says_the_same(use, eager):
     function, _ = USES[use]
     for reader, model in (
