@@ -199,6 +199,7 @@ def written(tmp_path_factory):
     return history, scalars(folder / "train"), scalars(folder / "validation")
 
 
+@pytest.mark.slow
 def test_tags_are_those_of_the_contract(written):
     _, training, validation = written
     assert training.keys() == FIGURES | {"learning_rate", "images_per_second"}
@@ -236,6 +237,7 @@ def test_a_contribution_is_weight_times_value_and_all_of_them_are_the_loss(writt
             assert figure["elbo"] == pytest.approx(elbo, **ENOUGH)
 
 
+@pytest.mark.slow
 def test_a_weight_that_moves_is_that_of_the_step_and_its_contribution_that_of_every_step(tmp_path):
     schedule = LinearWarmup(start=0.2, peak=3.2, steps=2 * STEPS)
     model = make([Bernoulli(weight=Cyclical(steps=7, cycles=None)), KLDivergence(weight=schedule)])
@@ -285,6 +287,7 @@ def test_regularization_counts_with_weight_one(tmp_path):
     assert total == pytest.approx(training["loss"][0][1], **ENOUGH)
 
 
+@pytest.mark.slow
 def test_divergence_that_is_no_term_is_shown_without_a_weight(tmp_path):
     terms = [Bernoulli(), FreeBits(nats_per_dimension=1.0)]
     train(make(terms), Scalars(tmp_path), validation=None, epochs=1)
@@ -294,6 +297,7 @@ def test_divergence_that_is_no_term_is_shown_without_a_weight(tmp_path):
     assert training["terms/free_bits"][0][1] > training["terms/kl"][0][1]
 
 
+@pytest.mark.slow
 def test_a_plain_autoencoder_has_no_elbo(tmp_path):
     train(autoencoder(), Scalars(tmp_path), epochs=1)
     assert scalars(tmp_path / "validation").keys() == {
@@ -302,6 +306,7 @@ def test_a_plain_autoencoder_has_no_elbo(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_that_of_the_schedule_at_the_step(tmp_path):
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, STEPS, 0.5)
     train(make(optimizer=keras.optimizers.SGD(schedule)), Scalars(tmp_path), validation=None)
@@ -320,6 +325,7 @@ def test_the_learning_rate_of_a_callback_is_no_term(tmp_path):
     assert values(training["learning_rate"]) == pytest.approx([0.1, 0.05])
 
 
+@pytest.mark.slow
 def test_without_validation_data_there_is_no_validation(tmp_path):
     history = train(make(), Scalars(tmp_path), validation=None)
     assert not (tmp_path / "validation").exists()
@@ -507,6 +513,7 @@ def test_the_first_five_hundred_examples_are_used(place, active, tmp_path):
     assert active_units(model.encode(images).numpy()).value == 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_a_deviation_that_is_too_large_to_compute_is_left_out(tmp_path):
     images = VALIDATION.copy()
@@ -527,6 +534,7 @@ def test_without_a_posterior_there_is_no_divergence(tmp_path):
     assert scalars(tmp_path / "validation").keys() == LATENT_TAGS
 
 
+@pytest.mark.slow
 def test_without_validation_the_divergence_of_training_does_not_stand_in_for_it(tmp_path):
     history = train(make(), Latents(tmp_path, VALIDATION), validation=None, epochs=1)
     assert "kl" in history
@@ -580,6 +588,7 @@ def test_pictures_are_those_of_the_model_after_every_epoch(channels, tmp_path):
     assert not np.array_equal(found["reconstructions"][0][1], found["reconstructions"][1][1])
 
 
+@pytest.mark.slow
 def test_originals_are_above_what_the_model_makes_of_them(tmp_path):
     model = make()
     train(model, Pictures(tmp_path, IMAGES, columns=3), epochs=1)
@@ -602,6 +611,7 @@ def test_images_and_codes_are_the_same_at_every_epoch(tmp_path):
         assert len(np.unique(first)) > 10, tag  # it is no empty picture
 
 
+@pytest.mark.slow
 def test_a_deterministic_bottleneck_has_no_samples(tmp_path):
     train(autoencoder(), Pictures(tmp_path, IMAGES))
     assert pictures(tmp_path / "validation").keys() == {
@@ -612,6 +622,7 @@ def test_a_deterministic_bottleneck_has_no_samples(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_fewer_images_than_columns_are_shown_all_the_same(tmp_path):
     train(make(), Pictures(tmp_path, IMAGES[:2], columns=5), epochs=1)
     ((_, picture),) = pictures(tmp_path / "validation")["reconstructions"]
@@ -624,6 +635,7 @@ def test_as_many_samples_as_the_prior_is_measured_with(tmp_path):
     assert drawn["samples"].shape == (4 * 6 - 2, 250 * 6 - 2, 1)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_pixels(tmp_path):
     model = make(optimizer=keras.optimizers.SGD(0.0))
     train(model, Pictures(tmp_path, IMAGES, columns=3), epochs=1)
@@ -685,6 +697,7 @@ def test_at_most_twenty_dimensions_are_traversed(tmp_path):
     assert "plane" not in drawn
 
 
+@pytest.mark.slow
 def test_the_plane_is_that_of_the_prior_and_that_of_the_codes_without_one(tmp_path):
     model = make()
     prior = model.bottleneck.sample_prior(1000, tf.constant([1, 0])).numpy()
@@ -721,6 +734,7 @@ def test_the_divergence_of_dimensions_over_time_goes_on_after_an_interruption(tm
     assert_same_picture(picture, over_time(history))
 
 
+@pytest.mark.slow
 def test_histograms_have_every_example_and_dimension(tmp_path):
     train(make(), Latents(tmp_path, VALIDATION), epochs=1)
     found = read(tmp_path / "validation")
@@ -733,6 +747,7 @@ def test_histograms_have_every_example_and_dimension(tmp_path):
         assert buckets[:, 2].sum() == count
 
 
+@pytest.mark.slow
 def test_pictures_of_another_model_are_of_its_own_prior(tmp_path):
     pictures = Pictures(tmp_path, IMAGES)
     other = VAE(
@@ -767,6 +782,7 @@ def test_a_bottleneck_may_write_what_has_no_rows(tmp_path):
 # Gradients.
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_terms(tmp_path):
     terms = [Bernoulli(), KLDivergence(weight=0.5), MeanSquare(weight=2.0), MeanSquareOfLogs()]
     model = make(terms, optimizer=keras.optimizers.SGD(0.0))
@@ -890,6 +906,7 @@ def test_the_graph_of_a_step_is_not_made_twice(tmp_path, monkeypatch):
     assert not {"While", "StatelessWhile", "PartitionedCall"} & set(operations)
 
 
+@pytest.mark.slow
 def test_text_has_the_layers_the_terms_and_the_settings(tmp_path):
     train(make(), Overview(tmp_path, IMAGES, {"latent_dim": 2, "data": "a|b"}), epochs=1)
     found = {tag: written[0][1] for tag, written in read(tmp_path / "run").items()}
@@ -921,6 +938,7 @@ def test_every_tag_of_the_layout_is_written(tmp_path):
     assert shown == {"terms/reconstruction", "terms/kl", "elbo"}
 
 
+@pytest.mark.slow
 def test_a_run_is_a_row_of_settings_and_final_figures(tmp_path):
     settings = {"epochs": 2, "rate": 0.1, "on": True, "units": (8, 4), "name": "x", "none": None}
     history = train(make(), HParams(tmp_path, settings))
@@ -941,6 +959,7 @@ def test_a_run_is_a_row_of_settings_and_final_figures(tmp_path):
     assert final["final/train/loss"] == [(10, *float32(history["loss"][-1:]))]
 
 
+@pytest.mark.slow
 def test_a_row_counts_the_epochs_that_were_made(tmp_path):
     stop = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 1)
@@ -950,6 +969,7 @@ def test_a_row_counts_the_epochs_that_were_made(tmp_path):
     assert [value for _, value in scalars(tmp_path / "run")["final/epochs"]] == [2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TensorBoard will have no graph")
 def test_a_step_that_cannot_be_traced_has_no_graph(tmp_path):
     class Eager(LossTerm):
@@ -967,6 +987,7 @@ def test_a_step_that_cannot_be_traced_has_no_graph(tmp_path):
 # The projector.
 
 
+@pytest.mark.slow
 def test_points_are_the_codes_of_the_last_epoch_with_labels_and_thumbnails(tmp_path):
     labels = np.arange(13) % 3
     model = make()
@@ -986,6 +1007,7 @@ def test_points_are_the_codes_of_the_last_epoch_with_labels_and_thumbnails(tmp_p
     assert list(folder.glob("events.*"))  # without one the plugin does not see the folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epochs", "written"), [(1, 2), (2, 2), (3, 3), (4, 3)])
 def test_points_are_written_every_so_many_epochs_and_at_the_end(
     epochs, written, tmp_path, monkeypatch
@@ -999,6 +1021,7 @@ def test_points_are_written_every_so_many_epochs_and_at_the_end(
 # A profile.
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The profile will be written")
 @pytest.mark.parametrize(
     ("steps_per_call", "recorded"), [(1, [3, 4, 5, 6]), (2, [4, 5, 7])], ids=str
@@ -1028,6 +1051,7 @@ def test_a_profile_is_a_file_that_the_dashboard_knows(tmp_path):
     assert list((tmp_path / "train" / "plugins" / "profile").glob("*/*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_second_profile_at_the_same_time_is_told_and_ends_nothing(tmp_path):
     tf.profiler.experimental.start(str(tmp_path / "other"))
     try:
@@ -1108,6 +1132,7 @@ def lines(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_line_an_epoch_with_the_keys_of_the_contract(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"epoch": 2}\n')
@@ -1135,6 +1160,7 @@ def test_a_line_an_epoch_with_the_keys_of_the_contract(tmp_path):
         assert line["images_per_second"] > 0.0
 
 
+@pytest.mark.slow
 def test_the_weight_in_the_metrics_file_is_that_of_the_step(tmp_path):
     file = tmp_path / "metrics.jsonl"
     terms = [Bernoulli(), KLDivergence(weight=LinearWarmup(steps=8))]
@@ -1142,6 +1168,7 @@ def test_the_weight_in_the_metrics_file_is_that_of_the_step(tmp_path):
     assert [line["train/weight/kl"] for line in lines(file)] == [0.625, 1.0]
 
 
+@pytest.mark.slow
 def test_without_validation_data_the_line_has_none(tmp_path):
     train(make(), MetricsFile(tmp_path / "metrics.jsonl"), validation=None, epochs=1)
     (line,) = lines(tmp_path / "metrics.jsonl")
@@ -1149,6 +1176,7 @@ def test_without_validation_data_the_line_has_none(tmp_path):
     assert not any(name.startswith("validation/") for name in line)
 
 
+@pytest.mark.slow
 def test_every_line_is_on_disk_when_its_epoch_is_over(tmp_path):
     file = tmp_path / "metrics.jsonl"
     count = AtEpochEnd(lambda model: len(lines(file)))
@@ -1163,6 +1191,7 @@ class NotANumber(LossTerm):
         return tf.math.log(-tf.abs(z_mean[:, 0]) - 1.0)
 
 
+@pytest.mark.slow
 def test_a_figure_that_is_no_number_leaves_the_line_json(tmp_path):
     file = tmp_path / "metrics.jsonl"
     train(make([Bernoulli(), KLDivergence(), NotANumber()]), MetricsFile(file), epochs=1)
@@ -1186,6 +1215,7 @@ def test_a_name_that_begins_as_keras_marks_validation_is_refused():
 # The screen.
 
 
+@pytest.mark.slow
 def test_a_line_an_epoch_has_the_figures_of_both_splits(capsys):
     history = train(make(), Console(bar=False), epochs=12, initial_epoch=10)
     printed = capsys.readouterr().out.splitlines()
@@ -1208,6 +1238,7 @@ def test_without_validation_data_the_line_is_of_training(capsys):
     )
 
 
+@pytest.mark.slow
 def test_without_an_elbo_the_line_has_the_loss(capsys):
     history = train(autoencoder(), Console(bar=False), epochs=1)
     assert capsys.readouterr().out.startswith(
@@ -1216,6 +1247,7 @@ def test_without_an_elbo_the_line_has_the_loss(capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_bar_is_for_a_terminal(monkeypatch, capsys):
     train(make(), Console(), epochs=1, validation=None)
     without = capsys.readouterr().out
@@ -1233,6 +1265,7 @@ def test_the_bar_is_for_a_terminal(monkeypatch, capsys):
     assert Console(bar=True).bar is True
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 def test_the_bar_ends_where_the_length_of_the_data_is_not_known(capsys):

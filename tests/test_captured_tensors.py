@@ -98,6 +98,7 @@ def test_module_that_uses_a_tensor_from_outside(use):
 
 
 # Each use once; with and without a graph in turn, which the two tests above do not depend on.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("use", "eager"), [(use, bool(index % 2)) for index, use in enumerate(USES)]
 )
@@ -171,6 +172,7 @@ def test_tensor_that_was_kept_while_a_step_was_traced():
 # What is none of this passes through.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["fit", "evaluate"])
 def test_tensor_of_an_earlier_trace_in_a_compiled_step(again):
     kept = []

@@ -121,6 +121,7 @@ def folder(original, tmp_path):
 # There and back.
 
 
+@pytest.mark.slow
 def test_every_variable_comes_back_bit_for_bit(tmp_path):
     model = make()
     fresh = values_of(model)
@@ -146,6 +147,7 @@ def test_every_variable_comes_back_bit_for_bit(tmp_path):
     assert values_of(model) == wanted
 
 
+@pytest.mark.slow
 def test_values_are_plain_arrays_that_numpy_reads_alone(original):
     _, paths, model = original
     described = json.loads((paths[-1] / MANIFEST).read_text())["content"]["variables"]
@@ -156,6 +158,7 @@ def test_values_are_plain_arrays_that_numpy_reads_alone(original):
     assert names(paths[-1]) == [MANIFEST, VALUES]
 
 
+@pytest.mark.slow
 def test_a_restored_model_goes_on_as_the_original_does(tmp_path):
     original = make()
     train(original)
@@ -167,6 +170,7 @@ def test_a_restored_model_goes_on_as_the_original_does(tmp_path):
     assert checkpoints.weights_sha256(restored) == checkpoints.weights_sha256(original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_what_a_checkpoint_could_forget_would_change_the_training(group, original, tmp_path):
     """The mutants of the test before: one group of variables stays as a fresh model has it."""
@@ -306,6 +310,7 @@ def test_a_changed_manifest_is_found_where_the_values_are_whole(change, folder):
     assert newest(folder) == Checkpoint(folder / "0000000001", step=1, epoch=1)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_a_manifest_changes_what_is_restored(folder):
     file = folder / "0000000002" / MANIFEST
     older, intact = (Checkpoint(folder / f"{n:010d}", step=n, epoch=n) for n in (1, 2))
@@ -359,6 +364,7 @@ def mutate(folder, random_):
     return f"{kind} {name}"
 
 
+@pytest.mark.slow
 def test_three_hundred_mutations_are_all_found(original, tmp_path):
     random_, kinds = random.Random(0), collections.Counter()
     while kinds.total() < 300:
@@ -500,6 +506,7 @@ def test_slots_of_another_optimizer_are_refused_where_shapes_agree(tmp_path):
 # What is kept.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_only_the_newest_are_kept(keep, tmp_path):
     model = make()
@@ -512,6 +519,7 @@ def test_only_the_newest_are_kept(keep, tmp_path):
         assert newest(tmp_path) == Checkpoint(path, step=epoch, epoch=epoch)
 
 
+@pytest.mark.slow
 def test_three_are_kept_and_the_best(tmp_path):
     model = make()
     for epoch, score in enumerate([1.0, 5.0, None, 3.0, 4.0, 2.0], start=1):
@@ -593,6 +601,7 @@ def content_of(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [2**10, files.BLOCK])
 def test_a_full_disk_at_any_effect_leaves_a_checkpoint_and_the_next_save_succeeds(
     block, original, tmp_path, monkeypatch
@@ -667,6 +676,7 @@ def power_cuts(original, tmp_path, monkeypatch):
         at += 1
 
 
+@pytest.mark.slow
 def test_a_power_cut_at_any_effect_loses_no_checkpoint(original, tmp_path, monkeypatch):
     found = power_cuts(original, tmp_path, monkeypatch)
     assert len(found) >= 15
@@ -676,6 +686,7 @@ def test_a_power_cut_at_any_effect_loses_no_checkpoint(original, tmp_path, monke
     assert set(steps) == {2, 3}
 
 
+@pytest.mark.slow
 def test_the_proof_notices_a_rename_before_the_flush(original, tmp_path, monkeypatch):
     def write(path, fill):
         before = files.before
@@ -867,6 +878,7 @@ def test_a_folder_of_checkpoints_is_no_checkpoint(original):
         original[2].load_checkpoint(original[0])
 
 
+@pytest.mark.slow
 def test_a_save_beside_the_training_has_the_state_of_its_moment(tmp_path):
     model = make()
     train(model, 1)
@@ -899,6 +911,7 @@ def test_a_save_that_fails_beside_the_training_is_told_once(tmp_path, monkeypatc
 # The hash of a state.
 
 
+@pytest.mark.slow
 def test_the_hash_is_that_of_equal_runs_alone():
     hashes = []
     for steps, seed in [(2, 1), (2, 1), (3, 1), (2, 2)]:
@@ -925,6 +938,7 @@ def test_the_hash_sees_every_variable(group):
     assert checkpoints.weights_sha256(model) == before
 
 
+@pytest.mark.slow
 def test_the_state_has_no_running_means(original):
     """They are no part of a run's result, and their number depends on what was traced so far."""
     model = make()

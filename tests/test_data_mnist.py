@@ -74,6 +74,7 @@ def test_the_mean_pixel_is_the_published_one(data):
     assert original.std(dtype=np.float64) == pytest.approx(0.3081, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_loading_takes_well_under_a_second():
     seconds = []
     for _ in range(3):

@@ -34,6 +34,7 @@ def order(batches: list[np.ndarray]) -> list[int]:
     return np.concatenate(batches)[:, 0].astype(int).tolist()
 
 
+@pytest.mark.slow
 def test_every_row_exactly_once_per_epoch_and_a_short_last_batch():
     batches = take(numbered(), 3 * PER_EPOCH)
     assert [len(batch) for batch in batches] == 3 * SIZES
@@ -49,6 +50,7 @@ def test_the_smallest_and_the_largest_batch(batch_size):
     assert sorted(order(batches)) == sorted(2 * list(range(ROWS)))
 
 
+@pytest.mark.slow
 def test_order_is_new_in_every_epoch_and_for_every_seed():
     orders = []
     for seed in (0, 1, 2**32 - 1):
@@ -60,6 +62,7 @@ def test_order_is_new_in_every_epoch_and_for_every_seed():
     assert tuple(range(ROWS)) not in orders
 
 
+@pytest.mark.slow
 def test_every_row_visits_every_position():
     # Mean position over 400 epochs: 11 +- 6.63 / 20 for each of the rows; five standard errors.
     whole = np.array(order(take(numbered(), 400, batch_size=ROWS))).reshape(400, ROWS)
@@ -67,12 +70,14 @@ def test_every_row_visits_every_position():
     assert np.abs(positions - 11).max() < 5 * 6.63 / 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [numbered, grey])
 def test_the_same_seed_gives_the_same_batches(make):
     for first, second in zip(take(make(), 12, seed=7), take(make(), 12, seed=7), strict=True):
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [numbered, grey])
 def test_a_stream_begun_at_an_epoch_continues_the_unbroken_one(make):
     unbroken = take(make(), 5 * PER_EPOCH)[3 * PER_EPOCH :]
@@ -182,6 +187,7 @@ def test_evaluation_does_not_see_the_dynamic_draws():
     np.testing.assert_array_equal(data.train.prepare(), before)
 
 
+@pytest.mark.slow
 def test_mnist_pixels_that_are_certain_stay_certain():
     data = load_data("mnist", binarize="dynamic")
     (batch,) = data.train.batches(500, seed=0).take(1)

@@ -87,6 +87,7 @@ def diagnoses(model, folder, *, epochs=1, **options):
 
 
 # Two seeds a day.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 10))]
 )
@@ -96,6 +97,7 @@ def test_healthy_runs_are_healthy_after_every_epoch(seed, tmp_path):
     assert last == ["healthy"]
 
 
+@pytest.mark.slow
 def test_a_healthy_autoencoder_is_healthy_whatever_the_scale_of_its_codes(tmp_path):
     model = make(bottleneck=DeterministicBottleneck)
     _, last = diagnoses(model, tmp_path, epochs=2)
@@ -124,6 +126,7 @@ def silence(model, dimensions):
         head.set_weights([kernel, bias])
 
 
+@pytest.mark.slow
 def test_dead_dimensions(tmp_path):
     model = still(make(latent=3))
     silence(model, [0, 2])
@@ -134,16 +137,19 @@ def test_dead_dimensions(tmp_path):
     assert diagnosis.reason == "2 of 3 are not in use: 0, 2."
 
 
+@pytest.mark.slow
 def test_posterior_collapse_of_an_encoder_that_says_nothing(tmp_path):
     model = still(make())
     silence(model, [0, 1])
     assert diagnoses(model, tmp_path)[1] == ["posterior collapse"]
 
 
+@pytest.mark.slow
 def test_posterior_collapse_of_a_model_that_was_trained_into_it(tmp_path):
     assert diagnoses(make(weight=50.0), tmp_path, epochs=4)[1] == ["posterior collapse"]
 
 
+@pytest.mark.slow
 def test_decoder_that_ignores_z(tmp_path):
     model = still(make())
     first = model.decoder.layers[1]
@@ -152,6 +158,7 @@ def test_decoder_that_ignores_z(tmp_path):
     assert diagnoses(model, tmp_path)[1] == ["decoder ignores z"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weight", "expected"),
     [
@@ -171,6 +178,7 @@ def test_warm_up_that_never_ends_is_told_from_the_first_epoch_on(weight, expecte
     assert last == [expected]
 
 
+@pytest.mark.slow
 def test_warm_up_that_would_have_ended_had_training_not_been_stopped(tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -111,12 +111,14 @@ def test_importance_weighted_likelihood_meets_the_exact_one(repeated):
     assert gap() > 100.0 * error
 
 
+@pytest.mark.slow
 def test_elbo_is_below_the_exact_likelihood_by_the_divergence_from_the_posterior(repeated):
     found, error = difference(repeated, "elbo", log_p().mean())
     assert found < -100.0 * error
     assert abs(found + gap()) < 3.0 * error
 
 
+@pytest.mark.slow
 def test_bound_grows_with_the_samples_towards_the_exact_likelihood():
     bounds = [
         -estimate(linear_gaussian(**IMPERFECT), X, num_samples=k)["negative_log_likelihood"].value
@@ -241,6 +243,7 @@ CUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
 def test_figures_are_those_of_a_forward_pass_in_numpy(cut, trained, monkeypatch):
     values_per_call, parts = CUTS[cut]
@@ -318,6 +321,7 @@ class StepNow(LossTerm):
         return sum_over_event(0.0 * z) + step
 
 
+@pytest.mark.slow
 def test_an_evaluation_reads_the_step_of_the_present_optimizer():
     vae = dense_vae([Bernoulli(), KLDivergence(), StepNow(weight=None)])
     assert estimate(vae, IMAGES, num_samples=1)["step_now"].value == 0.0
@@ -421,6 +425,7 @@ def test_every_call_draws_noise_of_its_own(trained, monkeypatch):
     assert len({position for position in used if position > 0}) == 11
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_gives_the_same_figures_and_another_seed_others(trained):
     first, second = (estimate(trained, IMAGES, num_samples=3) for _ in range(2))
     assert first == second
@@ -461,6 +466,7 @@ def test_training_settings_are_no_part_of_the_figures():
         assert {name: found[name] for name in figures[0]} == figures[0]
 
 
+@pytest.mark.slow
 def test_own_terms_have_a_figure_by_their_name():
     class Spread(LossTerm):
         def per_example(self, z_mean):
@@ -708,6 +714,7 @@ def test_a_dictionary_of_inputs_is_the_array(trained):
     assert estimate(trained, unread, num_samples=3) == wanted
 
 
+@pytest.mark.slow
 def test_labels_and_targets_go_with_their_examples(monkeypatch):
     """The decoder writes what the labels say and nothing else: bit i of example i."""
     labels = keras.Input((PIXELS,), name="labels")

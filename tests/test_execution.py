@@ -162,6 +162,7 @@ def test_labels_and_a_later_first_epoch():
     )
 
 
+@pytest.mark.slow
 def test_the_model_takes_other_data_before_and_after():
     data = grey_images()
     vae = compiled(steps_per_execution=5)

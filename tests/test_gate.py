@@ -193,6 +193,7 @@ if SOAK:
     CASES = list(itertools.product(WHERE, COMPILED, PLACES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "mode", "at"), [*CASES[:2], *slow(*CASES[2:])])
 def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp_path):
     injection, named = INJECTIONS[where]
@@ -213,6 +214,7 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp
 
 
 # The first step, one in the middle of a call, and the smaller last batch.
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, *slow([1], [4])])
 @pytest.mark.parametrize("mode", COMPILED if SOAK else ["graph"])
 def test_a_value_of_the_data_is_named(mode, at, tmp_path):
@@ -231,6 +233,7 @@ def test_a_value_of_the_data_is_named(mode, at, tmp_path):
     assert row in json.loads((tmp_path / "nonfinite.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_the_state_is_that_of_a_training_that_ended_before(tmp_path):
     wanted = make([Sparse()])
     train_alone(wanted, 4)
@@ -240,6 +243,7 @@ def test_the_state_is_that_of_a_training_that_ended_before(tmp_path):
     assert state(model) == state(wanted)
 
 
+@pytest.mark.slow
 def test_the_first_tensor_that_is_not_finite_is_named(tmp_path):
     class Overflows(keras.layers.Layer):
         def call(self, z_mean, training=False):
@@ -258,6 +262,7 @@ def test_a_state_that_was_not_finite_before_is_said_to_be_so(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graph", *slow(["XLA"], ["eager"])])
 def test_steps_are_those_without_a_gate(mode, tmp_path):
     gated, free = make([Sparse()], **MODES[mode]), make([Sparse()], **MODES[mode])
@@ -356,6 +361,7 @@ class NoGate(FiniteGate):
         return True
 
 
+@pytest.mark.slow
 def test_without_a_gate_the_weights_would_be_lost(tmp_path):
     model = make([Sparse(bad_at=4)])
     batches = DATA.train.on_device(BATCH, seed=0)

@@ -117,6 +117,7 @@ def test_the_loss_by_its_name_for_a_model_that_ends_in_a_sigmoid(formulate, netw
     assert_same_step(one_step(formulation)[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("networks", "mode", "place"),
     [*CASES[:2], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[2:])],
@@ -234,6 +235,7 @@ def step_by_differences(weights, *others, width=1e-5):
     return gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_step_is_the_one_of_finite_differences(formulate, place):
     encoder, decoder = with_weights(dense_networks(TINY))
@@ -263,6 +265,7 @@ def constant_decoder(logit, activation=None):
     return keras.Model(z, {"logits": keras.layers.Reshape(SHAPE)(dense(z))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_logit_of_40_on_a_target_of_0_has_a_gradient(formulate, place):
     formulation = formulate(place, dense_networks()[0], constant_decoder(40.0), FACTOR)

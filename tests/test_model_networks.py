@@ -108,6 +108,7 @@ def example_loss(data, z_mean, z_log_var, reconstruction):
     return float(reconstruction_loss + kl_loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_the_networks_of_the_keras_example_as_they_stand(run_eagerly):
     keras.utils.set_random_seed(0)
@@ -264,6 +265,7 @@ def test_every_kind_of_network_is_an_encoder_and_a_decoder(kind, run_eagerly):
     np.testing.assert_allclose(vae.predict(IMAGES, verbose=0), tf.sigmoid(logits), **ENOUGH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_ordinary_use_gives_no_warning_about_unbuilt_state(kind):
     with warnings.catch_warnings():
@@ -390,6 +392,7 @@ def on_top_of(network):
     return keras.Model(image, heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_a_frozen_network_keeps_weights_and_statistics(run_eagerly):
     network = pretrained()
@@ -426,6 +429,7 @@ def statistics(network):
     return [layer.moving_mean.numpy(), layer.moving_variance.numpy()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_batch_normalisation_moves_in_training_and_only_there(run_eagerly):
     network = pretrained()
@@ -501,6 +505,7 @@ DROPPING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DROPPING)
 def test_dropout_is_active_in_training_alone(kind):
     keras.utils.set_random_seed(0)

@@ -176,6 +176,7 @@ def assert_goes_on_alike(vae, loaded, data=IMAGES):
 # A whole model.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "networks", [functional, *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS[1:])]
 )
@@ -191,6 +192,7 @@ def test_a_loaded_model_goes_on_as_the_saved_one_would(networks, tmp_path):
     np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0), vae.predict(IMAGES, verbose=0))
 
 
+@pytest.mark.slow
 def test_slots_and_step_matter_for_the_next_step(tmp_path):
     """The mutant: a model that gets the weights and a fresh optimizer takes another step."""
     vae = trained()
@@ -289,12 +291,14 @@ def test_every_part_of_a_model_is_saved(options, tmp_path):
     assert_goes_on_alike(vae, loaded)
 
 
+@pytest.mark.slow
 def test_a_conditional_model_is_saved_with_its_inputs(tmp_path):
     data = {"inputs": IMAGES, "labels": LABELS}
     vae = trained(networks=lambda: (functional()[0], conditional_decoder()), data=data)
     assert_goes_on_alike(vae, through_a_file(vae, tmp_path), data)
 
 
+@pytest.mark.slow
 def test_what_was_asked_of_a_model_does_not_spoil_its_file(tmp_path):
     """The encoder needs no labels; that it was asked without them is no property of the model."""
     data = {"inputs": IMAGES, "labels": LABELS}
@@ -303,6 +307,7 @@ def test_what_was_asked_of_a_model_does_not_spoil_its_file(tmp_path):
     assert figures(through_a_file(vae, tmp_path), data) == figures(vae, data)
 
 
+@pytest.mark.slow
 def test_images_of_any_size_are_saved(tmp_path):
     image, z = keras.Input((None, None, 1)), keras.Input((LATENT,), name="z")
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 3)(image))
@@ -320,6 +325,7 @@ def test_images_of_any_size_are_saved(tmp_path):
     assert z.shape == (None, LATENT)
 
 
+@pytest.mark.slow
 def test_names_come_back(tmp_path):
     keras.backend.clear_session()
     vae = trained(networks=sequential)
@@ -334,6 +340,7 @@ def test_names_come_back(tmp_path):
     assert others[0][0].network.name != vae.encoder.network.name
 
 
+@pytest.mark.slow
 def test_a_clone_has_the_same_parts_and_weights_of_its_own():
     vae = trained([Bernoulli(), KLDivergence(weight=LinearWarmup(steps=3))], num_samples=2)
     clone = keras.models.clone_model(vae)
@@ -430,6 +437,7 @@ def test_a_length_in_epochs_is_counted_anew_after_loading(tmp_path):
         loaded.fit(IMAGES, batch_size=4, verbose=0)
 
 
+@pytest.mark.slow
 def test_a_function_as_schedule_is_saved_and_said_when_it_is_loaded(tmp_path):
     vae = trained([Bernoulli(), KLDivergence(weight=lambda step: 0.1 * step)])
     vae.save(tmp_path / "model.keras")
@@ -448,6 +456,7 @@ def test_a_function_as_schedule_is_saved_and_said_when_it_is_loaded(tmp_path):
 # Weights alone.
 
 
+@pytest.mark.slow
 def test_weights_step_and_slots_go_through_a_weights_file(tmp_path):
     vae = trained()
     vae.save_weights(tmp_path / "w.weights.h5")
@@ -458,6 +467,7 @@ def test_weights_step_and_slots_go_through_a_weights_file(tmp_path):
     assert_goes_on_alike(vae, other)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Skipping variable loading")
 @pytest.mark.parametrize("called", [False, True], ids=["never called", "called once"])
 def test_weights_load_into_a_compiled_model_that_was_not_trained(called, tmp_path):

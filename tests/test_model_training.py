@@ -229,6 +229,7 @@ def test_every_form_of_data_trains_and_evaluates_alike(array_run, form):
         np.testing.assert_allclose(one, other, **ENOUGH)
 
 
+@pytest.mark.slow
 def test_validation_split_validates_on_the_last_part():
     history = train(standing(), validation_split=0.25)
     vae = standing()
@@ -236,6 +237,7 @@ def test_validation_split_validates_on_the_last_part():
     assert history["val_loss"][0] == pytest.approx(last["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_of_held_out_data():
     # Two patterns that a decoder of one hidden layer learns by heart: 16 log 2 = 11 nats at first.
     patterns = np.stack([IMAGES[0], 1.0 - IMAGES[0]] * 16)
@@ -264,6 +266,7 @@ def test_predict_needs_no_compile():
     assert build().predict(IMAGES[:3], verbose=0).shape == (3, *SHAPE)
 
 
+@pytest.mark.slow
 def test_steps_by_hand_are_those_of_fit():
     by_fit, by_hand = compiled(run_eagerly=False), compiled(run_eagerly=False)
     history = train(by_fit)
@@ -338,6 +341,7 @@ def test_a_reconstruction_without_noise_is_averaged_over_examples():
     assert history["loss"][0] == pytest.approx(nats.mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_statistic_counts_for_all_examples_of_its_batch():
     data = IMAGES[:10]
     vae = standing([Bernoulli(), FreeBits(nats_per_dimension=0.2)], encoder=strong_encoder)
@@ -348,6 +352,7 @@ def test_a_batch_statistic_counts_for_all_examples_of_its_batch():
     assert train(vae, data, batch_size=4)["free_bits"][0] == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_and_validation_use_the_same_weights_and_the_elbo_none():
     vae = standing([Bernoulli(weight=0.5), KLDivergence(weight=3.0)])
     history = {name: values[0] for name, values in train(vae, validation_data=IMAGES).items()}
@@ -586,6 +591,7 @@ def test_lengths_in_epochs_follow_the_data_of_the_next_fit():
     assert history["contribution/kl"] == pytest.approx(history["kl"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_lengths_in_epochs_inside_a_term_are_resolved_too():
     term = CapacityKL(capacity=LinearWarmup(peak=6.0, epochs=2))
     vae = standing([Bernoulli(), term])
@@ -602,6 +608,7 @@ def test_lengths_in_epochs_and_data_without_a_length_are_refused():
         vae.fit(data, verbose=0)
 
 
+@pytest.mark.slow
 def test_a_warm_up_longer_than_training_is_said_with_its_numbers():
     vae = standing([Bernoulli(), KLDivergence(weight=LinearWarmup(steps=9))])
     wanted = r"'kl'.*settles at step 9,.*ends at step 8 \(2 epochs of 4 steps\)"
@@ -661,6 +668,7 @@ def test_model_checkpoint_keeps_the_best_model(tmp_path):
     assert figures["loss"] == pytest.approx(min(history["val_loss"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_csv_logger_writes_the_history(tmp_path):
     path = tmp_path / "log.csv"
     vae = compiled([Bernoulli(), KLDivergence(weight=LinearWarmup(steps=2))])
@@ -677,6 +685,7 @@ def test_csv_logger_writes_the_history(tmp_path):
         assert [float(row[name]) for row in rows] == pytest.approx(values, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_learning_rate_scheduler_reaches_the_traced_step():
     weights = []
     vae = compiled(run_eagerly=False)
@@ -866,6 +875,7 @@ def test_a_regulariser_is_in_loss_gradient_logs_and_validation(run_eagerly):
     assert "regularization" not in without
 
 
+@pytest.mark.slow
 def test_what_a_layer_adds_is_differentiated_once_in_every_step():
     vae = compiled(decoder=penalised_decoder, run_eagerly=False)
     value = vae.decoder.get_layer("penalty").value
@@ -877,6 +887,7 @@ def test_what_a_layer_adds_is_differentiated_once_in_every_step():
     assert figures["regularization"] == pytest.approx(0.3, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_a_layer_adds_in_training_alone_starts_anew_at_every_epoch():
     vae = compiled(decoder=lambda: penalised_decoder(only_in_training=True), run_eagerly=False)
     one_step = {"batch_size": len(IMAGES), "epochs": 3}
@@ -1007,6 +1018,7 @@ def test_outputs_that_nobody_reads_have_no_gradient_and_do_no_harm():
 # Several samples.
 
 
+@pytest.mark.slow
 def test_samples_are_joined_by_the_mean_or_by_importance():
     terms = [Bernoulli(), MonteCarloKL()]
     vae = standing(terms, num_samples=4)
@@ -1059,6 +1071,7 @@ def test_several_samples_train(terms, importance_weighted):
 # Models of another kind.
 
 
+@pytest.mark.slow
 def test_a_plain_autoencoder_has_neither_elbo_nor_kl_nor_samples():
     vae = compiled(
         [Bernoulli()],
@@ -1075,6 +1088,7 @@ def test_a_plain_autoencoder_has_neither_elbo_nor_kl_nor_samples():
     np.testing.assert_array_equal(vae.decode(codes), vae.reconstruct(IMAGES))
 
 
+@pytest.mark.slow
 def test_targets_given_as_y_are_what_is_reconstructed():
     noisy, clean = IMAGES, 1.0 - IMAGES
     vae = compiled(optimizer=keras.optimizers.Adam(0.05), run_eagerly=False)
@@ -1105,6 +1119,7 @@ def conditional_decoder():
     return keras.Model({"z": z, "labels": labels}, {"logits": logits})
 
 
+@pytest.mark.slow
 def test_a_conditional_model_learns_what_its_labels_say():
     patterns = np.stack([IMAGES[0], 1.0 - IMAGES[0]])
     classes = np.arange(32) % 2
@@ -1153,6 +1168,7 @@ class SpreadPenalty(LossTerm):
         return spread
 
 
+@pytest.mark.slow
 def test_modules_after_the_decoder_run_in_order_and_are_trained():
     terms = [Bernoulli(), KLDivergence(), SpreadPenalty()]
     vae = compiled(terms, modules=[Scaled(), Spread()], run_eagerly=False)
@@ -1176,6 +1192,7 @@ def bfloat16_policy():
     keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_sixteen_bits_in_the_networks_and_none_in_the_loss(bfloat16_policy, run_eagerly):
     options = {"optimizer": keras.optimizers.Adam(0.02), "run_eagerly": run_eagerly}

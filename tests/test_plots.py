@@ -68,6 +68,7 @@ def legend_of(plot):
     return dict(zip(texts, colours, strict=True))
 
 
+@pytest.mark.slow
 def test_every_function_draws_without_display_pyplot_and_tensorflow(tmp_path, without_tensorflow):
     code = f"""
 import sys
@@ -245,6 +246,7 @@ def test_groups_have_a_colour_and_a_line_in_the_legend(drawn):
     assert_whole(figure)
 
 
+@pytest.mark.slow
 def test_many_bars_with_long_names_are_whole(drawn):
     values = {f"the formulation number {row} of thirty": [1.0, 100.0 * row] for row in range(30)}
     groups = {name: f"a group {len(name)}" for name in values}

@@ -204,6 +204,7 @@ print(json.dumps(found))
         assert part in message
 
 
+@pytest.mark.slow
 def test_two_experiments_of_one_process_may_use_the_same_flag():
     code = """
 import json
