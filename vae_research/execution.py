@@ -140,7 +140,7 @@ def steps_per_call(weights: int, jit_compile: bool, steps_per_epoch: int, interv
         jit_compile: whether the call is compiled with XLA.
         steps_per_epoch: no call is longer than an epoch.
         interval: calls must end at multiples of this number of steps, so the result divides it; 0
-            is no constraint.
+            allows any number.
 
     >>> steps_per_call(0, True, 391, 0), steps_per_call(0, True, 391, 500)
     (98, 100)

@@ -178,7 +178,7 @@ def pairs(originals: np.ndarray, reconstructed: np.ndarray, columns: int) -> np.
 def errors(originals: np.ndarray, reconstructed: np.ndarray, columns: int) -> np.ndarray:
     """Returns a picture: the absolute error of each pixel, averaged over channels, as a colour.
 
-    Black is no error; the brightest colour is an error as large as the range of the originals (at
+    Black is an error of 0; the brightest colour is one as large as the range of the originals (at
     least 1).
     """
     value_range = max(1.0, float(originals.max() - originals.min()))
