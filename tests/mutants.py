@@ -20,9 +20,9 @@ def slots_dropped():
     """Checkpoints without the optimizer's momenta."""
     from vae_research import checkpoints
 
-    saved_variables = checkpoints.saved_variables
-    checkpoints.saved_variables = lambda model: [
-        variable for variable in saved_variables(model) if "velocity" not in variable.path
+    saved_by_group = checkpoints.saved_by_group
+    checkpoints.saved_by_group = lambda model: [
+        found for found in saved_by_group(model) if "velocity" not in found[1].path
     ]
 
 

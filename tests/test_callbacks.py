@@ -727,7 +727,7 @@ def test_the_divergence_of_dimensions_over_time_goes_on_after_an_interruption(tm
     train(model, Latents(tmp_path, VALIDATION), kept, epochs=3, initial_epoch=2)
     np.testing.assert_array_equal(rows()[:, 0], [5, 10, 15])
     np.testing.assert_allclose(rows()[:, 1:], kept.found, rtol=1e-5)
-    model.optimizer.iterations.assign(10)
+    model.step_counter.assign(10)
     train(model, Latents(tmp_path, VALIDATION), kept, epochs=3, initial_epoch=2)
     picture = pictures(tmp_path / "validation")["latent/kl_over_time"][-1][1]
     history = np.stack([*kept.found[:2], kept.found[3]])

@@ -474,16 +474,16 @@ def test_another_architecture_is_refused_by_name_and_shape_before_anything_is_ch
     assert model.step == 0
 
 
-def test_a_difference_in_the_last_variable_changes_nothing_in_the_first(original):
+def test_a_difference_in_the_last_slot_changes_nothing_in_the_first(original):
     """As many variables, and all but the last of one shape: a loop that checks and assigns by turns
     would have changed the weights by the time that it finds out."""
     model = make(seed=2)
-    last = saved_variables(model)[-1]
+    last = model.optimizer.variables[-1]
     assert tuple(last.shape) == (16,)
     odd = keras.Variable(np.zeros([17], "float32"), name="odd")
     # Keras has no public way to exchange a slot.
     model.optimizer._variables[-1] = odd
-    assert saved_variables(model)[-1] is odd
+    assert any(variable is odd for variable in saved_variables(model))
     before = values_of(model)
     with pytest.raises(CheckpointError, match=r"\(16,\) where the model has \S*odd \(17,\)"):
         restore(model, newest(original[0]))
@@ -498,7 +498,9 @@ def test_slots_of_another_optimizer_are_refused_where_shapes_agree(tmp_path):
     shapes = [[variable.shape for variable in saved_variables(found)] for found in (model, other)]
     assert shapes[0] == shapes[1]
     before = values_of(other)
-    with pytest.raises(CheckpointError, match="trained with RMSprop, and the model has Adagrad"):
+    with pytest.raises(
+        CheckpointError, match="optimizer was RMSprop, and that of the model is Adagrad"
+    ):
         restore(other, newest(tmp_path))
     assert values_of(other) == before
 
@@ -624,7 +626,7 @@ def test_a_full_disk_at_any_effect_leaves_a_checkpoint_and_the_next_save_succeed
         assert newest(folder).epoch == (3 if renamed else 2)
         if not renamed:
             assert content_of(folder) == content_of(start)
-        model.optimizer.iterations.assign_add(1)  # the state of another step
+        model.step_counter.assign_add(1)  # the state of another step
         save(folder, model, epoch=4, keep=2)
         assert newest(folder).epoch == 4
         assert [name for name in names(folder) if name.startswith(".")] == []
@@ -662,7 +664,7 @@ def power_cuts(original, tmp_path, monkeypatch):
         shutil.copytree(original[0], folder)
         cut = PowerCut(at)
         restore(model, newest(folder))
-        model.optimizer.iterations.assign(3)
+        model.step_counter.assign(3)
         with monkeypatch.context() as context:
             context.setattr(files, "before", cut.before)
             context.setattr(shutil, "rmtree", lambda *arguments, **options: None)

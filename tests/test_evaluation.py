@@ -327,7 +327,7 @@ def test_an_evaluation_reads_the_step_of_the_present_optimizer():
     assert estimate(vae, IMAGES, num_samples=1)["step_now"].value == 0.0
     for step in (3, 5):
         vae.compile("sgd")  # a pass that was compiled before must not keep the old counter
-        vae.optimizer.iterations.assign(step)
+        vae.step_counter.assign(step)
         assert estimate(vae, IMAGES, num_samples=1)["step_now"].value == step
 
 

@@ -307,7 +307,7 @@ def test_skipping_leaves_one_step_out_and_says_so(mode, tmp_path, capsys):
     # By hand: four steps, one that only counts, and the others.
     wanted = make([Sparse()], **MODES[mode])
     train_alone(wanted, 4)
-    wanted.optimizer.iterations.assign_add(1)
+    wanted.step_counter.assign_add(1)
     rest = DATA.train.on_device(BATCH, seed=0, first_epoch=1)
     wanted.fit(rest, epochs=1, verbose=0)
     ours, theirs = model.get_weights(), wanted.get_weights()

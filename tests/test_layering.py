@@ -24,10 +24,11 @@ ROOT = "vae_research"
 # From the ground up. A part is a module or a folder directly in vae_research; it may import itself
 # and every part of the lines before its own, but none of its own line.
 LAYERS = (
-    ("settings", "arguments", "tables", "version", "randomness", "files", "lazy"),
+    ("settings", "arguments", "tables", "version", "randomness", "files", "lazy", "epochs"),
     ("probability", "schedules", "tensors", "manifests", "state"),
     ("losses", "bottlenecks", "networks", "data"),
     ("objective", "keras_losses"),
+    ("critics",),
     ("keras_inputs", "execution", "checkpoints", "running_means", "serialization"),
     ("trainer",),
     ("model",),
@@ -43,7 +44,8 @@ BOTTOM = (*LAYERS[0], *LAYERS[1])
 ONLY = {
     "objective": ("losses.term", *BOTTOM),
     "model": (
-        *("objective", "keras_inputs", "checkpoints", "running_means", "serialization", "trainer"),
+        *("objective", "critics", "keras_inputs", "checkpoints"),
+        *("running_means", "serialization", "trainer"),
         *BOTTOM,
     ),
 }
@@ -57,8 +59,9 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "version": set(),
     "files": set(),
     "lazy": set(),
+    "epochs": set(),
     "manifests": {"numpy"},
-    "state": {"numpy"},
+    "state": {"keras", "numpy"},
     "randomness": {"tensorflow"},
 }
 OPTIONAL = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # in setup.cfg

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vae_research.callbacks.projector import Projector as Projector
     from vae_research.callbacks.scalars import Scalars as Scalars
     from vae_research.callbacks.tensorboard.summaries import Summaries as Summaries
+    from vae_research.critics import Critic as Critic
     from vae_research.data import Data as Data
     from vae_research.data import DataError as DataError
     from vae_research.data import load_data as load_data
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from vae_research.evaluation.latent_space import neighbour_accuracy as neighbour_accuracy
     from vae_research.evaluation.latent_space import occupied_area as occupied_area
     from vae_research.evaluation.latent_space import t_sne as t_sne
+    from vae_research.keras_inputs import unpack as unpack
     from vae_research.keras_losses.layers import AddLossModel as AddLossModel
     from vae_research.keras_losses.layers import KLLossLayer as KLLossLayer
     from vae_research.keras_losses.layers import SamplingLayer as SamplingLayer
@@ -106,10 +108,12 @@ _MODULES = {
     "callbacks.projector": ("Projector",),
     "callbacks.scalars": ("Scalars",),
     "callbacks.tensorboard.summaries": ("Summaries",),
+    "critics": ("Critic",),
     "data": ("Data", "DataError", "load_data"),
     "evaluation.diagnosis": ("diagnose", "mutual_information"),
     "evaluation.estimates": ("Estimate", "estimate"),
     "evaluation.latent_space": ("neighbour_accuracy", "occupied_area", "t_sne"),
+    "keras_inputs": ("unpack",),
     "keras_losses.layers": (
         "AddLossModel",
         "KLLossLayer",

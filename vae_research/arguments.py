@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import Any
 
 LARGEST_SEED = 2**32 - 1
@@ -46,3 +47,26 @@ def checked_seed(value: Any) -> int:
         ValueError: it is not such an integer.
     """
     return checked_integer("seed", value, 0, LARGEST_SEED)
+
+
+def checked_label(kind: str, label: str) -> str:
+    """Returns the name of a loss term or critic.
+
+    Args:
+        kind: what has the name, for the message.
+        label: the name.
+
+    Raises:
+        ValueError: it cannot be a TensorBoard tag and a key of metrics.jsonl.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.\-]+", label):
+        raise ValueError(
+            f"{label!r} cannot be the name of a {kind}: it becomes a TensorBoard tag and a key of "
+            "metrics.jsonl. Use letters, digits, '_', '-' and '.'."
+        )
+    if label.startswith("val_"):
+        raise ValueError(
+            f"{label!r} cannot be the name of a {kind}: Keras puts 'val_' before the figures of "
+            "validation data."
+        )
+    return label

@@ -25,7 +25,14 @@ import numpy as np
 from vae_research import files, manifests
 from vae_research.arguments import checked_integer
 from vae_research.manifests import Checkpoint, CheckpointError, FormatError, Search, search
-from vae_research.state import as_array, model_variables, saved_variables, sha256
+from vae_research.state import (
+    as_array,
+    optimizers,
+    saved_by_group,
+    state_sha256,
+    step_of,
+    weights_sha256,
+)
 from vae_research.version import __version__
 
 __all__ = [
@@ -42,6 +49,7 @@ __all__ = [
     "search",
     "set_aside",
     "snapshot",
+    "state_sha256",
     "weights_sha256",
 ]
 
@@ -84,19 +92,18 @@ def snapshot(
         score: how good the model is, larger is better; the best checkpoint is kept.
         progress: whatever else is needed to resume, as JSON values.
     """
-    variables = saved_variables(model)
-    values = [variable.value.read_value() for variable in variables]
+    variables = saved_by_group(model)
+    values = [variable.value.read_value() for _, variable in variables]
     content = {
         "package": __version__,
-        "step": int(model.optimizer.iterations),
+        "step": step_of(model),
         "epoch": epoch,
         "position": position,
         "score": score,
-        "optimizer": type(model.optimizer).__name__,
-        "model_variables": len(model_variables(model)),
+        "optimizers": {name: type(found).__name__ for name, found in optimizers(model).items()},
         "variables": [
-            {"path": var.path, "shape": list(var.shape), "dtype": str(var.dtype)}
-            for var in variables
+            {"path": var.path, "shape": list(var.shape), "dtype": str(var.dtype), "group": group}
+            for group, var in variables
         ],
         "progress": progress or {},
     }
@@ -272,36 +279,53 @@ def restore(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
             model is unchanged.
     """
     content = manifests.verify(checkpoint.path)
-    variables = saved_variables(model)
-    saved = content["variables"]
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        saved = saved[: content["model_variables"]]
-    ours = [(var.path, tuple(var.shape)) for var in variables]
-    theirs = [(var["path"], tuple(var["shape"])) for var in saved]
-    for left, right in itertools.zip_longest(theirs, ours, fillvalue=("nothing", ())):
-        # Names that Keras generates (dense_3) change from model to model; shapes do not.
-        if left[1] != right[1] or "nothing" in (left[0], right[0]):
-            raise CheckpointError(
-                f"{checkpoint.path} is of another architecture: it has {left[0]} {left[1]} where "
-                f"the model has {right[0]} {right[1]}."
-            )
-    if optimizer is not None and type(optimizer).__name__ != content["optimizer"]:
+    variables = saved_by_group(model)
+    saved = list(enumerate(content["variables"]))
+    ours_by_group = optimizers(model)
+    if "optimizer" not in ours_by_group:
+        saved = [(index, var) for index, var in saved if var["group"] != "optimizer"]
+    ours = [(group, var.path, tuple(var.shape)) for group, var in variables]
+    theirs = [(var["group"], var["path"], tuple(var["shape"])) for _, var in saved]
+    difference = _first_difference(theirs, ours)
+    if difference is not None:
         raise CheckpointError(
-            f"{checkpoint.path} was trained with {content['optimizer']}, and the model has "
-            f"{type(optimizer).__name__}."
+            f"{checkpoint.path} is of another architecture: it has {difference[0]} where the model "
+            f"has {difference[1]}."
         )
-    values = manifests.read_values(checkpoint.path, content)[: len(variables)]
-    for variable, value, described in zip(variables, values, saved, strict=True):
+    for group, optimizer in ours_by_group.items():
+        trained_with = content["optimizers"].get(group)
+        if type(optimizer).__name__ != trained_with:
+            raise CheckpointError(
+                f"{checkpoint.path}: the {group} was {trained_with}, and that of the model is "
+                f"{type(optimizer).__name__}."
+            )
+    values = manifests.read_values(checkpoint.path, content)
+    for (_, variable), (index, described) in zip(variables, saved, strict=True):
+        value = values[index]
         if "stored" in described:
             value = value.view(as_array(variable.value).dtype)
         variable.assign(value)
     return content["progress"]
 
 
-def weights_sha256(model: Any) -> str:
-    """Returns the SHA-256 of the values of all variables of model and optimizer."""
-    return sha256(saved_variables(model))
+def _first_difference(
+    theirs: list[tuple[str, str, tuple[int, ...]]], ours: list[tuple[str, str, tuple[int, ...]]]
+) -> tuple[str, str] | None:
+    """Returns in words the first two variables that differ in their group or shape, or None.
+
+    Args:
+        theirs, ours: group, path and shape of each variable, in order.
+    """
+    for name in dict.fromkeys(group for group, _, _ in (*theirs, *ours)):
+        pairs = [
+            [(path, shape) for group, path, shape in each if group == name]
+            for each in (theirs, ours)
+        ]
+        for left, right in itertools.zip_longest(*pairs, fillvalue=("nothing", "")):
+            # Names that Keras generates (dense_3) change from model to model; shapes do not.
+            if left[1] != right[1]:
+                return f"{left[0]} {left[1]}".strip(), f"{right[0]} {right[1]}".strip()
+    return None
 
 
 def _remove_remains(folder: Path) -> None:

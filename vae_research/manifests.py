@@ -26,7 +26,7 @@ import numpy as np
 from vae_research import files
 
 MANIFEST, VALUES = "manifest.json", "variables.npz"
-FORMAT, VERSION = "vae_research checkpoint", 2
+FORMAT, VERSION = "vae_research checkpoint", 3
 
 # Prefixes of what an interrupted save leaves; it is never read.
 ASIDE, REMOVED = ".writing-", ".removing-"

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from vae_research import checkpoints, serialization
 from vae_research.arguments import checked_seed
+from vae_research.critics import Critic, checked_critics
+from vae_research.epochs import EpochClock
 from vae_research.keras_inputs import unpack, weighted
 from vae_research.objective import LossReport, Objective
-from vae_research.randomness import evaluation_key, training_key
+from vae_research.randomness import evaluation_key, fold_in, training_key
 from vae_research.running_means import RunningMeans
+from vae_research.state import RUNNING_SUMS, load_groups, save_groups
 from vae_research.tensors import SCALARS, Tensors, bind, call_module, graph_scope, repeat_rows
 from vae_research.trainer import Trainer
+
+_CLOCK = "clock"  # among the variables that Keras saves of the model itself
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
@@ -30,12 +37,14 @@ class VAE(Trainer):
         decoder: any Keras network from `z` to the parameters of the likelihood.
         terms: the loss terms, exactly one of them a `Likelihood`.
         modules: further networks that run after the decoder, in order.
+        critics: networks that are trained on their own terms in the same step; see `Critic`.
         num_samples: samples of z for each example, K.
         importance_weighted: train the importance-weighted bound of the K samples.
         seed: of all noise of this model, 0 to 2**32 - 1. Initial weights have Keras' seed.
 
     Raises:
-        ValueError: the terms do not make an objective; see `Objective`.
+        ValueError: the terms do not make an objective (see `Objective`), or critics are not apart.
+        TypeError: a critic is not a `Critic`.
 
     >>> from vae_research import dense_decoder, dense_encoder, GaussianBottleneck
     >>> from vae_research import Bernoulli, KLDivergence
@@ -57,6 +66,7 @@ class VAE(Trainer):
         terms: Iterable[Any],
         *,
         modules: Sequence[keras.layers.Layer] = (),
+        critics: Sequence[Critic] = (),
         num_samples: int = 1,
         importance_weighted: bool = False,
         seed: int = 0,
@@ -65,7 +75,9 @@ class VAE(Trainer):
         objective = Objective(
             terms, num_samples=num_samples, importance_weighted=importance_weighted
         )
-        super().__init__(RunningMeans(objective.terms), name=name, dtype="float32")
+        critics = checked_critics(critics)
+        means = RunningMeans(objective.terms, [n for c in critics for n in c.figure_names()])
+        super().__init__(means, critics, name=name, dtype="float32")
         self.encoder = encoder
         self.bottleneck = bottleneck
         self.decoder = decoder
@@ -76,7 +88,9 @@ class VAE(Trainer):
         # True already if every variable exists; otherwise the first forward pass sets it.
         no_variables_to_come = type(bottleneck).build is keras.layers.Layer.build
         networks = (encoder, decoder, *modules)
-        self.built = no_variables_to_come and all(network.built for network in networks)
+        self.built = (
+            no_variables_to_come and not critics and all(network.built for network in networks)
+        )
 
     # The forward pass.
 
@@ -98,6 +112,7 @@ class VAE(Trainer):
         """
         tensors = self.infer(data, training=training, seed=seed, num_samples=num_samples)
         self._run_decoder(tensors, training=training)
+        self._run_critics(tensors, training=training)
         return tensors
 
     def infer(
@@ -128,9 +143,12 @@ class VAE(Trainer):
         if specs.keys() >= self._input_specs.keys():  # encode() may have been given a part
             self._input_specs = specs
         data.setdefault("targets", data["inputs"])
-        if seed is None:
-            seed = self.evaluation_key(0)
-        return Tensors(data | {"step": tf.cast(self._step(), tf.float32), "seed": seed})
+        return self._tensors(data, seed)
+
+    def _tensors(self, given: Mapping[str, tf.Tensor], seed: tf.Tensor | None = None) -> Tensors:
+        seed = self.evaluation_key(0) if seed is None else seed
+        step = tf.cast(tf.convert_to_tensor(self.step_counter), tf.float32)
+        return Tensors({**given, "step": step, "seed": seed})
 
     def _run_decoder(self, tensors: Tensors, *, training: bool, whole: bool = True) -> None:
         """Runs decoder and further modules; `whole=False` stops once there is a reconstruction."""
@@ -143,6 +161,14 @@ class VAE(Trainer):
             self._write_reconstruction(tensors)
         # Every variable exists from here on. Keras reads `built` before saving and after loading.
         self.built = True
+
+    def _run_critics(self, tensors: Tensors, *, training: bool) -> None:
+        if any("z_prior" in critic.reads(tensors) for critic in self.critics):
+            key = fold_in(tensors["seed"], "sample of the prior")
+            rows = tf.shape(tensors["z"])[0]
+            tensors.write("bottleneck", {"z_prior": self.bottleneck.sample_prior(rows, key)})
+        for critic in self.critics:
+            critic.run(tensors, training=training)
 
     def _write_reconstruction(self, tensors: Tensors) -> None:
         """Writes the likelihood's mean once its parameters exist, so that modules can read it."""
@@ -174,8 +200,7 @@ class VAE(Trainer):
             z: `[rows, latent]`.
             tensors: further named tensors that decoder or modules read, for example `labels`.
         """
-        start = {"step": tf.cast(self._step(), tf.float32), "seed": self.evaluation_key(0)}
-        return self._decoded(Tensors(start | {"z": tf.convert_to_tensor(z)} | tensors))
+        return self._decoded(self._tensors({"z": tf.convert_to_tensor(z), **tensors}))
 
     def _decoded(self, tensors: Tensors) -> tf.Tensor:
         self._run_decoder(tensors, training=False, whole=False)
@@ -226,42 +251,131 @@ class VAE(Trainer):
     # The steps of training and evaluation.
 
     def set_steps_per_epoch(self, steps_per_epoch: int) -> None:
-        """Sets how many optimizer steps an epoch has, for schedules with lengths in epochs."""
-        if steps_per_epoch == self.steps_per_epoch:
+        """Sets how many batches an epoch has, for schedules with lengths in epochs.
+
+        Epochs that were done count as such if they had another length, so that a schedule neither
+        starts again nor goes back.
+        """
+        own, step = self._own_state, self.step
+        if steps_per_epoch != self.steps_per_epoch:
+            own.clock = own.clock.with_length(steps_per_epoch, step)
+            self._use_clock()
+
+    def _use_clock(self) -> None:
+        clock = self._own_state.clock
+        if clock.steps_per_epoch is None:
             return
-        self.steps_per_epoch = steps_per_epoch
-        before = self.objective.terms
-        self.objective = self._declared_objective.in_steps(steps_per_epoch)
-        if self.objective.terms != before:
+        lengths = clock.steps_per_epoch, clock.steps_ahead
+        before = [self.objective.terms, *(critic.terms for critic in self.critics)]
+        self.objective = self._declared_objective.in_steps(*lengths)
+        for critic in self.critics:
+            critic.set_steps_per_epoch(*lengths)
+        if [self.objective.terms, *(critic.terms for critic in self.critics)] != before:
             self.remake_functions()  # the compiled steps have the old lengths in them
 
+    def step_key(self) -> tf.Tensor:
+        """Returns the stateless key, `[2]`, of the noise of the next training step."""
+        return training_key(self.seed, self.step_counter)
+
+    def report(
+        self,
+        data: tf.Tensor | Mapping[str, tf.Tensor],
+        *,
+        training: bool = False,
+        seed: tf.Tensor | None = None,
+    ) -> tuple[Tensors, LossReport]:
+        """Returns a forward pass, and the loss of each example with all its parts.
+
+        Whoever differentiates the loss takes `surrogate` from here.
+
+        Args:
+            data, training, seed: as for `forward`.
+        """
+        tensors = self.forward(data, training=training, seed=seed)
+        # `losses`: regularisers, and what layers passed to add_loss in this forward pass.
+        report = self.objective(tensors, regularization=self.losses)
+        critics = {critic.name: critic.report(tensors) for critic in self.critics}
+        return tensors, dataclasses.replace(report, critics=critics) if critics else report
+
+    def scaled_loss(self, report: LossReport, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns the scalar that a training step differentiates.
+
+        It is the mean of the surrogate with sample weights, times the scale of a
+        `LossScaleOptimizer`.
+        """
+        loss = tf.reduce_mean(weighted(report.surrogate, report, sample_weight))
+        return self.optimizer.scale_loss(loss)
+
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One optimizer step on a batch; returns the running means of this epoch."""
+        """One training step on a batch; returns the running means of this epoch.
+
+        A step of your own overrides this method. It takes its noise from `step_key`, its loss from
+        `report`, and ends with `finish_step`.
+        """
         data, sample_weight = unpack(data)
-        with tf.GradientTape() as tape:
-            key = training_key(self.seed, self.optimizer.iterations)
-            tensors = self.forward(data, training=True, seed=key)
-            # `losses`: regularisers, and what layers passed to add_loss in this forward pass.
-            report = self.objective(tensors, regularization=self.losses)
-            loss = tf.reduce_mean(weighted(report.surrogate, report, sample_weight))
-            loss_to_differentiate = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        with graph_scope("gradients"):
-            gradients = tape.gradient(loss_to_differentiate, variables)
-        with graph_scope("optimizer"):
-            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self._train_critics_alone(data)
+        with tf.GradientTape(persistent=bool(self.critics)) as tape:
+            _, report = self.report(data, training=True, seed=self.step_key())
+            loss = self.scaled_loss(report, sample_weight)
+            losses = [loss, *self._critic_losses(report, self.critics)]
+        self._apply([self, *self.critics], losses, tape)
         with graph_scope("figures"):
-            return self._record(report, sample_weight)
+            return self.finish_step(report, sample_weight)
+
+    def _train_critics_alone(self, data: dict[str, tf.Tensor]) -> None:
+        """Makes the updates of critics that come before the one of the whole step."""
+        for update in range(1, max((critic.steps for critic in self.critics), default=1)):
+            critics = [critic for critic in self.critics if critic.steps > update]
+            key = fold_in(self.step_key(), "critics alone", update)
+            with tf.GradientTape(persistent=True) as tape:
+                _, report = self.report(data, training=True, seed=key)
+                losses = self._critic_losses(report, critics)
+            self._apply(critics, losses, tape)
+
+    def _critic_losses(self, report: LossReport, critics: Sequence[Critic]) -> list[tf.Tensor]:
+        return [critic.optimizer.scale_loss(report.critics[critic.name].loss) for critic in critics]
+
+    def _apply(
+        self, trained: Sequence[Any], losses: Sequence[tf.Tensor], tape: tf.GradientTape
+    ) -> None:
+        """Takes all gradients, each of a loss by its own variables, and then moves all weights."""
+        variables = [each.trainable_variables for each in trained]
+        with graph_scope("gradients"):
+            gradients = [tape.gradient(*pair) for pair in zip(losses, variables, strict=True)]
+        with graph_scope("optimizer"):
+            for each, *pairs in zip(trained, gradients, variables, strict=True):
+                each.optimizer.apply_gradients(zip(*pairs, strict=True))
+
+    def finish_step(
+        self, report: LossReport, sample_weight: tf.Tensor | None = None, **figures: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Ends a training step: records its figures and counts it.
+
+        Args:
+            report: of the step.
+            sample_weight: `[batch]` or None.
+            figures: further figures by name, `[batch]` or scalars; they reach the logs,
+                metrics.jsonl and TensorBoard as means over the examples of an epoch.
+
+        Returns:
+            The running means of this epoch.
+        """
+        self.step_counter.assign_add(1)
+        return self._record(report, sample_weight, figures)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Returns the figures of a batch without an update. All evaluations have the same noise."""
         data, sample_weight = unpack(data)
         # Keras resets the means when an evaluation begins: their count is the position in it.
-        key = self.evaluation_key(self.running_means.count)
-        report = self.objective(self.forward(data, seed=key), regularization=self.losses)
-        return self._record(report, sample_weight)
+        _, report = self.report(data, seed=self.evaluation_key(self.running_means.count))
+        return self._record(report, sample_weight, {})
 
-    def _record(self, report: LossReport, sample_weight: tf.Tensor | None) -> dict[str, tf.Tensor]:
+    def _record(
+        self,
+        report: LossReport,
+        sample_weight: tf.Tensor | None,
+        more: Mapping[str, tf.Tensor],
+    ) -> dict[str, tf.Tensor]:
         # `loss` has the sample weights, as in training; the other figures are unweighted.
         figures = {"loss": weighted(report.loss, report, sample_weight)}
         if report.elbo is not None:
@@ -270,6 +384,10 @@ class VAE(Trainer):
         for name, value in report.contributions.items():
             if f"contribution/{name}" in self.running_means:
                 figures[f"contribution/{name}"] = value
+        for critic, of_critic in report.critics.items():
+            values = {"loss": of_critic.loss, **of_critic.values}
+            figures |= {f"{critic}/{name}": value for name, value in values.items()}
+        figures |= {name: tf.convert_to_tensor(value) for name, value in more.items()}
         self.running_means.update(figures, tf.shape(report.loss)[0])
         return self.get_metrics_result()
 
@@ -298,6 +416,7 @@ class VAE(Trainer):
             "modules": list(self.further_modules),
         }
         return serialization.model_config(networks, self._declared_objective) | {
+            "critics": [critic.get_config() for critic in self.critics],
             "seed": self.seed,
             "name": self.name,
             "steps_per_epoch": self.steps_per_epoch,
@@ -332,3 +451,26 @@ class VAE(Trainer):
         """Keras' `load_weights`, with step and slots of the optimizer if they were saved."""
         self.build_optimizer()
         super().load_weights(*args, **kwargs)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the step of the model and the critics beside what Keras saves."""
+        super().save_own_variables(store)
+        save_groups(store, self._own_groups())
+        clock = self._own_state.clock
+        if clock.steps_per_epoch is not None:
+            store[_CLOCK] = np.array(dataclasses.astuple(clock), np.float64)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what `save_own_variables` saved."""
+        self.build_optimizer()
+        own = load_groups(store, self._own_groups()) | {_CLOCK}
+        names = set(store.keys())
+        super().load_own_variables({name: store[name] for name in names - own})
+        if _CLOCK in names:
+            self._own_state.clock = EpochClock.from_values(np.asarray(store[_CLOCK]).tolist())
+            self._use_clock()
+
+    def _own_groups(self) -> dict[str, list[Any]]:
+        groups = self.further_state()
+        del groups[RUNNING_SUMS]
+        return groups

@@ -20,6 +20,21 @@ RESERVED_NAMES = ("loss", "elbo", "regularization", "learning_rate", "importance
 
 
 @dataclasses.dataclass(frozen=True)
+class CriticReport:
+    """The loss of a critic on a batch and its parts, float32 scalars, means over rows.
+
+    Attributes:
+        loss: what its optimizer minimises.
+        values: unweighted values by name.
+        weights: weights by name; terms that are only logged have none.
+    """
+
+    loss: tf.Tensor
+    values: dict[str, tf.Tensor]
+    weights: dict[str, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
 class LossReport:
     """The loss of a batch and its parts, in nats and float32.
 
@@ -31,6 +46,7 @@ class LossReport:
         weights: weights by name, scalars; terms that are only logged have none.
         elbo: `[batch]`, log-likelihood minus KL divergence whatever is trained, or None if there is
             no posterior.
+        critics: the reports of the critics, by name.
     """
 
     loss: tf.Tensor
@@ -38,6 +54,7 @@ class LossReport:
     values: dict[str, tf.Tensor]
     weights: dict[str, tf.Tensor]
     elbo: tf.Tensor | None
+    critics: dict[str, CriticReport] = dataclasses.field(default_factory=dict)
 
     @property
     def contributions(self) -> dict[str, tf.Tensor]:
@@ -93,20 +110,12 @@ class Objective:
                 "Exactly one loss term must be a likelihood, for example Bernoulli() or "
                 f"Gaussian(); got {found} among the terms {terms}."
             )
-        labels = [term.label for term in self.terms]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise ValueError(
-                    f"Two loss terms are called {label!r}: {', '.join(labels)}. Remove one, or "
-                    "give it another name: Term(name='...')."
-                )
-            if label in RESERVED_NAMES:
-                raise ValueError(f"No loss term may be called {label!r}: the logs use that name.")
+        check_labels(self.terms)
 
-    def in_steps(self, steps_per_epoch: int) -> Self:
-        """Returns a copy with all lengths in epochs converted to optimizer steps."""
+    def in_steps(self, steps_per_epoch: int, ahead: float = 0.0) -> Self:
+        """Returns a copy with all lengths in epochs converted to steps; see `Settings.in_steps`."""
         return type(self)(
-            [term.in_steps(steps_per_epoch) for term in self.terms],
+            [term.in_steps(steps_per_epoch, ahead) for term in self.terms],
             num_samples=self.num_samples,
             importance_weighted=self.importance_weighted,
         )
@@ -123,12 +132,8 @@ class Objective:
         }
 
     def weights(self, step: int | tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the weights of the trained terms at an optimizer step, by name."""
-        return {
-            term.label: value_at(term.weight, step)
-            for term in self.terms
-            if term.weight is not None
-        }
+        """Returns the weights of the trained terms at a step, by name."""
+        return weights_of(self.terms, step)
 
     def settled_at(self) -> int | None:
         """Returns the step from which no schedule changes, or None if that is unknown."""
@@ -236,6 +241,28 @@ class Objective:
                 "An importance-weighted bound needs log q(z|x) - log p(z): add MonteCarloKL() to "
                 f"the terms {', '.join(term.label for term in self.terms)}."
             )
+
+
+def check_labels(terms: Iterable[LossTerm]) -> None:
+    """Refuses terms that the logs could not tell apart.
+
+    Raises:
+        ValueError: two of them have one name, or one has a name that the logs use.
+    """
+    labels = [term.label for term in terms]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(
+                f"Two loss terms are called {label!r}: {', '.join(labels)}. Remove one, or give it "
+                "another name: Term(name='...')."
+            )
+        if label in RESERVED_NAMES:
+            raise ValueError(f"No loss term may be called {label!r}: the logs use that name.")
+
+
+def weights_of(terms: Iterable[LossTerm], step: int | tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns the weights of trained terms at a step, float32 scalars by name."""
+    return {term.label: value_at(term.weight, step) for term in terms if term.weight is not None}
 
 
 def _meanings(term: LossTerm) -> set[str]:

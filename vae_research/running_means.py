@@ -17,14 +17,15 @@ class RunningMeans:
     Args:
         terms: the loss terms. There is a mean of `loss`, `elbo`, each term by its label, `kl` and
             `regularization`, and of `contribution/LABEL` for terms whose weight changes.
+        more: names of further figures. Others get their mean when a step first has them.
     """
 
-    def __init__(self, terms: Iterable[LossTerm]) -> None:
+    def __init__(self, terms: Iterable[LossTerm], more: Iterable[str] = ()) -> None:
         terms = list(terms)
         labels = [term.label for term in terms]
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
         scheduled = [term.label for term in terms if callable(term.weight)]
-        names |= dict.fromkeys(f"contribution/{label}" for label in scheduled)
+        names |= dict.fromkeys([*(f"contribution/{label}" for label in scheduled), *more])
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
         # Which of them this model has values for is known once a step has been traced.
         self._reported = ["loss", *labels]
@@ -57,8 +58,20 @@ class RunningMeans:
         """
         for name, values in figures.items():
             weight = count if values.shape.rank == 0 else None
-            self._means[name].update_state(values, sample_weight=weight)
+            self._mean(name).update_state(values, sample_weight=weight)
         self._reported = [name for name in self._means if name in figures]
+
+    def add(self, figures: Mapping[str, tf.Tensor], count: tf.Tensor) -> None:
+        """Adds figures to those that `update` was given of the same batch."""
+        reported = self._reported
+        self.update(figures, count)
+        self._reported = [name for name in self._means if name in figures or name in reported]
+
+    def _mean(self, name: str) -> keras.metrics.Mean:
+        if name not in self._means:
+            with tf.init_scope():  # the variables outlive the step that is being traced
+                self._means[name] = keras.metrics.Mean(name=name)
+        return self._means[name]
 
     def reset(self) -> None:
         """Resets all means, including those of terms absent from the last step."""

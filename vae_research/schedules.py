@@ -44,10 +44,15 @@ class Schedule(Settings, abc.ABC):
 
 
 class _Timed(Schedule):
-    """A schedule with one length, given either in optimizer steps or in epochs."""
+    """A schedule with one length, given either in steps or in epochs.
+
+    `ahead` is set when epochs change their length during training: the steps by which the schedule
+    is further than the step says.
+    """
 
     steps: int | None = None
     epochs: float | None = None
+    ahead: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,13 +72,13 @@ class _Timed(Schedule):
                 f"{type(self).__name__}.epochs must be a positive number, got {self.epochs!r}."
             )
 
-    def in_steps(self, steps_per_epoch: int) -> Self:
-        """Returns this schedule with its length in optimizer steps (at least one)."""
+    def in_steps(self, steps_per_epoch: int, ahead: float = 0.0) -> Self:
+        """Returns this schedule with its length in steps (at least one)."""
         checked_integer("steps_per_epoch", steps_per_epoch, 1)
         if self.epochs is None:
             return self
         steps = max(1, round(self.epochs * steps_per_epoch))
-        return dataclasses.replace(self, steps=steps, epochs=None)
+        return dataclasses.replace(self, steps=steps, epochs=None, ahead=ahead)
 
     def fraction(self, step: Any) -> Any:
         """Returns the elapsed lengths: 0 at step 0, 1 after one length, 1.5 after one and a half.
@@ -81,7 +86,13 @@ class _Timed(Schedule):
         Raises:
             ValueError: the length is in epochs, and the number of steps per epoch is not known.
         """
-        return step / self._known_steps()
+        return self._elapsed(step) / self._known_steps()
+
+    def _elapsed(self, step: Any) -> Any:
+        return step + self.ahead if self.ahead else step
+
+    def _settled(self, steps: int) -> int:
+        return max(0, math.ceil(steps - self.ahead))
 
     def _known_steps(self) -> int:
         if self.steps is None:
@@ -115,7 +126,7 @@ class _Ramp(_Timed):
 
     def settled_at(self) -> int | None:
         """Returns the step at which `peak` is reached."""
-        return self.steps
+        return None if self.steps is None else self._settled(self.steps)
 
 
 class LinearWarmup(_Ramp):
@@ -181,6 +192,7 @@ class Cyclical(_Timed):
         # A remainder of whole steps is exact; after a division, rounding could start a cycle one
         # step late.
         length = float(self._known_steps())
+        step = self._elapsed(step)
         risen = tf.minimum(tf.math.floormod(step, length) / (length * self.rising), 1.0)
         if self.cycles is not None:
             risen = tf.where(step < length * self.cycles, risen, 1.0)
@@ -190,7 +202,7 @@ class Cyclical(_Timed):
         """Returns the step at which the last cycle has risen, None without a last cycle."""
         if self.steps is None or self.cycles is None:
             return None
-        return math.ceil(self.steps * (self.cycles - 1 + self.rising))
+        return self._settled(math.ceil(self.steps * (self.cycles - 1 + self.rising)))
 
 
 def unsettled(schedule: Schedule, last_step: int) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from vae_research.critics import Critic
 from vae_research.objective import Objective
 from vae_research.settings import from_config, import_own_modules
 
@@ -42,6 +43,7 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = copy.deepcopy(dict(config))  # deserialisation takes it apart
     import_own_modules(arguments)
     arguments["terms"] = [from_config(term) for term in arguments["terms"]]
+    arguments["critics"] = [Critic.from_config(critic) for critic in arguments["critics"]]
     for name in _NETWORKS:
         arguments[name] = keras.saving.deserialize_keras_object(arguments[name])
     return arguments

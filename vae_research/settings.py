@@ -64,10 +64,17 @@ class Settings:
         ]
         return f"{type(self).__name__}({', '.join(settings)})"
 
-    def in_steps(self, steps_per_epoch: int) -> Self:
-        """Returns a copy with every length in epochs converted to optimizer steps."""
+    def in_steps(self, steps_per_epoch: int, ahead: float = 0.0) -> Self:
+        """Returns a copy with every length in epochs converted to steps.
+
+        Args:
+            steps_per_epoch: batches in an epoch.
+            ahead: steps by which training is further, in epochs of this length, than its step says.
+        """
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        changes = {name: _in_steps(value, steps_per_epoch) for name, value in settings.items()}
+        changes = {
+            name: _in_steps(value, steps_per_epoch, ahead) for name, value in settings.items()
+        }
         return self if changes == settings else dataclasses.replace(self, **changes)
 
     def to_config(self) -> dict[str, Any]:
@@ -182,13 +189,13 @@ def _immutable(value: Any) -> Any:
     return value
 
 
-def _in_steps(value: Any, steps_per_epoch: int) -> Any:
+def _in_steps(value: Any, *lengths: Any) -> Any:
     if isinstance(value, Settings):
-        return value.in_steps(steps_per_epoch)
+        return value.in_steps(*lengths)
     if isinstance(value, tuple):
-        return tuple(_in_steps(item, steps_per_epoch) for item in value)
+        return tuple(_in_steps(item, *lengths) for item in value)
     if isinstance(value, Mapping):
-        return {key: _in_steps(item, steps_per_epoch) for key, item in value.items()}
+        return {key: _in_steps(item, *lengths) for key, item in value.items()}
     return value
 
 

@@ -1,24 +1,72 @@
 """The one list of everything that a training step may change.
 
-Checkpoints, hashes, the gate against non-finite steps and replay read these functions and
-enumerate nothing themselves.
+Checkpoints, hashes, the gate against non-finite steps, replay and the check of a traced step read
+`training_state` and enumerate nothing themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import keras
 import numpy as np
+
+from vae_research.epochs import EpochClock
+
+RUNNING_SUMS = "running sums"
+"""The group that is no part of a checkpoint's variables: sums of the figures of an epoch."""
+
+
+class OwnState:
+    """What a model itself remembers of its training, beside weights and optimizers.
+
+    It is held apart from the weights, so that neither their order nor their number depends on it.
+
+    Attributes:
+        step: int64 scalar, batches that the model has been trained on.
+        clock: how many epochs these were.
+        critics: networks that are trained in the same step; they know their own `state()`.
+    """
+
+    def __init__(self, critics: tuple[Any, ...] = ()) -> None:
+        self.critics = critics
+        self.step = keras.Variable(
+            0, dtype="int64", trainable=False, name="step", aggregation="only_first_replica"
+        )
+        self.clock = EpochClock()
+
+    def groups(self) -> dict[str, list[Any]]:
+        """Returns its variables by group; see `training_state`."""
+        groups = {"step": [self.step]}
+        for critic in self.critics:
+            groups |= critic.state()
+        return groups
+
+
+def training_state(model: Any) -> dict[str, list[Any]]:
+    """Returns every variable that a training step may change, by group, in a fixed order.
+
+    The groups are `model` (weights, and what layers keep), `optimizer` (slots and counters), those
+    of `further_state()` if the model has that method, and among them `RUNNING_SUMS`. Every Keras
+    model has the first two, compiled or not.
+    """
+    groups = {"model": model_variables(model), "optimizer": optimizer_variables(model)}
+    further = getattr(model, "further_state", None)
+    return groups if further is None else groups | further()
 
 
 def saved_variables(model: Any) -> list[Any]:
-    """Returns the variables of a model and of its optimizer, in a fixed order, without metrics.
+    """Returns what a checkpoint holds: the training state without running sums."""
+    return [variable for _, variable in saved_by_group(model)]
 
-    They are what a checkpoint holds. Every Keras model has them, compiled or not.
-    """
-    return model_variables(model) + optimizer_variables(model)
+
+def saved_by_group(model: Any) -> list[tuple[str, Any]]:
+    """Returns what a checkpoint holds, each variable with the name of its group."""
+    groups = training_state(model).items()
+    return [(name, var) for name, found in groups if name != RUNNING_SUMS for var in found]
 
 
 def model_variables(model: Any) -> list[Any]:
@@ -34,13 +82,61 @@ def optimizer_variables(model: Any) -> list[Any]:
     return [] if optimizer is None else list(optimizer.variables)
 
 
+def optimizers(model: Any) -> dict[str, Any]:
+    """Returns the optimizers of a model by the group of their variables in `training_state`."""
+    own = getattr(model, "optimizer", None)
+    found = {} if own is None else {"optimizer": own}
+    return found | {critic.optimizer_group: critic.optimizer for critic in _critics(model)}
+
+
+def _critics(model: Any) -> Iterable[Any]:
+    return getattr(model, "critics", ())
+
+
+def save_groups(store: Any, groups: Mapping[str, list[Any]]) -> None:
+    """Puts the values of variables into a store of Keras, under names of group and position."""
+    for name, variable in _named(groups):
+        store[name] = variable
+
+
+def load_groups(store: Any, groups: Mapping[str, list[Any]]) -> set[str]:
+    """Gives variables the values that a store has of them; returns the names of all of them."""
+    saved = set(store.keys())  # a store is no mapping in every respect
+    found = dict(_named(groups))
+    for name in found.keys() & saved:
+        found[name].assign(store[name])
+    return set(found)
+
+
+def _named(groups: Mapping[str, list[Any]]) -> Iterator[tuple[str, Any]]:
+    for group, variables in groups.items():
+        for index, variable in enumerate(variables):
+            yield f"{group} {index}", variable
+
+
 def all_variables(model: Any) -> list[Any]:
-    """Returns everything that a step of a `VAE` may change: also the running sums of its figures.
+    """Returns everything that a step may change, each variable once.
 
     A step is undone by giving these the values that they had before.
     """
-    found = [*saved_variables(model), *model.running_sums()]
+    found = itertools.chain.from_iterable(training_state(model).values())
     return list({id(variable): variable for variable in found}.values())
+
+
+def step_of(model: Any) -> int:
+    """Returns the training steps of a model; those of its optimizer if it does not count itself."""
+    step = getattr(model, "step", None)
+    return int(model.optimizer.iterations) if step is None else step
+
+
+def weights_sha256(model: Any) -> str:
+    """Returns the SHA-256 of the weights of a model and of its optimizer's slots and counters."""
+    return sha256(model_variables(model) + optimizer_variables(model))
+
+
+def state_sha256(model: Any) -> str:
+    """Returns the SHA-256 of everything that a checkpoint of a model holds."""
+    return sha256(saved_variables(model))
 
 
 def sha256(variables: Iterable[Any]) -> str:

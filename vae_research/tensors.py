@@ -123,7 +123,7 @@ def bind(
         tensors = Tensors(tensors)
     rename = rename or {}
     is_network = isinstance(function, keras.layers.Layer)
-    names = _network_inputs(function, tensors) if is_network else None
+    names = reads_of(function, tensors) if is_network else None
     if names is None:
         names = declared_names(function)
     elif len(names) == 1 and only_input and _is_unnamed(function, names[0], tensors):
@@ -137,9 +137,10 @@ def _is_unnamed(network: keras.layers.Layer, name: str, tensors: Mapping[str, tf
     return name == "inputs" or name not in tensors
 
 
-def _network_inputs(network: keras.layers.Layer, tensors: Mapping[str, tf.Tensor]) -> list[str]:
+def reads_of(network: keras.layers.Layer, tensors: Mapping[str, tf.Tensor]) -> list[str]:
+    """Returns the names of the tensors that a network reads, given what was written so far."""
     if isinstance(network, Named):
-        return list(network.reads) if network.reads else _network_inputs(network.network, tensors)
+        return list(network.reads) if network.reads else reads_of(network.network, tensors)
     if isinstance(network, keras.Sequential):
         return ["inputs"]
     if isinstance(network, keras.Model) and _is_functional(network):

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from vae_research.critics import Critic, check_optimizers
 from vae_research.data.pipeline import DeviceDataset
 from vae_research.execution import StepLoop
 from vae_research.keras_inputs import (
@@ -23,6 +24,7 @@ from vae_research.keras_inputs import (
     with_schedule_lengths,
 )
 from vae_research.running_means import RunningMeans
+from vae_research.state import RUNNING_SUMS, OwnState
 from vae_research.tensors import scope_explained
 
 StepFunction = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
@@ -36,32 +38,49 @@ class Trainer(keras.Model):
 
     Args:
         running_means: of the figures that a step records.
+        critics: trained in the same step, with optimizers of their own.
         kwargs: of `keras.Model`.
 
     Attributes:
         guard: wraps the function that runs the steps of a call; None runs it as it is.
-        steps_per_epoch: batches of an epoch, known from the first `fit` on.
     """
 
     train_function: StepFunction | None
     test_function: StepFunction | None
 
-    def __init__(self, running_means: RunningMeans, **kwargs: Any) -> None:
+    def __init__(
+        self, running_means: RunningMeans, critics: tuple[Critic, ...] = (), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.running_means = running_means
         self.guard: Callable[[StepFunction], StepFunction] | None = None
-        self.steps_per_epoch: int | None = None
+        self._own_state = OwnState(critics)
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
         self._step_loops: dict[Any, StepLoop] = {}
 
-    def _step(self) -> tf.Tensor | int:
-        optimizer = getattr(self, "optimizer", None)  # Keras sets the attribute in compile()
-        return 0 if optimizer is None else tf.convert_to_tensor(optimizer.iterations)
+    @property
+    def critics(self) -> tuple[Critic, ...]:
+        """The critics. Keras does not see them: the model's optimizer does not train them."""
+        return self._own_state.critics
+
+    @property
+    def step_counter(self) -> Any:
+        """The variable that counts the batches that this model has been trained on, int64."""
+        return self._own_state.step
 
     @property
     def step(self) -> int:
-        """Optimizer steps so far, 0 when not compiled."""
-        return int(self._step())
+        """Batches that this model has been trained on, also before it was compiled or loaded."""
+        return int(self.step_counter.value)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Batches of an epoch, known from the first `fit` on."""
+        return self._own_state.clock.steps_per_epoch
+
+    def further_state(self) -> dict[str, list[Any]]:
+        """Returns what a step may change beside weights and optimizer, by group."""
+        return {**self._own_state.groups(), RUNNING_SUMS: self.running_sums()}
 
     @property
     def examples_seen(self) -> int:
@@ -105,8 +124,8 @@ class Trainer(keras.Model):
         XLA makes convolutions slower on a CPU.
 
         Raises:
-            ValueError: a loss, metric or loss weight is given, or networks compute in float16 and
-                the optimizer does not scale the loss.
+            ValueError: a loss, metric or loss weight is given, an optimizer is that of a critic as
+                well, or networks compute in float16 and the optimizer does not scale the loss.
         """
         given = {
             "loss": loss,
@@ -121,6 +140,7 @@ class Trainer(keras.Model):
                     "Add a LossTerm to VAE(terms=[...]); with weight=None it is only logged."
                 )
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        check_optimizers({"model": self.optimizer, **{c.name: c.optimizer for c in self.critics}})
         self._step_loops = {}
         half = any(layer.compute_dtype == "float16" for layer in self.layers)
         if half and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
@@ -143,6 +163,8 @@ class Trainer(keras.Model):
         optimizer = getattr(self, "optimizer", None)
         if self.built and optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)
+        for critic in self.critics:
+            critic.build_optimizer()
 
     def fit(
         self,

@@ -30,10 +30,11 @@ class EpochRecord:
     Attributes:
         epoch: number of finished epochs, from 1.
         epochs: number of epochs of the whole training.
-        step: number of optimizer steps so far.
+        step: batches that the model has been trained on so far.
         seconds: time spent on training steps, without validation.
         images_per_second: examples trained on in a second of that time.
-        learning_rate: of the optimizer, at the end of the epoch.
+        learning_rate: of the model's optimizer, at the end of the epoch.
+        learning_rates: of the optimizers of critics, by the name of the critic.
         figures: by split, `train` and (if there is one) `validation`: loss, elbo and every term by
             name, in nats, means over the examples of the epoch.
         weights: weights of the trained terms at `step`.
@@ -45,6 +46,7 @@ class EpochRecord:
     seconds: float
     images_per_second: float
     learning_rate: float
+    learning_rates: dict[str, float]
     figures: dict[str, dict[str, float]]
     weights: dict[str, float]
 
@@ -121,7 +123,6 @@ class EpochCallback(StepCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Makes the record."""
         self._end_training_part()
-        optimizer = self.model.optimizer
         figures: dict[str, dict[str, float]] = {"train": {}, "validation": {}}
         for name, value in (logs or {}).items():
             if name != "learning_rate":  # Keras' schedulers put it among the logs
@@ -135,7 +136,11 @@ class EpochCallback(StepCallback):
                 step=self.model.step,
                 seconds=self._seconds,
                 images_per_second=self._examples / max(self._seconds, 1e-9),
-                learning_rate=float(optimizer.learning_rate),
+                learning_rate=float(self.model.optimizer.learning_rate),
+                learning_rates={
+                    critic.name: float(critic.optimizer.learning_rate)
+                    for critic in self.model.critics
+                },
                 figures={split: values for split, values in figures.items() if values},
                 weights={name: float(value) for name, value in weights.items()},
             )

@@ -38,6 +38,7 @@ class Gradients(StepCallback):
     - `gradients/encoder/NAME`, `gradients/decoder/NAME`: norm of the gradient of a term's
       contribution (weight times value) with respect to the variables of the encoder or decoder;
       omitted if it does not depend on them.
+    - `gradients/CRITIC`: norm of the gradient of a critic's loss with respect to its variables.
     - `gradients/cosine/NAME`: cosine of the angle, in the encoder, between the gradients of the
       likelihood and of another term: -1 if they point in opposite directions.
 
@@ -95,15 +96,23 @@ def gradient_figures(model: VAE, data: Any) -> dict[str, tf.Tensor]:
     """Returns norms and cosines of the gradients of a model on one batch, scalars by tag."""
     parts = _parts(model)
     with tf.GradientTape(persistent=True) as tape:
-        report = model.objective(model.forward(data), regularization=model.losses)
+        _, report = model.report(data)
         loss = tf.reduce_mean(report.surrogate)
         values = {name: tf.reduce_mean(report.values[name]) for name in report.weights}
+    figures = {
+        f"gradients/{critic.name}": _norm(
+            _gradients(
+                tape, report.critics[critic.name].loss, {(critic.name,): critic.trainable_variables}
+            )
+        )
+        for critic in model.critics
+    }
     gradients = {name: _gradients(tape, value, parts) for name, value in values.items()}
     if model.objective.importance_weighted:  # not a sum of its terms
         total = _gradients(tape, loss, parts)
     else:
         total = _weighted_sum(gradients, report)
-    figures = {"gradients/total": _norm(total)}
+    figures["gradients/total"] = _norm(total)
     for network in ("encoder", "decoder"):
         for name, gradient in gradients.items():
             part = _in_network(network, gradient)

@@ -19,8 +19,8 @@ class Scalars(EpochCallback):
 
     Tags, the same under `train` and `validation` so that their curves overlay: `loss`, `elbo`,
     `terms/NAME` (unweighted), `weight/NAME` and `contribution/NAME` (weight times value), all but
-    the weight in nats; under `train` also `learning_rate` and `images_per_second`. The x axis is
-    the optimizer step.
+    the weight in nats; under `train` also `learning_rate` and `images_per_second`. A critic has
+    `CRITIC/loss`, `CRITIC/TERM` and `CRITIC/learning_rate`. The x axis is the step of the model.
 
     Args:
         log_dir: the run directory.
@@ -80,6 +80,7 @@ class Scalars(EpochCallback):
         values["train"] = values.get("train", {}) | {
             "learning_rate": record.learning_rate,
             "images_per_second": record.images_per_second,
+            **{f"{name}/learning_rate": rate for name, rate in record.learning_rates.items()},
         }
         for split, tags in values.items():
             self._summaries.scalars(split, tags, record.step)
@@ -118,7 +119,7 @@ def tagged(figures: dict[str, float], weights: dict[str, float]) -> dict[str, fl
     weights = weights | {"regularization": 1.0}
     tags = {}
     for name, value in figures.items():
-        if name in ("loss", "elbo") or name.startswith("contribution/"):
+        if name in ("loss", "elbo") or "/" in name:  # a contribution, or a figure of a critic
             tags[name] = value
             continue
         tags[f"terms/{name}"] = value

@@ -173,7 +173,7 @@ class _Passes:
     """The compiled functions of a model, valid as long as it has the same parts.
 
     Attributes:
-        parts: the objective, the optimizer and the networks that they were compiled from.
+        parts: the objective and the networks that they were compiled from.
         by_jit: the functions, with XLA and without.
     """
 
@@ -188,8 +188,7 @@ _PASSES: weakref.WeakKeyDictionary[VAE, _Passes] = weakref.WeakKeyDictionary()
 
 def _compiled_pass(model: VAE, jit_compile: bool) -> _Pass:
     networks = model.encoder, model.bottleneck, model.decoder, *model.further_modules
-    # A pass reads the step from the optimizer, which compile() replaces.
-    parts = model.objective, getattr(model, "optimizer", None), *networks
+    parts = model.objective, *networks, *(critic.layer for critic in model.critics)
     kept = _PASSES.get(model)
     if kept is None or kept.parts != parts:
         _PASSES[model] = kept = _Passes(parts, {})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import abc
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vae_research.arguments import checked_label
 from vae_research.schedules import Schedule
 from vae_research.settings import Settings, declared_names, did_you_mean, snake_case
 
@@ -62,16 +62,7 @@ class LossTerm(Settings, abc.ABC):
                     f"Loss term {self.label!r} renames {parameter!r}, which it does not read; it "
                     f"reads {', '.join(readable)}.{did_you_mean(parameter, readable)}"
                 )
-        if not re.fullmatch(r"[A-Za-z0-9_.\-]+", self.label):
-            raise ValueError(
-                f"{self.label!r} cannot be the name of a loss term: it becomes a TensorBoard tag "
-                "and a key of metrics.jsonl. Use letters, digits, '_', '-' and '.'."
-            )
-        if self.label.startswith("val_"):
-            raise ValueError(
-                f"{self.label!r} cannot be the name of a loss term: Keras puts 'val_' before the "
-                "figures of validation data."
-            )
+        checked_label("loss term", self.label)
 
     @property
     def label(self) -> str:

@@ -36,7 +36,7 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
         # A forward pass makes every variable, and finds what does not fit before anything is
         # written.
         model.set_steps_per_epoch(data.train.steps(config.batch_size))
-        model.objective(model.forward(data.validation.prepare(slice(0, 2))))
+        model.report(data.validation.prepare(slice(0, 2)))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{error} (--debug shows where)") from error
     model.build_optimizer()

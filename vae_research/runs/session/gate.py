@@ -21,7 +21,6 @@ from vae_research import checkpoints
 from vae_research.callbacks.base import Resumable
 from vae_research.data.pipeline import DeviceDataset
 from vae_research.model import VAE
-from vae_research.randomness import training_key
 from vae_research.runs.cli.errors import DivergedError
 from vae_research.runs.session import directory
 from vae_research.state import all_variables
@@ -136,7 +135,7 @@ class FiniteGate(Resumable):
         if self._skip and self._in_a_row < _MOST_SKIPS_IN_A_ROW:
             self.skipped += 1
             self._in_a_row += 1
-            self._model.optimizer.iterations.assign_add(1)
+            self._model.step_counter.assign_add(1)
             print(
                 f"warning: {message}; step skipped ({self.skipped} so far, {self._in_a_row} in a "
                 "row)",
@@ -188,10 +187,8 @@ def causes(model: VAE, batches: DeviceDataset, step: Step) -> list[str]:
     """
     reader = batches.reader
     data = reader(reader.tensors, step.epoch, step.position, step.rows)
-    key = training_key(model.seed, model.optimizer.iterations)
     with tf.GradientTape() as tape:
-        tensors = model.forward(data, training=True, seed=key)
-        report = model.objective(tensors, regularization=model.losses)
+        tensors, report = model.report(data, training=True, seed=model.step_key())
         loss = tf.reduce_mean(report.surrogate)
     terms = [name for name, value in report.values.items() if not _is_finite(value)]
     first = [name for name, value in tensors.items() if not _is_finite(value)][:1]

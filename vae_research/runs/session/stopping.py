@@ -68,7 +68,7 @@ class StopWhenDiverged(keras.callbacks.Callback):
         bad = {name for name, value in (logs or {}).items() if not math.isfinite(float(value))}
         if bad:
             terms = sorted(bad - {"loss", "elbo", "val_loss", "val_elbo"}) or sorted(bad)
-            step = int(self.model.optimizer.iterations)
+            step = self.model.step
             raise DivergedError(
                 f"training diverged in epoch {epoch + 1} (step {step}): not finite are "
                 f"{', '.join(terms)}. Nothing of this epoch is kept. The usual causes are a term "

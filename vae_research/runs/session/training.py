@@ -269,6 +269,7 @@ class Session:
             "images_per_second": statistics.median(found["images_per_second"] for found in records),
             "parameters": model.count_params(),
             "weights_sha256": checkpoints.weights_sha256(model),
+            "state_sha256": checkpoints.state_sha256(model),
             "reproducibility": self.claim,
             "notes": notes,
             "test": {name: vars(value) for name, value in estimates.items()},
