@@ -1,4 +1,4 @@
-"""Every public term, schedule, bottleneck and network, through the contract of its kind.
+"""Every public term, schedule, controller, bottleneck and network: the contract of its kind.
 
 A new one is a new entry in `CASES`; `test_every_public_part_is_in_the_table` fails without it.
 """
@@ -16,12 +16,21 @@ import pytest
 import tensorflow as tf
 
 import vae_research
-from vae_research import Bottleneck, Likelihood, LossTerm, Objective, Schedule, value_at
+from vae_research import (
+    Bottleneck,
+    Controller,
+    Likelihood,
+    LossTerm,
+    Objective,
+    Schedule,
+    value_at,
+)
+from vae_research.controllers import first_state, next_state, weight_of
 from vae_research.networks.kernels import narrow_convolution
 from vae_research.settings import from_config
 
 # What others derive from: they are not used as they are, and have no entry.
-BASES = {"LossTerm", "Likelihood", "Schedule", "Bottleneck"}
+BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck"}
 
 ROWS, LATENT, IMAGE = 4, 3, (5, 7, 2)
 
@@ -84,6 +93,18 @@ def schedule(name, **settings):
         {"step": np.float32(7.0)},
         {"value": ()},
         STEPS,
+    )
+
+
+def controller(name, settings, state):
+    return Case(
+        lambda: getattr(vae_research, name)(
+            target=vae_research.LinearWarmup(steps=10, peak=30.0), **settings
+        ),
+        {name: np.float32(number) for name, number in state.items()}
+        | {"value": np.float32(13.0), "step": np.float32(4.0)},
+        {"weight": ()} | {f"next_{name}": () for name in state},
+        (*STEPS, *({"value": np.float32(value)} for value in (-1e30, 0.0, 1e30))),
     )
 
 
@@ -173,6 +194,15 @@ CASES = {
     "LinearWarmup": schedule("LinearWarmup", steps=30, start=0.5, peak=4.0),
     "Cosine": schedule("Cosine", steps=30, start=0.5, peak=4.0),
     "Cyclical": schedule("Cyclical", steps=30, rising=0.4, peak=4.0, cycles=3),
+    "GECO": controller(
+        "GECO", {"rate": 0.01, "decay": 0.9}, {"multiplier": 2.0, "average": 5.0, "updates": 1.0}
+    ),
+    "KLTarget": controller("KLTarget", {"rate": 0.01, "of": "kl"}, {"multiplier": 2.0}),
+    "PIDControl": controller(
+        "PIDControl",
+        {"minimum": 0.25, "maximum": 4.0, "proportional_gain": 0.5},
+        {"integral": 1.0, "unclipped": 5.0},
+    ),
     "GaussianBottleneck": Case(
         lambda: vae_research.GaussianBottleneck(LATENT),
         POSTERIOR | {"seed": np.array([3, 1], np.int64)},
@@ -210,7 +240,7 @@ CASES = {
 
 
 def belongs_to_the_table(thing):
-    if isinstance(thing, type) and issubclass(thing, (LossTerm, Schedule, Bottleneck)):
+    if isinstance(thing, type) and issubclass(thing, (LossTerm, Schedule, Controller, Bottleneck)):
         return True
     return getattr(thing, "__module__", "").startswith("vae_research.networks.")
 
@@ -249,13 +279,14 @@ def test_part_that_nobody_listed_is_found():
         "Likely": type("Likely", (Likelihood,), {}),
         "Derived": type("Derived", (vae_research.KLDivergence,), {}),
         "Ramp": type("Ramp", (Schedule,), {}),
+        "Control": type("Control", (Controller,), {}),
         "Neck": type("Neck", (Bottleneck,), {}),
         "fake_network": fake_network,
     }
     assert unlisted(public_names() | fakes) == sorted(fakes)
 
 
-@pytest.mark.parametrize("base", [LossTerm, Likelihood, Schedule])
+@pytest.mark.parametrize("base", [LossTerm, Likelihood, Schedule, Controller])
 def test_base_cannot_be_used_as_it_is(base):
     with pytest.raises(TypeError, match=f"abstract class {base.__name__}"):
         base()
@@ -276,6 +307,10 @@ def call(part, tensors):
         return {"value": part(tensors)}
     if isinstance(part, Schedule):
         return {"value": value_at(part, tensors["step"])}
+    if isinstance(part, Controller):
+        state = {name: tensors[name] for name in first_state(part)}
+        after = next_state(part, state, tensors["value"], tensors["step"])
+        return {"weight": weight_of(part, after)} | {f"next_{n}": t for n, t in after.items()}
     if isinstance(part, keras.Model):
         return part(next(iter(tensors.values())))
     return part(**tensors)
@@ -283,6 +318,8 @@ def call(part, tensors):
 
 def outputs_and_gradients(part, tensors):
     """Returns the outputs, and the gradients of their sum by inputs and weights."""
+    if isinstance(part, Controller):  # it runs after the gradients are taken
+        return call(part, tensors), {}
     sources = {n: t for n, t in tensors.items() if t.dtype.is_floating and n != "step"}
     with tf.GradientTape() as tape:
         tape.watch(sources)
@@ -371,7 +408,7 @@ def test_part_depends_on_every_input(named_case):
 @each
 def test_repr_tells_the_class_or_the_name(named_case):
     part, _ = named_case
-    if isinstance(part, (LossTerm, Schedule)):
+    if isinstance(part, (LossTerm, Schedule, Controller)):
         public = {name: getattr(vae_research, name) for name in CASES}
         assert eval(repr(part), public) == part
         assert "object at 0x" not in repr(part)
@@ -385,7 +422,7 @@ def test_saved_configuration_makes_an_equal_part(named_case):
     part, case = named_case
     tensors = as_tensors(case.inputs)
     before = call(part, tensors)
-    if isinstance(part, (LossTerm, Schedule)):
+    if isinstance(part, (LossTerm, Schedule, Controller)):
         again = from_config(json.loads(json.dumps(part.to_config())))
         assert again == part
         assert type(again) is type(part)

@@ -26,6 +26,7 @@ ROOT = "vae_research"
 LAYERS = (
     ("settings", "arguments", "tables", "version", "randomness", "files", "lazy", "epochs"),
     ("probability", "schedules", "tensors", "manifests", "state"),
+    ("controllers",),
     ("losses", "bottlenecks", "networks", "data"),
     ("objective", "keras_losses"),
     ("critics",),
@@ -38,7 +39,7 @@ LAYERS = (
     ("",),  # vae_research/__init__.py, which knows them all
 )
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
-BOTTOM = (*LAYERS[0], *LAYERS[1])
+BOTTOM = (*LAYERS[0], *LAYERS[1], *LAYERS[2])
 
 # Narrower than the layers: a part, and the only things of this package that it may import.
 ONLY = {
@@ -60,6 +61,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "files": set(),
     "lazy": set(),
     "epochs": set(),
+    "controllers": {"tensorflow"},
     "manifests": {"numpy"},
     "state": {"keras", "numpy"},
     "randomness": {"tensorflow"},
@@ -319,8 +321,9 @@ GOOD = {
     "probability": "import tensorflow as tf",
     "schedules": "from vae_research.settings import Settings",
     "tensors": "import keras\nimport numpy as np",
+    "controllers": "from vae_research.schedules import Schedule, value_at",
     "losses": "from .term import LossTerm",
-    "losses.term": "from vae_research.schedules import Schedule, value_at",
+    "losses.term": "from vae_research.controllers import Controller",
     "losses.divergence": "from vae_research import probability\nfrom .term import LossTerm",
     "bottlenecks": "",
     "bottlenecks.gaussian": "from ..probability import gaussian_kl",
@@ -366,6 +369,7 @@ def test_good_imports_pass():
         ("losses.divergence", "f = lambda: importlib.import_module('..model', __package__)"),
         ("probability", "from vae_research.losses.term import LossTerm"),
         ("settings", "from vae_research import schedules"),
+        ("controllers", "from vae_research.losses.term import LossTerm"),
         ("data", "from vae_research import runs"),
         ("model", "from vae_research.callbacks import images"),
         ("evaluation", "from vae_research.runs import load_run"),

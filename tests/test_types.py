@@ -14,7 +14,8 @@ from vae_research.lazy import lazy_names
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 NAMESPACES = vae_research._NAMESPACES
-LAZY = ("vae_research", *(f"vae_research.{name}" for name in NAMESPACES if name != "schedules"))
+MODULES = {"controllers", "schedules"}  # the others are packages
+LAZY = ("vae_research", *(f"vae_research.{name}" for name in NAMESPACES if name not in MODULES))
 
 # A program of a user: statements, and what mypy says of each (nothing, if it is correct).
 PROGRAM = [
@@ -33,6 +34,8 @@ PROGRAM = [
     ),
     ("reveal_type(losses.KLDivergence().weight)", r'"float \| .* \| None"'),
     ("vr.KLDivergence(weight=vr.LinearWarmup(peak=4.0, epochs=2))", None),
+    ("vr.KLDivergence(weight=vr.PIDControl(target=25.0))", None),
+    ("vr.controllers.GECO()", 'Missing named argument "target" for "GECO"'),
     ("vr.KLDivergence(wieght=2.0)", 'Unexpected keyword argument "wieght" for "KLDivergence"'),
     ("vr.KLDivergence(2.0)", "Too many positional arguments"),
     ('vr.KLDivergence(weight="2")', 'Argument "weight" to "KLDivergence" has incompatible type'),
@@ -166,6 +169,7 @@ for name in {NAMESPACES}:
     assert name in dir(vr)
     assert set(getattr(vr, name).__all__) <= set(dir(getattr(vr, name)))
 vr.losses.LossTerm, vr.losses.Likelihood, vr.schedules.LinearWarmup(steps=3), vr.LossTerm
+vr.controllers.GECO(target=vr.LinearWarmup(steps=3, peak=80.0))
 assert not {{"keras", "tensorflow"}} & sys.modules.keys()
 """
     process = subprocess.run(

@@ -17,6 +17,7 @@ from vae_research.version import __version__ as __version__
 if TYPE_CHECKING:
     from vae_research import bottlenecks as bottlenecks
     from vae_research import callbacks as callbacks
+    from vae_research import controllers as controllers
     from vae_research import losses as losses
     from vae_research import networks as networks
     from vae_research import schedules as schedules
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from vae_research.callbacks.projector import Projector as Projector
     from vae_research.callbacks.scalars import Scalars as Scalars
     from vae_research.callbacks.tensorboard.summaries import Summaries as Summaries
+    from vae_research.controllers import GECO as GECO
+    from vae_research.controllers import Controller as Controller
+    from vae_research.controllers import KLTarget as KLTarget
+    from vae_research.controllers import PIDControl as PIDControl
     from vae_research.critics import Critic as Critic
     from vae_research.data import Data as Data
     from vae_research.data import DataError as DataError
@@ -93,7 +98,7 @@ if TYPE_CHECKING:
     from vae_research.schedules import value_at as value_at
     from vae_research.tensors import named as named
 
-_NAMESPACES = ("bottlenecks", "callbacks", "losses", "networks", "schedules")
+_NAMESPACES = ("bottlenecks", "callbacks", "controllers", "losses", "networks", "schedules")
 _MODULES = {
     "bottlenecks.bottleneck": ("Bottleneck",),
     "bottlenecks.deterministic": ("DeterministicBottleneck",),
@@ -108,6 +113,7 @@ _MODULES = {
     "callbacks.projector": ("Projector",),
     "callbacks.scalars": ("Scalars",),
     "callbacks.tensorboard.summaries": ("Summaries",),
+    "controllers": ("GECO", "Controller", "KLTarget", "PIDControl"),
     "critics": ("Critic",),
     "data": ("Data", "DataError", "load_data"),
     "evaluation.diagnosis": ("diagnose", "mutual_information"),

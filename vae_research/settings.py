@@ -1,4 +1,4 @@
-"""The base of loss terms and schedules: immutable objects defined by their settings.
+"""The base of loss terms, schedules and controllers: immutable, defined by their settings.
 
 They compare and print by their settings, and are saved with a model as plain data. They have no
 variables: what learns or keeps a state is a Keras layer.
@@ -26,7 +26,7 @@ from typing import Any, Self
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
-    """Base of loss terms and schedules; every subclass is a frozen dataclass of its settings.
+    """Base of terms, schedules and controllers; a subclass is a frozen dataclass of its settings.
 
     Annotated class attributes are settings, given by keyword. Their values are numbers, strings,
     booleans, `None`, functions, other `Settings`, or tuples and dictionaries of these.
@@ -212,9 +212,9 @@ def _check_setting(owner: str, name: str, value: Any) -> None:
         not callable(value) or _belongs_to_keras(value)
     ):
         raise TypeError(
-            f"{owner}.{name} is a {type(value).__name__}. The settings of a loss term or schedule "
-            "are plain values: numbers, strings, schedules. Variables and layers live in a module "
-            "of the model; tensors are read by naming them as parameters."
+            f"{owner}.{name} is a {type(value).__name__}. The settings of a loss term, a schedule "
+            "or a controller are plain values: numbers, strings, schedules. Variables and layers "
+            "live in a module of the model; tensors are read by naming them as parameters."
         )
 
 

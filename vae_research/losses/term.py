@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vae_research.arguments import checked_label
+from vae_research.controllers import Controller
 from vae_research.schedules import Schedule
 from vae_research.settings import Settings, declared_names, did_you_mean, snake_case
 
@@ -30,8 +31,8 @@ class LossTerm(Settings, abc.ABC):
     'second_moment'
 
     Settings:
-        weight: a number, a `Schedule` of the optimizer step, or `None` for a term that is logged
-            and not trained.
+        weight: a number, a `Schedule` of the optimizer step, a `Controller`, which reacts to the
+            value of a term, or `None` for a term that is logged and not trained.
         name: in logs and TensorBoard; by default the class name in snake case.
         rename: `{"kl": "kl_top"}` passes the tensor `kl_top` as the parameter `kl`.
 
@@ -42,7 +43,7 @@ class LossTerm(Settings, abc.ABC):
     batch_statistic: ClassVar[bool] = False
     default_name: ClassVar[str | None] = None
 
-    weight: float | Schedule | Callable[[Any], Any] | None = 1.0
+    weight: float | Schedule | Controller | Callable[[Any], Any] | None = 1.0
     name: str | None = None
     rename: dict[str, str] | None = None
 
@@ -50,10 +51,11 @@ class LossTerm(Settings, abc.ABC):
         super().__post_init__()
         weight = self.weight
         is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not (is_number or weight is None or callable(weight)):
+        is_function = callable(weight) and not isinstance(weight, type)  # a class is a mistake
+        if not (is_number or weight is None or isinstance(weight, Controller) or is_function):
             raise TypeError(
-                f"The weight of {self.label!r} is {weight!r}; it must be a number, a Schedule, or "
-                "None for a term that is only logged."
+                f"The weight of {self.label!r} is {weight!r}; it must be a number, a Schedule, a "
+                "Controller, or None for a term that is only logged."
             )
         readable = self._readable()
         for parameter in self.rename or {}:
