@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import vae_research as vr
 from vae_research.data import Data
-from vae_research.execution import choose_jit, steps_per_call
+from vae_research.execution import TracedStep, choose_jit, steps_per_call
 
 ROWS, BATCH, SEED = 203, 8, 3  # 26 steps; the last batch has 3 rows
 STEPS = 26
@@ -251,14 +251,14 @@ class Unknown(vr.LossTerm):
 def test_xla_is_chosen_by_what_the_model_consists_of(keywords, jit, wanted):
     vae = compiled(**keywords)
     images = tf.constant(grey_images().test.prepare())
-    assert choose_jit(lambda batch: vae.objective(vae.forward(batch)).loss, images, jit) == wanted
+    assert choose_jit(TracedStep(vae.training_step, images), jit) == wanted
 
 
 def test_xla_asked_for_and_impossible_names_the_operation():
     vae = compiled([vr.Bernoulli(), vr.KLDivergence(), Unknown()])
     images = tf.constant(grey_images().test.prepare())
     with pytest.raises(ValueError, match="XLA cannot compile PyFunc"):
-        choose_jit(lambda batch: vae.objective(vae.forward(batch)).loss, images, "on")
+        choose_jit(TracedStep(vae.training_step, images), "on")
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ BOTTOM = (*LAYERS[0], *LAYERS[1], *LAYERS[2])
 ONLY = {
     "objective": ("losses.term", *BOTTOM),
     "model": (
-        *("objective", "critics", "keras_inputs", "checkpoints"),
+        *("objective", "controllers", "critics", "keras_inputs", "checkpoints"),
         *("running_means", "serialization", "trainer"),
         *BOTTOM,
     ),
@@ -63,7 +63,6 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "epochs": set(),
     "controllers": {"tensorflow"},
     "manifests": {"numpy"},
-    "state": {"keras", "numpy"},
     "randomness": {"tensorflow"},
 }
 OPTIONAL = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # in setup.cfg

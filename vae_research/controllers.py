@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vae_research.schedules import Schedule, value_at
-from vae_research.settings import Settings
+from vae_research.settings import Settings, did_you_mean
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -283,6 +283,11 @@ class PIDControl(Controller):
         )
 
 
+def is_varying(weight: Any) -> bool:
+    """Returns whether a weight may differ from step to step."""
+    return callable(weight) or isinstance(weight, Controller)
+
+
 def first_state(controller: Controller) -> dict[str, float]:
     """Returns what `initial` returns, as Python floats.
 
@@ -321,6 +326,26 @@ def next_state(
         )
     owner = f"{type(controller).__name__}.update"
     return {name: _scalar(f"{owner}, {name!r},", updated[name]) for name in state}
+
+
+def observed(controller: Controller, term: str, values: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Returns the value that a controller reads.
+
+    Args:
+        controller: the weight of a term.
+        term: the name of that term in the logs.
+        values: means over the batch, by the names of the logs.
+
+    Raises:
+        ValueError: there is no such value.
+    """
+    name = term if controller.of is None else controller.of
+    if name not in values:
+        raise ValueError(
+            f"The weight of {term!r} reads {name!r}, and the step reports {', '.join(values)}."
+            f"{did_you_mean(name, values)}"
+        )
+    return values[name]
 
 
 def weight_of(controller: Controller, state: Mapping[str, tf.Tensor]) -> tf.Tensor:

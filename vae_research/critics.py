@@ -9,8 +9,15 @@ import keras
 import tensorflow as tf
 
 from vae_research.arguments import checked_integer, checked_label
+from vae_research.controllers import Controller
 from vae_research.losses.term import Likelihood, LossTerm
-from vae_research.objective import CriticReport, check_labels, weights_of
+from vae_research.objective import (
+    ControllerStates,
+    CriticReport,
+    check_labels,
+    controllers_of,
+    weights_of,
+)
 from vae_research.settings import from_config
 from vae_research.tensors import Tensors, call_module, reads_of
 
@@ -113,10 +120,27 @@ class Critic:
         """Runs its network and writes its tensors."""
         call_module(f"critic {self.name!r}", self.layer, tensors, training=training)
 
-    def report(self, tensors: Tensors) -> CriticReport:
-        """Returns its loss on a forward pass in which it has run."""
+    def controllers(self) -> dict[str, Controller]:
+        """Returns the weights that have a state, by the names of their terms in the logs."""
+        return {
+            f"{self.name}/{label}": found for label, found in controllers_of(self.terms).items()
+        }
+
+    def report(self, tensors: Tensors, states: ControllerStates | None = None) -> CriticReport:
+        """Returns its loss on a forward pass in which it has run.
+
+        Args:
+            tensors: of the forward pass.
+            states: of controllers, by the names of their terms in the logs.
+        """
         values = {term.label: tf.reduce_mean(term(tensors)) for term in self.terms}
-        weights = weights_of(self.terms, tensors["step"])
+        prefix = f"{self.name}/"
+        own = {
+            name.removeprefix(prefix): state
+            for name, state in (states or {}).items()
+            if name.startswith(prefix)
+        }
+        weights = weights_of(self.terms, tensors["step"], own)
         loss = tf.zeros([])
         for name, weight in weights.items():
             loss += weight * values[name]

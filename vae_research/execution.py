@@ -102,15 +102,47 @@ class StepLoop:
         return self._results()
 
 
-def choose_jit(forward: Callable[[Any], Any], example: Any, jit: str) -> tuple[bool, str]:
-    """Returns whether to compile with XLA, and why, from the operations of a forward pass.
+class TracedStep:
+    """A training step as TensorFlow sees it, before anything is compiled or run.
+
+    Args:
+        step: a training step on a batch.
+        example: a small batch.
+
+    Attributes:
+        graph: of the step.
+    """
+
+    def __init__(self, step: Callable[[Any], Any], example: Any) -> None:
+        self._program = tf.function(step, jit_compile=True, autograph=False)
+        self._example = example
+        self.graph: tf.Graph = self._program.get_concrete_function(example).graph
+
+    def operations(self) -> set[str]:
+        """Returns the types of all operations of the step and of functions that it calls."""
+        functions = self.graph.as_graph_def().library.function
+        called = {node.op for function in functions for node in function.node_def}
+        return called | {operation.type for operation in self.graph.get_operations()}
+
+    def unknown_to_xla(self) -> str | None:
+        """Returns the operations that XLA cannot compile, or None if it compiles all of them."""
+        try:
+            self._program.experimental_get_compiler_ir(self._example)(stage="hlo")
+        except (tf.errors.OpError, ValueError) as error:
+            # One line names the operations: "... on XLA_CPU_JIT: PyFunc (No registered ..."
+            found = sorted(set(re.findall(r"(\w+) \(No registered", str(error))))
+            return ", ".join(found) or str(error).partition("\n")[0]
+        return None
+
+
+def choose_jit(step: TracedStep, jit: str) -> tuple[bool, str]:
+    """Returns whether to compile with XLA, and why, from the operations of a step.
 
     The choice does not depend on anything that changes between starts, so that the same command
     gives the same weights.
 
     Args:
-        forward: forward pass and loss of a batch.
-        example: a small batch.
+        step: the training step.
         jit: "on", "off" or "auto".
 
     Raises:
@@ -118,13 +150,12 @@ def choose_jit(forward: Callable[[Any], Any], example: Any, jit: str) -> tuple[b
     """
     if jit == "off":
         return False, "asked for"
-    program = tf.function(forward, jit_compile=True, autograph=False)
     if jit == "auto" and not tf.config.list_logical_devices("GPU"):
-        found = _operations(program.get_concrete_function(example).graph)
+        found = step.operations()
         slow = sorted(name for name in found if name.startswith(_SLOW_UNDER_XLA_ON_CPU))
         if slow:
             return False, f"it makes {slow[0]} slower on a CPU"
-    unknown = _unknown_to_xla(program, example)
+    unknown = step.unknown_to_xla()
     if jit == "on" and unknown is not None:
         raise ValueError(f"--jit=on, and XLA cannot compile {unknown}. --jit=auto runs without.")
     if unknown is not None:
@@ -151,21 +182,3 @@ def steps_per_call(weights: int, jit_compile: bool, steps_per_epoch: int, interv
     if interval:
         return max(number for number in range(1, most + 1) if interval % number == 0)
     return -(-steps_per_epoch // -(-steps_per_epoch // most))
-
-
-def _operations(graph: tf.Graph) -> set[str]:
-    """Returns the types of all operations of a graph and the functions that it calls."""
-    functions = graph.as_graph_def().library.function
-    called = {node.op for function in functions for node in function.node_def}
-    return called | {operation.type for operation in graph.get_operations()}
-
-
-def _unknown_to_xla(program: Any, example: Any) -> str | None:
-    """Returns the operations that XLA cannot compile, or None if it compiles all of them."""
-    try:
-        program.experimental_get_compiler_ir(example)(stage="hlo")
-    except (tf.errors.OpError, ValueError) as error:
-        # One line names the operations: "... on XLA_CPU_JIT: PyFunc (No registered ..."
-        found = sorted(set(re.findall(r"(\w+) \(No registered", str(error))))
-        return ", ".join(found) or str(error).partition("\n")[0]
-    return None

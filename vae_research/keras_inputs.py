@@ -35,6 +35,16 @@ class ScheduleLengths(keras.callbacks.Callback):
     def __init__(self, initial_epoch: int) -> None:
         super().__init__()
         self.initial_epoch = initial_epoch
+        self._step_before = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Notes the step."""
+        self._step_before = self.model.step
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Raises ValueError if no step of the epoch was counted."""
+        if self.model.step == self._step_before and not self.model.trains_on_the_device:
+            raise ValueError(UNFINISHED)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Converts lengths in epochs to steps, before the first step is traced."""
@@ -52,6 +62,12 @@ class ScheduleLengths(keras.callbacks.Callback):
                         "Shorten the schedule or train longer.",
                         stacklevel=2,
                     )
+
+
+UNFINISHED = (
+    "train_step did not end with `return self.finish_step(report, sample_weight)`, which counts "
+    "the step and records its figures: without it, every step would have the same noise."
+)
 
 
 def unpack(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:

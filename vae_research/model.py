@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from vae_research import checkpoints, serialization
 from vae_research.arguments import checked_seed
+from vae_research.controllers import Controller, first_state, next_state, observed
 from vae_research.critics import Critic, checked_critics
 from vae_research.epochs import EpochClock
 from vae_research.keras_inputs import unpack, weighted
@@ -77,7 +78,10 @@ class VAE(Trainer):
         )
         critics = checked_critics(critics)
         means = RunningMeans(objective.terms, [n for c in critics for n in c.figure_names()])
-        super().__init__(means, critics, name=name, dtype="float32")
+        first_states = {
+            term: first_state(found) for term, found in _controllers(objective, critics).items()
+        }
+        super().__init__(means, critics, first_states, name=name, dtype="float32")
         self.encoder = encoder
         self.bottleneck = bottleneck
         self.decoder = decoder
@@ -273,6 +277,14 @@ class VAE(Trainer):
         if [self.objective.terms, *(critic.terms for critic in self.critics)] != before:
             self.remake_functions()  # the compiled steps have the old lengths in them
 
+    def term_weights(self) -> dict[str, tf.Tensor]:
+        """Returns the present weights of the trained terms, float32 scalars by name."""
+        return self.objective.weights(self.step_counter, self._own_state.controllers)
+
+    def effective_beta(self) -> float | None:
+        """Returns the present weight of the KL divergence over that of the likelihood, or None."""
+        return self.objective.effective_beta(self.step_counter, self._own_state.controllers)
+
     def step_key(self) -> tf.Tensor:
         """Returns the stateless key, `[2]`, of the noise of the next training step."""
         return training_key(self.seed, self.step_counter)
@@ -293,8 +305,9 @@ class VAE(Trainer):
         """
         tensors = self.forward(data, training=training, seed=seed)
         # `losses`: regularisers, and what layers passed to add_loss in this forward pass.
-        report = self.objective(tensors, regularization=self.losses)
-        critics = {critic.name: critic.report(tensors) for critic in self.critics}
+        states = self._own_state.controllers
+        report = self.objective(tensors, regularization=self.losses, states=states)
+        critics = {critic.name: critic.report(tensors, states) for critic in self.critics}
         return tensors, dataclasses.replace(report, critics=critics) if critics else report
 
     def scaled_loss(self, report: LossReport, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
@@ -360,8 +373,26 @@ class VAE(Trainer):
         Returns:
             The running means of this epoch.
         """
+        self._is_finished = True
+        with graph_scope("controllers"):
+            self._update_controllers(report)
         self.step_counter.assign_add(1)
         return self._record(report, sample_weight, figures)
+
+    def _update_controllers(self, report: LossReport) -> None:
+        """Moves all controllers by what this step reported, for the next step."""
+        controllers = _controllers(self.objective, self.critics)
+        if not controllers:
+            return
+        states, values = self._own_state.controllers, report.observable()
+        step = tf.cast(tf.convert_to_tensor(self.step_counter), tf.float32)
+        moved = {
+            term: next_state(found, states[term], observed(found, term, values), step)
+            for term, found in controllers.items()
+        }
+        for term, state in moved.items():
+            for name, value in state.items():
+                states[term][name].assign(value)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Returns the figures of a batch without an update. All evaluations have the same noise."""
@@ -474,3 +505,11 @@ class VAE(Trainer):
         groups = self.further_state()
         del groups[RUNNING_SUMS]
         return groups
+
+
+def _controllers(objective: Objective, critics: Iterable[Critic]) -> dict[str, Controller]:
+    """Returns the weights that have a state, by the names of their terms in the logs."""
+    found = objective.controllers()
+    for critic in critics:
+        found |= critic.controllers()
+    return found

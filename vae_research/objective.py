@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import Any, Self
 
 import tensorflow as tf
 
 from vae_research.arguments import checked_integer
+from vae_research.controllers import Controller, first_state, is_varying, weight_of
 from vae_research.losses.term import Likelihood, LossTerm
 from vae_research.probability import log_mean_exp, sum_over_event
 from vae_research.schedules import Schedule, value_at
 from vae_research.tensors import Tensors
+
+# The state of each controller, by the name of its term: scalars by name.
+ControllerStates = Mapping[str, Mapping[str, Any]]
 
 # Names in the logs that no term may take.
 RESERVED_NAMES = ("loss", "elbo", "regularization", "learning_rate", "importance_weighted_bound")
@@ -60,6 +64,13 @@ class LossReport:
     def contributions(self) -> dict[str, tf.Tensor]:
         """Weight times value of the trained terms, by name."""
         return {name: weight * self.values[name] for name, weight in self.weights.items()}
+
+    def observable(self) -> dict[str, tf.Tensor]:
+        """Returns what a controller may read: means over the batch, by the names of the logs."""
+        found = {name: tf.reduce_mean(value) for name, value in self.values.items()}
+        for critic, report in self.critics.items():
+            found |= {f"{critic}/{name}": value for name, value in report.values.items()}
+        return found
 
 
 class Objective:
@@ -121,23 +132,35 @@ class Objective:
         )
 
     def schedules(self) -> dict[str, list[Schedule]]:
-        """Returns the schedules of each term by its name: its weight and its settings."""
+        """Returns the schedules of each term by its name: in its settings, and its controller's."""
         return {
             term.label: [
                 value
-                for field in dataclasses.fields(term)
-                if isinstance(value := getattr(term, field.name), Schedule)
+                for settings in (term, *controllers_of([term]).values())
+                for field in dataclasses.fields(settings)
+                if isinstance(value := getattr(settings, field.name), Schedule)
             ]
             for term in self.terms
         }
 
-    def weights(self, step: int | tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the weights of the trained terms at a step, by name."""
-        return weights_of(self.terms, step)
+    def weights(
+        self, step: int | tf.Tensor, states: ControllerStates | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Returns the weights of the trained terms at a step, by name.
+
+        Args:
+            step: of the model.
+            states: of the controllers, by the name of their term; by default their first ones.
+        """
+        return weights_of(self.terms, step, states or {})
+
+    def controllers(self) -> dict[str, Controller]:
+        """Returns the weights that have a state, by the name of their term."""
+        return controllers_of(self.terms)
 
     def settled_at(self) -> int | None:
-        """Returns the step from which no schedule changes, or None if that is unknown."""
-        if any(callable(t.weight) and not isinstance(t.weight, Schedule) for t in self.terms):
+        """Returns the step from which no weight changes, or None if that is unknown."""
+        if any(is_varying(t.weight) and not isinstance(t.weight, Schedule) for t in self.terms):
             return None
         last = 0
         for schedule in itertools.chain.from_iterable(self.schedules().values()):
@@ -147,25 +170,36 @@ class Objective:
             last = max(last, settled)
         return last
 
-    def effective_beta(self, step: int | tf.Tensor) -> float | None:
+    def effective_beta(
+        self, step: int | tf.Tensor, states: ControllerStates | None = None
+    ) -> float | None:
         """Returns the weight of the KL divergence over that of the likelihood, at a step.
 
         None if no term called `kl` is trained or the likelihood has no weight.
+
+        Args:
+            step, states: as for `weights`.
         """
-        weights = self.weights(step)
+        weights = self.weights(step, states)
         likelihood = float(weights.get(self.likelihood.label, 0.0))
         return float(weights["kl"]) / likelihood if "kl" in weights and likelihood else None
 
-    def __call__(self, tensors: Tensors, regularization: Iterable[tf.Tensor] = ()) -> LossReport:
+    def __call__(
+        self,
+        tensors: Tensors,
+        regularization: Iterable[tf.Tensor] = (),
+        states: ControllerStates | None = None,
+    ) -> LossReport:
         """Returns the report of a batch.
 
         Args:
             tensors: the forward pass; after the encoder, `num_samples` rows for each example.
             regularization: scalars that layers added, counted as a term of weight 1.
+            states: of the controllers, by the name of their term; by default their first ones.
         """
         rows = {term.label: term(tensors) for term in self.terms}
         self._check_rows(rows)
-        weights = self.weights(tensors["step"])
+        weights = self.weights(tensors["step"], states)
         elbo = None
         if (divergence := _divergence(tensors)) is not None:
             elbo = self._mean_over_samples(-rows[self.likelihood.label] - divergence)
@@ -260,9 +294,31 @@ def check_labels(terms: Iterable[LossTerm]) -> None:
             raise ValueError(f"No loss term may be called {label!r}: the logs use that name.")
 
 
-def weights_of(terms: Iterable[LossTerm], step: int | tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns the weights of trained terms at a step, float32 scalars by name."""
-    return {term.label: value_at(term.weight, step) for term in terms if term.weight is not None}
+def weights_of(
+    terms: Iterable[LossTerm], step: int | tf.Tensor, states: ControllerStates
+) -> dict[str, tf.Tensor]:
+    """Returns the weights of trained terms at a step, float32 scalars by name.
+
+    Args:
+        terms: the loss terms.
+        step: of the model.
+        states: of the controllers, by the name of their term; the first one of those left out.
+    """
+    weights = {}
+    for term in terms:
+        if isinstance(term.weight, Controller):
+            state = states.get(term.label)
+            weights[term.label] = weight_of(
+                term.weight, first_state(term.weight) if state is None else state
+            )
+        elif term.weight is not None:
+            weights[term.label] = value_at(term.weight, step)
+    return weights
+
+
+def controllers_of(terms: Iterable[LossTerm]) -> dict[str, Controller]:
+    """Returns the weights that have a state, by the name of their term."""
+    return {term.label: term.weight for term in terms if isinstance(term.weight, Controller)}
 
 
 def _meanings(term: LossTerm) -> set[str]:

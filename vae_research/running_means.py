@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from vae_research.controllers import is_varying
 from vae_research.losses.term import LossTerm
 
 
@@ -24,7 +25,7 @@ class RunningMeans:
         terms = list(terms)
         labels = [term.label for term in terms]
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
-        scheduled = [term.label for term in terms if callable(term.weight)]
+        scheduled = [term.label for term in terms if is_varying(term.weight)]
         names |= dict.fromkeys([*(f"contribution/{label}" for label in scheduled), *more])
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
         # Which of them this model has values for is known once a step has been traced.

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from vae_research.epochs import EpochClock
 
@@ -29,10 +30,19 @@ class OwnState:
         step: int64 scalar, batches that the model has been trained on.
         clock: how many epochs these were.
         critics: networks that are trained in the same step; they know their own `state()`.
+        controllers: float32 scalars by name, by the term whose weight they are.
     """
 
-    def __init__(self, critics: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self,
+        critics: tuple[Any, ...] = (),
+        controllers: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         self.critics = critics
+        self.controllers = {
+            term: {name: _scalar(f"{term}/{name}", value) for name, value in state.items()}
+            for term, state in (controllers or {}).items()
+        }
         self.step = keras.Variable(
             0, dtype="int64", trainable=False, name="step", aggregation="only_first_replica"
         )
@@ -41,9 +51,23 @@ class OwnState:
     def groups(self) -> dict[str, list[Any]]:
         """Returns its variables by group; see `training_state`."""
         groups = {"step": [self.step]}
+        if self.controllers:
+            groups["controllers"] = [
+                variable for state in self.controllers.values() for variable in state.values()
+            ]
         for critic in self.critics:
             groups |= critic.state()
         return groups
+
+
+def _scalar(name: str, value: float) -> Any:
+    return keras.Variable(
+        value,
+        dtype="float32",
+        trainable=False,
+        name=name.replace("/", " "),  # Keras allows no slash
+        aggregation="only_first_replica",
+    )
 
 
 def training_state(model: Any) -> dict[str, list[Any]]:
@@ -137,6 +161,43 @@ def weights_sha256(model: Any) -> str:
 def state_sha256(model: Any) -> str:
     """Returns the SHA-256 of everything that a checkpoint of a model holds."""
     return sha256(saved_variables(model))
+
+
+def hidden_state(model: Any, graph: tf.Graph, operations: set[str]) -> list[str]:
+    """Returns what a traced training step remembers outside of `training_state`, in words.
+
+    That is a variable that it reads or assigns, and a generator of random numbers that belongs to
+    the process. State in Python objects cannot be seen.
+
+    Args:
+        model: whose step it is.
+        graph: of the step.
+        operations: the types of all its operations.
+    """
+    known = [variable.value.handle for variable in all_variables(model)]
+    touched = [outer for outer, _ in graph.captures if outer.dtype == tf.resource]
+    names = {id(variable.handle): variable.name for variable in graph.variables}
+    found = [
+        f"the variable {names.get(id(handle), 'without a name')!r}"
+        for handle in touched
+        if not any(handle is other for other in known)
+    ]
+    return found + [f"the generator of {name}" for name in sorted(operations & _STATEFUL_DRAWS)]
+
+
+# Operations that draw from a generator inside of TensorFlow, which no checkpoint can hold.
+_STATEFUL_DRAWS = {
+    "Multinomial",
+    "ParameterizedTruncatedNormal",
+    "RandomGamma",
+    "RandomPoisson",
+    "RandomPoissonV2",
+    "RandomShuffle",
+    "RandomStandardNormal",
+    "RandomUniform",
+    "RandomUniformInt",
+    "TruncatedNormal",
+}
 
 
 def sha256(variables: Iterable[Any]) -> str:

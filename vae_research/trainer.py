@@ -9,7 +9,7 @@ may undo a call (a run gives its `FiniteGate`). Without a `DeviceDataset`, Keras
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,7 @@ from vae_research.critics import Critic, check_optimizers
 from vae_research.data.pipeline import DeviceDataset
 from vae_research.execution import StepLoop
 from vae_research.keras_inputs import (
+    UNFINISHED,
     refuse_class_weight,
     targets_for_weights,
     with_schedule_lengths,
@@ -39,6 +40,7 @@ class Trainer(keras.Model):
     Args:
         running_means: of the figures that a step records.
         critics: trained in the same step, with optimizers of their own.
+        controllers: first states of weights that have one, by the name of their term.
         kwargs: of `keras.Model`.
 
     Attributes:
@@ -49,12 +51,17 @@ class Trainer(keras.Model):
     test_function: StepFunction | None
 
     def __init__(
-        self, running_means: RunningMeans, critics: tuple[Critic, ...] = (), **kwargs: Any
+        self,
+        running_means: RunningMeans,
+        critics: tuple[Critic, ...] = (),
+        controllers: Mapping[str, Mapping[str, float]] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.running_means = running_means
         self.guard: Callable[[StepFunction], StepFunction] | None = None
-        self._own_state = OwnState(critics)
+        self._is_finished = False  # a step that is being traced has called `finish_step`
+        self._own_state = OwnState(critics, controllers)
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
         self._step_loops: dict[Any, StepLoop] = {}
 
@@ -77,6 +84,11 @@ class Trainer(keras.Model):
     def steps_per_epoch(self) -> int | None:
         """Batches of an epoch, known from the first `fit` on."""
         return self._own_state.clock.steps_per_epoch
+
+    @property
+    def trains_on_the_device(self) -> bool:
+        """Whether the present or last `fit` reads a `DeviceDataset`."""
+        return self._device_datasets["train"] is not None
 
     def further_state(self) -> dict[str, list[Any]]:
         """Returns what a step may change beside weights and optimizer, by group."""
@@ -275,9 +287,26 @@ class Trainer(keras.Model):
         dataset = self._device_datasets["train"]
         if dataset is None:
             return super().make_train_function(force)
-        loop = self._loop("train", self.train_step, dataset, force)
+        loop = self._loop("train", self.training_step, dataset, force)
         self.train_function = loop if self.guard is None else self.guard(loop)
         return self.train_function
+
+    def training_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Runs `train_step` on a batch, and records the figures that it returned and did not.
+
+        Raises:
+            ValueError: `train_step` did not end its step.
+        """
+        self._is_finished = False
+        figures = self.train_step(data)
+        if not self._is_finished:
+            raise ValueError(UNFINISHED)
+        known = {metric.name for metric in self.metrics}
+        further = {name: figures[name] for name in figures if name not in known}
+        if further:
+            count = tf.shape(keras.tree.flatten(data)[0])[0]
+            self.running_means.add(further, count)
+        return self.get_metrics_result()
 
     def make_test_function(self, force: bool = False) -> Any:
         """Makes what Keras calls for the next steps of an evaluation: a loop over `test_step`."""

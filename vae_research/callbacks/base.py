@@ -128,7 +128,7 @@ class EpochCallback(StepCallback):
             if name != "learning_rate":  # Keras' schedulers put it among the logs
                 split = "validation" if name.startswith(_VALIDATION) else "train"
                 figures[split][name.removeprefix(_VALIDATION)] = float(value)
-        weights = self.model.objective.weights(self.model.step)
+        weights = self.model.term_weights()
         self.on_record(
             EpochRecord(
                 epoch=epoch + 1,

@@ -101,7 +101,7 @@ class Scalars(EpochCallback):
             if count > last_count:
                 means[metric.name] = (total - last_total) / (count - last_count)
             self._last_sums[metric.name] = total, count
-        weights = {name: float(value) for name, value in self.model.objective.weights(step).items()}
+        weights = {name: float(value) for name, value in self.model.term_weights().items()}
         if means:
             self._summaries.scalars("train", tagged(means, weights), step)
             self._summaries.flush("train")

@@ -24,7 +24,7 @@ class ReportLosses(keras.callbacks.Callback):
 
     def _add(self, logs: dict[str, Any], prefix: str) -> None:
         if f"{prefix}kl_loss" not in logs:  # a `VAE`: in nats, unweighted
-            weight = self.model.objective.weights(self.model.step)["kl"]
+            weight = self.model.term_weights()["kl"]
             logs[f"{prefix}kl_loss"] = float(logs[f"{prefix}kl"]) * float(weight)
         total = float(logs[f"{prefix}loss"])
         logs[f"{prefix}total_loss"] = total

@@ -12,10 +12,11 @@ import keras
 import tensorflow as tf
 
 from vae_research.data import Data, DataError
-from vae_research.execution import Execution, choose_jit, steps_per_call
+from vae_research.execution import Execution, TracedStep, choose_jit, steps_per_call
 from vae_research.model import VAE
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import Config, is_given
+from vae_research.state import hidden_state
 
 
 def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data) -> VAE:
@@ -51,6 +52,7 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     """
     if model.run_eagerly:
         return Execution(False, 1, "the model runs eagerly")
+    step = traced_step(model, config, data)
     steps = data.train.steps(config.batch_size)
     asked = config.steps_per_call
     intervals = {name: getattr(config, name) for name in ("log_every_steps", "checkpoint_steps")}
@@ -62,11 +64,7 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
             )
     interval = math.gcd(*intervals.values())
     try:
-        jit_compile, reason = choose_jit(
-            lambda batch: model.objective(model.forward(batch, training=True)).loss,
-            tf.constant(data.validation.prepare(slice(0, 2))),
-            "on" if model.jit_compile else config.jit,
-        )
+        jit_compile, reason = choose_jit(step, "on" if model.jit_compile else config.jit)
     except ValueError as error:
         raise UsageError(str(error)) from error
     rows = config.batch_size * model.objective.num_samples
@@ -77,6 +75,29 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     chosen = Execution(jit_compile, asked or calls, reason)
     model.jit_compile, model.steps_per_execution = chosen.jit_compile, chosen.steps_per_call
     return chosen
+
+
+def traced_step(model: VAE, config: Config, data: Data) -> TracedStep:
+    """Returns the training step, which remembers nothing that a checkpoint does not hold.
+
+    Raises:
+        UsageError: it cannot be traced, or remembers something else.
+    """
+    rows = min(config.batch_size, len(data.train))
+    example = tf.constant(data.train.prepare(slice(0, rows)))
+    try:
+        step = TracedStep(model.training_step, example)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{error} (--debug shows where)") from error
+    found = hidden_state(model, step.graph, step.operations())
+    if found:
+        raise UsageError(
+            f"the training step uses {' and '.join(found)}, which no checkpoint holds: a resumed "
+            "run would differ in silence. A variable belongs to a layer of the model, an "
+            "optimizer to a Critic, a weight with a state to a Controller, and noise to a reader "
+            "of `seed` with tf.random.stateless_normal."
+        )
+    return step
 
 
 def refuse_values_outside_support(model: VAE, data: Data) -> None:

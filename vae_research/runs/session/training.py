@@ -267,6 +267,7 @@ class Session:
             "best_epoch": best["epoch"],
             "seconds": round(seconds, 3),
             "images_per_second": statistics.median(found["images_per_second"] for found in records),
+            "effective_beta": model.effective_beta(),
             "parameters": model.count_params(),
             "weights_sha256": checkpoints.weights_sha256(model),
             "state_sha256": checkpoints.state_sha256(model),
