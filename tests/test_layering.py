@@ -30,6 +30,7 @@ LAYERS = (
     ("losses", "bottlenecks", "networks", "data"),
     ("objective", "keras_losses"),
     ("critics",),
+    ("averaging",),
     ("keras_inputs", "execution", "checkpoints", "running_means", "serialization"),
     ("trainer",),
     ("model",),

@@ -9,15 +9,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from vae_research.averaging import KeepWeights
 from vae_research.objective import LossReport
 from vae_research.schedules import unsettled
 
 
 def with_schedule_lengths(model: keras.Model, callbacks: Any, initial_epoch: int) -> Any:
-    """Returns the callbacks of a `fit`, preceded by `ScheduleLengths`."""
+    """Returns the callbacks of a `fit`, preceded by those that every `fit` has."""
     lengths = ScheduleLengths(initial_epoch)
     if not isinstance(callbacks, keras.callbacks.CallbackList):
-        return [lengths, *(keras.tree.flatten(callbacks) if callbacks is not None else [])]
+        own = [lengths]
+        if model.averaging.momentum is not None:
+            own.append(KeepWeights(model.averaging))
+        return [*own, *(keras.tree.flatten(callbacks) if callbacks is not None else [])]
     # A CallbackList of Keras takes no further callbacks; its parameters are read instead.
     lengths.set_model(model)
     lengths.set_params(callbacks.params)

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from vae_research.averaging import Averaging
 from vae_research.critics import Critic, check_optimizers
 from vae_research.data.pipeline import DeviceDataset
 from vae_research.execution import StepLoop
@@ -44,6 +45,7 @@ class Trainer(keras.Model):
         kwargs: of `keras.Model`.
 
     Attributes:
+        averaging: the weights, and the averages of them that the optimizer may keep.
         guard: wraps the function that runs the steps of a call; None runs it as it is.
     """
 
@@ -60,6 +62,7 @@ class Trainer(keras.Model):
         super().__init__(**kwargs)
         self.running_means = running_means
         self.guard: Callable[[StepFunction], StepFunction] | None = None
+        self.averaging = Averaging(self)
         self._is_finished = False  # a step that is being traced has called `finish_step`
         self._own_state = OwnState(critics, controllers)
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
@@ -190,6 +193,9 @@ class Trainer(keras.Model):
     ) -> keras.callbacks.History:
         """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is.
 
+        If the optimizer averages weights (`use_ema=True`), validation uses the averages, and they
+        are in place afterwards; the next `fit` continues from the weights themselves.
+
         `x` and `validation_data` may also be a `DeviceDataset`, which needs no `steps_per_epoch`:
         `steps_per_execution` steps then run as one compiled loop.
 
@@ -198,6 +204,7 @@ class Trainer(keras.Model):
         """
         refuse_class_weight(kwargs.pop("class_weight", None))
         self.build_optimizer()
+        self.averaging.remove_for_training()
         callbacks = with_schedule_lengths(self, callbacks, kwargs.get("initial_epoch", 0))
         x = self._select_input("train", x, kwargs, "steps_per_epoch")
         if isinstance(x, tf.data.Dataset):
@@ -211,13 +218,15 @@ class Trainer(keras.Model):
             kwargs["validation_data"] = (inputs, targets, validation[2])
         try:
             with scope_explained():
-                return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+                history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         except BaseException:
             # A step that failed while it was traced cannot be called again; the next fit traces it
             # again and says what is wrong then.
             self.train_function = self.test_function = None
             self._step_loops = {}
             raise
+        self.averaging.put()
+        return history
 
     def evaluate(
         self,
@@ -228,11 +237,11 @@ class Trainer(keras.Model):
         sample_weight: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Keras' `evaluate`; `x` may also be a `DeviceDataset`."""
+        """Keras' `evaluate`; `x` may also be a `DeviceDataset`. Averaged weights are used."""
         if "_use_cached_eval_dataset" not in kwargs:  # Keras' word for the evaluations within fit
             x = self._select_input("test", x, kwargs, "steps")
         x, y = targets_for_weights(x, y, sample_weight)
-        with scope_explained():
+        with scope_explained(), self.averaging.averages():
             return super().evaluate(x, y, batch_size, verbose, sample_weight, **kwargs)
 
     def train_on_batch(

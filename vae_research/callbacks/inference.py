@@ -54,7 +54,8 @@ class Inference:
         if not self._cache:
             if self._on_device is None:  # copied once, not at every epoch
                 self._on_device = keras.tree.map_structure(tf.constant, self.data)
-            tensors = self._infer(model, self._on_device)
+            with model.averaging.averages():
+                tensors = self._infer(model, self._on_device)
             self._cache = {name: tensor.numpy() for name, tensor in tensors.items()}
         return self._cache
 

@@ -101,7 +101,8 @@ class Pictures(keras.callbacks.Callback):
         if model.bottleneck.latent_dim == 2:
             corner = _DEVIATIONS * deviation
             codes_of["plane"] = plane_codes(mean - corner, mean + corner, _PLANE)
-        decoded = self._decode(model, tf.constant(np.concatenate(list(codes_of.values()))))
+        with model.averaging.averages():
+            decoded = self._decode(model, tf.constant(np.concatenate(list(codes_of.values()))))
         ends = np.cumsum([len(rows) for rows in codes_of.values()])
         return dict(zip(codes_of, np.split(decoded.numpy(), ends[:-1]), strict=True))
 

@@ -70,10 +70,11 @@ def define_float(
     help: str,
     *,
     minimum: float | None = 0.0,
+    maximum: float | None = None,
     above: float | None = None,
 ) -> flags.FlagHolder:
-    """Defines a flag that is a finite number, at least `minimum` and greater than `above`."""
-    return _define(Number(float, minimum, None, above), name, default, help)
+    """Defines a flag that is a finite number, `minimum` to `maximum` and greater than `above`."""
+    return _define(Number(float, minimum, maximum, above), name, default, help)
 
 
 def define_auto_integer(name: str, help: str, *, minimum: int = 1) -> flags.FlagHolder:
@@ -130,6 +131,13 @@ def define_standard_flags() -> None:
     define_integer("epochs", 10, "passes over the training data", minimum=1)
     define_integer("batch_size", 128, "examples in a training step", minimum=1)
     define_float("learning_rate", 1e-3, "learning rate of Adam", above=0.0)
+    define_float(
+        "ema",
+        0.0,
+        "momentum of exponential moving averages of the weights, below 1, for example 0.999; "
+        "validation, test figures and saved networks then use the averages; 0: no averages",
+        maximum=0.999999,
+    )
     define_integer("seed", 0, "seed of initial weights, data order and noise", maximum=LARGEST_SEED)
     define_string(
         "dataset",

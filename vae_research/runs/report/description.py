@@ -48,6 +48,7 @@ def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
         "terms": {term.label: repr(term) for term in model.objective.terms},
         "effective_beta": model.objective.effective_beta(settled) if settled is not None else None,
         "optimizer": type(model.optimizer).__name__,
+        "weights": weights_in_words(model),
         "execution": dataclasses.asdict(execution),
     }
 
@@ -55,7 +56,21 @@ def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
 def notes_of(model: VAE, data: Data) -> list[str]:
     """Returns notes that a reader of a run's figures needs: on its likelihood and its data."""
     found = model.objective.likelihood.note(data.grey_values)
-    return [*([found] if found else []), *data.warnings]
+    notes = [found] if found else []
+    if model.averaging.momentum is not None:
+        notes.append(
+            f"The figures are those of averaged weights ({weights_in_words(model)}); so are "
+            "validation, the choice of the best checkpoint, and saved networks."
+        )
+    return [*notes, *data.warnings]
+
+
+def weights_in_words(model: VAE) -> str:
+    """Returns which weights the figures of a run are of."""
+    momentum = model.averaging.momentum
+    if momentum is None:
+        return "as trained"
+    return f"exponential moving averages, momentum {momentum:g}"
 
 
 def _git_commit() -> str | None:

@@ -30,9 +30,15 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
         if not isinstance(model, VAE):
             raise TypeError(f"build() returned {model!r}; it must return a VAE.")
         if not model.compiled:
+            average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
             model.compile(
-                keras.optimizers.Adam(config.learning_rate),
+                keras.optimizers.Adam(config.learning_rate, **average),
                 run_eagerly=config.run_eagerly,
+            )
+        elif config.ema:
+            raise ValueError(
+                f"--ema={config.ema:g}, and build() compiles the model itself; give its optimizer "
+                "use_ema=True and ema_momentum."
             )
         # A forward pass makes every variable, and finds what does not fit before anything is
         # written.

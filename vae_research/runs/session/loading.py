@@ -42,7 +42,7 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
     """Returns the model, the data and the flags of a run.
 
     The experiment's own file builds the model as in the run; the values come from the newest intact
-    checkpoint.
+    checkpoint. If the run averages its weights, the averages are in place, as in its test figures.
 
     Args:
         path: the run directory.
@@ -65,6 +65,7 @@ def load_run(path: str | Path, build: Callable[[Config, Data], VAE] | None = Non
         )
     model, data, config, _ = rebuild(path, build)
     checkpoints.restore(model, checkpoint)
+    model.averaging.put()
     return Run(path, model, data, config, directory.read_json(path / directory.SUMMARY))
 
 

@@ -98,8 +98,9 @@ class Session:
             started = time.perf_counter()
             self.train()
             seconds = time.perf_counter() - started
-            estimates = self.test()
-            self.write(estimates, seconds)
+            with self.model.averaging.averages():
+                estimates = self.test()
+                self.write(estimates, seconds)
 
     @property
     def epochs_before(self) -> int:
