@@ -133,6 +133,22 @@ def test_densities_are_those_of_scipy(many):
     np.testing.assert_allclose(many["log_prior"], log_prior, rtol=FLOAT32, atol=5e-6)
 
 
+def test_densities_of_given_codes_are_those_of_scipy(many):
+    bottleneck, mean, log_var = (
+        GaussianBottleneck(3),
+        *(tf.constant(np.tile(value, [COUNT, 1]), tf.float32) for value in (MEAN, LOG_VAR)),
+    )
+    z = many["z"] + 0.1  # not the sample
+    log_prob = bottleneck.log_prob(tf.constant(z, tf.float32), mean, log_var)
+    expected = scipy.stats.norm.logpdf(z, MEAN, np.exp(0.5 * LOG_VAR)).sum(axis=1)
+    # z is rounded to float32 here as well, and the third z is up to 6 deviations away.
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=2e-5)
+    prior = bottleneck.prior_log_prob(tf.constant(z, tf.float32))
+    np.testing.assert_allclose(
+        prior, scipy.stats.norm.logpdf(z).sum(axis=1), rtol=FLOAT32, atol=5e-6
+    )
+
+
 def test_difference_of_the_densities_averages_to_the_closed_form_kl(many):
     difference = many["log_posterior"] - many["log_prior"]
     closed = many["kl"].sum(axis=1)

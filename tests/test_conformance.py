@@ -28,6 +28,7 @@ from vae_research import (
 from vae_research.controllers import first_state, next_state, weight_of
 from vae_research.networks.kernels import narrow_convolution
 from vae_research.settings import from_config
+from vae_research.tensors import Tensors, bind
 
 # What others derive from: they are not used as they are, and have no entry.
 BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck"}
@@ -533,6 +534,20 @@ def test_bottleneck_samples_its_prior_or_says_that_there_is_none(named_case):
         with pytest.raises(ValueError, match="no prior"):
             part.sample_prior(5, seed)
         assert not {"log_posterior", "log_prior", "kl"} & case.outputs.keys()
+
+
+@cases_of(Bottleneck)
+def test_bottleneck_with_a_posterior_has_its_densities_as_functions_of_z(named_case):
+    part, case = named_case
+    tensors = Tensors(as_tensors(case.inputs))
+    written = part(**tensors)
+    tensors.write("bottleneck", written)
+    assert hasattr(part, "log_prob") == hasattr(part, "prior_log_prob") == ("log_prior" in written)
+    if "log_prior" in written:
+        for method, name in (("log_prob", "log_posterior"), ("prior_log_prob", "log_prior")):
+            function = getattr(part, method)
+            values = function(**bind(method, function, tensors))
+            np.testing.assert_allclose(values, written[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @cases_of(Bottleneck)

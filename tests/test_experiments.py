@@ -52,6 +52,7 @@ SMALLER = {
     "wide_latent_dim": "3",
     "rounds": "1",
     "block_steps": "1",
+    "draws": "4",
 }
 
 
@@ -324,6 +325,23 @@ def test_the_latent_space_is_that_of_the_runs_below_the_study(finished):
     points = np.loadtxt(folder / "test_images.tsv")[:, :2]  # and a third of zeros
     np.testing.assert_allclose(points, codes, rtol=1e-4, atol=1e-6)
     assert (folder / "projector_config.pbtxt").is_file()
+
+
+@pytest.mark.slow
+def test_signal_to_noise_is_printed_for_every_estimator_after_the_run(finished):
+    _, process = finished(CHECKOUT / "experiments" / "dreg_mnist.py")
+    lines = re.findall(
+        r"^Encoder's gradient by (\w+): signal-to-noise ([\d.]+)$", process.stdout, re.M
+    )
+    assert [name for name, _ in lines] == ["iwae", "dreg", "stl"]
+    values = [float(value) for _, value in lines]
+    assert all(value > 0.0 for value in values)
+    assert len(set(values)) == 3
+    # Each model of the measurement warns when it is built, if it is biased.
+    warned = [
+        line for line in said(process).splitlines() if "StickingTheLanding() are biased" in line
+    ]
+    assert len(warned) == 1
 
 
 # ---------------------------------------------------------------- a loss term of one's own

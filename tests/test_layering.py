@@ -27,7 +27,7 @@ LAYERS = (
     ("settings", "arguments", "tables", "version", "randomness", "files", "lazy", "epochs"),
     ("probability", "schedules", "tensors", "manifests", "state"),
     ("controllers",),
-    ("losses", "bottlenecks", "networks", "data"),
+    ("losses", "bottlenecks", "networks", "data", "gradient_estimators"),
     ("objective", "keras_losses"),
     ("critics",),
     ("averaging",),
@@ -44,9 +44,10 @@ BOTTOM = (*LAYERS[0], *LAYERS[1], *LAYERS[2])
 
 # Narrower than the layers: a part, and the only things of this package that it may import.
 ONLY = {
-    "objective": ("losses.term", *BOTTOM),
+    "objective": ("losses.term", "gradient_estimators", *BOTTOM),
     "model": (
         *("objective", "controllers", "critics", "keras_inputs", "checkpoints"),
+        *("gradient_estimators",),
         *("running_means", "serialization", "trainer"),
         *BOTTOM,
     ),

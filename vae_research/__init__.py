@@ -53,6 +53,10 @@ if TYPE_CHECKING:
     from vae_research.evaluation.latent_space import neighbour_accuracy as neighbour_accuracy
     from vae_research.evaluation.latent_space import occupied_area as occupied_area
     from vae_research.evaluation.latent_space import t_sne as t_sne
+    from vae_research.gradient_estimators import DReG as DReG
+    from vae_research.gradient_estimators import GradientEstimator as GradientEstimator
+    from vae_research.gradient_estimators import StickingTheLanding as StickingTheLanding
+    from vae_research.gradient_estimators import WeightedSamples as WeightedSamples
     from vae_research.keras_inputs import unpack as unpack
     from vae_research.keras_losses.layers import AddLossModel as AddLossModel
     from vae_research.keras_losses.layers import KLLossLayer as KLLossLayer
@@ -119,6 +123,12 @@ _MODULES = {
     "evaluation.diagnosis": ("diagnose", "mutual_information"),
     "evaluation.estimates": ("Estimate", "estimate"),
     "evaluation.latent_space": ("neighbour_accuracy", "occupied_area", "t_sne"),
+    "gradient_estimators": (
+        "DReG",
+        "GradientEstimator",
+        "StickingTheLanding",
+        "WeightedSamples",
+    ),
     "keras_inputs": ("unpack",),
     "keras_losses.layers": (
         "AddLossModel",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +18,7 @@ from vae_research.arguments import checked_seed
 from vae_research.controllers import Controller, first_state, next_state, observed
 from vae_research.critics import Critic, checked_critics
 from vae_research.epochs import EpochClock
+from vae_research.gradient_estimators import GradientEstimator, SampledPath, check_densities
 from vae_research.keras_inputs import unpack, weighted
 from vae_research.objective import LossReport, Objective
 from vae_research.randomness import evaluation_key, fold_in, training_key
@@ -41,11 +44,14 @@ class VAE(Trainer):
         critics: networks that are trained on their own terms in the same step; see `Critic`.
         num_samples: samples of z for each example, K.
         importance_weighted: train the importance-weighted bound of the K samples.
+        gradient_estimator: what is differentiated in place of the loss that is reported, for
+            example `DReG()`; by default the loss itself.
         seed: of all noise of this model, 0 to 2**32 - 1. Initial weights have Keras' seed.
 
     Raises:
-        ValueError: the terms do not make an objective (see `Objective`), or critics are not apart.
-        TypeError: a critic is not a `Critic`.
+        ValueError: the terms do not make an objective (see `Objective`), critics are not apart, or
+            the bottleneck lacks a density that the gradient estimator needs.
+        TypeError: a critic is not a `Critic`, or the gradient estimator is not one.
 
     >>> from vae_research import dense_decoder, dense_encoder, GaussianBottleneck
     >>> from vae_research import Bernoulli, KLDivergence
@@ -70,12 +76,20 @@ class VAE(Trainer):
         critics: Sequence[Critic] = (),
         num_samples: int = 1,
         importance_weighted: bool = False,
+        gradient_estimator: GradientEstimator | None = None,
         seed: int = 0,
         name: str = "vae",
     ) -> None:
         objective = Objective(
-            terms, num_samples=num_samples, importance_weighted=importance_weighted
+            terms,
+            num_samples=num_samples,
+            importance_weighted=importance_weighted,
+            gradient_estimator=gradient_estimator,
         )
+        if gradient_estimator is not None:
+            check_densities(gradient_estimator, bottleneck)
+        if objective.gradient_bias is not None:
+            warnings.warn(objective.gradient_bias, stacklevel=2)
         critics = checked_critics(critics)
         means = RunningMeans(objective.terms, [n for c in critics for n in c.figure_names()])
         first_states = {
@@ -303,10 +317,14 @@ class VAE(Trainer):
         Args:
             data, training, seed: as for `forward`.
         """
-        tensors = self.forward(data, training=training, seed=seed)
-        # `losses`: regularisers, and what layers passed to add_loss in this forward pass.
         states = self._own_state.controllers
-        report = self.objective(tensors, regularization=self.losses, states=states)
+        tensors = self.infer(data, training=training, seed=seed)
+        estimator = self.objective.gradient_estimator
+        with SampledPath.recorded(self.bottleneck, tensors) if estimator else nullcontext() as path:
+            self._run_decoder(tensors, training=training)
+            self._run_critics(tensors, training=training)
+            # `losses`: regularisers, and what layers passed to add_loss in this forward pass.
+            report = self.objective(tensors, self.losses, states, path)
         critics = {critic.name: critic.report(tensors, states) for critic in self.critics}
         return tensors, dataclasses.replace(report, critics=critics) if critics else report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
@@ -11,10 +12,16 @@ import tensorflow as tf
 
 from vae_research.arguments import checked_integer
 from vae_research.controllers import Controller, first_state, is_varying, weight_of
+from vae_research.gradient_estimators import (
+    GradientEstimator,
+    SampledPath,
+    WeightedSamples,
+    join_samples,
+)
 from vae_research.losses.term import Likelihood, LossTerm
-from vae_research.probability import log_mean_exp, sum_over_event
+from vae_research.probability import sum_over_event
 from vae_research.schedules import Schedule, value_at
-from vae_research.tensors import Tensors
+from vae_research.tensors import Tensors, graph_scope
 
 # The state of each controller, by the name of its term: scalars by name.
 ControllerStates = Mapping[str, Mapping[str, Any]]
@@ -81,11 +88,12 @@ class Objective:
         num_samples: samples of z for each example, K.
         importance_weighted: train the importance-weighted bound (Burda et al. 2016,
             arXiv:1509.00519, equation 8) instead of the mean over samples.
+        gradient_estimator: makes the surrogate; by default the loss itself is differentiated.
 
     Raises:
         ValueError: no likelihood or several, two terms of one name, a name that is reserved, or a
-            term that cannot be part of an importance-weighted bound.
-        TypeError: an element of `terms` is not a loss term.
+            term that cannot be part of an importance-weighted bound or of a gradient estimate.
+        TypeError: an element of `terms` is not a loss term, or the estimator is not one.
     """
 
     def __init__(
@@ -94,16 +102,20 @@ class Objective:
         *,
         num_samples: int = 1,
         importance_weighted: bool = False,
+        gradient_estimator: GradientEstimator | None = None,
     ) -> None:
         if isinstance(terms, LossTerm):
             raise TypeError(f"terms must be a list of loss terms, got {terms!r} alone.")
         self.terms = tuple(terms)
         self.num_samples = checked_integer("num_samples", num_samples, 1)
         self.importance_weighted = importance_weighted
+        self.gradient_estimator = gradient_estimator
         self._check()
         self.likelihood = next(term for term in self.terms if isinstance(term, Likelihood))
         if importance_weighted:
             self._check_importance_weighting()
+        if gradient_estimator is not None:
+            self._check_gradient_estimator()
 
     def _check(self) -> None:
         for term in self.terms:
@@ -129,6 +141,19 @@ class Objective:
             [term.in_steps(steps_per_epoch, ahead) for term in self.terms],
             num_samples=self.num_samples,
             importance_weighted=self.importance_weighted,
+            gradient_estimator=self.gradient_estimator,
+        )
+
+    @property
+    def gradient_bias(self) -> str | None:
+        """A remark if the gradients of the estimator are biased, otherwise None."""
+        estimator = self.gradient_estimator
+        if estimator is None or estimator.is_unbiased(self.num_samples, self.importance_weighted):
+            return None
+        joined = "importance-weighted" if self.importance_weighted else "averaged"
+        return (
+            f"the gradients of {estimator!r} are biased for the bound of {self.num_samples} "
+            f"{joined} samples; DReG() is unbiased for every number of importance-weighted ones"
         )
 
     def schedules(self) -> dict[str, list[Schedule]]:
@@ -189,6 +214,7 @@ class Objective:
         tensors: Tensors,
         regularization: Iterable[tf.Tensor] = (),
         states: ControllerStates | None = None,
+        path: SampledPath | None = None,
     ) -> LossReport:
         """Returns the report of a batch.
 
@@ -196,6 +222,8 @@ class Objective:
             tensors: the forward pass; after the encoder, `num_samples` rows for each example.
             regularization: scalars that layers added, counted as a term of weight 1.
             states: of the controllers, by the name of their term; by default their first ones.
+            path: of the samples in the forward pass, from which the gradient estimator makes the
+                surrogate; without it the surrogate is the loss.
         """
         rows = {term.label: term(tensors) for term in self.terms}
         self._check_rows(rows)
@@ -207,8 +235,9 @@ class Objective:
             rows.setdefault("kl", divergence)
         values = {name: self._mean_over_samples(value) for name, value in rows.items()}
         if self.importance_weighted:
-            loss = self._importance_weighted_bound(rows, weights)
-            outside = [name for name in weights if name not in self._inside_importance_weight()]
+            inside = self._inside_importance_weight()
+            loss = -join_samples(self._log_weight(rows, weights, inside), True)
+            outside = [name for name in weights if name not in inside]
         else:
             loss = tf.zeros_like(values[self.likelihood.label])
             outside = list(weights)
@@ -219,7 +248,46 @@ class Objective:
             values["regularization"] = sum(losses)  # in their order, which add_n does not promise
             weights["regularization"] = tf.constant(1.0)
             loss += values["regularization"]
-        return LossReport(loss, loss, values, weights, elbo)
+        report = LossReport(loss, loss, values, weights, elbo)
+        if self.gradient_estimator is None or path is None:
+            return report
+        surrogate = self._surrogate(self.gradient_estimator, tensors, path, rows, report)
+        return dataclasses.replace(report, surrogate=surrogate)
+
+    def _surrogate(
+        self,
+        estimator: GradientEstimator,
+        tensors: Tensors,
+        path: SampledPath,
+        rows: Mapping[str, tf.Tensor],
+        report: LossReport,
+    ) -> tf.Tensor:
+        """Returns the surrogate of the estimated terms, plus all others as they are reported."""
+        weights, inside = report.weights, [term.label for term in self._estimated()]
+        divergences = [term for term in self._estimated() if term is not self.likelihood]
+        with path.densities_in(tensors), graph_scope("gradient_estimator"):
+            path_rows = {term.label: term(tensors) for term in divergences}
+        path_log_weight = self._log_weight({**rows, **path_rows}, weights, inside)
+        samples = WeightedSamples(
+            log_weight=self._log_weight(rows, weights, inside),
+            path_log_weight=path_log_weight,
+            posterior_weight=tf.stop_gradient(sum(weights[name] for name in path_rows)),
+            importance_weighted=self.importance_weighted,
+            path_derivative=functools.cache(
+                lambda: self._by_sample(path.derivative(path_log_weight))
+            ),
+        )
+        with graph_scope("gradient_estimator"):
+            surrogate = estimator.surrogate(samples)
+        if surrogate.shape.rank != 1:
+            raise ValueError(
+                f"{estimator!r}.surrogate returned shape {surrogate.shape}; it must return one "
+                "value for each example, [batch]: samples have the axis 1."
+            )
+        for name, weight in weights.items():
+            if name not in inside:
+                surrogate += weight * report.values[name]
+        return surrogate
 
     def _check_rows(self, rows: Mapping[str, tf.Tensor]) -> None:
         """Raises ValueError for a value with another number of rows, which would broadcast."""
@@ -237,12 +305,14 @@ class Objective:
             return values
         return tf.reduce_mean(tf.reshape(values, [-1, self.num_samples]), axis=1)
 
-    def _importance_weighted_bound(
-        self, rows: Mapping[str, tf.Tensor], weights: Mapping[str, tf.Tensor]
+    def _log_weight(
+        self, rows: Mapping[str, tf.Tensor], weights: Mapping[str, tf.Tensor], inside: Iterable[str]
     ) -> tf.Tensor:
-        # log w = log p(x|z) + log p(z) - log q(z|x), one row for each sample.
-        log_weight = -sum(weights[name] * rows[name] for name in self._inside_importance_weight())
-        return -log_mean_exp(tf.reshape(log_weight, [-1, self.num_samples]), axis=1)
+        # log w = log p(x|z) + log p(z) - log q(z|x), [batch, K].
+        return self._by_sample(-sum(weights[name] * rows[name] for name in inside))
+
+    def _by_sample(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(rows, [-1, self.num_samples])
 
     def _inside_importance_weight(self) -> list[str]:
         return [
@@ -251,6 +321,47 @@ class Objective:
             if term.weight is not None
             and (term is self.likelihood or {"log_posterior", "log_prior"} <= _meanings(term))
         ]
+
+    def _estimated(self) -> list[LossTerm]:
+        """Returns the terms that an estimator differentiates: likelihood and divergences."""
+        inside = self._inside_importance_weight()
+        return [
+            term
+            for term in self.terms
+            if term.label in inside and (term is self.likelihood or _adds_log_posterior(term))
+        ]
+
+    def _check_gradient_estimator(self) -> None:
+        estimator = self.gradient_estimator
+        if not isinstance(estimator, GradientEstimator):
+            raise TypeError(
+                f"gradient_estimator must be a GradientEstimator, for example DReG(), got "
+                f"{estimator!r}."
+            )
+        if estimator.needs_importance_weighting and not self.importance_weighted:
+            raise ValueError(
+                f"{estimator!r} estimates the gradient of an importance-weighted bound: add "
+                "importance_weighted=True. For samples that are joined by their mean there is "
+                "StickingTheLanding()."
+            )
+        estimated = [term.label for term in self._estimated()]
+        if self.importance_weighted:
+            for name in self._inside_importance_weight():
+                if name not in estimated:
+                    raise ValueError(
+                        f"{estimator!r} cannot differentiate loss term {name!r}, which is inside "
+                        "of the importance weight. It needs the value to be `log_posterior`, of z "
+                        "and no other latent, plus something that does not depend on it, as in "
+                        "MonteCarloKL(). If that is so, write adds_log_posterior = True in the "
+                        "class of the term."
+                    )
+        if not set(estimated) - {self.likelihood.label}:
+            raise ValueError(
+                f"{estimator!r} changes the gradient of log q(z|x), which no trained term reads as "
+                "`log_posterior`. Use MonteCarloKL() among the terms "
+                f"{', '.join(term.label for term in self.terms)}; a closed form has no sample "
+                "whose gradient could be estimated."
+            )
 
     def _check_importance_weighting(self) -> None:
         trained = [term for term in self.terms if term.weight is not None]
@@ -324,6 +435,12 @@ def controllers_of(terms: Iterable[LossTerm]) -> dict[str, Controller]:
 def _meanings(term: LossTerm) -> set[str]:
     """Returns the names that a term reads, before and after `rename`."""
     return term.reads() | set(term.rename or {})
+
+
+def _adds_log_posterior(term: LossTerm) -> bool:
+    """Returns whether the value of a term is `log_posterior`, of z, plus something."""
+    reads_it = "log_posterior" in term.reads()
+    return term.adds_log_posterior and reads_it and not term.batch_statistic
 
 
 def _divergence(tensors: Tensors) -> tf.Tensor | None:

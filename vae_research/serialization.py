@@ -27,10 +27,12 @@ def model_config(networks: Mapping[str, Any], objective: Objective) -> dict[str,
         objective: as declared, with lengths in epochs.
     """
     serialized = {name: keras.saving.serialize_keras_object(networks[name]) for name in _NETWORKS}
+    estimator = objective.gradient_estimator
     return serialized | {
         "terms": [term.to_config() for term in objective.terms],
         "num_samples": objective.num_samples,
         "importance_weighted": objective.importance_weighted,
+        "gradient_estimator": None if estimator is None else estimator.to_config(),
     }
 
 
@@ -44,6 +46,8 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     import_own_modules(arguments)
     arguments["terms"] = [from_config(term) for term in arguments["terms"]]
     arguments["critics"] = [Critic.from_config(critic) for critic in arguments["critics"]]
+    if arguments.get("gradient_estimator") is not None:
+        arguments["gradient_estimator"] = from_config(arguments["gradient_estimator"])
     for name in _NETWORKS:
         arguments[name] = keras.saving.deserialize_keras_object(arguments[name])
     return arguments

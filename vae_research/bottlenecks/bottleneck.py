@@ -18,6 +18,10 @@ class Bottleneck(keras.layers.Layer):
     and, if there is a closed form, `kl`, `[rows, latent]`, nats. All are float32 under every
     precision policy.
 
+    For gradient estimators, a stochastic bottleneck has two more methods, which return `[rows]`,
+    nats: `log_prob(self, z, ...)`, log q(z|x), and `prior_log_prob(self, z, ...)`, log p(z). Their
+    further parameters name tensors of data and encoder.
+
     Args:
         latent_dim: number of latent dimensions, at least 1.
 

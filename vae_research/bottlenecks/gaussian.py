@@ -41,6 +41,18 @@ class GaussianBottleneck(Bottleneck):
             "kl": probability.normal_kl_divergence(z_mean, log_var_of_kl),
         }
 
+    def log_prob(self, z: tf.Tensor, z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tf.Tensor:
+        """Returns log q(z|x) of given codes, `[rows]`, nats.
+
+        Of its own sample a bottleneck writes `log_posterior`, which is computed from the noise and
+        keeps its digits if the posterior is narrow.
+        """
+        return probability.sum_over_event(probability.normal_log_density(z, z_mean, z_log_var))
+
+    def prior_log_prob(self, z: tf.Tensor) -> tf.Tensor:
+        """Returns log p(z) of given codes, `[rows]`, nats."""
+        return probability.sum_over_event(probability.standard_normal_log_density(z))
+
     def sample_prior(self, count: int, seed: tf.Tensor) -> tf.Tensor:
         """Returns `[count, latent]` standard normal codes."""
         return standard_normal([count, self.latent_dim], seed)

@@ -34,7 +34,8 @@ class Gradients(StepCallback):
     as in evaluation (no dropout), with the noise of evaluation, outside of the training step. Tags,
     under `train`:
 
-    - `gradients/total`: norm of the gradient of the loss with respect to all trained variables.
+    - `gradients/total`: norm of the gradient of the loss with respect to all trained variables, by
+      the gradient estimator if there is one.
     - `gradients/encoder/NAME`, `gradients/decoder/NAME`: norm of the gradient of a term's
       contribution (weight times value) with respect to the variables of the encoder or decoder;
       omitted if it does not depend on them.
@@ -108,7 +109,8 @@ def gradient_figures(model: VAE, data: Any) -> dict[str, tf.Tensor]:
         for critic in model.critics
     }
     gradients = {name: _gradients(tape, value, parts) for name, value in values.items()}
-    if model.objective.importance_weighted:  # not a sum of its terms
+    if model.objective.importance_weighted or model.objective.gradient_estimator is not None:
+        # Not a sum of the terms.
         total = _gradients(tape, loss, parts)
     else:
         total = _weighted_sum(gradients, report)

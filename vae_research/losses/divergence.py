@@ -33,6 +33,7 @@ class MonteCarloKL(LossTerm):
     """
 
     default_name = "kl"
+    adds_log_posterior = True
 
     def per_example(self, log_posterior: tf.Tensor, log_prior: tf.Tensor) -> tf.Tensor:
         """Returns `log q(z|x) - log p(z)`, `[rows]`, nats; a single value may be negative."""

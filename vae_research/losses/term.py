@@ -37,10 +37,13 @@ class LossTerm(Settings, abc.ABC):
         rename: `{"kl": "kl_top"}` passes the tensor `kl_top` as the parameter `kl`.
 
     `batch_statistic = True` in the class means that the term is a statistic of the whole batch: it
-    returns a scalar instead of one value per example.
+    returns a scalar instead of one value per example. `adds_log_posterior = True` means that the
+    value is `log_posterior` plus something that does not depend on it; gradient estimators need
+    such a term.
     """
 
     batch_statistic: ClassVar[bool] = False
+    adds_log_posterior: ClassVar[bool] = False
     default_name: ClassVar[str | None] = None
 
     weight: float | Schedule | Controller | Callable[[Any], Any] | None = 1.0

@@ -19,12 +19,17 @@ from vae_research.runs.cli import signals, streams
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import Config, experiment_file, parse
 from vae_research.runs.session import directory, resume
-from vae_research.runs.session.loading import data_of
+from vae_research.runs.session.loading import Run, data_of, load_run
 
 flags.disclaim_key_flags()
 
 
-def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = None) -> None:
+def main(
+    build: Callable[[Config, Data], Any],
+    arguments: list[str] | None = None,
+    *,
+    after: Callable[[Run], None] | None = None,
+) -> None:
     """Runs an experiment from the command line and exits.
 
     Flags are checked first, then the run directory and the data. TensorFlow is imported only after
@@ -34,11 +39,12 @@ def main(build: Callable[[Config, Data], Any], arguments: list[str] | None = Non
         build: makes the model, a `VAE`, from the flags and the data. If it compiles the model, its
             optimizer is used, otherwise Adam with `--learning_rate`.
         arguments: the command line without the program; default: that of the process.
+        after: called with the run when it is complete, for figures of the experiment's own.
 
     Exit codes: 0 done or already complete, 2 flags, 3 data, 4 checkpoint, 5 directory in use,
     6 diverged, 7 file system, 130 interrupted, 143 terminated.
     """
-    _run_to_exit_code(build, _train_experiment, arguments)
+    _run_to_exit_code(build, functools.partial(_train_experiment, after), arguments)
 
 
 def study(
@@ -106,7 +112,10 @@ def _run_to_exit_code(
 
 
 def _train_experiment(
-    build: Callable[[Config, Data], Any], experiment: str, config: Config
+    after: Callable[[Run], None] | None,
+    build: Callable[[Config, Data], Any],
+    experiment: str,
+    config: Config,
 ) -> None:
     """Starts or resumes the run of an experiment, unless it is complete."""
     run_dir = directory.choose(config.run_dir, experiment)
@@ -117,6 +126,7 @@ def _train_experiment(
             f"{run_dir} is already complete: {complete['epochs']} epochs. To train longer, give "
             "more --epochs."
         )
+        _look_at(run_dir, build, after)
         return
     data = _load_data(config)
     if checkpoint is not None:
@@ -128,7 +138,24 @@ def _train_experiment(
         from vae_research.runs.session.training import Session
 
         device = choose_device(config.device)
-    Session(build, experiment, config, data, run_dir, checkpoint, device).run()
+    session = Session(build, experiment, config, data, run_dir, checkpoint, device)
+    session.run()
+    _look_at(session.run_dir, build, after)
+
+
+def _look_at(
+    run_dir: Path,
+    build: Callable[[Config, Data], Any],
+    after: Callable[[Run], None] | None,
+) -> None:
+    """Calls what an experiment does with its complete run."""
+    if after is not None:
+        with streams.hide_startup_output():
+            from vae_research.runs.session.stopping import printed_warnings
+
+        with printed_warnings():
+            after(load_run(run_dir, build))
+        signals.raise_if_received()
 
 
 def _carry_out_study(

@@ -44,8 +44,10 @@ def describe(
 def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
     """Returns the part of config.json that describes the model of a run."""
     settled = model.objective.settled_at()
+    estimator = model.objective.gradient_estimator
     return {
         "terms": {term.label: repr(term) for term in model.objective.terms},
+        "gradient_estimator": None if estimator is None else repr(estimator),
         "effective_beta": model.objective.effective_beta(settled) if settled is not None else None,
         "optimizer": type(model.optimizer).__name__,
         "weights": weights_in_words(model),
@@ -54,9 +56,9 @@ def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
 
 
 def notes_of(model: VAE, data: Data) -> list[str]:
-    """Returns notes that a reader of a run's figures needs: on its likelihood and its data."""
-    found = model.objective.likelihood.note(data.grey_values)
-    notes = [found] if found else []
+    """Returns notes that a reader of a run's figures needs: on likelihood, training and data."""
+    found = [model.objective.likelihood.note(data.grey_values), model.objective.gradient_bias]
+    notes = [note for note in found if note]
     if model.averaging.momentum is not None:
         notes.append(
             f"The figures are those of averaged weights ({weights_in_words(model)}); so are "

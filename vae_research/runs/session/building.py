@@ -16,6 +16,7 @@ from vae_research.execution import Execution, TracedStep, choose_jit, steps_per_
 from vae_research.model import VAE
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import Config, is_given
+from vae_research.runs.session.stopping import printed_warnings
 from vae_research.state import hidden_state
 
 
@@ -26,7 +27,8 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
         UsageError: `build`, or a forward pass over two examples, found something wrong.
     """
     try:
-        model = build(config, data)
+        with printed_warnings():
+            model = build(config, data)
         if not isinstance(model, VAE):
             raise TypeError(f"build() returned {model!r}; it must return a VAE.")
         if not model.compiled:
