@@ -146,7 +146,7 @@ def test_labels_and_a_later_first_epoch():
     data = grey_images()
     batches = data.train.on_device(BATCH, SEED, first_epoch=1, with_labels=True)
     stream = iter(data.train.batches(BATCH, SEED, first_epoch=1, with_labels=True))
-    for call in batches.calls(4).take(7):  # one epoch
+    for call in batches.calls(4, 1).take(7):  # one epoch
         for index in range(int(call["count"])):
             position = call["first"] + index
             read = batches.reader(

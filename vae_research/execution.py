@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from vae_research.data.pipeline import DeviceDataset
+from vae_research.data.streams import DeviceDataset
 
 # XLA on a CPU has no fast kernels for these: a convolutional step took 1.3 to 60 times as long.
 _SLOW_UNDER_XLA_ON_CPU = ("Conv2D", "Conv3D", "DepthwiseConv2d")

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from vae_research.averaging import KeepWeights
+from vae_research.arguments import checked_integer
+from vae_research.data.streams import (
+    LAST_EPOCH,
+    Batches,
+    DeviceDataset,
+    was_made_from_batches,
+)
 from vae_research.objective import LossReport
 from vae_research.schedules import unsettled
 
 
-def with_schedule_lengths(model: keras.Model, callbacks: Any, initial_epoch: int) -> Any:
-    """Returns the callbacks of a `fit`, preceded by those that every `fit` has."""
-    lengths = ScheduleLengths(initial_epoch)
+def preceded_by(ours: Sequence[keras.callbacks.Callback], callbacks: Any) -> Any:
+    """Returns the callbacks of a `fit`, with ours before those of the user."""
     if not isinstance(callbacks, keras.callbacks.CallbackList):
-        own = [lengths]
-        if model.averaging.momentum is not None:
-            own.append(KeepWeights(model.averaging))
-        return [*own, *(keras.tree.flatten(callbacks) if callbacks is not None else [])]
-    # A CallbackList of Keras takes no further callbacks; its parameters are read instead.
-    lengths.set_model(model)
-    lengths.set_params(callbacks.params)
-    lengths.on_train_begin()
+        return [*ours, *_as_list(callbacks)]
+    # A CallbackList has been told model and parameters already; of an earlier fit it has some, too.
+    kinds = tuple(type(callback) for callback in ours)
+    theirs = [callback for callback in callbacks.callbacks if not isinstance(callback, kinds)]
+    for callback in ours:
+        callback.set_model(callbacks.model)
+        callback.set_params(callbacks.params)
+    callbacks.callbacks[:] = [*ours, *theirs]
     return callbacks
+
+
+def _as_list(callbacks: Any) -> list[keras.callbacks.Callback]:
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return list(callbacks.callbacks)
+    return [] if callbacks is None else keras.tree.flatten(callbacks)
 
 
 class ScheduleLengths(keras.callbacks.Callback):
@@ -72,6 +83,93 @@ UNFINISHED = (
     "train_step did not end with `return self.finish_step(report, sample_weight)`, which counts "
     "the step and records its figures: without it, every step would have the same noise."
 )
+
+
+class DataEpochs(keras.callbacks.Callback):
+    """Chooses the epoch of the data that a `fit` begins with, and counts in `model.data_epoch`.
+
+    The first epoch is known when all callbacks have begun: one of them may have restored a model
+    and the number of an epoch, as `BackupAndRestore` does.
+
+    Args:
+        data: what is trained on.
+        initial_epoch: the argument of `fit`.
+
+    Attributes:
+        epoch: int64 variable, which the data read when Keras asks for the first batch.
+
+    Raises:
+        ValueError: `initial_epoch` is not the number of an epoch.
+    """
+
+    def __init__(self, data: DeviceDataset | Batches, initial_epoch: Any) -> None:
+        super().__init__()
+        self._initial_epoch = checked_integer("initial_epoch", initial_epoch, 0, LAST_EPOCH)
+        self._data = data
+        self._first: int | None = None
+        # Batches since the first epoch began, and the step of the model when they were counted.
+        self._batches, self._step = data.first_position, 0
+        with tf.device("/cpu:0"):  # where tf.data is
+            self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Sets the epoch of the data that an iteration from now on begins with."""
+        if self._first is None:
+            self._first = self._chosen(epoch)
+            self.epoch.assign(self._first)
+        else:
+            self.epoch.assign(self._next())
+        self._step = self.model.step
+
+    def _chosen(self, epoch: int) -> int:
+        """Returns the epoch of the data for the first epoch of Keras."""
+        if self._data.first_epoch is not None:
+            return self._data.first_epoch + epoch - self._initial_epoch
+        return epoch if self._initial_epoch else self.model.data_epoch
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Counts what was trained on."""
+        self.count()
+
+    def count(self) -> None:
+        """Counts the epochs of the data that have begun, after an exception as well."""
+        if self._first is None:
+            return
+        step = self.model.step
+        self._batches += step - self._step
+        self._step = step
+        self.model.data_epoch = self._next()
+
+    def _next(self) -> int:
+        return (self._first or 0) - (-self._batches // self._data.steps)
+
+
+def warn_of_repeated_data(model: Any, x: Any, callbacks: Any) -> None:
+    """Warns of data and callbacks with which a `fit` does not continue exactly.
+
+    Args:
+        model: that is to be trained.
+        x: the data of `fit`.
+        callbacks: those of the user.
+    """
+    if isinstance(x, DeviceDataset | Batches):
+        for callback in _as_list(callbacks):
+            backs_up = isinstance(callback, keras.callbacks.BackupAndRestore)
+            if backs_up and callback.save_freq != "epoch":
+                warnings.warn(
+                    f"BackupAndRestore(save_freq={callback.save_freq!r}) saves within an epoch, "
+                    "and Keras repeats that epoch from its beginning: the weights will not be "
+                    "those of an uninterrupted training. With save_freq='epoch' they are, bit for "
+                    "bit; a run of vae_research resumes at any step.",
+                    stacklevel=3,
+                )
+    elif isinstance(x, tf.data.Dataset) and model.step and was_made_from_batches(x):
+        warnings.warn(
+            "This model has been trained before, and these data begin with epoch 0 again, in the "
+            "same order and with the same noise: of the methods of split.batches(...) only map() "
+            "keeps what fit() needs to continue. Use map() alone, or give first_epoch=.",
+            stacklevel=3,
+        )
 
 
 def unpack(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor | None]:

@@ -27,7 +27,7 @@ from vae_research.state import RUNNING_SUMS, load_groups, save_groups
 from vae_research.tensors import SCALARS, Tensors, bind, call_module, graph_scope, repeat_rows
 from vae_research.trainer import Trainer
 
-_CLOCK = "clock"  # among the variables that Keras saves of the model itself
+_CLOCK, _DATA_EPOCH = "clock", "data_epoch"  # among what Keras saves of the model itself
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
@@ -447,14 +447,17 @@ class VAE(Trainer):
 
         Returns:
             What was loaded: its step and epoch. A model that is compiled gets the optimizer's state
-            as well, and continues as the run would have.
+            as well, and `fit` continues as the run would have, with the next epoch of the data if
+            the checkpoint was taken within one.
 
         Raises:
             CheckpointError: it is not a checkpoint, is damaged, or is of another model; nothing is
                 changed then.
         """
         self.build_optimizer()
-        return checkpoints.load(path, self)
+        found = checkpoints.load(path, self)
+        self.data_epoch = found.epoch + (found.position > 0)
+        return found
 
     def get_config(self) -> dict[str, Any]:
         """Returns what `from_config` needs; Keras saves it with the weights."""
@@ -508,16 +511,19 @@ class VAE(Trainer):
         clock = self._own_state.clock
         if clock.steps_per_epoch is not None:
             store[_CLOCK] = np.array(dataclasses.astuple(clock), np.float64)
+        store[_DATA_EPOCH] = np.array(self.data_epoch, np.int64)
 
     def load_own_variables(self, store: Any) -> None:
         """Loads what `save_own_variables` saved."""
         self.build_optimizer()
-        own = load_groups(store, self._own_groups()) | {_CLOCK}
+        own = load_groups(store, self._own_groups()) | {_CLOCK, _DATA_EPOCH}
         names = set(store.keys())
         super().load_own_variables({name: store[name] for name in names - own})
         if _CLOCK in names:
             self._own_state.clock = EpochClock.from_values(np.asarray(store[_CLOCK]).tolist())
             self._use_clock()
+        if _DATA_EPOCH in names:
+            self.data_epoch = int(np.asarray(store[_DATA_EPOCH]))
 
     def _own_groups(self) -> dict[str, list[Any]]:
         groups = self.further_state()

@@ -29,6 +29,7 @@ class OwnState:
     Attributes:
         step: int64 scalar, batches that the model has been trained on.
         clock: how many epochs these were.
+        data_epoch: see `Trainer.data_epoch`.
         critics: networks that are trained in the same step; they know their own `state()`.
         controllers: float32 scalars by name, by the term whose weight they are.
     """
@@ -47,6 +48,7 @@ class OwnState:
             0, dtype="int64", trainable=False, name="step", aggregation="only_first_replica"
         )
         self.clock = EpochClock()
+        self.data_epoch = 0
 
     def groups(self) -> dict[str, list[Any]]:
         """Returns its variables by group; see `training_state`."""

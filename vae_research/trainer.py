@@ -15,15 +15,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from vae_research.averaging import Averaging
+from vae_research.averaging import Averaging, KeepWeights
 from vae_research.critics import Critic, check_optimizers
-from vae_research.data.pipeline import DeviceDataset
+from vae_research.data.streams import Batches, DeviceDataset
 from vae_research.execution import StepLoop
 from vae_research.keras_inputs import (
     UNFINISHED,
+    DataEpochs,
+    ScheduleLengths,
+    preceded_by,
     refuse_class_weight,
     targets_for_weights,
-    with_schedule_lengths,
+    warn_of_repeated_data,
 )
 from vae_research.running_means import RunningMeans
 from vae_research.state import RUNNING_SUMS, OwnState
@@ -36,7 +39,8 @@ class Trainer(keras.Model):
     """Keras' `compile`, `fit` and `evaluate` for a model whose loss is its own terms.
 
     A subclass has `train_step` and `test_step`. `fit` and `evaluate` also take a `DeviceDataset`,
-    of which `steps_per_execution` steps run in one compiled call.
+    of which `steps_per_execution` steps run in one compiled call, and they know the epochs of what
+    `Split.batches` returns.
 
     Args:
         running_means: of the figures that a step records.
@@ -87,6 +91,18 @@ class Trainer(keras.Model):
     def steps_per_epoch(self) -> int | None:
         """Batches of an epoch, known from the first `fit` on."""
         return self._own_state.clock.steps_per_epoch
+
+    @property
+    def data_epoch(self) -> int:
+        """The epoch of a `DeviceDataset` or of `Split.batches` that the next `fit` begins with.
+
+        Counted from 0: this model has been trained on those before. It is saved with the model.
+        """
+        return self._own_state.data_epoch
+
+    @data_epoch.setter
+    def data_epoch(self, epoch: int) -> None:
+        self._own_state.data_epoch = epoch
 
     @property
     def trains_on_the_device(self) -> bool:
@@ -193,11 +209,17 @@ class Trainer(keras.Model):
     ) -> keras.callbacks.History:
         """Keras' `fit`. Schedules with lengths in epochs learn here how long an epoch is.
 
+        `x` and `validation_data` may also be a `DeviceDataset`: `steps_per_execution` steps then
+        run as one compiled loop. Neither this nor `Split.batches` needs `steps_per_epoch`.
+
+        Training on them continues: `fit` begins with the first epoch of the data that this model
+        was not trained on (`data_epoch`), so that four fits of one epoch are one fit of four, bit
+        for bit. An epoch that was interrupted is not repeated. An `initial_epoch` other than 0, or
+        the `first_epoch` of the data, which comes first, begin with that epoch instead. Validation
+        data are the same in every evaluation.
+
         If the optimizer averages weights (`use_ema=True`), validation uses the averages, and they
         are in place afterwards; the next `fit` continues from the weights themselves.
-
-        `x` and `validation_data` may also be a `DeviceDataset`, which needs no `steps_per_epoch`:
-        `steps_per_execution` steps then run as one compiled loop.
 
         Raises:
             ValueError: `class_weight` is given.
@@ -205,8 +227,19 @@ class Trainer(keras.Model):
         refuse_class_weight(kwargs.pop("class_weight", None))
         self.build_optimizer()
         self.averaging.remove_for_training()
-        callbacks = with_schedule_lengths(self, callbacks, kwargs.get("initial_epoch", 0))
-        x = self._select_input("train", x, kwargs, "steps_per_epoch")
+        initial_epoch = kwargs.get("initial_epoch", 0)
+        self._initial_epoch = None  # Keras keeps what BackupAndRestore found in an earlier fit
+        warn_of_repeated_data(self, x, callbacks)
+        ours: list[Any] = [ScheduleLengths(initial_epoch)]
+        if self.averaging.momentum is not None:
+            ours.append(KeepWeights(self.averaging))
+        data_epochs = None
+        if isinstance(x, DeviceDataset | Batches):
+            data_epochs = DataEpochs(x, initial_epoch)
+            ours.append(data_epochs)
+        callbacks = preceded_by(ours, callbacks)
+        first_epoch = None if data_epochs is None else data_epochs.epoch
+        x = self._select_input("train", x, kwargs, "steps_per_epoch", first_epoch)
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle these
         x, y = targets_for_weights(x, y, kwargs.get("sample_weight"))
@@ -224,6 +257,8 @@ class Trainer(keras.Model):
             # again and says what is wrong then.
             self.train_function = self.test_function = None
             self._step_loops = {}
+            if data_epochs is not None:
+                data_epochs.count()
             raise
         self.averaging.put()
         return history
@@ -267,29 +302,39 @@ class Trainer(keras.Model):
         return super().test_on_batch(x, y, sample_weight, **kwargs)
 
     def _select_input(
-        self, kind: str, x: Any, kwargs: dict[str, Any] | None = None, steps: str = ""
+        self,
+        kind: str,
+        x: Any,
+        kwargs: dict[str, Any] | None = None,
+        steps: str = "",
+        first_epoch: tf.Variable | None = None,
     ) -> Any:
         """Returns what Keras is given for the data `x`, and notes which function will read it.
 
         Args:
             kind: "train" or "test".
             x: what the user gave.
-            kwargs: of Keras' method; for a `DeviceDataset` the number of steps is added. None if
-                the method takes one batch.
+            kwargs: of Keras' method; the number of steps is added if the data know it. None if the
+                method takes one batch.
             steps: what that argument is called.
+            first_epoch: the epoch that training data begin with.
         """
         device_dataset = x if isinstance(x, DeviceDataset) else None
         if device_dataset is not self._device_datasets[kind]:
             self._device_datasets = self._device_datasets | {kind: device_dataset}
             setattr(self, f"{kind}_function", None)
-        if device_dataset is None:
+        if not isinstance(x, DeviceDataset | Batches):
             return x
         if kwargs is None:
             raise ValueError(
-                "A DeviceDataset is data for fit() and evaluate(), not a single batch."
+                f"{type(x).__name__}: these are data for fit() and evaluate(), not a single batch."
             )
-        kwargs.setdefault(steps, device_dataset.steps)
-        return device_dataset.calls(self.steps_per_execution)
+        if kwargs.get(steps) is None:
+            kwargs[steps] = x.steps
+        per_call = self.steps_per_execution
+        if first_epoch is None:
+            return x.for_evaluation(per_call, kwargs[steps])
+        return x.for_training(first_epoch, per_call, kwargs[steps])
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes what Keras calls for the next steps: `guard(loop(step))`, or its own function."""

@@ -36,9 +36,7 @@ from vae_research.data.splitting import (
 )
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
-    from vae_research.data.pipeline import DeviceDataset
+    from vae_research.data.streams import Batches, DeviceDataset
 
 __all__ = ["Data", "DataError", "Split"]
 
@@ -110,25 +108,29 @@ class Split:
         return -(-len(self) // batch_size)
 
     def batches(
-        self, batch_size: int, seed: int, first_epoch: int = 0, with_labels: bool = False
-    ) -> tf.data.Dataset:
-        """Endless `tf.data.Dataset` for training; see `vae_research.data.pipeline.batches`."""
-        from vae_research.data import pipeline  # here, so that loading data needs no TensorFlow
+        self,
+        batch_size: int,
+        seed: int,
+        first_epoch: int | None = None,
+        with_labels: bool = False,
+    ) -> Batches:
+        """Endless `tf.data.Dataset` for training; see `vae_research.data.streams.batches`."""
+        from vae_research.data import streams  # here, so that loading data needs no TensorFlow
 
-        return pipeline.batches(self, batch_size, seed, first_epoch, with_labels)
+        return streams.batches(self, batch_size, seed, first_epoch, with_labels)
 
     def on_device(
         self,
         batch_size: int,
         seed: int | None = None,
-        first_epoch: int = 0,
+        first_epoch: int | None = None,
         with_labels: bool = False,
         first_position: int = 0,
     ) -> DeviceDataset:
-        """`DeviceDataset` for `fit` and `evaluate`; see `vae_research.data.pipeline`."""
-        from vae_research.data import pipeline
+        """`DeviceDataset` for `fit` and `evaluate`; see `vae_research.data.streams`."""
+        from vae_research.data import streams
 
-        return pipeline.DeviceDataset(
+        return streams.DeviceDataset(
             self, batch_size, seed, first_epoch, with_labels, first_position
         )
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from vae_research import checkpoints
 from vae_research.callbacks.base import Resumable
-from vae_research.data.pipeline import DeviceDataset
+from vae_research.data.streams import DeviceDataset
 from vae_research.model import VAE
 from vae_research.runs.cli.errors import DivergedError
 from vae_research.runs.session import directory
