@@ -32,6 +32,7 @@ LAYERS = (
     ("critics",),
     ("averaging",),
     ("keras_inputs", "execution", "checkpoints", "running_means", "serialization"),
+    ("round_trip",),
     ("trainer",),
     ("model",),
     ("evaluation", "plots"),
@@ -48,7 +49,7 @@ ONLY = {
     "model": (
         *("objective", "controllers", "critics", "keras_inputs", "checkpoints"),
         *("gradient_estimators",),
-        *("running_means", "serialization", "trainer"),
+        *("running_means", "serialization", "round_trip", "trainer"),
         *BOTTOM,
     ),
 }

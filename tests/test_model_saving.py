@@ -40,7 +40,6 @@ from vae_research import (
     named,
     value_at,
 )
-from vae_research.networks.kernels import narrow_convolution
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHAPE = (4, 4, 1)
@@ -185,8 +184,6 @@ def test_a_loaded_model_goes_on_as_the_saved_one_would(networks, tmp_path):
     vae = trained(networks=networks)
     loaded = through_a_file(vae, tmp_path)
     assert isinstance(loaded, VAE)
-    if networks is convolutional:  # a file has the layer, and not how it is computed
-        narrow_convolution(loaded.decoder.get_layer("logits"))
     assert_goes_on_alike(vae, loaded)
     assert_same(loaded.sample(3), vae.sample(3))
     np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0), vae.predict(IMAGES, verbose=0))
@@ -414,16 +411,22 @@ TERMS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", TERMS)
-@pytest.mark.filterwarnings("ignore:Loss term .* settles at step")
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
 def test_terms_and_schedules_are_saved(kind, tmp_path):
-    vae = trained([Bernoulli(), *TERMS[kind]])
+    vae = build([Bernoulli(), *TERMS[kind]])
+    vae.set_steps_per_epoch(2)
     loaded = through_a_file(vae, tmp_path)
     assert loaded.objective.terms == vae.objective.terms  # in steps, as training left them
     assert loaded.steps_per_epoch == vae.steps_per_epoch == 2
     assert loaded.get_config()["terms"] == vae.get_config()["terms"]  # as they were declared
-    assert_goes_on_alike(vae, loaded)
+
+
+@pytest.mark.slow
+def test_a_schedule_goes_on_after_loading(tmp_path):
+    terms = [Bernoulli(), KLDivergence(weight=LinearWarmup(steps=5)), *TERMS["own term"][1:]]
+    vae = trained(terms)
+    assert_goes_on_alike(vae, through_a_file(vae, tmp_path))
 
 
 def test_a_length_in_epochs_is_counted_anew_after_loading(tmp_path):
@@ -438,14 +441,12 @@ def test_a_length_in_epochs_is_counted_anew_after_loading(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_function_as_schedule_is_saved_and_said_when_it_is_loaded(tmp_path):
+def test_a_function_as_schedule_is_refused_with_the_way_out(tmp_path):
     vae = trained([Bernoulli(), KLDivergence(weight=lambda step: 0.1 * step)])
-    vae.save(tmp_path / "model.keras")
-    # Keras hands an exception of `from_config` on as it is.
     with pytest.raises(
         ValueError, match=r"KLDivergence\.weight was the function .*subclass of Sch"
     ):
-        keras.models.load_model(tmp_path / "model.keras")
+        vae.save(tmp_path / "model.keras")
     # The way out that the message gives.
     vae.save_weights(tmp_path / "model.weights.h5")
     again = trained([Bernoulli(), KLDivergence(weight=lambda step: 0.1 * step)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research import checkpoints, serialization
+from vae_research import checkpoints, round_trip, serialization
 from vae_research.arguments import checked_seed
 from vae_research.controllers import Controller, first_state, next_state, observed
 from vae_research.critics import Critic, checked_critics
@@ -103,12 +104,7 @@ class VAE(Trainer):
         self.seed = checked_seed(seed)
         self.objective = self._declared_objective = objective
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
-        # True already if every variable exists; otherwise the first forward pass sets it.
-        no_variables_to_come = type(bottleneck).build is keras.layers.Layer.build
-        networks = (encoder, decoder, *modules)
-        self.built = (
-            no_variables_to_come and not critics and all(network.built for network in networks)
-        )
+        self._has_run = False  # whether a whole forward pass was made
 
     # The forward pass.
 
@@ -177,8 +173,6 @@ class VAE(Trainer):
                 return
             call_module(f"module {index}", module, tensors, training=training)
             self._write_reconstruction(tensors)
-        # Every variable exists from here on. Keras reads `built` before saving and after loading.
-        self.built = True
 
     def _run_critics(self, tensors: Tensors, *, training: bool) -> None:
         if any("z_prior" in critic.reads(tensors) for critic in self.critics):
@@ -187,6 +181,7 @@ class VAE(Trainer):
             tensors.write("bottleneck", {"z_prior": self.bottleneck.sample_prior(rows, key)})
         for critic in self.critics:
             critic.run(tensors, training=training)
+        self._has_run = True  # encoder and bottleneck, decoder and modules, critics
 
     def _write_reconstruction(self, tensors: Tensors) -> None:
         """Writes the likelihood's mean once its parameters exist, so that modules can read it."""
@@ -459,16 +454,43 @@ class VAE(Trainer):
         self.data_epoch = found.epoch + (found.position > 0)
         return found
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns what `from_config` needs; Keras saves it with the weights."""
-        networks = {
+    @property
+    def built(self) -> bool:
+        """Whether every variable exists. Keras asks before it saves and after it has loaded."""
+        return self._has_run or serialization.has_all_variables(self._networks())
+
+    @built.setter
+    def built(self, value: bool) -> None:
+        """Does nothing. Keras sets it after `call`, which does not run the whole model."""
+
+    def _networks(self) -> dict[str, Any]:
+        return {
             "encoder": self.encoder,
             "bottleneck": self.bottleneck,
             "decoder": self.decoder,
             "modules": list(self.further_modules),
+            "critics": [critic.layer for critic in self.critics],
         }
-        return serialization.model_config(networks, self._declared_objective) | {
-            "critics": [critic.get_config() for critic in self.critics],
+
+    def build(self, input_shape: Any = None) -> None:
+        """Does nothing: the first forward pass builds the networks."""
+
+    def build_optimizer(self) -> None:
+        """Creates the slots of all optimizers, if every variable exists or can be created."""
+        self._create_variables()
+        if self.built:
+            super().build_optimizer()
+
+    def _create_variables(self) -> None:
+        if self._input_specs and not self.built:
+            serialization.create_variables(self, self._input_specs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `from_config` needs; Keras saves it with the weights."""
+        config = serialization.model_config(
+            self._networks(), self.critics, self._declared_objective, self._input_specs
+        )
+        return config | {
             "seed": self.seed,
             "name": self.name,
             "steps_per_epoch": self.steps_per_epoch,
@@ -476,28 +498,65 @@ class VAE(Trainer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Returns the model that `get_config` described.
+        """Returns the model that `get_config` described, with all its variables.
 
         Raises:
             ValueError: a term's class is not imported, or a schedule was a plain function.
         """
-        arguments = serialization.model_arguments(config)
+        arguments, specs = serialization.model_arguments(config)
         steps_per_epoch = arguments.pop("steps_per_epoch")
         model = cls(**arguments)
         if steps_per_epoch is not None:
             model.set_steps_per_epoch(steps_per_epoch)
+        model._input_specs = dict(specs)
+        model._create_variables()
         return model
 
-    def build(self, input_shape: Any = None) -> None:
-        """Does nothing: the first forward pass builds the networks."""
+    def save(
+        self,
+        filepath: str | Path,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keras' `save`. The file gets its name after it was loaded and found to be this model.
 
-    def get_build_config(self) -> dict[str, Any]:
-        """Returns shapes and types of the data, so that a loaded model has all its variables."""
-        return serialization.build_config(self._input_specs)
+        Compared are all variables, also those of optimizers, and the ELBO of two rows, to the last
+        bit.
 
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        """Creates every variable before weights are loaded."""
-        serialization.build_from_config(self, config)
+        Raises:
+            ValueError: the file cannot be loaded, or loads as another model; the message says why,
+                and nothing is written.
+            FileExistsError: there is such a file, and `overwrite` is False. (Keras would ask.)
+        """
+        self.build_optimizer()  # as the loaded model does
+        round_trip.save_checked(
+            self,
+            filepath,
+            functools.partial(super().save, zipped=zipped, **kwargs),
+            functools.partial(round_trip.figures_of, specs=self._input_specs),
+            overwrite=overwrite,
+        )
+
+    def export(
+        self,
+        filepath: str | Path,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keras' `export` of `call`, the reconstruction, for batches of any size.
+
+        It needs no `input_signature` once the model has seen data, also before it was saved.
+
+        Raises:
+            ValueError: the model has not seen data, and there is no `input_signature`.
+        """
+        self._create_variables()
+        if input_signature is None:
+            input_signature = serialization.input_signature(self.call, self._input_specs)
+        super().export(filepath, format, verbose, input_signature, **kwargs)
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """Keras' `load_weights`, with step and slots of the optimizer if they were saved."""
@@ -505,7 +564,7 @@ class VAE(Trainer):
         super().load_weights(*args, **kwargs)
 
     def save_own_variables(self, store: Any) -> None:
-        """Saves the step of the model and the critics beside what Keras saves."""
+        """Saves step, critics and the seeds of random layers beside what Keras saves."""
         super().save_own_variables(store)
         save_groups(store, self._own_groups())
         clock = self._own_state.clock
@@ -526,7 +585,7 @@ class VAE(Trainer):
             self.data_epoch = int(np.asarray(store[_DATA_EPOCH]))
 
     def _own_groups(self) -> dict[str, list[Any]]:
-        groups = self.further_state()
+        groups = self.further_state() | {"seeds": serialization.seeds_of(self)}
         del groups[RUNNING_SUMS]
         return groups
 

@@ -23,7 +23,8 @@ def narrow_convolution(layer: keras.layers.Conv2D) -> keras.layers.Conv2D:
     does the saved file. Keras itself computes what the product does not support: more than three
     output channels, strides, dilation, groups, another padding, channels first, 16-bit types,
     images of unknown size, and everything if there is a GPU. Keras also computes copies of the
-    layer and layers loaded from a file, which are made from the configuration alone.
+    layer and layers loaded from a file, which are made from the configuration alone; a `VAE` that
+    is loaded computes as the one that was saved.
 
     Returns:
         The same layer.
@@ -37,6 +38,11 @@ def narrow_convolution(layer: keras.layers.Conv2D) -> keras.layers.Conv2D:
     ):
         layer.convolution_op = _product_or(layer.convolution_op)
     return layer
+
+
+def is_narrow(layer: keras.layers.Layer) -> bool:
+    """Returns whether `narrow_convolution` has changed how a layer is computed."""
+    return "convolution_op" in vars(layer)
 
 
 def _product_or(

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import keras
+
+from vae_research import round_trip
 from vae_research.callbacks.pictures import reconstructions, samples
 from vae_research.data import Data
 from vae_research.model import VAE
@@ -42,16 +45,28 @@ def save_networks(run_dir: Path, model: VAE) -> list[str]:
     """Saves the model, and its decoder as a Keras model that loads without this package.
 
     Returns:
-        The names of the files. A network that cannot be saved is left out, with a warning.
+        The names of the files. A network that cannot be saved, or would load as another one, is
+        left out with a warning: the checkpoint has its values.
     """
     decoder = model.decoder.network if isinstance(model.decoder, Named) else model.decoder
     saved = []
     for name, network in (("model.keras", model), ("decoder.keras", decoder)):
         try:
-            network.save(run_dir / name)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            # A user's own layer may not support saving; the checkpoint has its values.
-            print(f"warning: {name} was not written: {error}", file=sys.stderr)
+            _save(network, run_dir / name)
+        except ValueError as error:
+            print(f"warning: {error}", file=sys.stderr)
         else:
             saved.append(name)
     return saved
+
+
+def _save(network: keras.layers.Layer, path: Path) -> None:
+    if isinstance(network, VAE):
+        network.save(path)
+    elif isinstance(network, keras.Model):
+        round_trip.save_checked(network, path, network.save, round_trip.outputs_of)
+    else:
+        raise ValueError(
+            f"{path.name} was not written: {network.name!r} is a layer and no model, and is saved "
+            "in model.keras only."
+        )
