@@ -251,6 +251,7 @@ def test_layers_that_are_equal_are_not_made_one(tmp_path):
     assert loaded.decoder.network.get_layer("shared") is not loaded.encoder.get_layer("shared")
 
 
+@pytest.mark.slow
 def test_a_loaded_model_is_saved_and_loaded_again(tmp_path):
     vae = shared_in_two_graphs()
     vae.forward(CONDITIONAL)
@@ -419,6 +420,7 @@ def test_the_mutant_that_asks_the_bottleneck_alone_is_caught(monkeypatch, tmp_pa
         vae.save(tmp_path / "model.keras")
 
 
+@pytest.mark.slow
 def test_a_run_names_the_networks_that_it_did_not_write(tmp_path, capsys):
     class Decoder(keras.layers.Layer):
         """A layer and no model, which Keras saves within a model only."""

@@ -541,6 +541,16 @@ numpy.savez("found.npz", samples=model.sample(3), predicted=model.predict(numpy.
     np.testing.assert_allclose(found["predicted"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_model_of_a_run_is_exported(loaded, tmp_path):
+    import tensorflow as tf
+
+    loaded.model.export(tmp_path / "exported", verbose=False)
+    images = loaded.data.test.prepare(slice(0, 3))
+    found = tf.saved_model.load(tmp_path / "exported").serve(tf.constant(images))
+    np.testing.assert_allclose(found, loaded.model.reconstruct(images), rtol=1e-5)
+
+
 # ---------------------------------------------------------------- the same run again
 
 
