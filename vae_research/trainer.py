@@ -317,7 +317,8 @@ class Trainer(keras.Model):
             kwargs: of Keras' method; the number of steps is added if the data know it. None if the
                 method takes one batch.
             steps: what that argument is called.
-            first_epoch: the epoch that training data begin with.
+            first_epoch: the epoch that training data begin with. None is that of an evaluation,
+                always the same.
         """
         device_dataset = x if isinstance(x, DeviceDataset) else None
         if device_dataset is not self._device_datasets[kind]:
@@ -331,10 +332,8 @@ class Trainer(keras.Model):
             )
         if kwargs.get(steps) is None:
             kwargs[steps] = x.steps
-        per_call = self.steps_per_execution
-        if first_epoch is None:
-            return x.for_evaluation(per_call, kwargs[steps])
-        return x.for_training(first_epoch, per_call, kwargs[steps])
+        first = (x.first_epoch or 0) if first_epoch is None else first_epoch
+        return x.for_keras(first, self.steps_per_execution, kwargs[steps])
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes what Keras calls for the next steps: `guard(loop(step))`, or its own function."""

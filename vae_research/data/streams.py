@@ -74,21 +74,19 @@ class Batches(tf.data.Dataset):
             self.first_epoch,
         )
 
-    def for_training(
+    def for_keras(
         self, first_epoch: FirstEpoch, steps_per_call: int, steps: int
     ) -> tf.data.Dataset:
-        """Returns what Keras is given for training with `steps` batches in its epochs.
+        """Returns what Keras is given instead, if its epochs have `steps` batches.
 
-        If these are the epochs of the data, the dataset ends with the epoch. Keras then begins
-        another iteration, and a last call of fewer than `steps_per_call` steps takes nothing of the
-        next epoch.
+        If these are the epochs of the data, the dataset ends with the first one, and Keras begins
+        another iteration for the next. A last call of fewer than `steps_per_call` steps then takes
+        nothing of the next epoch.
         """
         dataset = self._from_epoch(first_epoch)
-        return _of_length(dataset, steps) if steps == self.steps else dataset
-
-    def for_evaluation(self, steps_per_call: int, steps: int) -> tf.data.Dataset:
-        """Returns what Keras is given for evaluations: the same `steps` batches in all of them."""
-        return _of_length(self._dataset, steps)
+        if steps != self.steps:
+            return dataset
+        return dataset.take(steps).apply(tf.data.experimental.assert_cardinality(steps))
 
 
 def batches(
@@ -183,16 +181,11 @@ class DeviceDataset:
         self.reader = Reader(split, seed, with_labels)
         self._order_of = _order_function(self._rows, seed)
 
-    def for_training(
+    def for_keras(
         self, first_epoch: FirstEpoch, steps_per_call: int, steps: int
     ) -> tf.data.Dataset:
-        """Returns what Keras is given for training: the calls from an epoch on, without an end."""
-        return _as_written(self.calls(steps_per_call, first_epoch))
-
-    def for_evaluation(self, steps_per_call: int, steps: int) -> tf.data.Dataset:
-        """Returns what Keras is given for evaluations: the same `steps` batches in all of them."""
-        calls = self.calls(steps_per_call, self.first_epoch or 0)
-        return _as_written(calls.take(-(-steps // steps_per_call)).repeat())
+        """Returns what Keras is given instead: `calls`, however many `steps` its epochs have."""
+        return self.calls(steps_per_call, first_epoch)
 
     def calls(self, steps_per_call: int, first_epoch: FirstEpoch) -> tf.data.Dataset:
         """Returns an endless dataset with the arguments of each call of `execution.StepLoop`.
@@ -229,7 +222,7 @@ class DeviceDataset:
                 }
             )
 
-        return _epochs_from(first_epoch).enumerate().flat_map(one_epoch)
+        return _as_written(_epochs_from(first_epoch).enumerate().flat_map(one_epoch))
 
 
 def was_made_from_batches(dataset: tf.data.Dataset) -> bool:
@@ -255,11 +248,6 @@ def _epochs_from(first: FirstEpoch) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensors(np.int64(0)).flat_map(
         lambda zero: tf.data.Dataset.range(zero + first, last)
     )
-
-
-def _of_length(dataset: tf.data.Dataset, steps: int) -> tf.data.Dataset:
-    """The first elements of an endless dataset, with a length that Keras can ask for."""
-    return dataset.take(steps).apply(tf.data.experimental.assert_cardinality(steps))
 
 
 def _as_written(dataset: tf.data.Dataset) -> tf.data.Dataset:
