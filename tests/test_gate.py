@@ -1,7 +1,10 @@
 """The gate against values that are not finite: what it stops, names, undoes, and leaves alone."""
 
+import dataclasses
 import itertools
 import json
+import re
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -13,6 +16,8 @@ from tests.proofs import SOAK, tell
 from vae_research import (
     VAE,
     Bernoulli,
+    Controller,
+    Critic,
     Data,
     GaussianBottleneck,
     KLDivergence,
@@ -23,7 +28,9 @@ from vae_research import (
 )
 from vae_research.data.pipeline import epoch_order
 from vae_research.runs.cli.errors import DivergedError
-from vae_research.runs.session.gate import FiniteGate, not_finite
+from vae_research.runs.session.causes import causes, not_finite
+from vae_research.runs.session.gate import FiniteGate, Step
+from vae_research.runs.tools import replay
 from vae_research.state import all_variables
 
 BATCH, STEPS, EPOCHS = 8, 5, 2
@@ -52,6 +59,46 @@ class Steep(LossTerm):
         here = tf.equal(tf.cast(step, tf.int32), self.bad_at)
         # The derivative of a square root at 0 is infinite.
         return sum_over_event(tf.sqrt(tf.where(here, z * 0.0, tf.abs(z) + 1.0)))
+
+
+class HiddenBranch(LossTerm):
+    """A term that hides NaN in a branch of `where`: its value is finite, its gradient is not."""
+
+    def per_example(self, z_log_var):
+        return sum_over_event(tf.where(z_log_var > 9.0, 1.0 / tf.nn.relu(z_log_var - 9.0), 0.0))
+
+
+class SteepBernoulli(Bernoulli):
+    """The likelihood, whose gradient at the logits is not finite."""
+
+    def log_likelihood(self, targets, logits):
+        flat = sum_over_event(tf.sqrt(logits * 0.0))
+        return super().log_likelihood(targets, logits) + flat
+
+
+class Pull(LossTerm):
+    """A term of value 0 with almost the largest gradient."""
+
+    batch_statistic = True
+
+    def per_example(self, z_mean):
+        return (z_mean - tf.stop_gradient(z_mean))[0, 0] * 2e38
+
+
+class Realness(LossTerm):
+    """What a critic is trained on, not finite at one step."""
+
+    bad_at: int = -1
+
+    def per_example(self, realness, step):
+        return realness[:, 0] * tf.where(tf.equal(step, float(self.bad_at)), np.nan, 1.0)
+
+
+class SteepRealness(LossTerm):
+    """What a critic, or with it the model, is trained on; its gradient is not finite."""
+
+    def per_example(self, realness):
+        return tf.sqrt(realness[:, 0] * 0.0)
 
 
 class BadBernoulli(Bernoulli):
@@ -90,6 +137,53 @@ class BrokenAdam(keras.optimizers.Adam):
         slot.assign(tf.where(bad, np.nan, slot))
 
 
+class Runaway(Controller):
+    """Its state is not finite after one step."""
+
+    bad_at: int = -1
+
+    def initial(self):
+        return {"now": 1.0}
+
+    def update(self, state, value, step):
+        return {"now": tf.where(tf.equal(step, float(self.bad_at)), np.inf, state["now"] + 0.1)}
+
+    def weight(self, state):
+        return state["now"]
+
+
+class Judge(keras.layers.Layer):
+    """The network of a critic, which counts its calls in training and goes wrong in one of them."""
+
+    def __init__(self, bad_at=-1, how="value", regularizer=None):
+        super().__init__(name="judge")
+        self.bad_at, self.how, self.regularizer = bad_at, how, regularizer
+
+    def build(self, shape):
+        self.kernel = self.add_weight(
+            name="kernel", shape=(shape[-1], 1), regularizer=self.regularizer
+        )
+        self.count = self.add_weight(name="count", shape=(), initializer="zeros", trainable=False)
+
+    def call(self, z, training=False):
+        here = tf.logical_and(tf.equal(self.count, self.bad_at), training)
+        if training:
+            self.count.assign_add(1.0)
+        if self.how == "codes":  # the gradient by z is not finite, that by the kernel is
+            return {"realness": tf.sqrt(z * 0.0) @ self.kernel}
+        realness = z @ self.kernel
+        if self.how == "value":
+            return {"realness": realness * tf.where(here, np.nan, 1.0)}
+        return {"realness": tf.sqrt(tf.where(here, realness * 0.0, tf.abs(realness) + 1.0))}
+
+
+def judged(judge, terms=None, optimizer=None, steps=1):
+    """A critic, as an argument of `make`."""
+    optimizer = optimizer or keras.optimizers.Adam(0.01)
+    critic = Critic(judge, terms or [Realness()], optimizer, steps=steps, name="judge")
+    return {"critics": [critic], "eagerly": True}
+
+
 class BrokenLayer(keras.layers.Layer):
     """Has a variable that it assigns in its call, as batch normalization does, once to infinity."""
 
@@ -116,6 +210,8 @@ def make(
     head=None,
     likelihood=None,
     divergence=None,
+    critics=(),
+    num_samples=1,
 ):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4, 4, 1), name="inputs")
@@ -131,11 +227,13 @@ def make(
         GaussianBottleneck(2),
         dense_decoder((4, 4, 1), 2, hidden_units=(6,)),
         [likelihood or Bernoulli(), divergence or KLDivergence(), *terms],
+        critics=critics,
+        num_samples=num_samples,
     )
     model.compile(optimizer or keras.optimizers.Adam(0.01), jit_compile=jit, run_eagerly=eagerly)
     model.steps_per_execution = 1 if eagerly else 3
     model.forward(IMAGES[:2, ..., np.newaxis])
-    model.optimizer.build(model.trainable_variables)
+    model.build_optimizer()
     return model
 
 
@@ -170,7 +268,10 @@ INJECTIONS = {
         lambda at, value: {"terms": [Sparse(bad_at=at, value=value, weight=None)]},
         "term 'sparse'",
     ),
-    "gradient": (lambda at, value: {"terms": [Steep(bad_at=at)]}, "the gradient of "),
+    "gradient": (
+        lambda at, value: {"terms": [Steep(bad_at=at)]},
+        "the gradient of term 'steep' at z (and of ",
+    ),
     "slot": (lambda at, value: {"optimizer": BrokenAdam(at)}, "velocity"),
     "layer": (lambda at, value: {"layer": BrokenLayer(at)}, "count"),
 }
@@ -195,7 +296,9 @@ if SOAK:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("where", "mode", "at"), [*CASES[:2], *slow(*CASES[2:])])
-def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp_path):
+def test_the_cause_is_named_and_nothing_of_the_step_is_kept(
+    where, mode, at, tmp_path, monkeypatch, capsys
+):
     injection, named = INJECTIONS[where]
     value = list(BAD)[at % 3]
     model = make(**injection(at, value), **MODES[mode])
@@ -211,6 +314,162 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(where, mode, at, tmp
     saved = make(**injection(at, value))
     found = saved.load_checkpoint(tmp_path / record["checkpoint"])
     assert (found.step, found.epoch, found.position) == (at, at // STEPS, at % STEPS)
+    flags = SimpleNamespace(batch_size=BATCH, seed=0)
+    monkeypatch.setattr(replay, "rebuild", lambda run_dir: (saved, DATA, flags, {}))
+    assert replay.replay(tmp_path) == 0
+    # Keras numbers the names of layers in a process: dense_3.
+    then, now = re.sub(r"_\d+(?=[/_ ])", "", capsys.readouterr().out).splitlines()[1:]
+    assert now == f"{then.replace('then: not finite was', 'now: ')} not finite"
+
+
+def causes_in(model):
+    """What is named in the first step of a model; naming it changes nothing."""
+    before = state(model)
+    place = Step(tf.constant(0, tf.int64), tf.constant(0, tf.int64), tf.range(BATCH))
+    found = causes(model, place.batch(DATA.train.on_device(BATCH, seed=0)))
+    assert state(model) == before
+    return found
+
+
+def flat(weights):
+    return tf.reduce_sum(tf.sqrt(weights * 0.0))
+
+
+def last_layer(function, regularizer=None):
+    """A layer between `z_mean` and the rest of the encoder: a function, and the sum with a bias."""
+
+    class Last(keras.layers.Layer):
+        def build(self, shape):
+            self.bias = self.add_weight(name="bias", shape=shape[1:], regularizer=regularizer)
+
+        def call(self, z_mean):
+            return function(z_mean) + self.bias
+
+    return Last(name="last")
+
+
+FIRST = r"dense(_\d+)?/kernel and \d+ more"  # of the encoder's variables
+OF_CODES = rf"at z \(and of {FIRST}\)"
+REALNESS = r"term 'judge/realness'"
+SLOT = r"the update of \w+/judge_kernel_velocity \(judge optimizer\)"
+FINITE_VALUES = {
+    # A square root at 0, and a branch of `where`; a monitor trains nothing.
+    "terms": (
+        lambda: {
+            "terms": [Steep(bad_at=0), HiddenBranch(), Steep(name="seen", weight=None, bad_at=0)],
+            "num_samples": 2,
+        },
+        [f"term 'steep' {OF_CODES}", rf"term 'hidden_branch' at z_log_var \(and of {FIRST}\)"],
+    ),
+    "likelihood": (
+        lambda: {"likelihood": SteepBernoulli()},
+        [rf"term 'reconstruction' at logits \(and of {FIRST}\)"],
+    ),
+    "within the encoder": (
+        lambda: {"head": last_layer(lambda z_mean: tf.sqrt(z_mean * 0.0))},
+        [f"term 'reconstruction' at {FIRST}", f"term 'kl' at {FIRST}"],
+    ),
+    "overflow of a sum": (
+        lambda: {"head": last_layer(tf.stop_gradient), "terms": [Pull(), Pull(name="another")]},
+        [r"the loss at z_mean \(and of last/bias\)"],
+    ),
+    "regularization": (
+        lambda: {
+            "head": last_layer(tf.identity, regularizer=flat),
+            **judged(Judge(regularizer=flat)),
+        },
+        ["term 'regularization' at last/bias", "the loss of critic 'judge' at judge/kernel"],
+    ),
+    "what a critic wrote": (
+        lambda: {
+            "terms": [SteepRealness()],
+            **judged(Judge(), terms=[Realness(), SteepRealness()]),
+        },
+        [
+            rf"term 'steep_realness' at realness \(and of {FIRST}\)",
+            r"term 'judge/steep_realness' at realness \(and of judge/kernel\)",
+        ],
+    ),
+    "what a critic does not train": (lambda: judged(Judge(how="codes")), []),
+}
+
+
+@pytest.mark.parametrize("case", FINITE_VALUES)
+def test_term_whose_gradient_is_not_finite_is_named_with_its_tensor(case):
+    injection, named = FINITE_VALUES[case]
+    found = causes_in(make(**injection()))
+    assert len(found) == len(named), found
+    for cause, pattern in zip(found, named, strict=True):
+        assert re.fullmatch(f"the gradient of {pattern}", cause), cause
+
+
+# How a critic fails, in which of its updates of a step (from 0), and what is said.
+UPDATES = {
+    "value, alone": (
+        lambda: judged(Judge(0), steps=2),
+        rf"{REALNESS} \(first of all realness\) in update 1 of 2",
+    ),
+    "gradient, alone": (
+        lambda: judged(Judge(1, "gradient"), steps=3),
+        f"the gradient of {REALNESS} at judge/kernel in update 2 of 3",
+    ),
+    "slot, alone": (
+        lambda: judged(Judge(), optimizer=BrokenAdam(0), steps=2),
+        f"{SLOT} in update 1 of 2",
+    ),
+    "slot, with the model": (
+        lambda: judged(Judge(), optimizer=BrokenAdam(1), steps=2),
+        SLOT,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UPDATES)
+def test_update_in_which_a_critic_fails_is_named(case):
+    injection, named = UPDATES[case]
+    (found,) = causes_in(make(**injection()))
+    assert re.fullmatch(named, found), found
+
+
+def test_variable_whose_update_is_not_finite_is_named():
+    (found,) = causes_in(make(optimizer=BrokenAdam(0)))
+    assert re.fullmatch(r"the update of \w+/\w+_velocity and \d+ more \(optimizer\)", found)
+
+
+def test_weight_that_is_not_finite_is_named():
+    model = make([Sparse(weight=lambda step: np.inf)])
+    assert causes_in(model) == ["the weight of term 'sparse'"]
+
+
+def test_what_an_estimator_differentiates_is_named(monkeypatch):
+    model = make()
+    report = model.report
+
+    def with_surrogate(*arguments, **options):
+        tensors, found = report(*arguments, **options)
+        steep = sum_over_event(tf.sqrt(tensors.tap("estimator", "z") * 0.0))
+        return tensors, dataclasses.replace(found, surrogate=found.surrogate + steep)
+
+    monkeypatch.setattr(model, "report", with_surrogate)
+    (found,) = causes_in(model)
+    assert re.fullmatch(rf"the gradient of the surrogate {OF_CODES}", found)
+
+
+@pytest.mark.slow
+def test_skip_undoes_critics_and_controllers_and_counts_for_the_model_alone(tmp_path, capsys):
+    weight = Runaway(bad_at=1)
+    critic = judged(Judge(), terms=[Realness(bad_at=0)], steps=2)
+    model = make(divergence=KLDivergence(weight=weight), **critic)
+    before = state(model)
+    batches = DATA.train.on_device(19, seed=0)
+    model.guard = gate = FiniteGate(model, batches, tmp_path, skip=True)
+    model.fit(batches, epochs=1, verbose=0)
+    said = capsys.readouterr().err
+    assert f"{REALNESS} in update 1 of 2 not finite in epoch 1, step 1; step skipped (1 so" in said
+    assert "the update of kl now (controllers) not finite in epoch 1, step 2; step ski" in said
+    assert (gate.skipped, model.step) == (2, 2)
+    model.step_counter.assign(0)
+    assert state(model) == before
 
 
 # The first step, one in the middle of a call, and the smaller last batch.
@@ -302,6 +561,7 @@ def test_skipping_leaves_one_step_out_and_says_so(mode, tmp_path, capsys):
     gate = fit(model, tmp_path, skip=True)
     assert gate.skipped == 1
     assert model.step == EPOCHS * STEPS
+    assert int(model.optimizer.iterations) == EPOCHS * STEPS - 1
     assert "epoch 1, step 5; step skipped (1 so far" in capsys.readouterr().err
     assert not_finite(all_variables(model)) == []
     # By hand: four steps, one that only counts, and the others.

@@ -126,6 +126,20 @@ def test_gradients_of_many_readers_add_up():
     np.testing.assert_array_equal(tape.gradient(total, z), [10.0])
 
 
+def test_all_readers_depend_on_a_tensor_as_it_was_written():
+    x = tf.constant([3.0])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        tensors = Tensors(inputs=x)
+        tensors.write("encoder", {"z": 5.0 * x})
+        first, last = tensors.tap("first", "z"), tensors.tap("last", "z")
+        total = 2.0 * first + 3.0 * last
+    assert tensors.written.keys() == {"z"}
+    np.testing.assert_array_equal(tape.gradient(total, tensors.written["z"]), [5.0])
+    # The mutant, what the dictionary has afterwards, is only what the last reader was given.
+    np.testing.assert_array_equal(tape.gradient(total, tensors["z"]), [3.0])
+
+
 def test_every_tensor_has_at_most_two_consumers_in_a_graph():
     # A gradient that is a sum of three or more has no fixed order of addition.
     @tf.function

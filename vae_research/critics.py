@@ -92,6 +92,11 @@ class Critic:
         return f"{self.name} optimizer"
 
     @property
+    def role(self) -> str:
+        """What messages call it, and the writer of its tensors."""
+        return f"critic {self.name!r}"
+
+    @property
     def trainable_variables(self) -> list[Any]:
         """What its optimizer trains."""
         return list(self.layer.trainable_variables)
@@ -118,7 +123,7 @@ class Critic:
 
     def run(self, tensors: Tensors, *, training: bool) -> None:
         """Runs its network and writes its tensors."""
-        call_module(f"critic {self.name!r}", self.layer, tensors, training=training)
+        call_module(self.role, self.layer, tensors, training=training)
 
     def controllers(self) -> dict[str, Controller]:
         """Returns the weights that have a state, by the names of their terms in the logs."""

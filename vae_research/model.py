@@ -339,7 +339,8 @@ class VAE(Trainer):
         `report`, and ends with `finish_step`.
         """
         data, sample_weight = unpack(data)
-        self._train_critics_alone(data)
+        for critics, key in self.updates_of_critics():
+            self.train_critics(critics, data, key)
         with tf.GradientTape(persistent=bool(self.critics)) as tape:
             _, report = self.report(data, training=True, seed=self.step_key())
             loss = self.scaled_loss(report, sample_weight)
@@ -348,15 +349,31 @@ class VAE(Trainer):
         with graph_scope("figures"):
             return self.finish_step(report, sample_weight)
 
-    def _train_critics_alone(self, data: dict[str, tf.Tensor]) -> None:
-        """Makes the updates of critics that come before the one of the whole step."""
-        for update in range(1, max((critic.steps for critic in self.critics), default=1)):
-            critics = [critic for critic in self.critics if critic.steps > update]
-            key = fold_in(self.step_key(), "critics alone", update)
-            with tf.GradientTape(persistent=True) as tape:
-                _, report = self.report(data, training=True, seed=key)
-                losses = self._critic_losses(report, critics)
-            self._apply(critics, losses, tape)
+    def updates_of_critics(self) -> list[tuple[list[Critic], tf.Tensor]]:
+        """Returns the updates that come before that of the whole step: critics, and their key."""
+        updates = range(1, max((critic.steps for critic in self.critics), default=1))
+        return [
+            (
+                [critic for critic in self.critics if critic.steps > update],
+                fold_in(self.step_key(), "critics alone", update),
+            )
+            for update in updates
+        ]
+
+    def train_critics(
+        self, critics: Sequence[Critic], data: Mapping[str, tf.Tensor], key: tf.Tensor
+    ) -> None:
+        """Makes one update of critics alone.
+
+        Args:
+            critics: which of them.
+            data: a batch, as for `forward`.
+            key: of the noise, `[2]`.
+        """
+        with tf.GradientTape(persistent=True) as tape:
+            _, report = self.report(data, training=True, seed=key)
+            losses = self._critic_losses(report, critics)
+        self._apply(critics, losses, tape)
 
     def _critic_losses(self, report: LossReport, critics: Sequence[Critic]) -> list[tf.Tensor]:
         return [critic.optimizer.scale_loss(report.critics[critic.name].loss) for critic in critics]

@@ -45,11 +45,14 @@ class Tensors(dict[str, tf.Tensor]):
 
     Attributes:
         writers: the writer of each name; the initial tensors have none.
+        written: each of them as it was written. All readers depend on it, while an entry of the
+            dictionary is what the next reader will get.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.writers: dict[str, str] = {}
+        self.written: dict[str, tf.Tensor] = {}
 
     def write(self, writer: str, tensors: Mapping[str, tf.Tensor]) -> None:
         """Adds the tensors that `writer` computed.
@@ -66,6 +69,7 @@ class Tensors(dict[str, tf.Tensor]):
             )
         self.update(tensors)
         self.writers |= dict.fromkeys(tensors, writer)
+        self.written |= tensors
 
     def tap(self, reader: str, name: str, *, key: str | None = None) -> tf.Tensor:
         """Returns the tensor `name` for one reader, and leaves an identity of it for the next.

@@ -23,6 +23,7 @@ from vae_research.data.streams import DeviceDataset
 from vae_research.model import VAE
 from vae_research.runs.cli.errors import DivergedError
 from vae_research.runs.session import directory
+from vae_research.runs.session.causes import causes, failed_update, not_finite
 from vae_research.state import all_variables
 from vae_research.trainer import StepFunction
 
@@ -39,13 +40,19 @@ class Step:
     position: tf.Tensor
     rows: tf.Tensor
 
+    def batch(self, batches: DeviceDataset) -> dict[str, tf.Tensor]:
+        """Returns its batch, named tensors."""
+        reader = batches.reader
+        return reader(reader.tensors, self.epoch, self.position, self.rows)
+
 
 class FiniteGate(Resumable):
     """Rolls back any step that makes a loss term or the state non-finite.
 
-    It is the `guard` of a model that trains on a `DeviceDataset`. What is rolled back: weights,
-    slots and step of the optimizer, running means, and what layers keep. Then training ends with
-    `DivergedError`, or continues without that step.
+    It is the `guard` of a model that trains on a `DeviceDataset`. What is rolled back is all of
+    `training_state`: weights, what layers keep, slots and counters of all optimizers, controllers
+    and running means. Then training ends with `DivergedError`, or continues without that step: then
+    the model counts it, so that the next one has other noise, and no optimizer does.
 
     Args:
         model: a model with all its variables, compiled.
@@ -115,21 +122,23 @@ class FiniteGate(Resumable):
             if self._is_finite():
                 self._in_a_row = 0
                 continue
-            state = not_finite(self._variables)
+            update = failed_update(self._model)
             self._put_back(before)
-            self._failed(step, state)
+            self._failed(step, update)
             logs = self._model.get_metrics_result()
         return logs
 
-    def _failed(self, step: Step, state: list[str]) -> None:
+    def _failed(self, step: Step, update: list[str]) -> None:
         """Ends the training at a step that failed, or counts it as skipped.
+
+        Args:
+            step: which one.
+            update: what is named if it does not fail when it is repeated in Python.
 
         Raises:
             DivergedError: it ends here.
         """
-        kept = self._take()
-        found = causes(self._model, self._batches, step) or [f"the update of {state[0]}"]
-        self._put_back(kept)  # a forward pass changes what layers keep
+        found = causes(self._model, step.batch(self._batches)) or update
         number, epoch = self._model.step + 1, int(step.epoch) + 1
         message = f"{' and '.join(found)} not finite in epoch {epoch}, step {number}"
         if self._skip and self._in_a_row < _MOST_SKIPS_IN_A_ROW:
@@ -174,37 +183,6 @@ class FiniteGate(Resumable):
         return math.isfinite(float(self._total())) or not not_finite(self._variables)
 
 
-def not_finite(variables: list[Any]) -> list[str]:
-    """Returns the paths of variables with values that are not finite."""
-    return [variable.path for variable in variables if not _is_finite(variable.value)]
-
-
-def causes(model: VAE, batches: DeviceDataset, step: Step) -> list[str]:
-    """Returns what is not finite in a step that is repeated in Python, in words.
-
-    That is loss terms, with the first tensor of the forward pass that is not finite; otherwise
-    gradients of variables. It changes what layers keep, but no weight.
-    """
-    reader = batches.reader
-    data = reader(reader.tensors, step.epoch, step.position, step.rows)
-    with tf.GradientTape() as tape:
-        tensors, report = model.report(data, training=True, seed=model.step_key())
-        loss = tf.reduce_mean(report.surrogate)
-    terms = [name for name, value in report.values.items() if not _is_finite(value)]
-    first = [name for name, value in tensors.items() if not _is_finite(value)][:1]
-    origin = f" (first of all {first[0]})" if first else ""
-    if terms:
-        return [f"term {name!r}{origin}" for name in terms]
-    gradients = tape.gradient(loss, model.trainable_variables)
-    bad = [
-        variable.path
-        for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
-        if gradient is not None and not _is_finite(gradient)
-    ]
-    more = f" and {len(bad) - 1} more" if bad[1:] else ""
-    return [f"the gradient of {bad[0]}{more}"] if bad else []
-
-
 def _steps_of(call: Mapping[str, tf.Tensor]) -> Iterator[tuple[Step, dict[str, tf.Tensor]]]:
     """Yields each step of a call, with a call that contains only this step."""
     count = int(call["count"])
@@ -215,11 +193,6 @@ def _steps_of(call: Mapping[str, tf.Tensor]) -> Iterator[tuple[Step, dict[str, t
     if call["is_last"] and len(call["rest"]):
         step = Step(call["epoch"], call["first"] + count, call["rest"])
         yield step, {**call, "begin": call["count"]}
-
-
-def _is_finite(value: Any) -> bool:
-    value = tf.convert_to_tensor(value)
-    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
 
 
 def _total(values: list[tf.Variable]) -> tf.Tensor:

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def replay(run_dir: Path) -> int:
-    """Prints the forward pass, the loss terms and the gradients of the step.
+    """Prints what is not finite in the step, from its forward pass to its update.
 
     Raises:
         UsageError: the run did not diverge.
@@ -47,24 +47,25 @@ def replay(run_dir: Path) -> int:
     with streams.hide_startup_output():
         import tensorflow as tf
 
-        from vae_research.runs.session import gate
+        from vae_research.runs.session.causes import causes
+        from vae_research.runs.session.gate import Step
 
     model, data, config, _ = rebuild(run_dir)
     found = checkpoints.load(run_dir / record["checkpoint"], model)
     batches = data.train.on_device(config.batch_size, config.seed)
-    step = gate.Step(
+    step = Step(
         tf.constant(found.epoch, tf.int64),
         tf.constant(found.position, tf.int64),
         tf.constant(record["rows"], tf.int32),
     )
     print(f"{run_dir}: epoch {record['epoch']}, step {record['step']}, from the state before it")
-    failed = gate.causes(model, batches, step)
+    failed = causes(model, step.batch(batches))
     print(f"then: not finite was {' and '.join(record['causes'])}")
     print(f"now:  {' and '.join(failed) + ' not finite' if failed else 'all is finite'}")
     if not failed:
         print(
-            "The update itself may be at fault, or what only the compiled step does; the state is "
-            f"in {run_dir / record['checkpoint']}."
+            "It may be what only the compiled step does; the state is in "
+            f"{run_dir / record['checkpoint']}."
         )
     return 0 if failed else 1
 
