@@ -21,8 +21,11 @@ from vae_research.objective import (
 from vae_research.settings import from_config
 from vae_research.tensors import Tensors, call_module, reads_of
 
-# First parts of names in logs, and groups of the training state.
-_RESERVED = ("contribution", "weight", "terms", "model", "optimizer", "step")
+# First parts of names in logs, groups of the training state, and `gradients/total`.
+_RESERVED = (
+    *("contribution", "gradients", "latent", "terms", "total", "weight"),
+    *("controllers", "model", "optimizer", "step"),
+)
 
 
 class Critic:
@@ -131,6 +134,23 @@ class Critic:
             f"{self.name}/{label}": found for label, found in controllers_of(self.terms).items()
         }
 
+    def weights(
+        self, step: int | tf.Tensor, states: ControllerStates | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Returns the weights of its trained terms at a step, float32 scalars by name.
+
+        Args:
+            step: of the model.
+            states: of controllers, by the names of their terms in the logs.
+        """
+        prefix = f"{self.name}/"
+        own = {
+            name.removeprefix(prefix): state
+            for name, state in (states or {}).items()
+            if name.startswith(prefix)
+        }
+        return weights_of(self.terms, step, own)
+
     def report(self, tensors: Tensors, states: ControllerStates | None = None) -> CriticReport:
         """Returns its loss on a forward pass in which it has run.
 
@@ -139,13 +159,7 @@ class Critic:
             states: of controllers, by the names of their terms in the logs.
         """
         values = {term.label: tf.reduce_mean(term(tensors)) for term in self.terms}
-        prefix = f"{self.name}/"
-        own = {
-            name.removeprefix(prefix): state
-            for name, state in (states or {}).items()
-            if name.startswith(prefix)
-        }
-        weights = weights_of(self.terms, tensors["step"], own)
+        weights = self.weights(tensors["step"], states)
         loss = tf.zeros([])
         for name, weight in weights.items():
             loss += weight * values[name]
@@ -201,6 +215,26 @@ def checked_critics(critics: Iterable[Any]) -> tuple[Critic, ...]:
             raise ValueError(f"Two critics have the same {kind}, {twice[0]!r}.")
     check_optimizers({critic.name: critic.optimizer for critic in found})
     return found
+
+
+def check_variables(trained: Mapping[str, Iterable[Any]]) -> None:
+    """Refuses variables that two losses would train.
+
+    Args:
+        trained: the trainable variables by whose they are.
+
+    Raises:
+        ValueError: two have the same variable.
+    """
+    owners: dict[int, str] = {}
+    for owner, variables in trained.items():
+        for variable in variables:
+            other = owners.setdefault(id(variable), owner)
+            if other != owner:
+                raise ValueError(
+                    f"{other} and {owner} both train {variable.path!r}. A loss trains its own "
+                    "variables only: let one of them write a tensor that the other reads."
+                )
 
 
 def check_optimizers(optimizers: Mapping[str, Any]) -> None:

@@ -287,8 +287,15 @@ class VAE(Trainer):
             self.remake_functions()  # the compiled steps have the old lengths in them
 
     def term_weights(self) -> dict[str, tf.Tensor]:
-        """Returns the present weights of the trained terms, float32 scalars by name."""
-        return self.objective.weights(self.step_counter, self._own_state.controllers)
+        """Returns the present weights of the trained terms, float32 scalars by name.
+
+        Those of a critic have the name that is in the logs, `CRITIC/TERM`.
+        """
+        now = self.step_counter, self._own_state.controllers
+        weights = self.objective.weights(*now)
+        for critic in self.critics:
+            weights |= {f"{critic.name}/{name}": w for name, w in critic.weights(*now).items()}
+        return weights
 
     def effective_beta(self) -> float | None:
         """Returns the present weight of the KL divergence over that of the likelihood, or None."""
@@ -387,7 +394,7 @@ class VAE(Trainer):
             gradients = [tape.gradient(*pair) for pair in zip(losses, variables, strict=True)]
         with graph_scope("optimizer"):
             for each, *pairs in zip(trained, gradients, variables, strict=True):
-                each.optimizer.apply_gradients(zip(*pairs, strict=True))
+                each.optimizer.apply(*pairs)  # unlike apply_gradients, also without any: frozen
 
     def finish_step(
         self, report: LossReport, sample_weight: tf.Tensor | None = None, **figures: tf.Tensor

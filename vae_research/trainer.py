@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from vae_research.averaging import Averaging, KeepWeights
-from vae_research.critics import Critic, check_optimizers
+from vae_research.critics import Critic, check_optimizers, check_variables
 from vae_research.data.streams import Batches, DeviceDataset
 from vae_research.execution import StepLoop
 from vae_research.keras_inputs import (
@@ -190,7 +190,12 @@ class Trainer(keras.Model):
 
         Slots have to exist before values are loaded into them (Keras would only warn and start from
         zero), and before a step is traced, which may fail half-way.
+
+        Raises:
+            ValueError: a variable would be trained by two of them.
         """
+        own = {critic.name: critic.trainable_variables for critic in self.critics}
+        check_variables({"model": self.trainable_variables, **own} if own else {})
         optimizer = getattr(self, "optimizer", None)
         if self.built and optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)

@@ -20,7 +20,8 @@ class Scalars(EpochCallback):
     Tags, the same under `train` and `validation` so that their curves overlay: `loss`, `elbo`,
     `terms/NAME` (unweighted), `weight/NAME` and `contribution/NAME` (weight times value), all but
     the weight in nats; under `train` also `learning_rate` and `images_per_second`. A critic has
-    `CRITIC/loss`, `CRITIC/TERM` and `CRITIC/learning_rate`. The x axis is the step of the model.
+    `CRITIC/loss`, `CRITIC/TERM`, `weight/CRITIC/TERM` and `CRITIC/learning_rate`. The x axis is the
+    step of the model.
 
     Args:
         log_dir: the run directory.
@@ -119,12 +120,13 @@ def tagged(figures: dict[str, float], weights: dict[str, float]) -> dict[str, fl
     weights = weights | {"regularization": 1.0}
     tags = {}
     for name, value in figures.items():
+        if name in weights:
+            tags[f"weight/{name}"] = weights[name]
         if name in ("loss", "elbo") or "/" in name:  # a contribution, or a figure of a critic
             tags[name] = value
             continue
         tags[f"terms/{name}"] = value
         if name in weights:
-            tags[f"weight/{name}"] = weights[name]
             recorded = figures.get(f"contribution/{name}")
             tags[f"contribution/{name}"] = weights[name] * value if recorded is None else recorded
     return tags
