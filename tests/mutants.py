@@ -26,6 +26,16 @@ def slots_dropped():
     ]
 
 
+def critic_dropped():
+    """Checkpoints without the critics."""
+    from vae_research import checkpoints
+
+    saved_by_group = checkpoints.saved_by_group
+    checkpoints.saved_by_group = lambda model: [
+        found for found in saved_by_group(model) if not found[0].startswith("critic")
+    ]
+
+
 def position_dropped():
     """A run that goes on within an epoch begins it anew."""
     from vae_research.data import Split
@@ -87,6 +97,7 @@ MUTANTS = {
     for function in (
         noise_with_state,
         slots_dropped,
+        critic_dropped,
         position_dropped,
         sums_dropped,
         logs_kept,

@@ -22,6 +22,11 @@ RUNS = {
     "dense": ["--network=dense", "--jit=off", "--steps_per_call=3"],
     "convolutional": ["--network=convolutional", "--jit=off", "--steps_per_call=1"],
 }
+# Experiments with a critic, which has weights, an optimizer and steps of its own.
+WITH_CRITIC = {
+    "factor_vae": ["--critic_units=4", "--latent_dim=2", "--jit=off", "--steps_per_call=3"],
+    "wae_gan": ["--critic_units=4", "--latent_dim=2", "--jit=off", "--steps_per_call=3"],
+}
 OFTEN, SELDOM = "--checkpoint_steps=3", "--checkpoint_steps=6"
 # Never by time: a machine that is busy would save elsewhere.
 COMMON = ["--binarize=dynamic", "--checkpoint_minutes=0"]

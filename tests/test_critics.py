@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
-from tests.test_callbacks import scalars
+from tests.test_callbacks import read, scalars
 from vae_research import checkpoints
 from vae_research.callbacks.gradients import gradient_figures
 from vae_research.data import Data
@@ -341,12 +341,14 @@ def trained(tmp_path_factory):
         vr.MetricsFile(folder / "metrics.jsonl"),
         vr.Scalars(folder),
         vr.Gradients(folder, BATCH, every_steps=2),
+        vr.Overview(folder, BATCH),
     ]
     options = {"batch_size": 5, "epochs": 2, "verbose": 0, "callbacks": callbacks}
     options["validation_batch_size"] = len(BATCH)
     history = model.fit(IMAGES, validation_data=(BATCH,), **options).history
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return model, history, lines, {split: scalars(folder / split) for split in SPLITS}
+    tags = {split: scalars(folder / split) for split in SPLITS} | {"run": read(folder / "run")}
+    return model, history, lines, tags
 
 
 SPLITS = ("train", "validation")
@@ -382,6 +384,9 @@ def test_figures_of_a_critic_are_in_tensorboard(trained):
     weights = [0.1 * 2 / 4, 0.1]
     assert [value for _, value in tags["train"]["weight/critic/fooling"]] == pytest.approx(weights)
     assert [line["train/weight/critic/fooling"] for line in lines] == pytest.approx(weights)
+    text = {tag: str(tags["run"][tag][0][1]) for tag in ("model/terms", "model/summary")}
+    assert "| critic/telling | Telling() |" in text["model/terms"]
+    assert "Judge 'judge" in text["model/summary"]
     step, norm = tags["train"]["gradients/critic"][-1]
     assert step == 4
     assert norm == pytest.approx(float(gradient_figures(model, BATCH)["gradients/critic"]))

@@ -18,6 +18,7 @@ from tests.proofs import (
     SELDOM,
     SOAK,
     STEPS,
+    WITH_CRITIC,
     calls_of_an_epoch,
     go_on,
     outcome,
@@ -68,6 +69,47 @@ def test_a_killed_run_goes_on_bit_for_bit(name, dataset, unbroken, tmp_path):
         assert go_on(run_dir, *flags) == wanted
     tell(f"kills, {name}", survived=phases.total(), phases=phases)
     assert phases["steps"] + phases["steps and a save"] >= count / 2
+
+
+@pytest.fixture(scope="module")
+def with_critic(dataset, tmp_path_factory):
+    """The flags of an experiment with a critic, and the outcome of its unbroken run."""
+    found = {}
+
+    def of(name):
+        if name not in found:
+            flags = [dataset, *COMMON, EPOCHS, SELDOM, *WITH_CRITIC[name]]
+            run_dir = tmp_path_factory.mktemp(name) / "run"
+            found[name] = flags, go_on(run_dir, *flags, experiment=name)
+        return found[name]
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_CRITIC if SOAK else ["factor_vae"])
+def test_a_killed_run_with_a_critic_goes_on_bit_for_bit(name, with_critic, tmp_path):
+    flags, wanted = with_critic(name)
+    random_, phases, count = random.Random(name), collections.Counter(), 10 if SOAK else 1
+    calls = 4 * len(calls_of_an_epoch("dense"))
+    for number in range(count):
+        run_dir = tmp_path / f"run{number}"
+        kill = {"kill_in_call": random_.randrange(1, calls), "after": random_.uniform(0.0, 0.02)}
+        result = trials.run(run_dir, *flags, **kill, experiment=name)
+        assert result["status"] == -9, result
+        phases[part_of(result["phase"])] += 1
+        assert go_on(run_dir, *flags, experiment=name) == wanted
+    tell(f"kills, {name}", survived=count, phases=phases)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", WITH_CRITIC)
+def test_the_proof_notices_a_critic_that_is_lost(name, with_critic, tmp_path):
+    flags, wanted = with_critic(name)
+    how = {"experiment": name, "mutant": "critic_dropped"}
+    cut_off(tmp_path / "run", flags, **how)
+    result = trials.run(tmp_path / "run", *flags, **how)
+    assert result["status"] != 0 or outcome(tmp_path / "run").metrics != wanted.metrics
 
 
 @pytest.mark.slow

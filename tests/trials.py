@@ -5,6 +5,7 @@ in which it died is known.
 """
 
 import errno
+import importlib
 import json
 import os
 import random
@@ -29,6 +30,7 @@ def run(run_dir, *flags, **how):
         signal: instead of SIGKILL.
         again_at: effect and name of its path, where a first signal is followed by another.
         error_in: a "term", a "callback", or the file of "metrics".
+        experiment: the name of one whose `build` makes the model, instead of the one below.
         fill_in_call, free_in_call, filler: before which call a file takes all that is left of
             its disk, and before which one it is removed.
         hold_for: folder and count: the first call waits until so many other trials have come to
@@ -229,8 +231,10 @@ def trial(how):
     watch.install()
     if "mutant" in how:
         MUTANTS[how["mutant"]]()
+    name = how.get("experiment")
+    make = importlib.import_module(f"experiments.{name}").build if name else build
     try:
-        runs.main(build, [*FLAGS, *how["flags"]])
+        runs.main(make, [*FLAGS, *how["flags"]])
     finally:
         watch.ended()
         if "hold_for" in how:

@@ -171,6 +171,14 @@ class Critic:
         """Returns the names of its figures in the logs: its loss, and each term."""
         return [f"{self.name}/{name}" for name in ("loss", *(term.label for term in self.terms))]
 
+    def describe(self) -> dict[str, Any]:
+        """Returns what a reader of a run must know of it, in words: terms, optimizer, steps."""
+        return {
+            "terms": {term.label: repr(term) for term in self.terms},
+            "optimizer": type(self.optimizer).__name__,
+            "steps": self.steps,
+        }
+
     def get_config(self) -> dict[str, Any]:
         """Returns what `from_config` needs, as plain data."""
         return {

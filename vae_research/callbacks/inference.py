@@ -66,7 +66,7 @@ def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
     found = {"code": center(**bind("bottleneck", center, tensors)), "z": tensors["z"]}
     if "kl" in tensors:
         found["kl"] = tensors["kl"]
-    if isinstance(model.bottleneck, GaussianBottleneck):
+    if isinstance(model.bottleneck, GaussianBottleneck) and "z_log_var" in tensors:
         found["z_log_var"] = tf.cast(tensors["z_log_var"], tf.float32)
     z = tensors["z"][:_DECODED]
     count = keras.tree.flatten(data)[0].shape[0]

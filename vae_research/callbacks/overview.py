@@ -75,6 +75,8 @@ class Overview(keras.callbacks.Callback):
         self._summaries.add("run", lambda: event_protos.layout(_CHARTS), step)
         self._summaries.text("run", "model/summary", summary_of(self.model), step)
         terms = {term.label: repr(term) for term in self.model.objective.terms}
+        for critic in self.model.critics:
+            terms |= {f"{critic.name}/{term.label}": repr(term) for term in critic.terms}
         self._summaries.text("run", "model/terms", table(terms, "term"), step)
         if self.settings:
             self._summaries.text("run", "run/settings", table(self.settings, "setting"), step)
@@ -159,7 +161,8 @@ def graph_of_one_step(model: VAE, data: Any) -> tf.Graph | None:
 def summary_of(model: VAE) -> str:
     """Returns Keras' summaries of the networks as Markdown."""
     parts = []
-    for network in (model.encoder, model.bottleneck, model.decoder, *model.further_modules):
+    networks = [model.encoder, model.bottleneck, model.decoder, *model.further_modules]
+    for network in (*networks, *(critic.layer for critic in model.critics)):
         parameters = sum(math.prod(variable.shape) for variable in network.variables)
         lines = [f"{type(network).__name__} {network.name!r}, {parameters:,} parameters"]
         network = getattr(network, "network", network)  # the network inside `named`

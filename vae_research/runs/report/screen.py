@@ -41,6 +41,9 @@ def print_start(
         f"Loss terms: {'; '.join(f'{k}: {v}' for k, v in description['terms'].items())}"
         + ("" if beta is None else f"; effective beta {beta:.4g}")
     )
+    for name, critic in description["critics"].items():
+        terms = "; ".join(f"{k}: {v}" for k, v in critic["terms"].items())
+        print(f"Critic {name!r}: {terms}; {critic['optimizer']}, steps {critic['steps']}")
     print_place(run_dir)
     epochs_before = 0
     if checkpoint is not None:
