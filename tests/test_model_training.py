@@ -20,6 +20,7 @@ from vae_research import (
     DeterministicBottleneck,
     FreeBits,
     GaussianBottleneck,
+    GaussianWithVariance,
     KLDivergence,
     LinearWarmup,
     LossTerm,
@@ -1187,6 +1188,38 @@ def test_modules_after_the_decoder_run_in_order_and_are_trained():
     wrong_order = compiled(terms, modules=[Spread(), Scaled()])
     with pytest.raises(ValueError, match="module 0 reads 'scaled'"):
         train(wrong_order)
+
+
+class TargetVariance(keras.layers.Layer):
+    """Writes the variance of the likelihood from the data, which a code alone does not have."""
+
+    def call(self, targets):
+        return {"x_log_var": tf.math.log1p(targets)}
+
+
+class NeverRun(keras.layers.Layer):
+    def call(self, z):
+        raise AssertionError("not needed")
+
+
+def test_a_likelihood_has_the_parameters_of_modules_and_a_mean_without_them():
+    terms = [GaussianWithVariance(), KLDivergence()]
+    vae = build(
+        terms,
+        decoder=lambda: dense_decoder(SHAPE, LATENT, hidden_units=(8,), outputs=["x_mean"]),
+        modules=[TargetVariance(), NeverRun()],
+    )
+    tensors = vae.infer(IMAGES)
+    code = tf.ones([len(IMAGES), LATENT])
+    means = vae.decode(code).numpy()
+    variances = 1.0 + IMAGES.astype("float64")
+    density = np.square(IMAGES - means) / variances + np.log(2.0 * np.pi * variances)
+    wanted = -0.5 * density.reshape(len(IMAGES), -1).sum(axis=1)
+    np.testing.assert_allclose(vae.log_likelihood(tensors, code), wanted, **ENOUGH)
+    assert vae.sample(3).shape == (3, *SHAPE)
+    assert vae(IMAGES).shape == IMAGES.shape
+    with pytest.raises(AssertionError, match="not needed"):
+        vae.forward(IMAGES)
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from vae_research.plots import save_plane as save_plane
     from vae_research.plots import save_scatter as save_scatter
     from vae_research.probability import log_mean_exp as log_mean_exp
+    from vae_research.probability import normal_log_density as normal_log_density
     from vae_research.probability import sum_over_event as sum_over_event
     from vae_research.runs.cli.flags import configure as configure
     from vae_research.runs.session.loading import load_run as load_run
@@ -155,7 +156,7 @@ _MODULES = {
     "networks.dense": ("dense_decoder", "dense_encoder"),
     "objective": ("LossReport", "Objective"),
     "plots": ("save_bars", "save_plane", "save_scatter"),
-    "probability": ("log_mean_exp", "sum_over_event"),
+    "probability": ("log_mean_exp", "normal_log_density", "sum_over_event"),
     "runs.cli.flags": ("configure",),
     "runs.session.loading": ("load_run",),
     "schedules": ("Constant", "Cosine", "Cyclical", "LinearWarmup", "Schedule", "value_at"),

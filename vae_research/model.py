@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -164,12 +164,14 @@ class VAE(Trainer):
         step = tf.cast(tf.convert_to_tensor(self.step_counter), tf.float32)
         return Tensors({**given, "step": step, "seed": seed})
 
-    def _run_decoder(self, tensors: Tensors, *, training: bool, whole: bool = True) -> None:
-        """Runs decoder and further modules; `whole=False` stops once there is a reconstruction."""
+    def _run_decoder(
+        self, tensors: Tensors, *, training: bool, until: Set[str] | None = None
+    ) -> None:
+        """Runs decoder and further modules, all of them or until the names `until` are written."""
         call_module("decoder", self.decoder, tensors, training=training, only_input="z")
         self._write_reconstruction(tensors)
         for index, module in enumerate(self.further_modules):
-            if not whole and "reconstruction" in tensors:
+            if until is not None and until <= tensors.keys():
                 return
             call_module(f"module {index}", module, tensors, training=training)
             self._write_reconstruction(tensors)
@@ -216,7 +218,8 @@ class VAE(Trainer):
         return self._decoded(self._tensors({"z": tf.convert_to_tensor(z), **tensors}))
 
     def _decoded(self, tensors: Tensors) -> tf.Tensor:
-        self._run_decoder(tensors, training=False, whole=False)
+        # Only what the mean needs: a later module may read targets, which codes do not have.
+        self._run_decoder(tensors, training=False, until={"reconstruction"})
         return tensors.tap("user", "reconstruction")
 
     def reconstruct(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -233,8 +236,9 @@ class VAE(Trainer):
             z: `[rows, latent]`, a code for each example, which replaces theirs.
         """
         tensors = Tensors({**tensors, "z": z})
-        self._run_decoder(tensors, training=False, whole=False)
-        return -self.objective.likelihood(tensors)
+        likelihood = self.objective.likelihood
+        self._run_decoder(tensors, training=False, until=likelihood.reads())
+        return -likelihood(tensors)
 
     def encode(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the codes without noise, `[batch, latent]`: posterior means."""
