@@ -10,10 +10,10 @@ def noise_with_state():
     """Noise of the training from a generator that no checkpoint knows."""
     import tensorflow as tf
 
-    from vae_research import model
+    from vae_research import steps
 
     generator = tf.random.Generator.from_seed(1, alg="philox")
-    model.training_key = lambda seed, step: generator.uniform_full_int([2], tf.int64)
+    steps.training_key = lambda seed, step: generator.uniform_full_int([2], tf.int64)
 
 
 def slots_dropped():

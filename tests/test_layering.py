@@ -34,6 +34,7 @@ LAYERS = (
     ("keras_inputs", "execution", "checkpoints", "running_means", "serialization"),
     ("round_trip",),
     ("trainer",),
+    ("steps",),
     ("model",),
     ("evaluation", "plots"),
     ("callbacks",),
@@ -47,9 +48,8 @@ BOTTOM = (*LAYERS[0], *LAYERS[1], *LAYERS[2])
 ONLY = {
     "objective": ("losses.term", "gradient_estimators", *BOTTOM),
     "model": (
-        *("objective", "controllers", "critics", "keras_inputs", "checkpoints"),
-        *("gradient_estimators",),
-        *("running_means", "serialization", "round_trip", "trainer"),
+        *("objective", "critics", "gradient_estimators", "checkpoints", "steps"),
+        *("serialization", "round_trip"),
         *BOTTOM,
     ),
 }
@@ -67,6 +67,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "controllers": {"tensorflow"},
     "manifests": {"numpy"},
     "randomness": {"tensorflow"},
+    "state": {"numpy"},
 }
 OPTIONAL = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # in setup.cfg
 

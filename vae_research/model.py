@@ -1,4 +1,7 @@
-"""The variational autoencoder: a Keras model with its own training step."""
+"""The variational autoencoder: a Keras model composed of networks and loss terms.
+
+How it is trained on a batch is in `vae_research.steps`.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,20 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research import checkpoints, round_trip, serialization
-from vae_research.arguments import checked_seed
-from vae_research.controllers import Controller, first_state, next_state, observed
-from vae_research.critics import Critic, checked_critics
+from vae_research.critics import Critic
 from vae_research.epochs import EpochClock
 from vae_research.gradient_estimators import GradientEstimator, SampledPath, check_densities
-from vae_research.keras_inputs import unpack, weighted
 from vae_research.objective import LossReport, Objective
-from vae_research.randomness import evaluation_key, fold_in, training_key
-from vae_research.running_means import RunningMeans
+from vae_research.randomness import fold_in
 from vae_research.state import RUNNING_SUMS, load_groups, save_groups
-from vae_research.tensors import SCALARS, Tensors, bind, call_module, graph_scope, repeat_rows
-from vae_research.trainer import Trainer
+from vae_research.steps import TrainingSteps
+from vae_research.tensors import SCALARS, Tensors, bind, call_module, repeat_rows
 
 _CLOCK, _DATA_EPOCH = "clock", "data_epoch"  # among what Keras saves of the model itself
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
-class VAE(Trainer):
+class VAE(TrainingSteps):
     """Encoder, bottleneck, decoder and loss terms, trained by `compile` and `fit`.
 
     Args:
@@ -91,18 +90,11 @@ class VAE(Trainer):
             check_densities(gradient_estimator, bottleneck)
         if objective.gradient_bias is not None:
             warnings.warn(objective.gradient_bias, stacklevel=2)
-        critics = checked_critics(critics)
-        means = RunningMeans(objective.terms, [n for c in critics for n in c.figure_names()])
-        first_states = {
-            term: first_state(found) for term, found in _controllers(objective, critics).items()
-        }
-        super().__init__(means, critics, first_states, name=name, dtype="float32")
+        super().__init__(objective, critics, seed=seed, name=name)
         self.encoder = encoder
         self.bottleneck = bottleneck
         self.decoder = decoder
         self.further_modules = list(modules)
-        self.seed = checked_seed(seed)
-        self.objective = self._declared_objective = objective
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         self._has_run = False  # whether a whole forward pass was made
 
@@ -191,10 +183,6 @@ class VAE(Trainer):
         if "reconstruction" not in tensors and likelihood.mean_reads() <= tensors.keys():
             tensors.write("likelihood", {"reconstruction": likelihood.reconstruction(tensors)})
 
-    def evaluation_key(self, position: tf.Tensor | int) -> tf.Tensor:
-        """Returns the stateless key, `[2]`, of the noise at a position of any evaluation."""
-        return evaluation_key(self.seed, position)
-
     # What a trained model is used for.
 
     def posterior(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -265,50 +253,6 @@ class VAE(Trainer):
         """Returns `reconstruct(inputs)`; so does `predict`."""
         return self.reconstruct(inputs)
 
-    # The steps of training and evaluation.
-
-    def set_steps_per_epoch(self, steps_per_epoch: int) -> None:
-        """Sets how many batches an epoch has, for schedules with lengths in epochs.
-
-        Epochs that were done count as such if they had another length, so that a schedule neither
-        starts again nor goes back.
-        """
-        own, step = self._own_state, self.step
-        if steps_per_epoch != self.steps_per_epoch:
-            own.clock = own.clock.with_length(steps_per_epoch, step)
-            self._use_clock()
-
-    def _use_clock(self) -> None:
-        clock = self._own_state.clock
-        if clock.steps_per_epoch is None:
-            return
-        lengths = clock.steps_per_epoch, clock.steps_ahead
-        before = [self.objective.terms, *(critic.terms for critic in self.critics)]
-        self.objective = self._declared_objective.in_steps(*lengths)
-        for critic in self.critics:
-            critic.set_steps_per_epoch(*lengths)
-        if [self.objective.terms, *(critic.terms for critic in self.critics)] != before:
-            self.remake_functions()  # the compiled steps have the old lengths in them
-
-    def term_weights(self) -> dict[str, tf.Tensor]:
-        """Returns the present weights of the trained terms, float32 scalars by name.
-
-        Those of a critic have the name that is in the logs, `CRITIC/TERM`.
-        """
-        now = self.step_counter, self._own_state.controllers
-        weights = self.objective.weights(*now)
-        for critic in self.critics:
-            weights |= {f"{critic.name}/{name}": w for name, w in critic.weights(*now).items()}
-        return weights
-
-    def effective_beta(self) -> float | None:
-        """Returns the present weight of the KL divergence over that of the likelihood, or None."""
-        return self.objective.effective_beta(self.step_counter, self._own_state.controllers)
-
-    def step_key(self) -> tf.Tensor:
-        """Returns the stateless key, `[2]`, of the noise of the next training step."""
-        return training_key(self.seed, self.step_counter)
-
     def report(
         self,
         data: tf.Tensor | Mapping[str, tf.Tensor],
@@ -333,135 +277,6 @@ class VAE(Trainer):
             report = self.objective(tensors, self.losses, states, path)
         critics = {critic.name: critic.report(tensors, states) for critic in self.critics}
         return tensors, dataclasses.replace(report, critics=critics) if critics else report
-
-    def scaled_loss(self, report: LossReport, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns the scalar that a training step differentiates.
-
-        It is the mean of the surrogate with sample weights, times the scale of a
-        `LossScaleOptimizer`.
-        """
-        loss = tf.reduce_mean(weighted(report.surrogate, report, sample_weight))
-        return self.optimizer.scale_loss(loss)
-
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One training step on a batch; returns the running means of this epoch.
-
-        A step of your own overrides this method. It takes its noise from `step_key`, its loss from
-        `report`, and ends with `finish_step`.
-        """
-        data, sample_weight = unpack(data)
-        for critics, key in self.updates_of_critics():
-            self.train_critics(critics, data, key)
-        with tf.GradientTape(persistent=bool(self.critics)) as tape:
-            _, report = self.report(data, training=True, seed=self.step_key())
-            loss = self.scaled_loss(report, sample_weight)
-            losses = [loss, *self._critic_losses(report, self.critics)]
-        self._apply([self, *self.critics], losses, tape)
-        with graph_scope("figures"):
-            return self.finish_step(report, sample_weight)
-
-    def updates_of_critics(self) -> list[tuple[list[Critic], tf.Tensor]]:
-        """Returns the updates that come before that of the whole step: critics, and their key."""
-        updates = range(1, max((critic.steps for critic in self.critics), default=1))
-        return [
-            (
-                [critic for critic in self.critics if critic.steps > update],
-                fold_in(self.step_key(), "critics alone", update),
-            )
-            for update in updates
-        ]
-
-    def train_critics(
-        self, critics: Sequence[Critic], data: Mapping[str, tf.Tensor], key: tf.Tensor
-    ) -> None:
-        """Makes one update of critics alone.
-
-        Args:
-            critics: which of them.
-            data: a batch, as for `forward`.
-            key: of the noise, `[2]`.
-        """
-        with tf.GradientTape(persistent=True) as tape:
-            _, report = self.report(data, training=True, seed=key)
-            losses = self._critic_losses(report, critics)
-        self._apply(critics, losses, tape)
-
-    def _critic_losses(self, report: LossReport, critics: Sequence[Critic]) -> list[tf.Tensor]:
-        return [critic.optimizer.scale_loss(report.critics[critic.name].loss) for critic in critics]
-
-    def _apply(
-        self, trained: Sequence[Any], losses: Sequence[tf.Tensor], tape: tf.GradientTape
-    ) -> None:
-        """Takes all gradients, each of a loss by its own variables, and then moves all weights."""
-        variables = [each.trainable_variables for each in trained]
-        with graph_scope("gradients"):
-            gradients = [tape.gradient(*pair) for pair in zip(losses, variables, strict=True)]
-        with graph_scope("optimizer"):
-            for each, *pairs in zip(trained, gradients, variables, strict=True):
-                each.optimizer.apply(*pairs)  # unlike apply_gradients, also without any: frozen
-
-    def finish_step(
-        self, report: LossReport, sample_weight: tf.Tensor | None = None, **figures: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        """Ends a training step: records its figures and counts it.
-
-        Args:
-            report: of the step.
-            sample_weight: `[batch]` or None.
-            figures: further figures by name, `[batch]` or scalars; they reach the logs,
-                metrics.jsonl and TensorBoard as means over the examples of an epoch.
-
-        Returns:
-            The running means of this epoch.
-        """
-        self._is_finished = True
-        with graph_scope("controllers"):
-            self._update_controllers(report)
-        self.step_counter.assign_add(1)
-        return self._record(report, sample_weight, figures)
-
-    def _update_controllers(self, report: LossReport) -> None:
-        """Moves all controllers by what this step reported, for the next step."""
-        controllers = _controllers(self.objective, self.critics)
-        if not controllers:
-            return
-        states, values = self._own_state.controllers, report.observable()
-        step = tf.cast(tf.convert_to_tensor(self.step_counter), tf.float32)
-        moved = {
-            term: next_state(found, states[term], observed(found, term, values), step)
-            for term, found in controllers.items()
-        }
-        for term, state in moved.items():
-            for name, value in state.items():
-                states[term][name].assign(value)
-
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Returns the figures of a batch without an update. All evaluations have the same noise."""
-        data, sample_weight = unpack(data)
-        # Keras resets the means when an evaluation begins: their count is the position in it.
-        _, report = self.report(data, seed=self.evaluation_key(self.running_means.count))
-        return self._record(report, sample_weight, {})
-
-    def _record(
-        self,
-        report: LossReport,
-        sample_weight: tf.Tensor | None,
-        more: Mapping[str, tf.Tensor],
-    ) -> dict[str, tf.Tensor]:
-        # `loss` has the sample weights, as in training; the other figures are unweighted.
-        figures = {"loss": weighted(report.loss, report, sample_weight)}
-        if report.elbo is not None:
-            figures["elbo"] = report.elbo
-        figures |= report.values
-        for name, value in report.contributions.items():
-            if f"contribution/{name}" in self.running_means:
-                figures[f"contribution/{name}"] = value
-        for critic, of_critic in report.critics.items():
-            values = {"loss": of_critic.loss, **of_critic.values}
-            figures |= {f"{critic}/{name}": value for name, value in values.items()}
-        figures |= {name: tf.convert_to_tensor(value) for name, value in more.items()}
-        self.running_means.update(figures, tf.shape(report.loss)[0])
-        return self.get_metrics_result()
 
     # Saving and loading.
 
@@ -616,11 +431,3 @@ class VAE(Trainer):
         groups = self.further_state() | {"seeds": serialization.seeds_of(self)}
         del groups[RUNNING_SUMS]
         return groups
-
-
-def _controllers(objective: Objective, critics: Iterable[Critic]) -> dict[str, Controller]:
-    """Returns the weights that have a state, by the names of their terms in the logs."""
-    found = objective.controllers()
-    for critic in critics:
-        found |= critic.controllers()
-    return found

@@ -1,7 +1,8 @@
 """The one list of everything that a training step may change.
 
 Checkpoints, hashes, the gate against non-finite steps, replay and the check of a traced step read
-`training_state` and enumerate nothing themselves.
+`training_state` and enumerate nothing themselves. Keras and TensorFlow are imported where they are
+used: a bad flag is answered without them.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from vae_research.epochs import EpochClock
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 RUNNING_SUMS = "running sums"
 """The group that is no part of a checkpoint's variables: sums of the figures of an epoch."""
@@ -44,9 +46,7 @@ class OwnState:
             term: {name: _scalar(f"{term}/{name}", value) for name, value in state.items()}
             for term, state in (controllers or {}).items()
         }
-        self.step = keras.Variable(
-            0, dtype="int64", trainable=False, name="step", aggregation="only_first_replica"
-        )
+        self.step = _scalar("step", 0, "int64")
         self.clock = EpochClock()
         self.data_epoch = 0
 
@@ -62,10 +62,12 @@ class OwnState:
         return groups
 
 
-def _scalar(name: str, value: float) -> Any:
+def _scalar(name: str, value: float, dtype: str = "float32") -> Any:
+    import keras
+
     return keras.Variable(
         value,
-        dtype="float32",
+        dtype=dtype,
         trainable=False,
         name=name.replace("/", " "),  # Keras allows no slash
         aggregation="only_first_replica",
@@ -176,6 +178,8 @@ def hidden_state(model: Any, graph: tf.Graph, operations: set[str]) -> list[str]
         graph: of the step.
         operations: the types of all its operations.
     """
+    import tensorflow as tf
+
     known = [variable.value.handle for variable in all_variables(model)]
     touched = [outer for outer, _ in graph.captures if outer.dtype == tf.resource]
     names = {id(variable.handle): variable.name for variable in graph.variables}
