@@ -103,6 +103,35 @@ def test_the_next_fit_continues_from_the_trained_weights():
     assert_equal(seen.at_end, whole.at_end)
 
 
+def test_a_saved_model_continues_from_the_trained_weights(tmp_path):
+    model = make()
+    fit(model, epochs=1)
+    averages = weights(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_equal(weights(loaded), averages)
+    _, seen = fit(loaded, epochs=EPOCHS - 1)
+    _, whole = fit(make())
+    assert_equal(seen.at_end, whole.at_end, rtol=1e-5)
+
+
+def test_another_optimizer_starts_from_the_weights_in_place():
+    model = make()
+    fit(model, epochs=2)
+    averages = weights(model)
+    model.encoder.trainable = False
+    model.compile(keras.optimizers.SGD(0.0, use_ema=True), run_eagerly=True)
+    fit(model, epochs=1)
+    model.encoder.trainable = True
+    assert_equal(weights(model), averages)
+
+
+def test_best_weights_and_averages_are_refused_together():
+    stop = keras.callbacks.EarlyStopping(monitor="loss", restore_best_weights=True)
+    with pytest.raises(ValueError, match="averages of the last one would replace them"):
+        make().fit(IMAGES, callbacks=[stop], verbose=0)
+
+
 def test_weights_that_somebody_gave_are_trained_instead():
     model = make(momentum=0.5)
     fit(model, epochs=1)

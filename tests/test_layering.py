@@ -67,7 +67,6 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "controllers": {"tensorflow"},
     "manifests": {"numpy"},
     "randomness": {"tensorflow"},
-    "state": {"numpy"},
 }
 OPTIONAL = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # in setup.cfg
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 
 class Averaging:
@@ -23,7 +24,8 @@ class Averaging:
 
     def __init__(self, model: keras.Model) -> None:
         self._model = model
-        self._trained: list[Any] | None = None  # values that have made room for the averages
+        # Variables with the values that have made room for the averages.
+        self._trained: list[tuple[Any, tf.Tensor]] | None = None
 
     @property
     def momentum(self) -> float | None:
@@ -41,38 +43,37 @@ class Averaging:
             and int(self._model.optimizer.iterations) > 0
         )
 
-    def take(self) -> list[Any]:
-        """Returns the values of the weights; training replaces them and never changes them."""
-        return [variable.value.read_value() for variable in self._model.trainable_variables]
-
-    def give(self, values: list[Any]) -> None:
-        """Gives the weights these values."""
-        for variable, value in zip(self._model.trainable_variables, values, strict=True):
-            variable.assign(value)
-
     def put(self) -> None:
         """Puts the averages in the place of the weights, if there are averages."""
         if self._trained is None and self.has_averages:
-            self._trained = self.take()
-            self._model.optimizer.finalize_variable_values(self._model.trainable_variables)
+            self._trained = self._taken()
+            optimizer = self._model.optimizer
+            # The method of the class: within `kept_apart`, the optimizer's own does nothing.
+            type(optimizer).finalize_variable_values(optimizer, self._model.trainable_variables)
 
     def remove(self) -> None:
         """Puts the weights back that training continues from."""
-        if self._trained is not None:
-            self.give(self._trained)
-            self._trained = None
+        for variable, value in self._trained or ():
+            variable.assign(value)
+        self._trained = None
+
+    def forget(self) -> None:
+        """Takes the weights that are in place for those that training continues from."""
+        self._trained = None
 
     def remove_for_training(self) -> None:
         """Like `remove`, unless somebody has given the model other weights meanwhile."""
         if self._trained is None:
             return
-        trained, found = self._trained, self.take()
+        trained, found = self._trained, self._taken()
         self._trained = None
         self.put()
-        averages = self.take()
-        untouched = all(np.array_equal(*pair) for pair in zip(found, averages, strict=True))
-        self._trained = None
-        self.give(trained if untouched else found)
+        untouched = all(
+            np.array_equal(before, now)
+            for (_, before), (_, now) in zip(found, self._taken(), strict=True)
+        )
+        self._trained = trained if untouched else found
+        self.remove()
 
     @contextmanager
     def averages(self) -> Iterator[None]:
@@ -98,30 +99,44 @@ class Averaging:
         finally:
             self.put()
 
+    @contextmanager
+    def kept_apart(self) -> Iterator[None]:
+        """Within it, Keras does not replace the weights by averages, as `fit` does at its end.
 
-class KeepWeights(keras.callbacks.Callback):
-    """Undoes what Keras does at the end of `fit`: it replaces the weights by their averages.
+        Callbacks at the end of training then find the weights that it would continue from, and can
+        save them.
+        """
+        if self.momentum is None:
+            yield
+            return
+        optimizer = self._model.optimizer
+        optimizer.finalize_variable_values = lambda variables: None
+        try:
+            yield
+        finally:
+            del optimizer.finalize_variable_values
 
-    Other callbacks find the weights that training would continue from, and can save them.
+    def save(self, store: Any) -> None:
+        """Puts the weights that training continues from into a store of Keras, if averages are in
+        their place.
+        """
+        for index, (_, value) in enumerate(self._trained or ()):
+            store[f"{_TRAINED}{index}"] = value
 
-    Args:
-        averaging: of the model.
-    """
+    def load(self, store: Any) -> set[str]:
+        """Takes what `save` has put into a store; returns the names of it."""
+        names = {name for name in store.keys() if name.startswith(_TRAINED)}  # noqa: SIM118
+        self._trained = None
+        if names:
+            self._trained = [
+                (variable, tf.constant(np.asarray(store[f"{_TRAINED}{index}"]), variable.dtype))
+                for index, variable in enumerate(self._model.trainable_variables)
+            ]
+        return names
 
-    def __init__(self, averaging: Averaging) -> None:
-        super().__init__()
-        self._averaging = averaging
-        self._kept: list[Any] = []
+    def _taken(self) -> list[tuple[Any, tf.Tensor]]:
+        # Training replaces the value of a variable and never changes it: nothing is copied.
+        return [(found, found.value.read_value()) for found in self._model.trainable_variables]
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Keeps the weights."""
-        self._kept = self._averaging.take()
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Keeps the weights."""
-        self._kept = self._averaging.take()
-
-    def on_train_end(self, logs: Any = None) -> None:
-        """Puts the weights back."""
-        if self._kept:
-            self._averaging.give(self._kept)
+_TRAINED = "trained weight "

@@ -24,8 +24,10 @@ import numpy as np
 
 from vae_research import files, manifests
 from vae_research.arguments import checked_integer
+from vae_research.epochs import EpochClock
 from vae_research.manifests import Checkpoint, CheckpointError, FormatError, Search, search
 from vae_research.state import (
+    CONTROLLERS,
     as_array,
     optimizers,
     saved_by_group,
@@ -92,8 +94,9 @@ def snapshot(
         score: how good the model is, larger is better; the best checkpoint is kept.
         progress: whatever else is needed to resume, as JSON values.
     """
-    variables = saved_by_group(model)
-    values = [variable.value.read_value() for _, variable in variables]
+    with _trained_weights(model):
+        variables = saved_by_group(model)
+        values = [variable.value.read_value() for _, variable in variables]
     content = {
         "package": __version__,
         "step": step_of(model),
@@ -105,6 +108,7 @@ def snapshot(
             {"path": var.path, "shape": list(var.shape), "dtype": str(var.dtype), "group": group}
             for group, var in variables
         ],
+        "clock": dataclasses.astuple(model.epoch_clock) if hasattr(model, "epoch_clock") else None,
         "progress": progress or {},
     }
     return Snapshot(content, values)
@@ -300,12 +304,28 @@ def restore(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
                 f"{type(optimizer).__name__}."
             )
     values = manifests.read_values(checkpoint.path, content)
-    for (_, variable), (index, described) in zip(variables, saved, strict=True):
-        value = values[index]
+    positions = {
+        name: iter([at for at, var in saved if var["group"] == name]) for name, _, _ in ours
+    }
+    if hasattr(model, "averaging"):
+        model.averaging.forget()
+    for group, variable in variables:
+        index = next(positions[group])
+        value, described = values[index], content["variables"][index]
         if "stored" in described:
             value = value.view(as_array(variable.value).dtype)
         variable.assign(value)
+    if hasattr(model, "epoch_clock"):
+        if content["clock"] is not None:
+            model.epoch_clock = EpochClock.from_values(content["clock"])
+        model.data_epoch = checkpoint.epoch + (checkpoint.position > 0)
     return content["progress"]
+
+
+def _trained_weights(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which no averages are in the place of the weights."""
+    averaging = getattr(model, "averaging", None)
+    return contextlib.nullcontext() if averaging is None else averaging.weights()
 
 
 def _first_difference(
@@ -316,6 +336,12 @@ def _first_difference(
     Args:
         theirs, ours: group, path and shape of each variable, in order.
     """
+    names = [
+        ", ".join(path for group, path, _ in each if group == CONTROLLERS) or "none"
+        for each in (theirs, ours)
+    ]
+    if names[0] != names[1]:  # their shapes are all alike, and their names are ours
+        return f"the controllers {names[0]}", f"the controllers {names[1]}"
     for name in dict.fromkeys(group for group, _, _ in (*theirs, *ours)):
         pairs = [
             [(path, shape) for group, path, shape in each if group == name]

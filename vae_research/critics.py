@@ -24,7 +24,7 @@ from vae_research.tensors import Tensors, call_module, reads_of
 # First parts of names in logs, groups of the training state, and `gradients/total`.
 _RESERVED = (
     *("contribution", "gradients", "latent", "terms", "total", "weight"),
-    *("controllers", "model", "optimizer", "step"),
+    *("controllers", "model", "optimizer", "seeds", "step"),
 )
 
 

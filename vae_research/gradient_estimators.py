@@ -161,11 +161,16 @@ class StickingTheLanding(GradientEstimator):
         return num_samples == 1 or not importance_weighted
 
 
+def _defined_in(cls: type, name: str) -> type:
+    return next(base for base in cls.__mro__ if name in vars(base))
+
+
 def check_densities(estimator: GradientEstimator, bottleneck: Any) -> None:
     """Refuses a bottleneck whose densities are not known as functions of z.
 
     Raises:
-        ValueError: it lacks `log_prob` or `prior_log_prob`, or one of them does not read `z`.
+        ValueError: it lacks `log_prob` or `prior_log_prob`, one of them does not read `z`, or is
+            inherited while `call` is not.
     """
     for method, density in _DENSITIES.items():
         function = getattr(bottleneck, method, None)
@@ -175,6 +180,12 @@ def check_densities(estimator: GradientEstimator, bottleneck: Any) -> None:
                 f"{type(bottleneck).__name__} has no {method}(self, z, ...). Add this method to "
                 "the bottleneck; its further parameters name the tensors that it reads. Or train "
                 "without a gradient_estimator."
+            )
+        own, of_call = (_defined_in(type(bottleneck), name) for name in (method, "call"))
+        if own is not of_call and issubclass(of_call, own):
+            raise ValueError(
+                f"{of_call.__name__} has a `call` of its own and the {method} of {own.__name__}, "
+                f"which is {density} of another bottleneck. Define {method} beside `call`."
             )
 
 

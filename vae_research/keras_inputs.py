@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -25,7 +25,7 @@ def preceded_by(ours: Sequence[keras.callbacks.Callback], callbacks: Any) -> Any
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         return [*ours, *_as_list(callbacks)]
     # A CallbackList has been told model and parameters already; of an earlier fit it has some, too.
-    kinds = tuple(type(callback) for callback in ours)
+    kinds = ScheduleLengths, DataEpochs
     theirs = [callback for callback in callbacks.callbacks if not isinstance(callback, kinds)]
     for callback in ours:
         callback.set_model(callbacks.model)
@@ -50,16 +50,6 @@ class ScheduleLengths(keras.callbacks.Callback):
     def __init__(self, initial_epoch: int) -> None:
         super().__init__()
         self.initial_epoch = initial_epoch
-        self._step_before = 0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Notes the step."""
-        self._step_before = self.model.step
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Raises ValueError if no step of the epoch was counted."""
-        if self.model.step == self._step_before and not self.model.trains_on_the_device:
-            raise ValueError(UNFINISHED)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Converts lengths in epochs to steps, before the first step is traced."""
@@ -203,6 +193,35 @@ def refuse_class_weight(class_weight: Any) -> None:
         raise ValueError(
             "class_weight is not for a VAE, which has no classes to weigh. Give sample_weight, one "
             "weight for each example."
+        )
+
+
+def refuse_restored_weights(callbacks: Any) -> None:
+    """Raises ValueError if a callback restores weights that averages would then replace."""
+    for callback in _as_list(callbacks):
+        if getattr(callback, "restore_best_weights", False):
+            raise ValueError(
+                f"{type(callback).__name__}(restore_best_weights=True) restores the weights of an "
+                "epoch, and the averages of the last one would replace them (use_ema). Leave out "
+                "one of the two; ModelCheckpoint keeps the best model of both."
+            )
+
+
+def refuse_unscaled_float16(
+    layers: Iterable[keras.layers.Layer], optimizer: Any, where: str
+) -> None:
+    """Raises ValueError if networks compute in float16 and the optimizer does not scale the loss.
+
+    Args:
+        layers: the networks.
+        optimizer: that trains them.
+        where: the call that gives it, for the message.
+    """
+    half = any(layer.compute_dtype == "float16" for layer in layers)
+    if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "Networks in mixed_float16 need a scaled loss, or small gradients become zero: "
+            f"{where}keras.optimizers.LossScaleOptimizer(optimizer)), or use mixed_bfloat16."
         )
 
 

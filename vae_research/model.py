@@ -293,9 +293,7 @@ class VAE(TrainingSteps):
                 changed then.
         """
         self.build_optimizer()
-        found = checkpoints.load(path, self)
-        self.data_epoch = found.epoch + (found.position > 0)
-        return found
+        return checkpoints.load(path, self)
 
     @property
     def built(self) -> bool:
@@ -410,7 +408,8 @@ class VAE(TrainingSteps):
         """Saves step, critics and the seeds of random layers beside what Keras saves."""
         super().save_own_variables(store)
         save_groups(store, self._own_groups())
-        clock = self._own_state.clock
+        self.averaging.save(store)
+        clock = self.epoch_clock
         if clock.steps_per_epoch is not None:
             store[_CLOCK] = np.array(dataclasses.astuple(clock), np.float64)
         store[_DATA_EPOCH] = np.array(self.data_epoch, np.int64)
@@ -419,11 +418,11 @@ class VAE(TrainingSteps):
         """Loads what `save_own_variables` saved."""
         self.build_optimizer()
         own = load_groups(store, self._own_groups()) | {_CLOCK, _DATA_EPOCH}
+        own |= self.averaging.load(store)
         names = set(store.keys())
         super().load_own_variables({name: store[name] for name in names - own})
         if _CLOCK in names:
-            self._own_state.clock = EpochClock.from_values(np.asarray(store[_CLOCK]).tolist())
-            self._use_clock()
+            self.epoch_clock = EpochClock.from_values(np.asarray(store[_CLOCK]).tolist())
         if _DATA_EPOCH in names:
             self.data_epoch = int(np.asarray(store[_DATA_EPOCH]))
 

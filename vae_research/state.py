@@ -19,6 +19,9 @@ from vae_research.epochs import EpochClock
 if TYPE_CHECKING:
     import tensorflow as tf
 
+CONTROLLERS = "controllers"
+"""The group of the states of controllers, which have names of their own: `TERM NAME`."""
+
 RUNNING_SUMS = "running sums"
 """The group that is no part of a checkpoint's variables: sums of the figures of an epoch."""
 
@@ -54,7 +57,7 @@ class OwnState:
         """Returns its variables by group; see `training_state`."""
         groups = {"step": [self.step]}
         if self.controllers:
-            groups["controllers"] = [
+            groups[CONTROLLERS] = [
                 variable for state in self.controllers.values() for variable in state.values()
             ]
         for critic in self.critics:
@@ -131,6 +134,12 @@ def load_groups(store: Any, groups: Mapping[str, list[Any]]) -> set[str]:
     """Gives variables the values that a store has of them; returns the names of all of them."""
     saved = set(store.keys())  # a store is no mapping in every respect
     found = dict(_named(groups))
+    theirs, ours = (
+        sorted(name for name in each if name.startswith(f"{CONTROLLERS} "))
+        for each in (saved, found)
+    )
+    if theirs and theirs != ours:
+        raise ValueError(f"The file has {', '.join(theirs)}, and the model {', '.join(ours) or 0}.")
     for name in found.keys() & saved:
         found[name].assign(store[name])
     return set(found)
@@ -139,7 +148,7 @@ def load_groups(store: Any, groups: Mapping[str, list[Any]]) -> set[str]:
 def _named(groups: Mapping[str, list[Any]]) -> Iterator[tuple[str, Any]]:
     for group, variables in groups.items():
         for index, variable in enumerate(variables):
-            yield f"{group} {index}", variable
+            yield f"{group} {variable.name if group == CONTROLLERS else index}", variable
 
 
 def all_variables(model: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from vae_research.arguments import checked_seed
 from vae_research.controllers import Controller, first_state, next_state, observed
 from vae_research.critics import Critic, checked_critics
+from vae_research.epochs import EpochClock
 from vae_research.keras_inputs import unpack, weighted
 from vae_research.objective import LossReport, Objective
 from vae_research.randomness import evaluation_key, fold_in, training_key
@@ -60,10 +61,18 @@ class TrainingSteps(Trainer):
         Epochs that were done count as such if they had another length, so that a schedule neither
         starts again nor goes back.
         """
-        own, step = self._own_state, self.step
         if steps_per_epoch != self.steps_per_epoch:
-            own.clock = own.clock.with_length(steps_per_epoch, step)
-            self._use_clock()
+            self.epoch_clock = self.epoch_clock.with_length(steps_per_epoch, self.step)
+
+    @property
+    def epoch_clock(self) -> EpochClock:
+        """How many epochs this model has been trained, whatever their lengths were."""
+        return self._own_state.clock
+
+    @epoch_clock.setter
+    def epoch_clock(self, clock: EpochClock) -> None:
+        self._own_state.clock = clock
+        self._use_clock()
 
     def _use_clock(self) -> None:
         clock = self._own_state.clock
@@ -121,8 +130,8 @@ class TrainingSteps(Trainer):
         with tf.GradientTape(persistent=bool(self.critics)) as tape:
             _, report = self.report(data, training=True, seed=self.step_key())
             loss = self.scaled_loss(report, sample_weight)
-            losses = [loss, *self._critic_losses(report, self.critics)]
-        self._apply([self, *self.critics], losses, tape)
+            losses = [loss, *self.critic_losses(report, self.critics)]
+        self.update([self, *self.critics], losses, tape)
         with graph_scope("figures"):
             return self.finish_step(report, sample_weight)
 
@@ -149,16 +158,24 @@ class TrainingSteps(Trainer):
         """
         with tf.GradientTape(persistent=True) as tape:
             _, report = self.report(data, training=True, seed=key)
-            losses = self._critic_losses(report, critics)
-        self._apply(critics, losses, tape)
+            losses = self.critic_losses(report, critics)
+        self.update(critics, losses, tape)
 
-    def _critic_losses(self, report: LossReport, critics: Sequence[Critic]) -> list[tf.Tensor]:
+    def critic_losses(self, report: LossReport, critics: Sequence[Critic]) -> list[tf.Tensor]:
+        """Returns the scalars that a training step differentiates for critics, in their order."""
         return [critic.optimizer.scale_loss(report.critics[critic.name].loss) for critic in critics]
 
-    def _apply(
+    def update(
         self, trained: Sequence[Any], losses: Sequence[tf.Tensor], tape: tf.GradientTape
     ) -> None:
-        """Takes all gradients, each of a loss by its own variables, and then moves all weights."""
+        """Takes all gradients, each of a loss by its own variables, and then moves all weights.
+
+        Args:
+            trained: the model itself and critics, in any order.
+            losses: of each of them, as `scaled_loss` and `critic_losses` return them.
+            tape: that has recorded the losses; persistent if there are several.
+        """
+        self._updated |= {each.name for each in trained if each is not self}
         variables = [each.trainable_variables for each in trained]
         with graph_scope("gradients"):
             gradients = [tape.gradient(*pair) for pair in zip(losses, variables, strict=True)]
@@ -179,8 +196,17 @@ class TrainingSteps(Trainer):
 
         Returns:
             The running means of this epoch.
+
+        Raises:
+            ValueError: a critic was not updated, or a figure has the name of another one.
         """
         self._is_finished = True
+        left_out = [critic.name for critic in self.critics if critic.name not in self._updated]
+        if left_out:
+            raise ValueError(
+                f"train_step has not updated {', '.join(map(repr, left_out))}: "
+                "self.update([self, *self.critics], losses, tape) trains the model and its critics."
+            )
         with graph_scope("controllers"):
             self._update_controllers(report)
         self.step_counter.assign_add(1)
@@ -225,7 +251,12 @@ class TrainingSteps(Trainer):
         for critic, of_critic in report.critics.items():
             values = {"loss": of_critic.loss, **of_critic.values}
             figures |= {f"{critic}/{name}": value for name, value in values.items()}
-        figures |= {name: tf.convert_to_tensor(value) for name, value in more.items()}
+        for name, value in more.items():
+            if name in figures:
+                raise ValueError(
+                    f"The step reports {name!r} already; give the figure another name."
+                )
+            figures[name] = tf.convert_to_tensor(value)
         self.running_means.update(figures, tf.shape(report.loss)[0])
         return self.get_metrics_result()
 

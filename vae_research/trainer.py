@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from vae_research.averaging import Averaging, KeepWeights
+from vae_research.averaging import Averaging
 from vae_research.critics import Critic, check_optimizers, check_variables
 from vae_research.data.streams import Batches, DeviceDataset
 from vae_research.execution import StepLoop
@@ -25,10 +25,13 @@ from vae_research.keras_inputs import (
     ScheduleLengths,
     preceded_by,
     refuse_class_weight,
+    refuse_restored_weights,
+    refuse_unscaled_float16,
     targets_for_weights,
     warn_of_repeated_data,
 )
 from vae_research.running_means import RunningMeans
+from vae_research.serialization import layers_of
 from vae_research.state import RUNNING_SUMS, OwnState
 from vae_research.tensors import scope_explained
 
@@ -67,7 +70,8 @@ class Trainer(keras.Model):
         self.running_means = running_means
         self.guard: Callable[[StepFunction], StepFunction] | None = None
         self.averaging = Averaging(self)
-        self._is_finished = False  # a step that is being traced has called `finish_step`
+        # Of a step that is being traced: whether it has ended, and which critics it has updated.
+        self._is_finished, self._updated = False, set[str]()
         self._own_state = OwnState(critics, controllers)
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
         self._step_loops: dict[Any, StepLoop] = {}
@@ -103,11 +107,6 @@ class Trainer(keras.Model):
     @data_epoch.setter
     def data_epoch(self, epoch: int) -> None:
         self._own_state.data_epoch = epoch
-
-    @property
-    def trains_on_the_device(self) -> bool:
-        """Whether the present or last `fit` reads a `DeviceDataset`."""
-        return self._device_datasets["train"] is not None
 
     def further_state(self) -> dict[str, list[Any]]:
         """Returns what a step may change beside weights and optimizer, by group."""
@@ -171,14 +170,12 @@ class Trainer(keras.Model):
                     "Add a LossTerm to VAE(terms=[...]); with weight=None it is only logged."
                 )
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        self.averaging.forget()  # another optimizer starts from the weights that are in place
         check_optimizers({"model": self.optimizer, **{c.name: c.optimizer for c in self.critics}})
         self._step_loops = {}
-        half = any(layer.compute_dtype == "float16" for layer in self.layers)
-        if half and not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            raise ValueError(
-                "Networks in mixed_float16 need a scaled loss, or small gradients become zero: "
-                "compile(keras.optimizers.LossScaleOptimizer(optimizer)), or use mixed_bfloat16."
-            )
+        refuse_unscaled_float16(self.layers, self.optimizer, "compile(")
+        for critic in self.critics:
+            refuse_unscaled_float16(layers_of(critic.layer), critic.optimizer, "Critic(..., ")
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as the saved model was, and creates the slots of the optimizer to be filled."""
@@ -227,7 +224,8 @@ class Trainer(keras.Model):
         are in place afterwards; the next `fit` continues from the weights themselves.
 
         Raises:
-            ValueError: `class_weight` is given.
+            ValueError: `class_weight` is given, or weights are averaged and a callback restores
+                those of an earlier epoch.
         """
         refuse_class_weight(kwargs.pop("class_weight", None))
         self.build_optimizer()
@@ -237,7 +235,7 @@ class Trainer(keras.Model):
         warn_of_repeated_data(self, x, callbacks)
         ours: list[Any] = [ScheduleLengths(initial_epoch)]
         if self.averaging.momentum is not None:
-            ours.append(KeepWeights(self.averaging))
+            refuse_restored_weights(callbacks)
         data_epochs = None
         if isinstance(x, DeviceDataset | Batches):
             data_epochs = DataEpochs(x, initial_epoch)
@@ -255,8 +253,8 @@ class Trainer(keras.Model):
             inputs, targets = targets_for_weights(*validation)
             kwargs["validation_data"] = (inputs, targets, validation[2])
         try:
-            with scope_explained():
-                history = super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+            with scope_explained(), self.averaging.kept_apart():
+                return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         except BaseException:
             # A step that failed while it was traced cannot be called again; the next fit traces it
             # again and says what is wrong then.
@@ -265,8 +263,8 @@ class Trainer(keras.Model):
             if data_epochs is not None:
                 data_epochs.count()
             raise
-        self.averaging.put()
-        return history
+        finally:
+            self.averaging.put()
 
     def evaluate(
         self,
@@ -298,6 +296,7 @@ class Trainer(keras.Model):
             ValueError: `class_weight` is given.
         """
         refuse_class_weight(class_weight)
+        self.averaging.remove_for_training()
         self._select_input("train", x)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
 
@@ -344,7 +343,10 @@ class Trainer(keras.Model):
         """Makes what Keras calls for the next steps: `guard(loop(step))`, or its own function."""
         dataset = self._device_datasets["train"]
         if dataset is None:
-            return super().make_train_function(force)
+            if self.train_function is None or force:
+                # Keras' own does the same with `train_step`.
+                self.train_function = self._make_function(self.training_step)
+            return self.train_function
         loop = self._loop("train", self.training_step, dataset, force)
         self.train_function = loop if self.guard is None else self.guard(loop)
         return self.train_function
@@ -355,7 +357,7 @@ class Trainer(keras.Model):
         Raises:
             ValueError: `train_step` did not end its step.
         """
-        self._is_finished = False
+        self._is_finished, self._updated = False, set()
         figures = self.train_step(data)
         if not self._is_finished:
             raise ValueError(UNFINISHED)

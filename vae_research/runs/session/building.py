@@ -58,9 +58,9 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     Raises:
         UsageError: --jit=on, and XLA cannot compile the model; or --steps_per_call does not fit.
     """
-    if model.run_eagerly:
-        return Execution(False, 1, "the model runs eagerly")
     step = traced_step(model, config, data)
+    if step is None:
+        return Execution(False, 1, "the model runs eagerly")
     steps = data.train.steps(config.batch_size)
     asked = config.steps_per_call
     intervals = {name: getattr(config, name) for name in ("log_every_steps", "checkpoint_steps")}
@@ -85,8 +85,10 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     return chosen
 
 
-def traced_step(model: VAE, config: Config, data: Data) -> TracedStep:
+def traced_step(model: VAE, config: Config, data: Data) -> TracedStep | None:
     """Returns the training step, which remembers nothing that a checkpoint does not hold.
+
+    None if the model runs eagerly; then a step that cannot be traced is not checked.
 
     Raises:
         UsageError: it cannot be traced, or remembers something else.
@@ -96,6 +98,8 @@ def traced_step(model: VAE, config: Config, data: Data) -> TracedStep:
     try:
         step = TracedStep(model.training_step, example)
     except (ValueError, TypeError) as error:
+        if model.run_eagerly:
+            return None
         raise UsageError(f"{error} (--debug shows where)") from error
     found = hidden_state(model, step.graph, step.operations())
     if found:
@@ -105,7 +109,7 @@ def traced_step(model: VAE, config: Config, data: Data) -> TracedStep:
             "optimizer to a Critic, a weight with a state to a Controller, and noise to a reader "
             "of `seed` with tf.random.stateless_normal."
         )
-    return step
+    return None if model.run_eagerly else step
 
 
 def refuse_values_outside_support(model: VAE, data: Data) -> None:

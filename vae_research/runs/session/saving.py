@@ -151,14 +151,13 @@ class Saving(keras.callbacks.Callback):
                 self._saved_at = time.monotonic()  # the next attempt is when a save is due by time
                 return error
         epoch, position = self._place
-        with self.model.averaging.weights():  # those that training continues from
-            self._saver.save(
-                self.model,
-                epoch=epoch,
-                position=position,
-                score=None if position else self._score,
-                progress=progress,
-            )
+        self._saver.save(
+            self.model,
+            epoch=epoch,
+            position=position,
+            score=None if position else self._score,
+            progress=progress,
+        )
         self._saved_place, self._saved_at = self._place, time.monotonic()
         return None
 

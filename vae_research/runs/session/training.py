@@ -261,6 +261,8 @@ class Session:
             records, key=lambda found: found.get("validation/elbo", -found["validation/loss"])
         )
         notes = notes_of(model, data)
+        with model.averaging.weights():  # as in the last checkpoint
+            state = checkpoints.state_sha256(model)
         summary = {
             "status": "done",
             "epochs": records[-1]["epoch"],
@@ -271,7 +273,7 @@ class Session:
             "effective_beta": model.effective_beta(),
             "parameters": model.count_params(),
             "weights_sha256": checkpoints.weights_sha256(model),
-            "state_sha256": checkpoints.state_sha256(model),
+            "state_sha256": state,
             "reproducibility": self.claim,
             "notes": notes,
             "test": {name: vars(value) for name, value in estimates.items()},
