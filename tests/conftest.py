@@ -23,9 +23,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    from tests import proofs
+    from tests import forks, proofs
 
     proofs.SOAK = config.getoption("--soak")
+    forks.flush_nothing()
 
 
 def pytest_collection_modifyitems(config, items):

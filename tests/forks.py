@@ -7,8 +7,10 @@ environment, streams and signals, and it ends as Python ends. It does not show w
 TensorFlow is imported, nor another encoding of the standard streams: every kind of command also has
 a test that starts a process of its own (`alone`).
 
-There is one server per process of tests, and one more for each folder whose modules hide others, as
-those of the fixture `without_tensorflow` do. Such a server imports only what needs no TensorFlow.
+There is one server per process of tests, which splits in two: one part has imported Keras alone, for
+programs that must not know this package, or import it by themselves. There is one more server for
+each folder whose modules hide others, as those of the fixture `without_tensorflow` do. Such a server
+imports only what needs no TensorFlow.
 """
 
 import atexit
@@ -42,6 +44,7 @@ NUMBER = struct.Struct("q")  # what a server answers: the process, and its exit 
 
 # What the servers import, beside their own modules.
 WITHOUT_TENSORFLOW = "vae_research.runs.cli.command"
+WITHOUT_THE_PACKAGE = "keras h5py"
 WITH_TENSORFLOW = (
     "vae_research.runs.session.training vae_research.losses.divergence sklearn.neighbors "
     "vae_research.losses.reconstruction vae_research.networks.dense matplotlib.figure"
@@ -56,15 +59,17 @@ def run(*arguments, **options):
     return start(*arguments, **options).ended()
 
 
-def start(*arguments, cwd, first=None, **environment):
+def start(*arguments, cwd, first=None, package=True, **environment):
     """Forks a process that does what `python *arguments` does.
 
     Args:
         cwd: its working folder.
         first: a folder whose modules hide others.
+        package: whether the process has imported this package; otherwise it has imported Keras.
         environment: variables besides those of this process.
     """
-    return _server(first).start(list(map(str, arguments)), str(cwd), variables(first, environment))
+    server, asked = _server(first), list(map(str, arguments))
+    return server.start(asked, str(cwd), variables(first, environment), 0 if package else 1)
 
 
 def alone(*arguments, **options):
@@ -157,35 +162,48 @@ class _Streams:
 
 @functools.cache
 def _server(first):
-    return Server(WITH_TENSORFLOW if first is None else WITHOUT_TENSORFLOW, first)
+    if first is None:
+        return Server([WITH_TENSORFLOW, WITHOUT_THE_PACKAGE])
+    return Server([WITHOUT_TENSORFLOW], first)
 
 
 class Server:
-    """A process that forks others; it ends with this one, which closes its standard input."""
+    """A process that forks others; it ends with this one, which closes its standard input.
 
-    def __init__(self, modules, first=None):
+    Args:
+        parts: what each part of the server has imported. The last part splits off first, and what
+            it has imported is also in the others.
+        first: a folder whose modules hide others.
+    """
+
+    def __init__(self, parts, first=None):
         self._folder = tempfile.TemporaryDirectory()
-        self._address = os.path.join(self._folder.name, "socket")
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the server)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(self._address)
-        listener.listen(64)
-        with listener:
+        with contextlib.ExitStack() as listeners:
+            described = []
+            for number, modules in enumerate(parts):
+                listener = listeners.enter_context(socket.socket(socket.AF_UNIX))
+                listener.bind(self._address(number))
+                listener.listen(64)
+                described.append((listener.fileno(), modules.split()))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.forks", str(listener.fileno()), *modules.split()],
+                [sys.executable, "-m", "tests.forks", json.dumps(described)],
                 cwd=CHECKOUT,
                 env=variables(first, {"TF_CPP_MIN_LOG_LEVEL": "3"}),
                 stdin=subprocess.PIPE,
                 stderr=self._errors,
-                pass_fds=[listener.fileno()],
+                pass_fds=[number for number, _ in described],
             )
         atexit.register(self.close)
 
-    def start(self, arguments, cwd, environment):
-        """Forks; returns a `Process`."""
+    def _address(self, part):
+        return os.path.join(self._folder.name, f"socket{part}")
+
+    def start(self, arguments, cwd, environment, part=0):
+        """Forks a part of the server; returns a `Process`."""
         streams = _Streams()
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._address)
+        connection.connect(self._address(part))
         asked = json.dumps([arguments, cwd, environment]).encode() + b"\n"
         numbers = [file.fileno() for file in streams.files]
         sent = socket.send_fds(connection, [asked], numbers)
@@ -209,6 +227,14 @@ class Server:
         self._process.stdin.close()
         self._process.wait(timeout=PATIENCE)
         self._folder.cleanup()
+
+
+def flush_nothing():
+    """Has this process not wait for its disk; `tests/test_checkpoints.py` counts what is flushed.
+
+    No test can see whether a flush has reached the disk, which takes up to a second.
+    """
+    os.fsync = lambda handle: None
 
 
 # ---------------------------------------------------------------- in the server
@@ -333,11 +359,23 @@ def interpret(arguments):
     exec(compile(source, name, "exec"), vars(main))
 
 
+def split(parts):
+    """Imports what the parts of a server need, and serves each of them in a process of its own."""
+    flush_nothing()
+    for at, (number, modules) in reversed(list(enumerate(parts))):
+        for module in modules:
+            importlib.import_module(module)
+        gc.freeze()
+        if at == 0 or fork() == 0:
+            for other, _ in parts[:at]:
+                os.close(other)
+            if "matplotlib.figure" in sys.modules:
+                # The first figure of a process loads fonts.
+                sys.modules["matplotlib.figure"].Figure().add_subplot().figure.savefig(io.BytesIO())
+            serve(socket.socket(fileno=number))
+            return
+        os.close(number)
+
+
 if __name__ == "__main__":
-    for module in sys.argv[2:]:
-        importlib.import_module(module)
-    if "matplotlib.figure" in sys.modules:
-        # The first figure of a process loads fonts.
-        sys.modules["matplotlib.figure"].Figure().add_subplot().figure.savefig(io.BytesIO())
-    gc.freeze()
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    split(json.loads(sys.argv[1]))

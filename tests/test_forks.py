@@ -66,3 +66,11 @@ def test_forks_have_entropy_of_their_own(tmp_path, without_tensorflow):
 def test_a_fork_computes_with_tensorflow(tmp_path):
     code = "import tensorflow as tf; print(float(tf.reduce_sum(tf.range(4.0))))"
     assert forks.run("-c", code, cwd=tmp_path).stdout == "6.0\n"
+
+
+def test_a_fork_that_does_not_know_the_package_may_import_it(tmp_path):
+    code = "import sys; print('keras' in sys.modules, 'vae_research' in sys.modules)"
+    code += "; import vae_research; print(vae_research.__name__)"
+    process = forks.run("-c", code, cwd=tmp_path, package=False)
+    assert process.stdout == "True False\nvae_research\n", process.stderr
+    assert forks.run("-c", code, cwd=tmp_path).stdout.startswith("True True\n")
