@@ -7,10 +7,10 @@ environment, streams and signals, and it ends as Python ends. It does not show w
 TensorFlow is imported, nor another encoding of the standard streams: every kind of command also has
 a test that starts a process of its own (`alone`).
 
-There is one server per process of tests, which splits in two: one part has imported Keras alone, for
-programs that must not know this package, or import it by themselves. There is one more server for
-each folder whose modules hide others, as those of the fixture `without_tensorflow` do. Such a server
-imports only what needs no TensorFlow.
+There is one server per process of tests, which splits in two: one part has imported no more than
+Keras, for programs that must not know this package, or import it by themselves. There is one more
+server for each folder whose modules hide others, as those of the fixture `without_tensorflow` do.
+Such a server imports only what needs no TensorFlow.
 """
 
 import atexit

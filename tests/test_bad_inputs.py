@@ -456,8 +456,32 @@ def test_every_number_has_its_row_its_test_or_its_reason(number):
 
 # What is no mistake, and needs a training.
 
-# A package that cannot be imported, put before the one that can.
-HINDRANCE = 'raise ModuleNotFoundError("No module named \'tensorboard\'", name="tensorboard")\n'
+# Runs an experiment in a process that has no package tensorboard, whatever it has imported so far.
+WITHOUT_TENSORBOARD = """
+import runpy, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorboard":
+            raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+# Runs an experiment that writes to pipes which nobody reads any more.
+INTO_BROKEN_PIPES = """
+import os, runpy, sys
+
+for stream in (1, 2):
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, stream)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 TINY = ["--batch_size=8", "--hidden_units=4", "--latent_dim=2", "--importance_samples=2"]
 QUICKLY = [*TINY, "--jit=off", "--notensorboard"]  # where neither of them matters
 STRANGE_NAME = "my run: 🙂 = größer & 'mehr'"
@@ -488,13 +512,12 @@ def test_56_what_is_said_goes_into_no_file_that_has_the_number_of_a_closed_strea
 
 @pytest.mark.slow
 def test_58_without_the_package_tensorboard_a_run_is_told_so_once(tmp_path, monkeypatch):
-    (tmp_path / "first/tensorboard").mkdir(parents=True)
-    (tmp_path / "first/tensorboard/__init__.py").write_text(HINDRANCE)
     (tmp_path / "images.npz").write_bytes(FILES["images.npz"]())
     monkeypatch.setenv("TF_CONFIG", "{not JSON")  # nor is that of anybody's concern
     flags = [*TINY, "--jit=off", "--dataset=images.npz", "--epochs=2", "--run_dir=run"]
     experiment = CHECKOUT / "experiments/vae_mnist.py"
-    process = forks.alone(experiment, *flags, cwd=tmp_path, first=tmp_path / "first")
+    program = ["-c", WITHOUT_TENSORBOARD, experiment]
+    process = forks.run(*program, *flags, cwd=tmp_path, package=False)
     assert process.returncode == 0, process.stderr
     (line,) = process.stderr.splitlines()
     assert "What TensorBoard shows" in line
@@ -507,16 +530,15 @@ def test_58_without_the_package_tensorboard_a_run_is_told_so_once(tmp_path, monk
 @pytest.mark.parametrize("closed", ["pipes whose reader has gone", "from the beginning"])
 def test_56_a_run_goes_on_when_nobody_listens(closed, tmp_path):
     (tmp_path / "images.npz").write_bytes(FILES["images.npz"]())
-    flags = [*TINY, "--jit=off", "--dataset=images.npz", "--epochs=1", "--run_dir=run"]
-    started = [sys.executable, str(CHECKOUT / "experiments/vae_mnist.py"), *flags]
+    experiment = CHECKOUT / "experiments/vae_mnist.py"
+    flags = [*QUICKLY, "--dataset=images.npz", "--epochs=1", "--run_dir=run"]
     if closed == "from the beginning":
-        started = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *started]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
-    process = subprocess.Popen(started, cwd=tmp_path, env=environment, **pipes)
-    process.stdout.close()
-    process.stderr.close()
-    assert process.wait(timeout=forks.PATIENCE) == 0
+        command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", sys.executable, experiment, *flags]
+        environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL)
+    else:
+        ended = forks.run("-c", INTO_BROKEN_PIPES, experiment, *flags, cwd=tmp_path)
+    assert ended.returncode == 0
     assert json.loads((tmp_path / "run/summary.json").read_text("utf-8"))["status"] == "done"
 
 

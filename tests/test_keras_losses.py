@@ -3,11 +3,7 @@
 What they train is in test_keras_losses_parity.py, and noise in test_sampling_layer.py.
 """
 
-import os
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,6 +11,7 @@ import pytest
 import scipy.special
 import tensorflow as tf
 
+from tests import forks
 from vae_research import (
     AddLossModel,
     KLLossLayer,
@@ -27,7 +24,6 @@ from vae_research import (
 )
 from vae_research.randomness import evaluation_key, fold_in, standard_normal, training_key
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 PLACES = ("top", "encoder", "model", "step")
 LAYERS = PLACES[:3]
 SHAPE, LATENT, FACTOR, SEED = (3, 2, 1), 2, 0.3, 5
@@ -214,13 +210,7 @@ def test_models_are_loaded_by_a_process_that_only_imports_the_package(compiled, 
             assert numpy.isfinite(losses).all()
             print(place, int(model.optimizer.iterations))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-    )
+    done = forks.run("-c", textwrap.dedent(program), cwd=tmp_path, package=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["top 3", "encoder 3", "model 3"]
 

@@ -5,17 +5,14 @@ and the optimizer's slots), the same schedules. Compared by `==`, since nothing 
 another order. The processes that the tests start have none of this module's classes.
 """
 
-import os
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import forks
 from vae_research import (
     VAE,
     Bernoulli,
@@ -41,7 +38,6 @@ from vae_research import (
     value_at,
 )
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 SHAPE = (4, 4, 1)
 LATENT = 2
 IMAGES = (np.random.default_rng(0).random((16, *SHAPE)) < 0.3).astype("float32")
@@ -138,10 +134,10 @@ def build(terms=None, networks=functional, *, bottleneck=None, **options):
 
 
 def trained(*args, data=IMAGES, **options):
-    """A model after two epochs of two steps; Adam has slots of its own for each variable."""
+    """A model after two steps; Adam has slots of its own for each variable."""
     vae = build(*args, **options)
     vae.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
-    vae.fit(data, batch_size=8, epochs=2, verbose=0)
+    vae.fit(data, batch_size=8, verbose=0)
     return vae
 
 
@@ -156,12 +152,12 @@ def assert_same(first, second):
 
 
 def figures(vae, data=IMAGES):
-    return vae.evaluate(data, batch_size=8, verbose=0, return_dict=True)
+    return vae.evaluate(data, batch_size=len(IMAGES), verbose=0, return_dict=True)
 
 
 def assert_goes_on_alike(vae, loaded, data=IMAGES):
     """Same weights, slots and step now, and the same after one more step."""
-    assert loaded.step == vae.step == 4
+    assert loaded.step == vae.step == 2
     assert_same(loaded.get_weights(), vae.get_weights())
     slots = [[x.numpy() for x in model.optimizer.variables] for model in (vae, loaded)]
     assert len(slots[0]) > 2 * len(vae.trainable_variables)
@@ -169,7 +165,7 @@ def assert_goes_on_alike(vae, loaded, data=IMAGES):
     assert figures(loaded, data) == figures(vae, data)
     assert loaded.train_on_batch(data) == vae.train_on_batch(data)
     assert_same(loaded.get_weights(), vae.get_weights())
-    assert loaded.step == 5
+    assert loaded.step == 3
 
 
 # A whole model.
@@ -397,17 +393,25 @@ class Shrinkage(LossTerm):
         return value_at(self.strength, step) * tf.reduce_sum(values, axis=-1)
 
 
+SCHEDULES = {
+    "warm_up_in_steps": LinearWarmup(peak=2.0, steps=7),
+    "warm_up_in_epochs": LinearWarmup(epochs=4.5),
+    "cosine": Cosine(epochs=4, start=0.1),
+    "cyclical": Cyclical(steps=6, rising=0.3, cycles=None),
+    "constant": Constant(value=0.3),
+    "own_schedule": Halving(steps=3),
+}
+# All of a kind in one model; each of them is compared.
 TERMS = {
-    "warm-up in steps": [KLDivergence(weight=LinearWarmup(peak=2.0, steps=7))],
-    "warm-up in epochs": [KLDivergence(weight=LinearWarmup(epochs=4.5))],
-    "cosine": [KLDivergence(weight=Cosine(epochs=4, start=0.1))],
-    "cyclical": [KLDivergence(weight=Cyclical(steps=6, rising=0.3, cycles=None))],
-    "constant": [KLDivergence(weight=Constant(value=0.3))],
-    "capacity in epochs": [CapacityKL(weight=2.0, capacity=LinearWarmup(peak=3.0, epochs=5))],
-    "free bits and a monitor": [FreeBits(nats_per_dimension=0.3), KLDivergence(weight=None)],
-    "another name": [KLDivergence(name="rate"), FreeBits(rename={"kl": "kl"}, weight=None)],
-    "own term": [KLDivergence(), Shrinkage(strength=LinearWarmup(steps=9), powers=(2, 4))],
-    "own schedule": [KLDivergence(weight=Halving(steps=3))],
+    "schedules": [KLDivergence(weight=weight, name=name) for name, weight in SCHEDULES.items()],
+    "terms": [
+        CapacityKL(weight=2.0, capacity=LinearWarmup(peak=3.0, epochs=5)),
+        FreeBits(nats_per_dimension=0.3),
+        FreeBits(rename={"kl": "kl"}, weight=None, name="renamed"),
+        KLDivergence(weight=None),
+        KLDivergence(name="rate"),
+        Shrinkage(strength=LinearWarmup(steps=9), powers=(2, 4)),
+    ],
 }
 
 
@@ -506,7 +510,9 @@ def test_weights_load_into_a_model_of_other_terms(terms, tmp_path):
     """Terms have no variables: what is trained next is a choice, and no part of the weights."""
     vae = trained()
     vae.save_weights(tmp_path / "w.weights.h5")
-    other = trained(terms)
+    other = build(terms)
+    other.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
+    other.train_on_batch(IMAGES)
     other.load_weights(tmp_path / "w.weights.h5")
     assert_same(other.get_weights(), vae.get_weights())
     assert other.step == vae.step
@@ -516,7 +522,9 @@ def test_weights_load_into_a_model_of_other_terms(terms, tmp_path):
 def test_weights_of_another_network_are_refused(tmp_path):
     vae = trained()
     vae.save_weights(tmp_path / "w.weights.h5")
-    other = trained(networks=convolutional)
+    other = build(networks=convolutional)
+    other.compile(keras.optimizers.Adam(0.01))
+    other(IMAGES)
     with pytest.raises(ValueError, match=r"[Ll]ayer"):
         other.load_weights(tmp_path / "w.weights.h5")
 
@@ -524,36 +532,19 @@ def test_weights_of_another_network_are_refused(tmp_path):
 # In other processes.
 
 IN_ANOTHER_PROCESS = """
-import os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import sys
 import keras
 import numpy as np
 """
 
 
 def in_another_process(program, folder, *arguments, package=True):
-    """Runs a program in an empty folder, in isolated mode: no PYTHONPATH, no current folder."""
-    where = (
-        f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})"
-        if package
-        else 'import sys; sys.modules["vae_research"] = None  # an import of it now fails'
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    """Runs a program in an empty folder, in a process that has imported no more than Keras."""
+    # An import of it fails then.
+    hidden = "" if package else 'import sys; sys.modules["vae_research"] = None'
+    code = f"{hidden}\n{IN_ANOTHER_PROCESS}\n{textwrap.dedent(program)}"
     folder.mkdir()
-    return subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-c",
-            f"{where}\n{IN_ANOTHER_PROCESS}\n{textwrap.dedent(program)}",
-            *map(str, arguments),
-        ],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return forks.run("-c", code, *arguments, cwd=folder, package=False)
 
 
 @pytest.mark.slow
@@ -591,7 +582,7 @@ def test_a_model_loads_in_a_process_that_used_none_of_its_parts(tmp_path):
     vae = keras.models.load_model(sys.argv[1])
     images = np.load(sys.argv[2])
     vae.run_eagerly = True
-    print(vae.evaluate(images, batch_size=8, verbose=0, return_dict=True)["loss"], vae.step)
+    print(vae.evaluate(images, batch_size=16, verbose=0, return_dict=True)["loss"], vae.step)
     """
     done = in_another_process(program, tmp_path / "elsewhere", path, tmp_path / "images.npy")
     assert done.returncode == 0, done.stderr

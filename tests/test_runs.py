@@ -48,9 +48,9 @@ def images(tmp_path_factory):
     return path
 
 
-def trained(*arguments, python=forks.run, **options):
+def trained(*arguments, **options):
     """A command that must succeed; returns what it printed."""
-    process = python(*arguments, **options)
+    process = forks.run(*arguments, **options)
     assert process.returncode == 0, process.stderr
     return process.stdout
 
@@ -520,7 +520,7 @@ import keras, numpy
 decoder = keras.models.load_model({str(finished[0] / "decoder.keras")!r})
 numpy.save("logits.npy", decoder(numpy.load("codes.npy"))["logits"])
 """
-    trained("-c", code, cwd=tmp_path, python=forks.alone)  # a fork would know the package
+    trained("-c", code, cwd=tmp_path, package=False)
     expected = loaded.model.decoder(CODES)["logits"]
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=1e-5)
 
@@ -534,7 +534,7 @@ model = keras.models.load_model({str(finished[0] / "model.keras")!r})
 assert model.step == 4, model.step
 numpy.savez("found.npz", samples=model.sample(3), predicted=model.predict(numpy.ones([5, 8, 8, 1])))
 """
-    trained("-c", code, cwd=tmp_path, python=forks.alone)  # a fork would know the package
+    trained("-c", code, cwd=tmp_path, package=False)
     found = np.load(tmp_path / "found.npz")
     np.testing.assert_allclose(found["samples"], loaded.model.sample(3), rtol=1e-5)
     expected = loaded.model.reconstruct(np.ones([5, 8, 8, 1], np.float32))
