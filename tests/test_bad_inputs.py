@@ -421,10 +421,10 @@ ELSEWHERE = {
     51: "test_data_folders.py::test_more_than_memory_is_refused_before_decoding",
     53: "test_gate.py::test_the_cause_is_named_and_nothing_of_the_step_is_kept",
     54: "test_resume.py::test_a_kl_divergence_of_nothing_is_warned_of_once",
-    55: "test_survival.py::test_55_a_second_signal_ends_at_once_and_does_no_damage",
+    55: "test_survival.py::test_a_run_goes_on_after_an_interruption_of_each_kind",
     57: "test_resume.py::test_logs_are_cut_off_at_the_checkpoint",
     59: "test_resume.py::test_out_of_memory_is_one_line_with_a_hint",
-    60: "test_survival.py::test_an_error_of_the_user_is_shown_after_a_save",
+    60: "test_survival.py::test_a_run_goes_on_after_an_interruption_of_each_kind",
 }
 # Numbers that cannot apply yet: the reason, and a name that no flag has while it holds.
 CANNOT_APPLY = {

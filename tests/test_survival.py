@@ -1,7 +1,8 @@
 """Runs that are killed go on as if they had not been: bit for bit, wherever the kill falls.
 
-See `tests.proofs` for the two sizes: every day one kill of each kind (in a step, in a file), signal
-and network, in the large one long series of them. Every proof has mutants that it must catch.
+Every day one run is interrupted in each way (kills in a step and in a file, signals, errors of the
+user), one after the other. With `--soak` there are long series of each, with every network, and each
+interruption has a run of its own. Every proof has mutants that it must catch.
 """
 
 import collections
@@ -33,8 +34,6 @@ COMMON = proofs.COMMON if SOAK else [*proofs.COMMON, "--notensorboard"]
 EPOCHS = "--epochs=4"
 # XLA compiles in every process anew.
 KILLS = {"dense, XLA": 24, "dense": 40, "convolutional": 40}
-if not SOAK:
-    KILLS = {"dense, XLA": 1, "dense": 3, "convolutional": 1}
 
 
 def part_of(phase):
@@ -45,6 +44,44 @@ def part_of(phase):
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_after_an_interruption_of_each_kind(dataset, unbroken, tmp_path):
+    """One after the other in one run: one comparison at its end holds for all of them."""
+    epochs, run_dir = 12, tmp_path / "run"
+    flags = [dataset, *COMMON, f"--epochs={epochs}", SELDOM, *RUNS["dense"]]
+
+    def interrupted(status, **how):
+        before = checkpoints.search(run_dir / "checkpoints").newest
+        result = trials.run(run_dir, *flags, **how)
+        assert result["status"] == status, result
+        found = checkpoints.search(run_dir / "checkpoints")
+        # What an interruption leaves is whole or has no name.
+        assert found.damaged == ()
+        return result, 0 if before is None else before.step, found.newest.step
+
+    for signal, code in (("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)):
+        result, before, saved = interrupted(code, kill_in_call=3, signal=signal)
+        assert result["stderr"].endswith("repeat the command with its --run_dir.\n")
+        assert saved > before
+    for where in ("callback", "term"):
+        result, before, saved = interrupted(1, error_in=where)
+        assert "Traceback" in result["stderr"]
+        assert f"RuntimeError: of the user's {where}" in result["stderr"]
+        assert saved % STEPS == 0 if where == "callback" else saved > before
+    # A second signal ends the run at once, in the save for the first one.
+    how = {"kill_in_call": 3, "signal": "SIGINT", "again_at": ["fsync", ".writing-"]}
+    result, before, saved = interrupted(130, **how)
+    assert result["phase"].endswith(", for the second time")
+    assert result["stderr"] == ""  # no time for words
+    # Kills in a step, and in a save after another that was whole.
+    result, _, _ = interrupted(-9, kill_in_call=3, after=0.005)
+    assert part_of(result["phase"]).startswith("steps")
+    result, before, saved = interrupted(-9, kill_at=["fsync", "manifest.json", 2])
+    assert result["phase"] == "in a save, before fsync of manifest.json"
+    assert before < saved < STEPS * epochs
+    assert go_on(run_dir, *flags) == unbroken("dense", epochs)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_goes_on_bit_for_bit(name, dataset, unbroken, tmp_path):
     wanted, phases = unbroken(name), collections.Counter()
@@ -112,15 +149,14 @@ def test_the_proof_notices_a_critic_that_is_lost(name, with_critic, tmp_path):
     assert result["status"] != 0 or outcome(tmp_path / "run").metrics != wanted.metrics
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_kill_at_every_effect_on_files(dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     effects = trials.run(tmp_path / "listed/run", *flags, list_effects=True)["effects"]
     kinds = collections.Counter(effect for effect, _ in effects)
     assert set(kinds) == {"create", "write", "fsync", "rename", "remove"}
     killed, parts = collections.Counter(), collections.Counter()
-    chosen = range(len(effects)) if SOAK else range(3, len(effects), len(effects) // 2)
-    for number in chosen:
+    for number in range(len(effects)):
         run_dir = tmp_path / str(number) / "run"
         result = trials.run(run_dir, *flags, kill_at_effect=number)
         assert result["status"] == -9, result
@@ -133,9 +169,9 @@ def test_a_kill_at_every_effect_on_files(dataset, unbroken, tmp_path):
     tell("kills at every effect", of=len(effects), survived=killed, phases=parts)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_many_kills_in_one_run(dataset, unbroken, tmp_path):
-    kills, epochs = (20, 55) if SOAK else (2, 7)
+    kills, epochs = 20, 55
     flags = [dataset, *COMMON, f"--epochs={epochs}", OFTEN, *RUNS["dense"]]
     run_dir, random_, steps, phases = tmp_path / "run", random.Random(1), [], collections.Counter()
     for _ in range(kills):
@@ -174,8 +210,8 @@ def signalled(run_dir, flags, name, call, **how):
     ("signal", "code"),
     [
         ("SIGTERM", 143),
-        pytest.param("SIGINT", 130, marks=pytest.mark.slow),
-        pytest.param("SIGHUP", 143, marks=pytest.mark.slow),
+        pytest.param("SIGINT", 130, marks=pytest.mark.soak),
+        pytest.param("SIGHUP", 143, marks=pytest.mark.soak),
     ],
 )
 def test_a_signal_saves_at_its_step(signal, code, name, dataset, unbroken, tmp_path):
@@ -198,8 +234,8 @@ def test_the_proof_notices_a_signal_that_does_not_save(dataset, tmp_path):
         signalled(tmp_path / "run", flags, "dense", 6, **how)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("effect", ["create", "fsync", "rename"] if SOAK else ["fsync"])
+@pytest.mark.soak
+@pytest.mark.parametrize("effect", ["create", "fsync", "rename"])
 def test_55_a_second_signal_ends_at_once_and_does_no_damage(effect, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     # Named by the step: the save of step 8 may be under way when the first signal comes.
@@ -214,7 +250,7 @@ def test_55_a_second_signal_ends_at_once_and_does_no_damage(effect, dataset, unb
     assert go_on(tmp_path / "run", *flags) == unbroken("dense")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("where", ["term", "callback"])
 def test_an_error_of_the_user_is_shown_after_a_save(where, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
@@ -273,7 +309,10 @@ def killed(dataset, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", [*ON_RESUME, *ON_SAVE, "noise_with_state"])
+@pytest.mark.parametrize(
+    "mutant",
+    [*ON_RESUME, *ON_SAVE, pytest.param("noise_with_state", marks=pytest.mark.soak)],
+)
 def test_the_proof_notices_what_is_lost(mutant, killed, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     run_dir = tmp_path / "run"

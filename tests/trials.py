@@ -28,8 +28,10 @@ def run(run_dir, *flags, **how):
         kill_in_call, after: a call of the compiled steps, and seconds after its beginning, in
             another thread, for which the next call waits; at once without them.
         signal: instead of SIGKILL.
-        again_at: effect and name of its path, where a first signal is followed by another.
-        error_in: a "term", a "callback", or the file of "metrics".
+        again_at: effect and beginning of the name of its path, where a first signal is followed by
+            another.
+        error_in: a "term" in the sixth call, a "callback" at the end of the first epoch from the
+            third on, or the file of "metrics".
         experiment: the name of one whose `build` makes the model, instead of the one below.
         fill_in_call, free_in_call, filler: before which call a file takes all that is left of
             its disk, and before which one it is removed.
@@ -138,7 +140,7 @@ class Watch:
             return estimate(*arguments, **options) if self.how.get("whole") else {}
 
         def watched_log(callback, record):
-            if error_in == "callback" and record.epoch == 3:
+            if error_in == "callback" and record.epoch >= 3:
                 raise RuntimeError("of the user's callback")
             log(callback, record)
 
@@ -177,7 +179,8 @@ class Watch:
         at_name = [effect, name, self.effects.count([effect, name])]
         if number == self.how.get("kill_at_effect") or at_name == self.how.get("kill_at"):
             self.kill(f"{where}, before {effect} of {name}")
-        if signals.is_received() and [effect, name] == self.how.get("again_at"):
+        again, beginning = self.how.get("again_at", ("never", ""))
+        if signals.is_received() and effect == again and name.startswith(beginning):
             self.kill(f"{where}, before {effect} of {name}, for the second time")
             time.sleep(60)  # the first thread hears of it
 
