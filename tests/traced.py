@@ -15,9 +15,8 @@ def as_new(make):
         make: a function without arguments that returns a compiled model of functional networks. Its
             schedules count in steps: how long an epoch was is not undone.
     """
-    model, state = _made_by(make)
-    for variable, value in state:
-        variable.assign(value)
+    model, put_back = _made_by(make)
+    put_back()
     return model
 
 
@@ -25,4 +24,17 @@ def as_new(make):
 def _made_by(make):
     model = make()
     model.build_optimizer()
-    return model, [(variable, variable.value.numpy()) for variable in all_variables(model)]
+    return model, way_back(model)
+
+
+def way_back(model):
+    """Returns a function that puts a model back into the state that it has now."""
+    state = [(variable, variable.value.numpy()) for variable in all_variables(model)]
+    data_epoch = model.data_epoch
+
+    def put_back():
+        for variable, value in state:
+            variable.assign(value)
+        model.data_epoch = data_epoch
+
+    return put_back
