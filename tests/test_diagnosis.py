@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.traced import as_new
 from vae_research import (
     VAE,
     Bernoulli,
@@ -40,7 +41,15 @@ def stripes(count, seed=0):
 TRAIN, VALIDATION = stripes(2000), stripes(300, seed=1)
 
 
-def make(*, latent=2, weight=1.0, seed=0, learning_rate=3e-3, bottleneck=GaussianBottleneck):
+def make(
+    *,
+    latent=2,
+    weight=1.0,
+    seed=0,
+    learning_rate=3e-3,
+    bottleneck=GaussianBottleneck,
+    run_eagerly=False,
+):
     keras.utils.set_random_seed(seed)
     outputs = {} if bottleneck is GaussianBottleneck else {"outputs": ("z_mean",)}
     terms = [Bernoulli()] if outputs else [Bernoulli(), KLDivergence(weight=weight)]
@@ -51,7 +60,8 @@ def make(*, latent=2, weight=1.0, seed=0, learning_rate=3e-3, bottleneck=Gaussia
         terms,
         seed=seed,
     )
-    vae.compile(keras.optimizers.Adam(learning_rate), jit_compile=False)  # XLA starts slowly
+    # XLA starts slowly.
+    vae.compile(keras.optimizers.Adam(learning_rate), jit_compile=False, run_eagerly=run_eagerly)
     return vae
 
 
@@ -73,12 +83,11 @@ def diagnoses(model, folder, *, epochs=1, **options):
     every = EveryEpoch(latents)
     model.fit(
         TRAIN,
-        batch_size=50,
         epochs=epochs,
         validation_data=VALIDATION,
         callbacks=[latents, every],
         verbose=0,
-        **options,
+        **{"batch_size": 50, **options},
     )
     return every.found, [diagnosis.name for diagnosis in latents.diagnoses]
 
@@ -86,10 +95,9 @@ def diagnoses(model, folder, *, epochs=1, **options):
 # A model of each kind.
 
 
-# Two seeds a day.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 10))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 10))]
 )
 def test_healthy_runs_are_healthy_after_every_epoch(seed, tmp_path):
     found, last = diagnoses(make(seed=seed), tmp_path, epochs=4)
@@ -117,6 +125,10 @@ def still(model):
     return model
 
 
+def make_still():
+    return still(make())
+
+
 def silence(model, dimensions):
     """Has the encoder say nothing about some dimensions: their posterior is the prior."""
     for name in ("z_mean", "z_log_var"):
@@ -139,7 +151,7 @@ def test_dead_dimensions(tmp_path):
 
 @pytest.mark.slow
 def test_posterior_collapse_of_an_encoder_that_says_nothing(tmp_path):
-    model = still(make())
+    model = as_new(make_still)
     silence(model, [0, 1])
     assert diagnoses(model, tmp_path)[1] == ["posterior collapse"]
 
@@ -151,30 +163,40 @@ def test_posterior_collapse_of_a_model_that_was_trained_into_it(tmp_path):
 
 @pytest.mark.slow
 def test_decoder_that_ignores_z(tmp_path):
-    model = still(make())
+    model = as_new(make_still)
     first = model.decoder.layers[1]
     kernel, bias = first.get_weights()
     first.set_weights([np.zeros_like(kernel), bias])
     assert diagnoses(model, tmp_path)[1] == ["decoder ignores z"]
 
 
+def warming_up(weight):
+    """A model that was trained, and now has a schedule."""
+    model = make(weight=weight, run_eagerly=True)
+    model.set_weights(as_new(make_still).get_weights())
+    return model
+
+
+FOUR_STEPS = {"epochs": 2, "batch_size": len(TRAIN) // 2}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("weight", "expected"),
     [
-        (LinearWarmup(start=0.2, steps=121), "warm-up never ended"),
-        (LinearWarmup(start=0.2, steps=120), "healthy"),
-        (LinearWarmup(start=0.2, epochs=3), "healthy"),
+        (LinearWarmup(start=0.2, steps=5), "warm-up never ended"),
+        (LinearWarmup(start=0.2, steps=4), "healthy"),
+        (LinearWarmup(start=0.2, epochs=2), "healthy"),
         (LinearWarmup(start=1.0, peak=0.5, steps=1000), "healthy"),  # is lowered, and may be
-        # Fell to 0.2 at step 100, where the second cycle begins.
-        (Cyclical(start=0.2, steps=100, cycles=2), "warm-up never ended"),
-        # Stays at its peak from step 110 on until 200.
-        (Cyclical(start=0.2, steps=100, cycles=2, rising=0.1), "healthy"),
+        # Fell to 0.2 at step 3, where the second cycle begins.
+        (Cyclical(start=0.2, steps=3, cycles=2), "warm-up never ended"),
+        # Stays at its peak from step 3.3 on until 6.
+        (Cyclical(start=0.2, steps=3, cycles=2, rising=0.1), "healthy"),
     ],
 )
 def test_warm_up_that_never_ends_is_told_from_the_first_epoch_on(weight, expected, tmp_path):
-    found, last = diagnoses(make(weight=weight), tmp_path, epochs=3)  # 120 steps
-    assert found == [[expected]] * 3
+    found, last = diagnoses(warming_up(weight), tmp_path, **FOUR_STEPS)
+    assert found == [[expected]] * 2
     assert last == [expected]
 
 
@@ -185,13 +207,11 @@ def test_warm_up_that_would_have_ended_had_training_not_been_stopped(tmp_path):
             self.model.stop_training = True
 
     latents = Latents(tmp_path, VALIDATION)
-    model = make(weight=LinearWarmup(start=0.2, steps=120))
-    model.fit(TRAIN, batch_size=50, epochs=3, verbose=0, callbacks=[latents, Stop()])
+    model = warming_up(LinearWarmup(start=0.2, steps=4))
+    model.fit(TRAIN, **FOUR_STEPS, verbose=0, callbacks=[latents, Stop()])
     (diagnosis,) = latents.diagnoses
     assert diagnosis.name == "warm-up never ended"
-    assert (
-        "ends at step 40 with weight 0.467 of 'kl', which reaches 1 at step 120" in diagnosis.reason
-    )
+    assert "ends at step 2 with weight 0.6 of 'kl', which reaches 1 at step 4" in diagnosis.reason
 
 
 # The diagnosis itself.
@@ -302,7 +322,7 @@ def test_information_of_variances_that_cannot_be_computed_with_is_not_a_number()
 
 def test_information_is_never_above_the_mean_divergence():
     # q(z) is closest to the prior where the encoder is exact: both are equal there but for noise.
-    model = still(make())
+    model = as_new(make_still)
     tensors = model.infer(VALIDATION)
     found = mutual_information(*(tensors[n].numpy() for n in ("z", "z_mean", "z_log_var")))
     divergence = float(tf.reduce_mean(tf.reduce_sum(tensors["kl"], axis=1)))
