@@ -547,7 +547,8 @@ def test_the_model_of_a_run_is_exported(loaded, tmp_path):
 
     loaded.model.export(tmp_path / "exported", verbose=False)
     images = loaded.data.test.prepare(slice(0, 3))
-    found = tf.saved_model.load(tmp_path / "exported").serve(tf.constant(images))
+    program = tf.saved_model.load(tmp_path / "exported")
+    found = program.serve(tf.constant(images))
     np.testing.assert_allclose(found, loaded.model.reconstruct(images), rtol=1e-5)
 
 
