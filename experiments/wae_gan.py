@@ -1,15 +1,15 @@
 """Wasserstein autoencoder whose codes are matched with the prior by an adversary, WAE-GAN.
 
-Paper: Tolstikhin et al. 2018, Wasserstein Auto-Encoders (arXiv:1711.01558), equation 4 and
-algorithm 1, with the latent space, penalty weight and adversary of its MNIST experiment: 8
-dimensions, lambda 10, four layers of 512 units, Adam 5e-4 with beta_1 0.5. The reconstruction cost
-is the squared error: a normal likelihood of variance 1/2 but for a constant, 448.7 nats for 784
-pixels. The codes have no noise, so that there is no ELBO. Encoder and decoder are those of
-vae_mnist.py.
+Paper: Tolstikhin et al. 2018, Wasserstein Auto-Encoders (arXiv:1711.01558), algorithm 1, with the
+settings of its MNIST experiment for codes and adversary: 8 dimensions, lambda 10, four layers of
+512 units, Adam 5e-4 with beta_1 0.5. Encoder and decoder are those of vae_mnist.py. The cost is the
+squared error: a normal likelihood of variance 1/2, whose constant is 448.7 nats for 784 pixels. The
+codes have no noise, so that there is no ELBO.
 
 Command: scripts/run experiments/wae_gan.py
-Time: (of a run)
-Expect: (figures of a run)
+Time: 20 minutes on 2 cores that other programs kept busy
+Expect: squared error of 20.4 on a test image (reconstruction 469.1 nats); the adversary's
+cross-entropy is 0.596 on validation data (log 2 = 0.693 if it could not tell the two); seed 0.
 """
 
 import keras

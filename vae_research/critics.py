@@ -16,6 +16,7 @@ from vae_research.objective import (
     CriticReport,
     check_labels,
     controllers_of,
+    plus,
     weights_of,
 )
 from vae_research.settings import from_config
@@ -162,9 +163,9 @@ class Critic:
         weights = self.weights(tensors["step"], states)
         loss = tf.zeros([])
         for name, weight in weights.items():
-            loss += weight * values[name]
+            loss = plus(loss, weight, values[name])
         for regularization in self.layer.losses:
-            loss += tf.reduce_sum(tf.cast(regularization, tf.float32))
+            loss = plus(loss, 1.0, tf.reduce_sum(tf.cast(regularization, tf.float32)))
         return CriticReport(loss, values, weights)
 
     def figure_names(self) -> list[str]:

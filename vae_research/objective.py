@@ -242,10 +242,13 @@ class Objective:
             loss = tf.zeros_like(values[self.likelihood.label])
             outside = list(weights)
         for name in outside:
-            loss += weights[name] * values[name]
+            loss = plus(loss, weights[name], values[name])
         if regularization := list(regularization):
             losses = [tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in regularization]
-            values["regularization"] = sum(losses)  # in their order, which add_n does not promise
+            total = tf.zeros([])
+            for value in losses:
+                total = plus(total, 1.0, value)
+            values["regularization"] = total
             weights["regularization"] = tf.constant(1.0)
             loss += values["regularization"]
         report = LossReport(loss, loss, values, weights, elbo)
@@ -286,7 +289,7 @@ class Objective:
             )
         for name, weight in weights.items():
             if name not in inside:
-                surrogate += weight * report.values[name]
+                surrogate = plus(surrogate, weight, report.values[name])
         return surrogate
 
     def _check_rows(self, rows: Mapping[str, tf.Tensor]) -> None:
@@ -309,7 +312,10 @@ class Objective:
         self, rows: Mapping[str, tf.Tensor], weights: Mapping[str, tf.Tensor], inside: Iterable[str]
     ) -> tf.Tensor:
         # log w = log p(x|z) + log p(z) - log q(z|x), [batch, K].
-        return self._by_sample(-sum(weights[name] * rows[name] for name in inside))
+        log_weight = tf.zeros_like(rows[self.likelihood.label])
+        for name in inside:
+            log_weight = plus(log_weight, -weights[name], rows[name])
+        return self._by_sample(log_weight)
 
     def _by_sample(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.reshape(rows, [-1, self.num_samples])
@@ -386,6 +392,15 @@ class Objective:
                 "An importance-weighted bound needs log q(z|x) - log p(z): add MonteCarloKL() to "
                 f"the terms {', '.join(term.label for term in self.terms)}."
             )
+
+
+def plus(total: tf.Tensor, weight: tf.Tensor | float, value: tf.Tensor) -> tf.Tensor:
+    """Returns `total + weight * value`, rounded like that also in a chain of several.
+
+    Without XLA, TensorFlow turns a chain of additions into one AddN, whose order depends on which
+    of its inputs is freed first. It leaves subtractions as they are.
+    """
+    return total - (-weight) * value
 
 
 def check_labels(terms: Iterable[LossTerm]) -> None:
