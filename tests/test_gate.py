@@ -297,8 +297,8 @@ def slow(*cases):
 # The first step, one in the middle of a call, the smaller last batch, and the same an epoch later.
 PLACES = [0, 1, 4, 5, 9]
 WHERE, COMPILED = list(INJECTIONS), ["graph", "XLA"]
-# Each injection and each place, and one of them with XLA: the gate looks at the state between calls,
-# however they were compiled. `--soak` has all with all.
+# Each injection and each place, and one of them with XLA: the gate looks at the state between calls
+# alone, however they were compiled. `--soak` has all with all.
 CASES = [
     *((where, "graph", PLACES[number % len(PLACES)]) for number, where in enumerate(WHERE)),
     ("own term", "XLA", 1),

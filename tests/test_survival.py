@@ -1,8 +1,8 @@
 """Runs that are killed go on as if they had not been: bit for bit, wherever the kill falls.
 
 Every day one run is interrupted in each way (kills in a step and in a file, signals, errors of the
-user), one after the other. With `--soak` there are long series of each, with every network, and each
-interruption has a run of its own. Every proof has mutants that it must catch.
+user), one after the other. With `--soak` there are long series of each, with every network, and
+each interruption has a run of its own. Every proof has mutants that it must catch.
 """
 
 import collections
