@@ -130,7 +130,8 @@ def formulate():
 
         def start(self, step):
             """The noise that follows is that of a training step."""
-            self.model.step_counter.assign(step)
+            if isinstance(self.model, vr.VAE):
+                self.model.step_counter.assign(step)
             if self.sampling is not None:
                 self.sampling.counter.assign(step)
             return self

@@ -500,6 +500,13 @@ class WithoutDensities(vr.Bottleneck):
         return {"z": z_mean}
 
 
+class InheritedDensities(Scaled):
+    """Another posterior, with the densities of the old one."""
+
+    def call(self, z_mean, seed):
+        return super().call(2.0 * z_mean, seed)
+
+
 class WithoutZ(Scaled):
     def log_prob(self, z_mean):
         return z_mean[:, 0]
@@ -513,6 +520,7 @@ class WithoutZ(Scaled):
             r"DReG\(\) needs log q.*DeterministicBottleneck has no log",
         ),
         (WithoutDensities(2), r"WithoutDensities has no log_prob\(self, z, ...\). Add this method"),
+        (InheritedDensities(2), "InheritedDensities has a `call` of its own and inherits log_prob"),
         (WithoutZ(2), r"WithoutZ has no log_prob\(self, z, ...\)"),
     ],
     ids=lambda value: type(value).__name__,

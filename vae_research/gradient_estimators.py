@@ -169,8 +169,8 @@ def check_densities(estimator: GradientEstimator, bottleneck: Any) -> None:
     """Refuses a bottleneck whose densities are not known as functions of z.
 
     Raises:
-        ValueError: it lacks `log_prob` or `prior_log_prob`, one of them does not read `z`, or is
-            inherited while `call` is not.
+        ValueError: it lacks `log_prob` or `prior_log_prob`, one of them does not read `z`, or both
+            are inherited while `call` is not.
     """
     for method, density in _DENSITIES.items():
         function = getattr(bottleneck, method, None)
@@ -181,12 +181,13 @@ def check_densities(estimator: GradientEstimator, bottleneck: Any) -> None:
                 "the bottleneck; its further parameters name the tensors that it reads. Or train "
                 "without a gradient_estimator."
             )
-        own, of_call = (_defined_in(type(bottleneck), name) for name in (method, "call"))
-        if own is not of_call and issubclass(of_call, own):
-            raise ValueError(
-                f"{of_call.__name__} has a `call` of its own and the {method} of {own.__name__}, "
-                f"which is {density} of another bottleneck. Define {method} beside `call`."
-            )
+    own = {_defined_in(type(bottleneck), name) for name in _DENSITIES}
+    of_call = _defined_in(type(bottleneck), "call")
+    if of_call not in own and all(issubclass(of_call, base) for base in own):
+        raise ValueError(
+            f"{of_call.__name__} has a `call` of its own and inherits {' and '.join(_DENSITIES)}, "
+            "the densities of another bottleneck. Define them beside `call`."
+        )
 
 
 class SampledPath:

@@ -34,10 +34,10 @@ class EpochRecord:
         seconds: time spent on training steps, without validation.
         images_per_second: examples trained on in a second of that time.
         learning_rate: of the model's optimizer, at the end of the epoch.
-        learning_rates: of the optimizers of critics, by the name of the critic.
         figures: by split, `train` and (if there is one) `validation`: loss, elbo and every term by
             name, in nats, means over the examples of the epoch.
         weights: weights of the trained terms at `step`.
+        learning_rates: of the optimizers of critics, by the name of the critic.
     """
 
     epoch: int
@@ -46,9 +46,9 @@ class EpochRecord:
     seconds: float
     images_per_second: float
     learning_rate: float
-    learning_rates: dict[str, float]
     figures: dict[str, dict[str, float]]
     weights: dict[str, float]
+    learning_rates: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class StepCallback(keras.callbacks.Callback, Resumable):

@@ -115,7 +115,7 @@ def tagged(figures: dict[str, float], weights: dict[str, float]) -> dict[str, fl
     changes with the step. Otherwise it is the constant weight times the value.
 
     >>> tagged({"loss": 3.0, "kl": 1.5}, {"kl": 2.0})
-    {'loss': 3.0, 'terms/kl': 1.5, 'weight/kl': 2.0, 'contribution/kl': 3.0}
+    {'loss': 3.0, 'weight/kl': 2.0, 'terms/kl': 1.5, 'contribution/kl': 3.0}
     """
     weights = weights | {"regularization": 1.0}
     tags = {}
