@@ -73,6 +73,9 @@ class Trainer(keras.Model):
         # Of a step that is being traced: whether it has ended, and which critics it has updated.
         self._is_finished, self._updated = False, set[str]()
         self._own_state = OwnState(critics, controllers)
+        # TensorFlow saves a graph only if the model tracks the variables in it. Keras does not see
+        # a variable of TensorFlow, so that it is none of the weights.
+        self._step_in_graphs = self._own_state.step.value
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
         self._step_loops: dict[Any, StepLoop] = {}
 
