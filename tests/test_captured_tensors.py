@@ -184,7 +184,7 @@ def test_tensor_of_an_earlier_trace_in_a_compiled_step(again):
 
     models = [vae(Keeps()), vae(Keeps())]
     for model in models:
-        model.compile("sgd")
+        model.compile("sgd", jit_compile=False)
     models[0].fit(IMAGES, verbose=0)  # within one trace it is a tensor like others
     with pytest.raises(ValueError, match=message("step, or a term or module in it,")):
         getattr(models[1], again)(IMAGES, verbose=0)
