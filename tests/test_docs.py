@@ -1,6 +1,8 @@
 """README.md and the pages of docs: their code runs, and what they name exists.
 
 The blocks of a page run in order, in one process. What a block prints or raises stands below it.
+Every day MNIST has few images in the pages of docs, and XLA compiles only what a page asks it to;
+`--soak` runs them as they are.
 """
 
 import contextlib
@@ -13,9 +15,12 @@ import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import forks
+from tests.proofs import SOAK
+from vae_research.data import load_data
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
@@ -26,6 +31,7 @@ ERROR = re.compile(r"(\w+(?:Error|Exception)):\s*(.*)", re.DOTALL)
 RUN = re.compile(r"^scripts/run (experiments/\S+\.py .*--run_dir=.*)$", re.MULTILINE)
 # A run that a page asks for and then reads is made smaller.
 SMALLER = ["--epochs=1", "--importance_samples=1", "--hidden_units=16"]
+FEW = {"train": 1000, "validation": 500, "test": 100}  # images
 EXACT = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1
 
 
@@ -82,10 +88,16 @@ def test_every_block_does_what_the_page_says(page, tmp_path):
 
     if not blocks(page):
         return
+    smaller, few = SMALLER, []
+    if not SOAK and page.stem != "README":  # which shows figures
+        few = [tmp_path / "few.npz"]
+        mnist = load_data("mnist")
+        np.savez(*few, **{name: getattr(mnist, name).raw[:rows] for name, rows in FEW.items()})
+        smaller = [*SMALLER, f"--dataset={few[0]}", "--jit=off", "--notensorboard"]
     for command in RUN.findall(text(page)):
         experiment, *flags = shlex.split(command)
-        python(CHECKOUT / experiment, *flags, *SMALLER)
-    outcomes = json.loads(python(__file__, page).splitlines()[-1])
+        python(CHECKOUT / experiment, *flags, *smaller)
+    outcomes = json.loads(python(__file__, page, *few).splitlines()[-1])
     for (code, shown), got in zip(blocks(page), outcomes, strict=True):
         assert agrees(shown, got), f"{code}\nshould give\n{shown}\nand gives\n{got['told']}"
 
@@ -178,6 +190,26 @@ def test_tests_that_are_named_exist():
             assert [name for name in names if f"def {name}(" not in source] == []
 
 
+def make_lighter(few):
+    """In the process of a page: MNIST is the images of a file, and Keras does not choose XLA."""
+    import keras
+
+    import vae_research
+
+    load, compiled = vae_research.load_data, keras.Model.compile
+
+    def load_few(name, **options):
+        return load(few if name == "mnist" else name, **options)
+
+    def compile_without_xla(model, *arguments, jit_compile="auto", **options):
+        chosen = False if jit_compile == "auto" else jit_compile
+        compiled(model, *arguments, jit_compile=chosen, **options)
+
+    vae_research.load_data, keras.Model.compile = load_few, compile_without_xla
+
+
 if __name__ == "__main__":  # the process of a page
+    if sys.argv[2:]:
+        make_lighter(sys.argv[2])
     names = {"__name__": "page"}
     print(json.dumps([outcome(code, names) for code, _ in blocks(Path(sys.argv[1]))]))
