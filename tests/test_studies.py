@@ -37,7 +37,7 @@ import numpy as np
 import vae_research as vr
 from vae_research import runs
 
-runs.set_defaults(epochs=1, batch_size=16, latent_dim=2, importance_samples=2)
+runs.set_defaults(epochs=1, batch_size=16, latent_dim=2, importance_samples=2, jit="off")
 runs.define_floats("kl_weights", (0.5, 2.0), "of the KL divergence")
 
 
@@ -222,7 +222,7 @@ def test_a_complete_study_is_left_alone(finished, study):
 @pytest.fixture(scope="module")
 def interrupted(place, study):
     """A study that was terminated after its first model, and its contents at that time."""
-    process = study("interrupted", quick=False, TERMINATE="1")
+    process = study("interrupted", "--notensorboard", quick=False, TERMINATE="1")
     assert "to resume a run that has started" in refusal(process, 143)
     return place / "interrupted", contents(place / "interrupted")
 
@@ -230,7 +230,7 @@ def interrupted(place, study):
 @pytest.fixture(scope="module")
 def continued(interrupted, study):
     run_dir, before = interrupted
-    process = study("interrupted", "--resume=must", quick=False)
+    process = study("interrupted", "--notensorboard", "--resume=must", quick=False)
     assert (process.returncode, process.stderr) == (0, "")
     return run_dir, before, process.stdout
 
@@ -342,6 +342,7 @@ def test_a_run_that_is_trained_from_python(place, tmp_path):
     """In a notebook: trained, loaded where it is complete, refused where flags differ."""
     dataset = str(place / "images.npz")
     sizes = {"epochs": 1, "batch_size": 16, "latent_dim": 2, "importance_samples": 2}
+    sizes |= {"jit": "off", "tensorboard": False}
     config = runs.configure(build, dataset=dataset, verbose=0, **sizes).replace(kl_weight=0.5)
     given = config.as_dict()
     data = vr.load_data(dataset, rescale=config.rescale, binarize=config.binarize)
