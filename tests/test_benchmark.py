@@ -18,6 +18,7 @@ from benchmarks import sections, tables
 from benchmarks.contenders import BY_NAME, CONTENDERS, Contender, ContenderError, Worker
 from benchmarks.works import CONVOLUTIONAL, DENSE_20, DENSE_128, WORKS, as_float
 from tests import forks
+from tests.proofs import SOAK
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MACHINE = {"processor": "p", "memory": "m", "system": "s", "tcmalloc": "none"}
@@ -28,7 +29,12 @@ PROGRAM = [sys.executable, "-m", "benchmarks"]
 def results(tmp_path_factory):
     """Of the program, with few images and two contenders, as a shell starts it."""
     folder = tmp_path_factory.mktemp("benchmark")
-    flags = ["--only=dense_128,nll", "--contenders=ours,keras_fit", "--rounds=1", "--images=2000"]
+    flags = [
+        f"--only={'dense_128,nll' if SOAK else 'dense_128'}",
+        "--contenders=ours,keras_fit",
+        "--rounds=1",
+        "--images=2000",
+    ]
     flags += ["--seconds=0.1", "--epochs=2", "--nll_images=5", f"--output={folder}"]
     done = subprocess.run([*PROGRAM, *flags], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -59,7 +65,7 @@ def test_every_turn_trains_whole_epochs(results):
             assert measured["peak_memory"] > 2**27
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # a process that is compiled once more, and once for the likelihood
 def test_likelihood_is_above_that_of_pixels_drawn_by_a_coin(results):
     lines = results["sections"]["nll"]["lines"]
     assert list(lines) == ["ours"]
@@ -108,6 +114,41 @@ def test_who_is_far_too_slow_has_one_turn(monkeypatch, seconds_of_a_turn, turns)
     for number in range(3):
         sections._one_turn(line, Slow(), 1.0, number)
     assert len(line["measured"]) == turns
+
+
+class FakeEvaluation:
+    """A worker that evaluates 50 images a second; its figure is their number."""
+
+    def __init__(self, contender):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def prepare(self, work, epochs):
+        return {"losses": [100.0] * epochs}
+
+    def ask(self, do, count=0):
+        figures = {"nll": float(count), "images": count, "seconds": count / 50.0}
+        return {"versions": {}} if do == "versions" else {"peak_memory": 2**30, **figures}
+
+
+def test_the_likelihood_is_of_the_same_images_and_a_turn_is_filled(monkeypatch):
+    monkeypatch.setattr(sections, "Worker", FakeEvaluation)
+    monkeypatch.setattr(sections, "_say", lambda text: None)
+    monkeypatch.setattr(sections, "_BETWEEN_TURNS_SECONDS", 0.0)
+    settings = type("Settings", (), {"rounds": 2, "seconds": 1.0, "epochs": 1, "nll_images": 5})
+    ours = [BY_NAME["ours"], BY_NAME["keras_fit"]]  # of which one has no such figure
+    section = sections.negative_log_likelihood(DENSE_128, ours, settings)
+    (line,) = section["lines"].values()
+    # 5 images take 0.1 seconds and 15 take 0.3; 45 are the first that take half a second.
+    assert (line["nll"], line["images"]) == (5.0, 45)
+    assert [measured["images"] for measured in line["measured"]] == [45, 45]
+    text = tables.markdown({"machine": MACHINE, "sections": {"nll": section}})
+    assert f"| {BY_NAME['ours'].title} | 50 (50 to 50) | - | 5.0 | 1,024 MB |" in text
 
 
 def test_another_training_is_named():
