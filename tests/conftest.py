@@ -14,12 +14,20 @@ which they do not matter have `--jit=off --notensorboard`.
 """
 
 import math
+import os
+import time
+from pathlib import Path
 
 import pytest
 
 
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="long series, and what is marked soak")
+    parser.addoption(
+        "--fast-first",
+        metavar="FILE",
+        help="the slow tests come last; a file gets the time when all others were done",
+    )
 
 
 def pytest_configure(config):
@@ -27,6 +35,9 @@ def pytest_configure(config):
 
     proofs.SOAK = config.getoption("--soak")
     forks.flush_nothing()
+    file = config.getoption("--fast-first")
+    if file and not hasattr(config, "workerinput"):  # it reports what all workers did
+        config.pluginmanager.register(FastTests(file))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -34,6 +45,35 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    if config.getoption("--fast-first"):
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        items[:] = fast_first(items, workers)
+
+
+def fast_first(items, workers):
+    """Orders tests so that each worker begins with its share of the fast ones.
+
+    pytest-xdist gives the first worker the first half of the tests, if there are two.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    ordered = []
+    for left in range(workers, 0, -1):
+        count, share = (len(fast) + len(slow)) // left, len(fast) // left
+        ordered += fast[:share] + slow[: count - share]
+        del fast[:share], slow[: count - share]
+    return ordered
+
+
+class FastTests:
+    """Writes when the last test that is not slow was done, in seconds since 1970."""
+
+    def __init__(self, file):
+        self.file = Path(file)
+
+    def pytest_runtest_logreport(self, report):
+        if "slow" not in report.keywords:
+            self.file.write_text(f"{time.time():.0f}")
 
 
 @pytest.fixture(scope="session")

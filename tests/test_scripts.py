@@ -13,8 +13,11 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from tests.conftest import fast_first
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PATIENCE = 600.0  # a guard against what hangs, and not how long a machine may take
@@ -44,6 +47,8 @@ case "$*" in
     { true >&9; } 2>/dev/null && echo "still holds the lock" >>"$STUB_LOG"
     echo "working folder $PWD"
     [[ "$*" != *"${STUB_FAILS:-no such thing}"* ]] || exit 3
+    last="${*: -1}"
+    [[ "$last" != --fast-first=* ]] || date +%s >"${last#*=}"
     ;;
 esac
 """
@@ -399,7 +404,7 @@ def stages_of(checkout):
 @pytest.mark.parametrize(
     ("arguments", "sets"),
     [
-        ([], ["<-m> <not slow>", "<-m> <slow>"]),
+        ([], ["<--fast-first=FILE>"]),
         (["--fast"], ["<-m> <not slow>"]),
         (["--fast", "-x"], ["<-m> <not slow> <-x>"]),
         (["--soak"], ["<--soak>"]),
@@ -411,19 +416,43 @@ def test_check_runs_a_set_of_tests_and_says_how_long_it_took(ready, arguments, s
     process = ready.run(*arguments, script="scripts/check")
     assert process.returncode == 0, process.stderr_text
     tests = [line for name, line in stages_of(ready) if name == "pytest"]
-    assert [line.partition("<--dist=worksteal> ")[2] for line in tests] == sets
+    given = [line.partition("<--dist=worksteal> ")[2] for line in tests]
+    assert [re.sub(r"first=/[^>]+", "first=FILE", flags) for flags in given] == sets
     both = "" if arguments else r"\d+:\d\d minutes for what --fast does, "
     assert re.search(rf"scripts/check: {both}\d+:\d\d minutes in all\.\n$", process.stderr_text)
 
 
-@pytest.mark.parametrize("stage", ["ruff format --check", "ruff check", "mypy", "slow"])
+@pytest.mark.parametrize("stage", ["ruff format --check", "ruff check", "mypy", "pytest"])
 def test_check_goes_on_after_a_failing_stage_and_reports_it(ready, stage):
-    fails = "-m slow" if stage == "slow" else f"-m {stage}"
-    process = ready.run(script="scripts/check", STUB_FAILS=fails)
-    assert len(stages_of(ready)) == 5
+    process = ready.run(script="scripts/check", STUB_FAILS=f"-m {stage}")
+    assert len(stages_of(ready)) == 4
     assert process.returncode == 3
-    name = "pytest, slow" if stage == "slow" else stage
-    assert process.stderr_text.endswith(f"scripts/check: failed: {name}\n")
+    assert process.stderr_text.endswith(f"scripts/check: failed: {stage}\n")
+
+
+class Item(NamedTuple):
+    """A test of pytest's, as far as its order is concerned."""
+
+    name: int
+    is_slow: bool
+
+    def get_closest_marker(self, name):
+        return self.is_slow or None
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [0, 1, 30, 31])
+def test_every_worker_begins_with_fast_tests(workers, count):
+    items = [Item(number, number % 3 == 0) for number in range(count)]
+    ordered = fast_first(items, workers)
+    assert sorted(ordered) == items
+    shares = []
+    for left in range(workers, 0, -1):  # as pytest-xdist hands them out
+        share = ordered[: len(ordered) // left]
+        del ordered[: len(share)]
+        assert share == sorted(share, key=lambda item: item.is_slow)
+        shares.append(len([item for item in share if not item.is_slow]))
+    assert max(shares) - min(shares) <= 1
 
 
 def test_the_build_machine_runs_check(ready):
