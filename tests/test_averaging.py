@@ -153,8 +153,8 @@ def test_before_the_first_step_there_are_no_averages():
 
 
 @pytest.mark.slow
-def test_a_run_resumes_from_the_trained_weights_and_says_which_it_judged(tmp_path):
-    flags = ["--ema=0.9", *proofs.COMMON, *proofs.RUNS["dense"], "--epochs=2"]
+def test_a_run_resumes_from_the_trained_weights_and_says_which_it_judged(dataset, tmp_path):
+    flags = [dataset, "--ema=0.9", *proofs.COMMON, *proofs.RUNS["dense"], "--epochs=2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert trials.run(whole, *flags, whole=True)["status"] == 0
     assert trials.run(broken, *flags[:-1], "--epochs=1")["status"] == 0

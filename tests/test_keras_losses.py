@@ -286,6 +286,7 @@ def test_networks_with_other_names_are_refused_with_those():
 
 @pytest.mark.slow
 def test_named_sequential_networks_are_trained_saved_and_loaded(tmp_path):
+    keras.utils.set_random_seed(0)
     model = AddLossModel(
         named(sequential(2 * LATENT), "z_mean", "z_log_var"),
         named(sequential(6, keras.layers.Reshape(SHAPE)), "logits"),

@@ -22,10 +22,10 @@ class EpochClock:
     epochs: float = 0.0
 
     @classmethod
-    def from_values(cls, values: Sequence[float]) -> Self:
+    def from_values(cls, values: Sequence[float | None]) -> Self:
         """Returns the clock of the three values, in the order of the attributes."""
         steps_per_epoch, step, epochs = values
-        return cls(int(steps_per_epoch), int(step), epochs)
+        return cls(steps_per_epoch and int(steps_per_epoch), int(step or 0), epochs or 0.0)
 
     def with_length(self, steps_per_epoch: int, step: int) -> EpochClock:
         """Returns the clock from `step` on, if an epoch has `steps_per_epoch` batches then.
