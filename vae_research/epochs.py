@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +22,11 @@ class EpochClock:
     epochs: float = 0.0
 
     @classmethod
-    def from_values(cls, values: Sequence[float | None]) -> Self:
+    def from_values(cls, values: Sequence[Any]) -> Self:
         """Returns the clock of the three values, in the order of the attributes."""
         steps_per_epoch, step, epochs = values
-        return cls(steps_per_epoch and int(steps_per_epoch), int(step or 0), epochs or 0.0)
+        length = None if steps_per_epoch is None else int(steps_per_epoch)
+        return cls(length, int(step), float(epochs))
 
     def with_length(self, steps_per_epoch: int, step: int) -> EpochClock:
         """Returns the clock from `step` on, if an epoch has `steps_per_epoch` batches then.
