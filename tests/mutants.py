@@ -6,16 +6,6 @@ A mutant is a function that spoils the package in the process of a trial; see `t
 import contextlib
 
 
-def noise_with_state():
-    """Noise of the training from a generator that no checkpoint knows."""
-    import tensorflow as tf
-
-    from vae_research import steps
-
-    generator = tf.random.Generator.from_seed(1, alg="philox")
-    steps.training_key = lambda seed, step: generator.uniform_full_int([2], tf.int64)
-
-
 def slots_dropped():
     """Checkpoints without the optimizer's momenta."""
     from vae_research import checkpoints
@@ -95,7 +85,6 @@ def lock_dropped():
 MUTANTS = {
     function.__name__: function
     for function in (
-        noise_with_state,
         slots_dropped,
         critic_dropped,
         position_dropped,

@@ -22,11 +22,18 @@ RUNS = {
     "dense": ["--network=dense", "--jit=off", "--steps_per_call=3"],
     "convolutional": ["--network=convolutional", "--jit=off", "--steps_per_call=1"],
 }
-# Experiments with a critic, which has weights, an optimizer and steps of its own.
-WITH_CRITIC = {
-    "factor_vae": ["--critic_units=4", "--latent_dim=2", "--jit=off", "--steps_per_call=3"],
-    "wae_gan": ["--critic_units=4", "--latent_dim=2", "--jit=off", "--steps_per_call=3"],
+# Other things that have a state: critics, controllers, averages of weights, a learned variance.
+STATES = {
+    "with_critic": ["--ema=0.9"],
+    "factor_vae": ["--critic_units=4", "--latent_dim=2"],
+    "wae_gan": ["--critic_units=4", "--latent_dim=2"],
+    "beta_tcvae": ["--latent_dim=2"],
+    "geco": ["--latent_dim=2", "--controller=geco"],
+    "dreg_mnist": ["--latent_dim=2", "--hidden_units=8", "--num_samples=3"],
+    "sigma_vae": ["--latent_dim=2", "--variance=learned"],
 }
+WITH_CRITIC = ["with_critic", "factor_vae", "wae_gan"]
+STATES = {name: [*flags, "--jit=off", "--steps_per_call=3"] for name, flags in STATES.items()}
 OFTEN, SELDOM = "--checkpoint_steps=3", "--checkpoint_steps=6"
 # Never by time: a machine that is busy would save elsewhere.
 COMMON = ["--binarize=dynamic", "--checkpoint_minutes=0"]

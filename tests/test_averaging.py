@@ -153,13 +153,17 @@ def test_before_the_first_step_there_are_no_averages():
 
 
 @pytest.mark.slow
-def test_a_run_resumes_from_the_trained_weights_and_says_which_it_judged(dataset, tmp_path):
-    flags = [dataset, "--ema=0.9", *proofs.COMMON, *proofs.RUNS["dense"], "--epochs=2"]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert trials.run(whole, *flags, whole=True)["status"] == 0
-    assert trials.run(broken, *flags[:-1], "--epochs=1")["status"] == 0
-    assert trials.run(broken, *flags)["status"] == 0
-    assert proofs.outcome(whole) == proofs.outcome(broken)
-    run = load_run(whole, build=trials.build)
+def test_a_run_says_that_it_judged_the_averages(dataset, tmp_path):
+    """That it resumes from the weights themselves is in `test_survival.py`."""
+    flags = [
+        dataset,
+        "--ema=0.9",
+        *proofs.COMMON,
+        *proofs.RUNS["dense"],
+        "--epochs=1",
+        "--notensorboard",
+    ]
+    assert trials.run(tmp_path / "run", *flags, whole=True)["status"] == 0
+    run = load_run(tmp_path / "run", build=trials.build)
     assert checkpoints.weights_sha256(run.model) == run.summary["weights_sha256"]
     assert any("averaged weights" in note for note in run.summary["notes"])

@@ -113,7 +113,7 @@ def test_lines_that_wait_survive_a_kill(disk, dataset, unbroken):
     assert killed_with_lines_that_wait(disk, dataset) == unbroken("dense")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_proof_notices_lines_that_are_lost(disk, dataset, unbroken):
     how = {"mutant": "waiting_lines_dropped"}
     assert killed_with_lines_that_wait(disk, dataset, **how) != unbroken("dense")

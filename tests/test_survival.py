@@ -18,6 +18,7 @@ from tests.proofs import (
     RUNS,
     SELDOM,
     SOAK,
+    STATES,
     STEPS,
     WITH_CRITIC,
     calls_of_an_epoch,
@@ -25,7 +26,7 @@ from tests.proofs import (
     outcome,
     tell,
 )
-from vae_research import checkpoints
+from vae_research import checkpoints, manifests
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 # What is logged for TensorBoard is cut off at a checkpoint as metrics.jsonl is, which
@@ -109,13 +110,13 @@ def test_a_killed_run_goes_on_bit_for_bit(name, dataset, unbroken, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def with_critic(dataset, tmp_path_factory):
-    """The flags of an experiment with a critic, and the outcome of its unbroken run."""
+def stateful(dataset, tmp_path_factory):
+    """The flags of a run with a state of another kind, and the outcome if nothing happens to it."""
     found = {}
 
     def of(name):
         if name not in found:
-            flags = [dataset, *COMMON, EPOCHS, SELDOM, *WITH_CRITIC[name]]
+            flags = [dataset, *COMMON, EPOCHS, SELDOM, *STATES[name]]
             run_dir = tmp_path_factory.mktemp(name) / "run"
             found[name] = flags, go_on(run_dir, *flags, experiment=name)
         return found[name]
@@ -123,26 +124,52 @@ def with_critic(dataset, tmp_path_factory):
     return of
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_CRITIC if SOAK else ["factor_vae"])
-def test_a_killed_run_with_a_critic_goes_on_bit_for_bit(name, with_critic, tmp_path):
-    flags, wanted = with_critic(name)
-    random_, phases, count = random.Random(name), collections.Counter(), 10 if SOAK else 1
+def killed_somewhere(random_, run_dir, flags, **how):
+    """Kills a run of 4 epochs in or soon after one of its calls; returns what it was doing."""
     calls = 4 * len(calls_of_an_epoch("dense"))
+    kill = {"kill_in_call": random_.randrange(1, calls), "after": random_.uniform(0.0, 0.02)}
+    result = trials.run(run_dir, *flags, **kill, **how)
+    assert result["status"] == -9, result
+    return part_of(result["phase"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STATES if SOAK else ["with_critic"])
+def test_a_killed_run_goes_on_whatever_has_a_state(name, stateful, tmp_path):
+    flags, wanted = stateful(name)
+    random_, phases, count = random.Random(name), collections.Counter(), 10 if SOAK else 1
     for number in range(count):
         run_dir = tmp_path / f"run{number}"
-        kill = {"kill_in_call": random_.randrange(1, calls), "after": random_.uniform(0.0, 0.02)}
-        result = trials.run(run_dir, *flags, **kill, experiment=name)
-        assert result["status"] == -9, result
-        phases[part_of(result["phase"])] += 1
+        phases[killed_somewhere(random_, run_dir, flags, experiment=name)] += 1
         assert go_on(run_dir, *flags, experiment=name) == wanted
     tell(f"kills, {name}", survived=count, phases=phases)
 
 
 @pytest.mark.soak
+def test_steps_that_a_critic_spoils_are_skipped_and_counted_the_same_after_a_kill(
+    stateful, tmp_path
+):
+    flags, untouched = stateful("with_critic")
+    flags = [*flags, "--on_nonfinite=skip"]
+    random_, phases = random.Random(0), collections.Counter()
+    for number in range(10):
+        failing = random_.sample(range(4 * STEPS), 3)
+        how = {"experiment": "with_critic", "failing_steps": failing}
+        wanted = go_on(tmp_path / f"whole{number}", *flags, **how)
+        run_dir = tmp_path / f"run{number}"
+        phases[killed_somewhere(random_, run_dir, flags, **how)] += 1
+        assert go_on(run_dir, *flags, **how) == wanted != untouched
+        for folder in (tmp_path / f"whole{number}", run_dir):
+            content = manifests.verify(checkpoints.newest(folder / "checkpoints").path)
+            assert content["step"] == 4 * STEPS
+            assert content["progress"]["callbacks"]["FiniteGate"]["skipped"] == 3
+    tell("skipped steps of a critic", runs=10, skipped=3, phases=phases)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("name", WITH_CRITIC)
-def test_the_proof_notices_a_critic_that_is_lost(name, with_critic, tmp_path):
-    flags, wanted = with_critic(name)
+def test_the_proof_notices_a_critic_that_is_lost(name, stateful, tmp_path):
+    flags, wanted = stateful(name)
     how = {"experiment": name, "mutant": "critic_dropped"}
     cut_off(tmp_path / "run", flags, **how)
     result = trials.run(tmp_path / "run", *flags, **how)
@@ -231,7 +258,8 @@ def test_the_proof_notices_a_signal_that_does_not_save(dataset, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     how = {"signal": "SIGTERM", "mutant": "signal_ends_at_once"}
     with pytest.raises(AssertionError):
-        signalled(tmp_path / "run", flags, "dense", 6, **how)
+        # From step 10 on. No state is being written: those of steps 8 and 13 are.
+        signalled(tmp_path / "run", flags, "dense", 5, **how)
 
 
 @pytest.mark.soak
@@ -289,8 +317,6 @@ def test_the_proof_notices_a_lock_that_nobody_holds(dataset, tmp_path):
 
 
 CUT_OFF = {"kill_at": ["fsync", "manifest.json", 2]}
-# What is lost when a run goes on, and what already while it is saved.
-ON_RESUME, ON_SAVE = ("logs_kept", "position_dropped", "sums_dropped"), ("slots_dropped",)
 
 
 def cut_off(run_dir, flags, **how):
@@ -311,18 +337,22 @@ def killed(dataset, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "mutant",
-    [*ON_RESUME, *ON_SAVE, pytest.param("noise_with_state", marks=pytest.mark.soak)],
+    [
+        "slots_dropped",
+        "logs_kept",
+        pytest.param("position_dropped", marks=pytest.mark.soak),
+        pytest.param("sums_dropped", marks=pytest.mark.soak),
+    ],
 )
 def test_the_proof_notices_what_is_lost(mutant, killed, dataset, unbroken, tmp_path):
     flags = [dataset, *COMMON, EPOCHS, SELDOM, *RUNS["dense"]]
     run_dir = tmp_path / "run"
-    if mutant in ON_RESUME:
-        shutil.copytree(killed, run_dir)
-    else:
+    if mutant == "slots_dropped":  # already while it is saved
         cut_off(run_dir, flags, mutant=mutant)
-    wanted = unbroken("dense", **({"mutant": mutant} if mutant == "noise_with_state" else {}))
+    else:
+        shutil.copytree(killed, run_dir)
     result = trials.run(run_dir, *flags, mutant=mutant)
-    assert result["status"] != 0 or outcome(run_dir) != wanted
+    assert result["status"] != 0 or outcome(run_dir) != unbroken("dense")
 
 
 @pytest.mark.slow

@@ -32,7 +32,9 @@ def run(run_dir, *flags, **how):
             another.
         error_in: a "term" in the sixth call, a "callback" at the end of the first epoch from the
             third on, or the file of "metrics".
-        experiment: the name of one whose `build` makes the model, instead of the one below.
+        experiment: the name of one whose `build` makes the model, instead of the one below; or
+            "with_critic", for `build_with_critic`.
+        failing_steps: in which the loss of that critic is not a number, counted from 0.
         fill_in_call, free_in_call, filler: before which call a file takes all that is left of
             its disk, and before which one it is removed.
         hold_for: folder and count: the first call waits until so many other trials have come to
@@ -88,6 +90,46 @@ def build(config, data):
         [vr.Bernoulli(), vr.KLDivergence(weight=vr.LinearWarmup(steps=15))],
         seed=config.seed,
     )
+
+
+def build_with_critic(config, data):
+    """The VAE of `build` with a critic of the codes, which also has an optimizer with slots."""
+    import keras
+    import tensorflow as tf
+
+    import vae_research as vr
+
+    class Judge(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.network = keras.Sequential([keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
+
+        def call(self, z, z_prior):
+            logits = self.network(z)[:, 0], self.network(z_prior)[:, 0]
+            return dict(zip(("code_logit", "prior_logit"), logits, strict=True))
+
+    class CrossEntropy(vr.LossTerm):
+        def per_example(self, code_logit, prior_logit, step):
+            fails = tf.reduce_any([tf.equal(step, float(bad)) for bad in [-1, *FAILING_STEPS]])
+            value = tf.nn.softplus(code_logit) + tf.nn.softplus(-prior_logit)
+            return value * tf.where(fails, float("nan"), 1.0)
+
+    class Fooling(vr.LossTerm):
+        def per_example(self, code_logit):
+            return tf.nn.softplus(-code_logit)
+
+    plain = build(config, data)
+    return vr.VAE(
+        plain.encoder,
+        plain.bottleneck,
+        plain.decoder,
+        [*plain.objective.terms, Fooling()],
+        critics=[vr.Critic(Judge(), [CrossEntropy()], keras.optimizers.Adam(0.01), steps=2)],
+        seed=config.seed,
+    )
+
+
+FAILING_STEPS = []  # of its critic, in this process
 
 
 class Watch:
@@ -234,8 +276,9 @@ def trial(how):
     watch.install()
     if "mutant" in how:
         MUTANTS[how["mutant"]]()
+    FAILING_STEPS.extend(how.get("failing_steps", []))
     name = how.get("experiment")
-    make = importlib.import_module(f"experiments.{name}").build if name else build
+    make = BUILDS.get(name) or importlib.import_module(f"experiments.{name}").build
     try:
         runs.main(make, [*FLAGS, *how["flags"]])
     finally:
@@ -244,6 +287,7 @@ def trial(how):
             note(how["hold_for"]["folder"])
 
 
+BUILDS = {None: build, "with_critic": build_with_critic}
 FLAGS = ["--batch_size=8", "--importance_samples=2", "--verbose=0", "--device=cpu"]
 
 if __name__ == "__main__":

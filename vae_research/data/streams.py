@@ -20,6 +20,10 @@ from vae_research.data.pipeline import Reader, StoredRows, epoch_order
 _PARALLEL_BATCHES = 2
 _PREFETCHED = 2
 
+# Functions of a dataset without a branch or loop of Python: converting them takes longer than
+# tracing them, and that in every process.
+_as_it_is = tf.autograph.experimental.do_not_convert
+
 LAST_EPOCH = 2**31 - 1
 """The largest number of an epoch that can be asked for."""
 
@@ -123,9 +127,11 @@ def batches(
 
     order_of = _order_function(len(split), seed)
 
+    @_as_it_is
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         rows = tf.data.Dataset.from_tensor_slices(order_of(epoch))
-        return rows.batch(batch_size).enumerate().map(lambda at, rows: (epoch, at, rows))
+        with_place = _as_it_is(lambda at, rows: (epoch, at, rows))
+        return rows.batch(batch_size).enumerate().map(with_place)
 
     @functools.partial(tf.function, autograph=False)  # traced once, not in every fit
     def read(*place: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -205,6 +211,7 @@ class DeviceDataset:
         is_last = np.arange(number) == number - 1
         nothing_left = self.first_position >= self.steps
 
+        @_as_it_is
         def one_epoch(index: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
             order = tf.cast(self._order_of(epoch), tf.int32)
             in_batches, rest = tf.split(order, [whole * self._batch_size, -1])
@@ -245,9 +252,8 @@ def _order_function(rows: int, seed: int | None) -> Callable[[tf.Tensor], tf.Ten
 def _epochs_from(first: FirstEpoch) -> tf.data.Dataset:
     """The numbers of epochs, int64, without an end."""
     last = np.iinfo(np.int64).max
-    return tf.data.Dataset.from_tensors(np.int64(0)).flat_map(
-        lambda zero: tf.data.Dataset.range(zero + first, last)
-    )
+    count = _as_it_is(lambda zero: tf.data.Dataset.range(zero + first, last))
+    return tf.data.Dataset.from_tensors(np.int64(0)).flat_map(count)
 
 
 def _as_written(dataset: tf.data.Dataset) -> tf.data.Dataset:
