@@ -30,7 +30,7 @@ STATES = {
     "beta_tcvae": ["--latent_dim=2"],
     "geco": ["--latent_dim=2", "--controller=geco"],
     "dreg_mnist": ["--latent_dim=2", "--hidden_units=8", "--num_samples=3"],
-    "sigma_vae": ["--latent_dim=2", "--variance=learned"],
+    "sigma_vae": ["--latent_dim=2", "--variance=learned", "--binarize=none"],
 }
 WITH_CRITIC = ["with_critic", "factor_vae", "wae_gan"]
 STATES = {name: [*flags, "--jit=off", "--steps_per_call=3"] for name, flags in STATES.items()}

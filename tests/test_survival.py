@@ -116,7 +116,9 @@ def stateful(dataset, tmp_path_factory):
 
     def of(name):
         if name not in found:
-            flags = [dataset, *COMMON, EPOCHS, SELDOM, *STATES[name]]
+            own = {flag.partition("=")[0] for flag in STATES[name]}
+            common = [flag for flag in COMMON if flag.partition("=")[0] not in own]
+            flags = [dataset, *common, EPOCHS, SELDOM, *STATES[name]]
             run_dir = tmp_path_factory.mktemp(name) / "run"
             found[name] = flags, go_on(run_dir, *flags, experiment=name)
         return found[name]
@@ -153,7 +155,8 @@ def test_steps_that_a_critic_spoils_are_skipped_and_counted_the_same_after_a_kil
     flags = [*flags, "--on_nonfinite=skip"]
     random_, phases = random.Random(0), collections.Counter()
     for number in range(10):
-        failing = random_.sample(range(4 * STEPS), 3)
+        # Not the first of an epoch: the validation before it is made at the same step.
+        failing = random_.sample([step for step in range(4 * STEPS) if step % STEPS], 3)
         how = {"experiment": "with_critic", "failing_steps": failing}
         wanted = go_on(tmp_path / f"whole{number}", *flags, **how)
         run_dir = tmp_path / f"run{number}"

@@ -34,7 +34,7 @@ def run(run_dir, *flags, **how):
             third on, or the file of "metrics".
         experiment: the name of one whose `build` makes the model, instead of the one below; or
             "with_critic", for `build_with_critic`.
-        failing_steps: in which the loss of that critic is not a number, counted from 0.
+        failing_steps: at which the loss of that critic is not a number, counted from 0.
         fill_in_call, free_in_call, filler: before which call a file takes all that is left of
             its disk, and before which one it is removed.
         hold_for: folder and count: the first call waits until so many other trials have come to
