@@ -507,4 +507,5 @@ def test_the_summary_is_plain_and_complete():
         "fingerprint": data.fingerprint,
         "rescale": "unit",
         "binarize": "static",
+        "arrays": {},
     }

@@ -121,7 +121,7 @@ def test_fixed_binarisation_is_that_of_evaluation_whatever_the_seed(binarize):
 def test_labels_come_when_asked_for_and_fit_their_rows():
     rows = np.arange(ROWS)
     data = Data.from_arrays(rows[:, None], rows[:, None], rows[:, None], train_labels=rows)
-    for batch in data.train.batches(BATCH, seed=0, with_labels=True).take(7):
+    for batch in data.train.batches(BATCH, seed=0, names=["labels"]).take(7):
         np.testing.assert_array_equal(batch["inputs"][:, 0], batch["labels"])
         assert batch["labels"].dtype == "int64"
     (batch,) = data.train.batches(BATCH, seed=0).take(1)
@@ -212,7 +212,7 @@ def test_mnist_pixels_that_are_certain_stay_certain():
         ({"seed": -1}, "seed must be an integer from 0 to 4294967295, got -1"),
         ({"seed": 2**32}, "seed must be an integer from 0 to 4294967295, got 4294967296"),
         ({"first_epoch": -1}, "first_epoch must be an integer from 0 to .*, got -1"),
-        ({"with_labels": True}, "split 'train' has no labels"),
+        ({"names": ["labels"]}, "split 'train' has no labels, it has no further array"),
     ],
 )
 def test_arguments_outside_their_range_are_refused(keywords, words):

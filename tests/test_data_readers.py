@@ -81,8 +81,10 @@ def test_npz_passes_the_options_on(tmp_path):
 
 def test_npz_arrays_that_are_not_used_are_named(tmp_path):
     path = tmp_path / "a.npz"
-    np.savez(path, IMAGES, LABELS)  # arr_0, arr_1
-    assert load_npz(path).warnings == ("a.npz: these arrays are not used: arr_1",)
+    np.savez(path, IMAGES, LABELS, LABELS[1:])  # arr_0, arr_1, arr_2
+    data = load_npz(path)
+    assert data.warnings == ("a.npz: these arrays are not used: arr_2",)
+    assert data.names == ("arr_1",)
 
 
 def test_npz_without_a_key_lists_found_and_understood(tmp_path):

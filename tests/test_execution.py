@@ -147,8 +147,8 @@ def test_evaluation_of_resident_data_is_that_of_arrays(jit_compile):
 
 def test_labels_and_a_later_first_epoch():
     data = grey_images()
-    batches = data.train.on_device(BATCH, SEED, first_epoch=1, with_labels=True)
-    stream = iter(data.train.batches(BATCH, SEED, first_epoch=1, with_labels=True))
+    batches = data.train.on_device(BATCH, SEED, first_epoch=1, names=["labels"])
+    stream = iter(data.train.batches(BATCH, SEED, first_epoch=1, names=["labels"]))
     for call in batches.calls(4, 1).take(3):  # one epoch
         for index in range(int(call["count"])):
             position = call["first"] + index

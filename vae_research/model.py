@@ -236,7 +236,7 @@ class VAE(TrainingSteps):
         center = self.bottleneck.center
         return center(**bind("bottleneck", center, tensors))
 
-    def sample(self, count: int, *, seed: int = 0, **tensors: tf.Tensor) -> tf.Tensor:
+    def sample(self, count: int, /, *, seed: int = 0, **tensors: tf.Tensor) -> tf.Tensor:
         """Returns `[count, ...]`: the means of p(x|z) for codes from the prior.
 
         Args:
@@ -252,6 +252,23 @@ class VAE(TrainingSteps):
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Returns `reconstruct(inputs)`; so does `predict`."""
         return self.reconstruct(inputs)
+
+    @property
+    def data_names(self) -> tuple[str, ...]:
+        """Names of the data that this model has seen, without `inputs`."""
+        return tuple(name for name in self._input_specs if name != "inputs")
+
+    def data_read(self, data: Mapping[str, tf.Tensor]) -> tuple[str, ...]:
+        """Returns which names of the data encoder, bottleneck, decoder, terms and critics read.
+
+        They are found by a forward pass, which creates every variable. `inputs` are not among them.
+        """
+        tensors, _ = self.report(data)
+        read = tuple(name for name in data if name in tensors.read and name != "inputs")
+        # What nobody reads need not be there when the model is saved, loaded and exported.
+        kept = ("inputs", *read)
+        self._input_specs = {name: self._input_specs[name] for name in kept}
+        return read
 
     def report(
         self,

@@ -40,6 +40,22 @@ from vae_research.settings import declared_names, did_you_mean
 SCALARS = ("step", "seed")
 
 
+class MissingTensorError(ValueError):
+    """A reader names a tensor that nothing wrote.
+
+    Attributes:
+        reader: who reads it, in words.
+        name: of the tensor.
+    """
+
+    def __init__(self, reader: str, name: str, written: Mapping[str, Any]) -> None:
+        self.reader, self.name = reader, name
+        super().__init__(
+            f"The {reader} reads {name!r}, but the forward pass wrote "
+            f"{', '.join(sorted(written))}.{did_you_mean(name, written)}"
+        )
+
+
 class Tensors(dict[str, tf.Tensor]):
     """The named tensors of one forward pass. A name is written once.
 
@@ -47,12 +63,14 @@ class Tensors(dict[str, tf.Tensor]):
         writers: the writer of each name; the initial tensors have none.
         written: each of them as it was written. All readers depend on it, while an entry of the
             dictionary is what the next reader will get.
+        read: the names that were read.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.writers: dict[str, str] = {}
         self.written: dict[str, tf.Tensor] = {}
+        self.read: set[str] = set()
 
     def write(self, writer: str, tensors: Mapping[str, tf.Tensor]) -> None:
         """Adds the tensors that `writer` computed.
@@ -81,13 +99,11 @@ class Tensors(dict[str, tf.Tensor]):
                 this `key` have; rewording `reader` changes no number. By default `reader`.
 
         Raises:
-            ValueError: nothing of that name was written; the message lists what was.
+            MissingTensorError: nothing of that name was written; the message lists what was.
         """
         if name not in self:
-            raise ValueError(
-                f"The {reader} reads {name!r}, but the forward pass wrote "
-                f"{', '.join(sorted(self))}.{did_you_mean(name, self)}"
-            )
+            raise MissingTensorError(reader, name, self)
+        self.read.add(name)
         if name == "seed":
             return fold_in(self["seed"], reader if key is None else key)
         # Identities are chained so that no tensor has more than two consumers: a gradient that is a
@@ -153,11 +169,17 @@ def reads_of(network: keras.layers.Layer, tensors: Mapping[str, tf.Tensor]) -> l
     return [
         parameter.name
         for parameter in parameters
-        if parameter.name not in ("training", "mask")
+        if parameter.name != "training"
+        # In Keras' own layers `mask` is what Keras attaches to tensors, and not a name of ours.
+        and not (parameter.name == "mask" and _is_of_keras(network.call))
         # An optional parameter, such as `labels=None`, is read if the name exists.
         and (parameter.default is parameter.empty or parameter.name in tensors)
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
+
+
+def _is_of_keras(function: Callable[..., Any]) -> bool:
+    return function.__module__.partition(".")[0] == "keras"
 
 
 def _is_functional(network: keras.Model) -> bool:
@@ -283,7 +305,7 @@ def _outputs_of(
         if len(positional) > 1:
             positional = [keras.tree.pack_sequence_as(network.input, positional)]
     elif not isinstance(module, Named) and len(arguments) > 1:
-        positional, by_name = [], arguments
+        positional, by_name = _apart(network, arguments)
     outputs = without_captured_tensors(
         f"{role} {module.name!r}", module, *positional, **by_name, training=training
     )
@@ -296,6 +318,25 @@ def _outputs_of(
             "decoder."
         )
     return outputs
+
+
+def _apart(
+    network: keras.layers.Layer, arguments: dict[str, tf.Tensor]
+) -> tuple[list[Any], dict[str, tf.Tensor]]:
+    """Returns the arguments of a layer by position, and those by name.
+
+    All go by name, except for `mask` and what precedes it. By name, Keras would take it for the
+    mask of a sequence, which a layer that `supports_masking` attaches to its outputs.
+    """
+    parameters = inspect.signature(network.call).parameters
+    kind = parameters["mask"].kind if "mask" in arguments else None
+    if kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+        return [], arguments
+    first = list(parameters)[: list(parameters).index("mask") + 1]
+    if any(name not in arguments and parameters[name].default is not None for name in first):
+        return [], arguments
+    rest = {name: tensor for name, tensor in arguments.items() if name not in first}
+    return [arguments.get(name) for name in first], rest
 
 
 def repeat_rows(values: tf.Tensor, times: int) -> tf.Tensor:

@@ -39,6 +39,10 @@ class Inference:
         """Returns an `Inference` over data, or `data` itself if it already is one."""
         return data if isinstance(data, Inference) else cls(data)
 
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(keras.tree.flatten(self.data)[0])
+
     def clear(self) -> None:
         """Clears the cache."""
         self._cache = {}

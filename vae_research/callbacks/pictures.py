@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ _DESCRIPTIONS = {
     "reconstructions": "Rows of validation images, each above the row of its reconstructions.",
     "errors": "Absolute error of each pixel of the reconstructions, from black (none) to light "
     "yellow (the whole range of the data).",
-    "samples": "Means of p(x|z) for codes from the prior, the same codes at every epoch.",
+    "samples": "Means of p(x|z) for codes from the prior, the same codes at every epoch. A decoder "
+    "that reads labels, or other arrays, gets those of the first examples.",
     "traversals": "A row for each latent dimension, the one with the largest KL divergence on top: "
     "it moves from -3 to 3 standard deviations, the others stay those of the first image.",
     "plane": "Means of p(x|z) over the latent plane, from -3 to 3 standard deviations; the first "
@@ -37,7 +38,9 @@ _DESCRIPTIONS = {
 class Pictures(keras.callbacks.Callback):
     """Writes pictures of a model to TensorBoard after every epoch.
 
-    The images, and the noise of the samples, are the same at every epoch. Tags, under `validation`:
+    The images, and the noise of the samples, are the same at every epoch. If the decoder reads
+    labels or other arrays of the data, a reconstruction gets its own, samples get those of the
+    first examples in turn, and the other pictures those of the first one. Tags, under `validation`:
 
     - `reconstructions`: rows of originals, each above the row of its reconstructions.
     - `errors`: the absolute error of each of their pixels.
@@ -50,19 +53,27 @@ class Pictures(keras.callbacks.Callback):
     Args:
         log_dir: the run directory.
         images: `[count, height, width, channels]`, of which the first `columns * 2` are shown and
-            the first 500 determine the order of the dimensions; or an `Inference` over images.
+            the first 500 determine the order of the dimensions; a dictionary with these as
+            `inputs`; or an `Inference` over images.
         columns: images side by side.
     """
 
     def __init__(
-        self, log_dir: str | Path, images: np.ndarray | Inference, *, columns: int = 10
+        self,
+        log_dir: str | Path,
+        images: np.ndarray | Mapping[str, np.ndarray] | Inference,
+        *,
+        columns: int = 10,
     ) -> None:
         super().__init__()
         self.inference = Inference.wrap(images)
-        self.images = self.inference.data[: columns * _ORIGINALS]
+        data = self.inference.data
+        inputs = data["inputs"] if isinstance(data, Mapping) else data
+        self.images = inputs[: columns * _ORIGINALS]
+        self._conditions = conditions_of(data) if isinstance(data, Mapping) else {}
         self.columns = columns
         self._summaries = Summaries(log_dir)
-        self._decode = tf.function(lambda model, codes: model.decode(codes), autograph=False)
+        self._decode = tf.function(_decode, autograph=False)
         self._prior: Any = None
         self._prior_codes: list[np.ndarray] = []
 
@@ -101,10 +112,21 @@ class Pictures(keras.callbacks.Callback):
         if model.bottleneck.latent_dim == 2:
             corner = _DEVIATIONS * deviation
             codes_of["plane"] = plane_codes(mean - corner, mean + corner, _PLANE)
+        rows = [self._rows_of(name, len(codes)) for name, codes in codes_of.items()]
+        taken = {name: v[np.concatenate(rows)] for name, v in self._conditions.items()}
         with model.averaging.averages():
-            decoded = self._decode(model, tf.constant(np.concatenate(list(codes_of.values()))))
+            codes = tf.constant(np.concatenate(list(codes_of.values())))
+            decoded = self._decode(model, codes, keras.tree.map_structure(tf.constant, taken))
         ends = np.cumsum([len(rows) for rows in codes_of.values()])
         return dict(zip(codes_of, np.split(decoded.numpy(), ends[:-1]), strict=True))
+
+    def _rows_of(self, picture: str, count: int) -> np.ndarray:
+        """Returns the examples whose conditions the codes of a picture are decoded with."""
+        if picture == "reconstructed":
+            return np.arange(count)
+        if picture == "samples":
+            return np.arange(count) % len(self.inference)
+        return np.zeros(count, int)
 
     def _codes_from_prior(self, model: VAE) -> list[np.ndarray]:
         """Returns the codes of `samples`, and 1000 to estimate mean and deviation of the prior."""
@@ -162,9 +184,17 @@ def plane_codes(low: np.ndarray, high: np.ndarray, columns: int) -> np.ndarray:
     return np.stack(np.meshgrid(x, y[::-1]), axis=-1).reshape([-1, 2])
 
 
-def reconstructions(model: VAE, images: np.ndarray, columns: int) -> np.ndarray:
-    """Returns a picture: rows of originals, each above the row of its reconstructions."""
-    return pairs(images, model.reconstruct(images).numpy(), columns)
+def conditions_of(data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays that a decoder may read beside its codes: all but inputs and targets."""
+    return {name: array for name, array in data.items() if name not in ("inputs", "targets")}
+
+
+def reconstructions(
+    model: VAE, data: np.ndarray | Mapping[str, np.ndarray], columns: int
+) -> np.ndarray:
+    """Returns a picture: rows of inputs, each above the row of its reconstructions."""
+    images = data["inputs"] if isinstance(data, Mapping) else data
+    return pairs(images, model.reconstruct(data).numpy(), columns)
 
 
 def pairs(originals: np.ndarray, reconstructed: np.ndarray, columns: int) -> np.ndarray:
@@ -186,9 +216,26 @@ def errors(originals: np.ndarray, reconstructed: np.ndarray, columns: int) -> np
     return tile([heat(np.abs(originals - reconstructed).mean(axis=-1) / value_range)], columns)
 
 
-def samples(model: VAE, columns: int, rows: int = 8) -> np.ndarray:
-    """Returns a picture of means of p(x|z) for codes from the prior, the same at every call."""
-    return tile([model.sample(rows * columns, seed=0).numpy()], columns)
+def samples(
+    model: VAE,
+    columns: int,
+    rows: int = 8,
+    conditions: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Returns a picture of means of p(x|z) for codes from the prior, the same at every call.
+
+    Args:
+        model: whose samples.
+        columns, rows: of images.
+        conditions: arrays `[count, ...]` that decoder or modules read, by name; the samples get
+            their rows in turn.
+    """
+    count = rows * columns
+    taken = {
+        name: tf.constant(array[np.arange(count) % len(array)])
+        for name, array in (conditions or {}).items()
+    }
+    return tile([model.sample(count, seed=0, **taken).numpy()], columns)
 
 
 def decoded_plane(
@@ -216,6 +263,10 @@ def decoded_plane(
     if images.ndim != 4:
         raise ValueError(f"The model makes values of shape {images.shape[1:]}, not images.")
     return tile([images], columns, gap=0)
+
+
+def _decode(model: VAE, codes: tf.Tensor, conditions: dict[str, tf.Tensor]) -> tf.Tensor:
+    return model.decode(codes, **conditions)
 
 
 def _summary(tag: str, draw: Callable[[], np.ndarray]) -> event_protos.Summary:

@@ -29,7 +29,8 @@ def _first(array: np.ndarray, index: tuple[int, ...]) -> str:
     return f"first {array[index]!s} at index {index}"
 
 
-def _refuse_non_finite(array: np.ndarray, where: str, advice: str) -> None:
+def refuse_non_finite(array: np.ndarray, where: str, advice: str) -> None:
+    """Raises DataError, with their number and the first index, if values are NaN or infinite."""
     count = 0
     first: tuple[int, ...] | None = None
     for block in row_blocks(array):
@@ -82,11 +83,11 @@ def as_values(values: object, where: str) -> np.ndarray:
     if array.size == 0:
         raise DataError(f"{where}: is empty, shape {array.shape}; at least one row is needed")
     if array.dtype.kind == "f":
-        _refuse_non_finite(array, where, "clean or drop these rows before loading")
+        refuse_non_finite(array, where, "clean or drop these rows before loading")
         if array.dtype.itemsize > 4:
             with np.errstate(over="ignore"):
                 array = array.astype(np.float32, order="C")
-            _refuse_non_finite(array, where, "they exceed float32 (3.4e38); divide them first")
+            refuse_non_finite(array, where, "they exceed float32 (3.4e38); divide them first")
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     # The file of a memory map may change or be deleted during a run.
     return array.copy() if memory_mapped and array.base is not None else array
@@ -120,6 +121,39 @@ def as_labels(class_numbers: npt.ArrayLike, count: int, where: str) -> np.ndarra
     if count and labels.max() > np.iinfo(np.int64).max:
         raise DataError(f"{where}: label {labels.max()} exceeds 64 bits; renumber the classes")
     return np.ascontiguousarray(labels, dtype=np.int64)
+
+
+def as_further_array(values: object, count: int, where: str) -> np.ndarray:
+    """A further array of a split as stored: native byte order, C order; float64 becomes float32.
+
+    NaN and infinity are allowed here: `refuse_non_finite` checks what is read.
+
+    Args:
+        values: an array [count, ...] of rank >= 1; bool, integers or floats.
+        count: number of rows.
+        where: prefix of every message: data set, split and name.
+
+    Raises:
+        DataError: another dtype, rows that form no array, or another number of rows.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: the rows do not form one array ({error}); all rows need the same shape"
+        ) from error
+    if array.dtype.kind not in "buif" or isinstance(values, np.ma.MaskedArray):
+        kind = "a masked array" if isinstance(values, np.ma.MaskedArray) else f"dtype {array.dtype}"
+        raise DataError(f"{where}: got {kind}; bool, integers and floats are understood")
+    if array.ndim == 0 or len(array) != count:
+        raise DataError(
+            f"{where}: has shape {array.shape} for {count} rows; the first axis counts the rows"
+        )
+    dtype = np.dtype(np.float32) if array.dtype.itemsize > 4 and array.dtype.kind == "f" else None
+    with np.errstate(over="ignore"):
+        own = np.ascontiguousarray(array, dtype=dtype or array.dtype.newbyteorder("="))
+    # The file of a memory map may change or be deleted during a run.
+    return own.copy() if isinstance(values, np.memmap) and own.base is not None else own
 
 
 def _row_hashes(array: np.ndarray) -> np.ndarray:

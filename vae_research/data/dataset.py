@@ -1,4 +1,4 @@
-"""The data of a run in memory: `Split` is one array with its labels, `Data` is the three splits.
+"""The data of a run in memory: `Split` has the arrays of one part, `Data` is the three splits.
 
     data = Data.from_arrays(images)              # uint8 [n, height, width]
     data.train.batches(batch_size=128, seed=0)   # endless tf.data.Dataset, shuffled
@@ -10,15 +10,22 @@ NumPy only, except for `Split.batches` and `Split.on_device`, which import Tenso
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from vae_research.data.checks import DataError, as_labels, as_values, row_blocks
+from vae_research.data.checks import (
+    DataError,
+    as_further_array,
+    as_labels,
+    as_values,
+    refuse_non_finite,
+    row_blocks,
+)
 from vae_research.data.scaling import (
     BINARIZATIONS,
     RESCALINGS,
@@ -40,6 +47,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Data", "DataError", "Split"]
 
+ArraysOfSplit: TypeAlias = "npt.ArrayLike | Mapping[str, npt.ArrayLike]"
+"""The values of a split, or a dictionary with them as `inputs` and further arrays by name."""
+
+# Names that a forward pass writes, or passes to a network itself.
+_OF_CODES = ("z", "z_mean", "z_log_var", "z_prior", "kl", "log_posterior", "log_prior")
+_OF_DECODER = ("logits", "x_mean", "x_log_var", "reconstruction")
+_WRITTEN = {"step", "seed", "training", *_OF_CODES, *_OF_DECODER}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
@@ -48,14 +63,14 @@ class Split:
     Attributes:
         name: "train", "validation" or "test".
         raw: the values as stored, [n, ...], native and C-ordered; images with a channel axis.
-        labels: int64 [n], or None.
+        arrays: further arrays [n, ...] by name, as stored: `labels` and names of your own.
         scaling: how stored values become float32 (fitted to the training split).
         binarize: "none", "threshold", "static" or "dynamic".
     """
 
     name: str
     raw: np.ndarray
-    labels: np.ndarray | None
+    arrays: Mapping[str, np.ndarray]
     scaling: Scaling
     binarize: str
 
@@ -71,6 +86,33 @@ class Split:
     def shape(self) -> tuple[int, ...]:
         """Shape of one row; images: (height, width, channels)."""
         return self.raw.shape[1:]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The class numbers, int64 [n], or None."""
+        return self.arrays.get("labels")
+
+    def array(self, name: str) -> np.ndarray:
+        """The further array `name`, to be read by a model.
+
+        Raises:
+            DataError: there is no such array, or it has values that are not finite.
+        """
+        if name not in self.arrays:
+            there = f"it has {', '.join(self.arrays)}" if self.arrays else "it has no further array"
+            raise DataError(
+                f"split {self.name!r} has no {name}, {there}; give it to Data.from_arrays"
+            )
+        if self.arrays[name].dtype.kind == "f" and name not in self._finite:
+            advice = "a model that reads it needs finite values, and a mask where one is missing"
+            refuse_non_finite(self.arrays[name], f"{name} of split {self.name!r}", advice)
+            self._finite.add(name)
+        return self.arrays[name]
+
+    @cached_property
+    def _finite(self) -> set[str]:
+        """Names of the arrays that were checked for NaN and infinity."""
+        return set()
 
     @cached_property
     def fixed_draw(self) -> np.ndarray:
@@ -95,6 +137,18 @@ class Split:
         values = self.scaling.apply(self.raw[rows])
         return (values > 0.5).astype(np.float32) if self.binarize == "threshold" else values
 
+    def tensors(
+        self, rows: slice | np.ndarray | None = None, names: Iterable[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """What a model is given in an evaluation: `inputs`, and further arrays by name.
+
+        Args:
+            rows: as for `prepare`.
+            names: further arrays to be added, as stored.
+        """
+        rows = slice(None) if rows is None else rows
+        return {"inputs": self.prepare(rows), **{name: self.arrays[name][rows] for name in names}}
+
     def _drawn(self, rows: slice | np.ndarray) -> np.ndarray:
         """Rows of the fixed draw; if they are the first ones, the others are not drawn."""
         if isinstance(rows, slice) and "fixed_draw" not in vars(self):
@@ -112,27 +166,25 @@ class Split:
         batch_size: int,
         seed: int,
         first_epoch: int | None = None,
-        with_labels: bool = False,
+        names: Sequence[str] = (),
     ) -> Batches:
         """Endless `tf.data.Dataset` for training; see `vae_research.data.streams.batches`."""
         from vae_research.data import streams  # here, so that loading data needs no TensorFlow
 
-        return streams.batches(self, batch_size, seed, first_epoch, with_labels)
+        return streams.batches(self, batch_size, seed, first_epoch, names)
 
     def on_device(
         self,
         batch_size: int,
         seed: int | None = None,
         first_epoch: int | None = None,
-        with_labels: bool = False,
+        names: Sequence[str] = (),
         first_position: int = 0,
     ) -> DeviceDataset:
         """`DeviceDataset` for `fit` and `evaluate`; see `vae_research.data.streams`."""
         from vae_research.data import streams
 
-        return streams.DeviceDataset(
-            self, batch_size, seed, first_epoch, with_labels, first_position
-        )
+        return streams.DeviceDataset(self, batch_size, seed, first_epoch, names, first_position)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,6 +198,7 @@ class Data:
         rescale: "none", "unit" or "standardize".
         binarize: "none", "threshold", "static" or "dynamic".
         warnings: one line for each oddity that is not an error. The caller prints them.
+        left_out: why a further array was left out, by its name; see `from_arrays`.
     """
 
     name: str
@@ -156,6 +209,7 @@ class Data:
     rescale: str
     binarize: str
     warnings: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """The name, the splits, and how values are rescaled and binarised."""
@@ -175,6 +229,22 @@ class Data:
         """Shape of one row; images: (height, width, channels)."""
         return self.train.shape
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the further arrays that all splits have; a model may read these."""
+        return tuple(
+            name for name in self.train.arrays if all(name in split.arrays for split in self.splits)
+        )
+
+    def why_missing(self, name: str) -> str | None:
+        """Why no model can read the further array `name`, or None if nothing is known of it."""
+        if name in self.left_out:
+            return self.left_out[name]
+        without = [split.name for split in self.splits if name not in split.arrays]
+        if not 0 < len(without) < len(self.splits):
+            return None
+        return f"{self.name}: {' and '.join(without)} has no {name}; give it for every split"
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over names, shapes, dtypes and bytes of all arrays as stored."""
@@ -185,6 +255,10 @@ class Data:
                 digest.update(f"{split.name} {kind}\n".encode())
                 if array is not None:
                     digest.update(array.data)
+            for name in sorted(split.arrays.keys() - {"labels"}):
+                array = split.arrays[name]
+                digest.update(f"{split.name} {name} {array.dtype.str} {array.shape}\n".encode())
+                digest.update(array.data)
         return digest.hexdigest()
 
     @cached_property
@@ -215,14 +289,18 @@ class Data:
             "fingerprint": self.fingerprint,
             "rescale": self.rescale,
             "binarize": self.binarize,
+            "arrays": {
+                name: f"{array.dtype} {list(array.shape[1:])}"
+                for name, array in self.train.arrays.items()
+            },
         }
 
     @classmethod
     def from_arrays(
         cls,
-        train: npt.ArrayLike,
-        validation: npt.ArrayLike | None = None,
-        test: npt.ArrayLike | None = None,
+        train: ArraysOfSplit,
+        validation: ArraysOfSplit | None = None,
+        test: ArraysOfSplit | None = None,
         *,
         train_labels: npt.ArrayLike | None = None,
         validation_labels: npt.ArrayLike | None = None,
@@ -231,8 +309,14 @@ class Data:
         binarize: str = "none",
         is_image: bool | None = None,
         name: str = "arrays",
+        leave_out_unfit: bool = False,
     ) -> Data:
         """A data set from arrays of rank >= 2 whose first axis counts the rows.
+
+        A dictionary gives further arrays with a row for each row of `inputs`, of any rank >= 1 and
+        any type of bool, integers and floats, which encoder, decoder, bottleneck and terms read by
+        name: `{"inputs": images, "labels": classes, "mask": pixels}`. They are kept as stored; only
+        float64 becomes float32. `labels` are class numbers.
 
         The rank alone decides what the axes mean: [n, d] is a table or mono sound; [n, h, w] are
         grey images and get a channel axis; [n, h, w, c] with c in 1..4 are images; anything else is
@@ -246,8 +330,9 @@ class Data:
 
         Args:
             train, validation, test: bool, integers or floats (float64 is stored as float32); all
-                with the same dtype and row shape.
-            train_labels, validation_labels, test_labels: integers >= 0, one per row.
+                with the same dtype and row shape. Or a dictionary, with these as `inputs`.
+            train_labels, validation_labels, test_labels: integers >= 0, one per row; the same as
+                `labels` in the dictionary.
             rescale: see `vae_research.data.scaling.fit_scaling`; None is "unit" for uint8 and bool
                 and "none" for everything else.
             binarize: "none", "threshold" (1 above 0.5), "static" (one Bernoulli draw that never
@@ -256,60 +341,130 @@ class Data:
             is_image: None follows the rule above; False keeps arrays plain; True refuses arrays
                 that are not images by the rule.
             name: for messages and config.json.
+            leave_out_unfit: leave out a further array that cannot be used, with a warning, instead
+                of raising an error: a model may not read it.
 
         Raises:
-            DataError: arrays that cannot be used, or that are to be binarised and have values
-                outside [0, 1].
+            DataError: arrays or names that cannot be used, or values outside [0, 1] that are to be
+                binarised.
             ValueError: unknown `rescale` or `binarize`.
         """
         one_of(binarize, BINARIZATIONS, "binarize")
         if rescale is not None:
             one_of(rescale, RESCALINGS, "rescale")
         arrays: dict[str, np.ndarray] = {}
-        labels: dict[str, np.ndarray] = {}
+        further: dict[str, dict[str, Any]] = {}
         given = zip(
             SPLITS,
             (train, validation, test),
             (train_labels, validation_labels, test_labels),
             strict=True,
         )
-        for key, array, numbers in given:
+        for key, values, numbers in given:
             where = f"{name}: {key}"
-            if array is None and numbers is not None:
+            if values is None and numbers is not None:
                 raise DataError(f"{where}: got labels but no values; give {key}= too")
-            if array is None and key != "train":
+            if values is None and key != "train":
                 continue
-            arrays[key] = as_values(array, where)
-            if numbers is not None:
-                labels[key] = as_labels(numbers, len(arrays[key]), where)
+            inputs, further[key] = _unpacked(values, numbers, where)
+            arrays[key] = as_values(inputs, where)
         refuse_different_kinds(arrays, name)
         arrays, is_image, warnings = as_images(arrays, is_image, name)
-        arrays, labels, cut_warnings = cut_missing(arrays, labels, name)
+        checked, left_out = _checked_further(further, arrays, name)
+        if left_out and not leave_out_unfit:
+            raise DataError(next(iter(left_out.values())))
+        warnings += [f"{reason} ({label!r} is left out)" for label, reason in left_out.items()]
+        splits, cut_warnings = cut_missing(
+            {key: {"inputs": array, **checked[key]} for key, array in arrays.items()}, name
+        )
+        arrays = {key: found["inputs"] for key, found in splits.items()}
         warnings += cut_warnings + oddities(arrays, is_image, name)
 
         if rescale is None:
             rescale = "unit" if arrays["train"].dtype in (np.uint8, np.bool_) else "none"
         scaling = fit_scaling(rescale, arrays["train"])
-        splits = {
+        parts = {
             key: Split(
                 key,
                 _read_only(arrays[key]),
-                _read_only(labels[key]) if key in labels else None,
+                {n: _read_only(array) for n, array in found.items() if n != "inputs"},
                 scaling,
                 binarize,
             )
-            for key in SPLITS
+            for key, found in splits.items()
         }
         if binarize != "none":
-            _refuse_outside_unit_interval(splits.values(), name, rescale, binarize)
+            _refuse_outside_unit_interval(parts.values(), name, rescale, binarize)
         return cls(
             name,
-            **splits,
+            **parts,
             is_image=is_image,
             rescale=rescale,
             binarize=binarize,
             warnings=tuple(warnings),
+            left_out=left_out,
         )
+
+
+def _unpacked(values: Any, numbers: npt.ArrayLike | None, where: str) -> tuple[Any, dict[str, Any]]:
+    """The values of a split and its further arrays, unchecked."""
+    given: dict[str, Any] = dict(values) if isinstance(values, Mapping) else {"inputs": values}
+    if "inputs" not in given:
+        raise DataError(f"{where}: has {', '.join(map(str, given)) or 'nothing'}, and no 'inputs'")
+    if numbers is not None:
+        if "labels" in given:
+            raise DataError(f"{where}: labels are given twice, in the dictionary and beside it")
+        given["labels"] = numbers
+    return given.pop("inputs"), given
+
+
+def _checked_further(
+    further: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, np.ndarray], name: str
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
+    """The further arrays of each split that can be used, and why others cannot, by name."""
+    checked: dict[str, dict[str, np.ndarray]] = {key: {} for key in further}
+    left_out: dict[str, str] = {}
+    for key, arrays in further.items():
+        for label, values in arrays.items():
+            where = f"{name}: {key}" if label == "labels" else f"{name}: {key} {label}"
+            try:
+                _check_name(label, where)
+                if label == "labels":
+                    array = as_labels(values, len(inputs[key]), where)
+                else:
+                    array = as_further_array(values, len(inputs[key]), where)
+                _check_kind(label, array, checked, where)
+            except DataError as error:
+                left_out.setdefault(label, str(error))
+            else:
+                checked[key][label] = array
+    for arrays in checked.values():
+        for label in left_out.keys() & arrays.keys():
+            del arrays[label]
+    return checked, left_out
+
+
+def _check_name(label: object, where: str) -> None:
+    if label in _WRITTEN:
+        raise DataError(f"{where}: a forward pass writes {label!r} itself; give another name")
+    if not isinstance(label, str) or not label.isidentifier():
+        raise DataError(f"{where}: {label!r} cannot be the name of a parameter; give another name")
+
+
+def _check_kind(
+    label: str, array: np.ndarray, checked: Mapping[str, Mapping[str, np.ndarray]], where: str
+) -> None:
+    if label == "targets" and array.dtype.kind != "f":
+        raise DataError(
+            f"{where}: targets are read as stored, and a likelihood needs floats; got {array.dtype}"
+        )
+    for key, arrays in checked.items():
+        other = arrays.get(label, array)
+        if (other.dtype, other.shape[1:]) != (array.dtype, array.shape[1:]):
+            raise DataError(
+                f"{where}: rows are {array.dtype} {array.shape[1:]}, those of {key} {other.dtype} "
+                f"{other.shape[1:]}; all splits need the same"
+            )
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

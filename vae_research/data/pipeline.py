@@ -7,6 +7,7 @@ gives the same numbers on every device, with XLA and without.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,9 @@ from vae_research.randomness import fold_in, philox_bits
 # Purposes of a random key: order and noise of the same seed must not be correlated.
 _ORDER, _NOISE = 0, 1
 
+# A further array is an argument of a compiled program under this and its name.
+_FURTHER = "array "
+
 
 class StoredRows(Protocol):
     """What this module reads of a `Split`; it does not import the class, which imports it."""
@@ -27,9 +31,6 @@ class StoredRows(Protocol):
 
     @property
     def raw(self) -> np.ndarray: ...
-
-    @property
-    def labels(self) -> np.ndarray | None: ...
 
     @property
     def scaling(self) -> Scaling: ...
@@ -44,6 +45,8 @@ class StoredRows(Protocol):
 
     def steps(self, batch_size: int) -> int: ...
 
+    def array(self, name: str) -> np.ndarray: ...
+
 
 class Reader:
     """From row numbers to a batch: gathers stored rows, scales and binarises them.
@@ -51,34 +54,33 @@ class Reader:
     Args:
         split: what to read.
         seed: of the binarisation noise; None reads what evaluation sees, as `Split.prepare` does.
-        with_labels: adds "labels".
+        names: further arrays to be added, as stored.
 
     Attributes:
         tensors: the data by name, as stored (one byte per grey value).
         steps_alike: readers for which this is equal can share a compiled program.
 
     Raises:
-        ValueError: labels are asked for and the split has none.
+        DataError: the split has no such array, or it has values that are not finite.
     """
 
-    def __init__(self, split: StoredRows, seed: int | None, with_labels: bool) -> None:
-        if with_labels and split.labels is None:
-            raise ValueError(f"split {split.name!r} has no labels; give them to Data.from_arrays")
+    def __init__(self, split: StoredRows, seed: int | None, names: Sequence[str] = ()) -> None:
+        further = {name: split.array(name) for name in names}
         drawn = split.binarize == "static" or (split.binarize == "dynamic" and seed is None)
         self.binarize = "none" if drawn else split.binarize
         self.is_scaled = not (drawn or split.scaling.is_identity)
         stored = split.fixed_draw if drawn else split.raw
         self.shape = split.raw.shape[1:]
-        # Rows are stored flat: XLA gathers them several times as fast as images.
-        self.tensors = {"stored": tf.constant(stored.reshape(len(stored), -1))}
+        self.shapes = {name: array.shape[1:] for name, array in further.items()}
+        self.tensors = {"stored": _flat(stored)}
+        self.tensors |= {_FURTHER + name: _flat(array) for name, array in further.items()}
         if self.is_scaled:
             self.tensors["offset"] = tf.constant(split.scaling.offset)
             self.tensors["divisor"] = tf.constant(split.scaling.divisor)
         if self.binarize == "dynamic":
             self.tensors["key"] = tf.constant([seed, _NOISE], tf.int64)
-        if with_labels:
-            self.tensors["labels"] = tf.constant(split.labels)
         self.steps_alike: tuple[Any, ...] = (self.binarize, self.shape, *sorted(self.tensors))
+        self.steps_alike += tuple(self.shapes.items())
 
     def __call__(
         self,
@@ -87,7 +89,7 @@ class Reader:
         position: tf.Tensor,
         rows: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        """Returns {"inputs": float32 [rows, ...]} and, if asked for, "labels": int64 [rows].
+        """Returns {"inputs": float32 [rows, ...]} and the further arrays [rows, ...] by name.
 
         Args:
             tensors: `self.tensors`, an argument so that a compiled program does not contain them.
@@ -95,7 +97,8 @@ class Reader:
             position: index of the batch in its epoch, counted from 0.
             rows: row numbers, integers [rows].
         """
-        values = tf.cast(tf.gather(tensors["stored"], rows), tf.float32)
+        stored = self.gathered(tensors, rows)
+        values = tf.cast(stored.pop("inputs"), tf.float32)
         values = tf.reshape(values, [-1, *self.shape])
         if self.is_scaled:
             # Subtract, then divide, as `Scaling.apply` does: equal to the last bit.
@@ -104,9 +107,25 @@ class Reader:
             values = tf.cast(values > 0.5, tf.float32)
         elif self.binarize == "dynamic":
             values = bernoulli(values, fold_in(tensors["key"], epoch, position))
-        if "labels" not in tensors:
-            return {"inputs": values}
-        return {"inputs": values, "labels": tf.gather(tensors["labels"], rows)}
+        further = {
+            name: tf.reshape(array, [-1, *shape]) if len(shape) > 1 else array
+            for (name, array), shape in zip(stored.items(), self.shapes.values(), strict=True)
+        }
+        return {"inputs": values, **further}
+
+    def gathered(self, tensors: Mapping[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns what is read by row number: `inputs` and the further arrays, as stored and flat.
+
+        Args:
+            tensors, rows: as for a call.
+        """
+        names = {"inputs": "stored"} | {name: _FURTHER + name for name in self.shapes}
+        return {name: tf.gather(tensors[key], rows) for name, key in names.items()}
+
+
+def _flat(array: np.ndarray) -> tf.Tensor:
+    """Rows as one vector each: XLA gathers them several times as fast as images."""
+    return tf.constant(array if array.ndim == 1 else array.reshape(len(array), -1))
 
 
 def epoch_order(rows: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:

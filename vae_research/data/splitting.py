@@ -1,7 +1,6 @@
 """Rules for splits: which axes are an image, how missing splits are cut, what is worth a warning.
 
-NumPy only. Arrays and labels are dictionaries by split, "train" first; splits that are not given
-are not in them.
+NumPy only. Splits are dictionaries, "train" first; those that are not given are not in them.
 """
 
 from collections.abc import Mapping
@@ -62,26 +61,23 @@ def as_images(
 
 
 def cut_missing(
-    arrays: dict[str, np.ndarray], labels: dict[str, np.ndarray], name: str
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
-    """Arrays of all three splits, their labels if any, and warnings.
+    splits: dict[str, dict[str, np.ndarray]], name: str
+) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """All three splits, each with `inputs` and its further arrays by name, and warnings.
 
-    `Data.from_arrays` states the rule.
+    All arrays of a split are cut by the same rows. `Data.from_arrays` states the rule.
     """
-    missing = [key for key in SPLITS if key not in arrays]
+    missing = [key for key in SPLITS if key not in splits]
     if not missing:
-        return arrays, labels, []
-    train, numbers = arrays["train"], labels.get("train")
-    count = len(train)
+        return splits, []
+    train = splits["train"]
+    count = len(train["inputs"])
     if (len(missing) == 2 and count < 3) or count < 2:
-        everything = {key: arrays.get(key, train) for key in SPLITS}
-        if numbers is not None:
-            labels = {**labels, **dict.fromkeys(missing, numbers)}
         warning = (
             f"{name}: {count} training row(s) cannot be split; {' and '.join(missing)} "
             "repeat the training split"
         )
-        return everything, labels, [warning]
+        return {key: splits.get(key, train) for key in SPLITS}, [warning]
     if len(missing) == 2:
         # Files are often sorted by class: the end of such a file is not a fair sample of it.
         order = np.argsort(np.random.Philox(key=_PERMUTATION_KEY).random_raw(count), kind="stable")
@@ -91,26 +87,37 @@ def cut_missing(
             "validation": order[count - 2 * tenth : count - tenth],
             "test": order[count - tenth :],
         }
-        if numbers is not None:
-            labels = {key: numbers[rows] for key, rows in parts.items()}
-        return {key: train[rows] for key, rows in parts.items()}, labels, []
+        return {key: _rows_of(train, rows) for key, rows in parts.items()}, []
     (absent,) = missing
     (given,) = (key for key in SPLITS[1:] if key != absent)
-    cut = count - max(1, min(len(arrays[given]), count // 5))
-    arrays = {**arrays, "train": train[:cut], absent: train[cut:]}
-    arrays = {key: arrays[key] for key in SPLITS}
-    if numbers is None:
-        return arrays, labels, []
-    labels = {**labels, "train": numbers[:cut], absent: numbers[cut:]}
-    lost = np.setdiff1d(labels["train"], labels[absent])
-    new = np.setdiff1d(labels[absent], labels["train"])
+    cut = count - max(1, min(len(splits[given]["inputs"]), count // 5))
+    found = {
+        "train": _rows_of(train, slice(cut)),
+        given: splits[given],
+        absent: _rows_of(train, slice(cut, None)),
+    }
+    found = {key: found[key] for key in SPLITS}
+    return found, _other_classes(found["train"], found[absent], absent, name)
+
+
+def _rows_of(arrays: Mapping[str, np.ndarray], rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+    return {key: array[rows] for key, array in arrays.items()}
+
+
+def _other_classes(
+    train: Mapping[str, np.ndarray], cut: Mapping[str, np.ndarray], absent: str, name: str
+) -> list[str]:
+    """A warning if the end of train, which became the split `absent`, holds other classes."""
+    if "labels" not in train:
+        return []
+    lost = np.setdiff1d(train["labels"], cut["labels"])
+    new = np.setdiff1d(cut["labels"], train["labels"])
     if not len(lost) and not len(new):
-        return arrays, labels, []
-    warning = (
+        return []
+    return [
         f"{name}: {absent} was cut from the end of train and holds other classes "
         f"({len(lost)} are in train only, {len(new)} in {absent} only); shuffle train first"
-    )
-    return arrays, labels, [warning]
+    ]
 
 
 def oddities(arrays: Mapping[str, np.ndarray], is_image: bool, name: str) -> list[str]:

@@ -7,7 +7,7 @@ Both are endless and can begin at any epoch, which continues the uninterrupted s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -98,7 +98,7 @@ def batches(
     batch_size: int,
     seed: int,
     first_epoch: int | None = None,
-    with_labels: bool = False,
+    names: Sequence[str] = (),
 ) -> Batches:
     """An endless stream of batches; each epoch has every row exactly once, in a new order.
 
@@ -111,19 +111,20 @@ def batches(
         seed: 0 to 2**32 - 1.
         first_epoch: the epoch that the stream begins with, counted from 0. None is 0, and every
             `VAE.fit` continues with the epoch after the last one that the model was trained on.
-        with_labels: adds "labels".
+        names: further arrays to be added, as stored.
 
     Returns:
-        A dataset of {"inputs": float32 [rows, ...]} and, if asked for, "labels": int64 [rows].
+        A dataset of {"inputs": float32 [rows, ...]} and the further arrays [rows, ...] by name.
 
     Raises:
-        ValueError: an argument is out of range, or labels are asked for and the split has none.
+        ValueError: an argument is out of range.
+        DataError: the split has no such array, or it has values that are not finite.
     """
     batch_size = _checked_batch_size(split, batch_size)
     first_epoch = _checked_first_epoch(first_epoch)
     seed = checked_seed(seed)
     with tf.device("/cpu:0"):  # tf.data gathers on the host, whatever devices there are
-        reader = Reader(split, seed, with_labels)
+        reader = Reader(split, seed, names)
 
     order_of = _order_function(len(split), seed)
 
@@ -157,7 +158,7 @@ class DeviceDataset:
         seed: 0 to 2**32 - 1; None keeps the rows in their order, with the values of evaluation.
         first_epoch: the epoch that every `fit` begins with, counted from 0. With None, `fit`
             continues with the epoch after the last one that the model was trained on.
-        with_labels: adds "labels".
+        names: further arrays to be added, as stored.
         first_position: number of batches of the first epoch to skip, from 0 to all of them.
 
     Attributes:
@@ -166,7 +167,8 @@ class DeviceDataset:
         first_epoch, first_position: as given.
 
     Raises:
-        ValueError: an argument is out of range, or labels are asked for and the split has none.
+        ValueError: an argument is out of range.
+        DataError: the split has no such array, or it has values that are not finite.
     """
 
     def __init__(
@@ -175,7 +177,7 @@ class DeviceDataset:
         batch_size: int,
         seed: int | None = None,
         first_epoch: int | None = None,
-        with_labels: bool = False,
+        names: Sequence[str] = (),
         first_position: int = 0,
     ) -> None:
         self._rows = len(split)
@@ -184,7 +186,7 @@ class DeviceDataset:
         seed = None if seed is None else checked_seed(seed)
         self.steps = split.steps(self._batch_size)
         self.first_position = checked_integer("first_position", first_position, 0, self.steps)
-        self.reader = Reader(split, seed, with_labels)
+        self.reader = Reader(split, seed, names)
         self._order_of = _order_function(self._rows, seed)
 
     def for_keras(

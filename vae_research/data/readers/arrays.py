@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ _LABEL_KEYS = {
     "validation": ("validation_labels", "y_validation", "y_val"),
     "test": ("test_labels", "y_test"),
 }
+# A further array has one of these before or after its name: train_mask, mask_train.
+_SPLIT_WORDS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 _BROKEN = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, RuntimeError)
 
 
@@ -42,7 +44,10 @@ def load_npz(
 
     Keys: train, validation, test with train_labels, ...; or x_train, y_train, x_test, y_test as
     Keras writes them; or one array images, imgs, data, x or arr_0 with labels or y. Missing splits
-    are cut from train, see `Data.from_arrays`.
+    are cut from train, see `Data.from_arrays`. Further arrays are called train_NAME,
+    validation_NAME and test_NAME (or NAME_train and so on); in a file with one array of values,
+    any other array with as many rows is one, under its own name. What cannot be used is left out
+    with a warning.
 
     Args:
         path: of the file.
@@ -54,18 +59,16 @@ def load_npz(
             found), two keys for the same array, pickled objects, a decompression bomb, more data
             than memory, or arrays that cannot be used.
     """
-    arrays, unused = read_npz_arrays(path, memory_limit)
+    splits, unused = read_npz_splits(path, memory_limit)
     name = Path(path).name
     data = Data.from_arrays(
-        arrays["train"],
-        arrays.get("validation"),
-        arrays.get("test"),
-        train_labels=arrays.get("train_labels"),
-        validation_labels=arrays.get("validation_labels"),
-        test_labels=arrays.get("test_labels"),
+        splits["train"],
+        splits.get("validation"),
+        splits.get("test"),
         rescale=rescale,
         binarize=binarize,
         name=name,
+        leave_out_unfit=True,
     )
     if not unused:
         return data
@@ -73,10 +76,10 @@ def load_npz(
     return dataclasses.replace(data, warnings=(*data.warnings, warning))
 
 
-def read_npz_arrays(
+def read_npz_splits(
     path: str | os.PathLike, memory_limit: int | None = None
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of an .npz file by argument of `Data.from_arrays`, and the keys not recognised.
+) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """The arrays of an .npz file by split and name, `inputs` among them, and the keys not used.
 
     Raises:
         DataError: see `load_npz`.
@@ -86,13 +89,26 @@ def read_npz_arrays(
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
             keys = _choose(members, path)
-            declared = sum(
-                _declared_bytes(archive, members[key], f"{path}: {key}") for key in keys.values()
-            )
-            refuse_too_large(str(path), declared, path.stat().st_size, memory_limit)
-            arrays = {
-                argument: _read_member(archive, members[key]) for argument, key in keys.items()
+            values = [key for (_, name), key in keys.items() if name == "inputs"]
+            headers = {key: _header(archive, members[key], f"{path}: {key}") for key in values}
+            if len(values) == 1:
+                keys |= {("train", key): key for key in members if key not in keys.values()}
+            rows = {
+                split: headers[key].rows for (split, name), key in keys.items() if name == "inputs"
             }
+            for (split, name), key in list(keys.items()):
+                if key not in headers:
+                    header = _header_of_further(archive, members[key], f"{path}: {key}")
+                    own_name = key == name and name != "labels"
+                    if header is None or (own_name and header.rows != rows[split]):
+                        del keys[split, name]
+                    else:
+                        headers[key] = header
+            declared = sum(header.size for header in headers.values())
+            refuse_too_large(str(path), declared, path.stat().st_size, memory_limit)
+            splits: dict[str, dict[str, np.ndarray]] = {}
+            for (split, name), key in keys.items():
+                splits.setdefault(split, {})[name] = _read_member(archive, members[key])
     except DataError:
         raise
     except _BROKEN as error:
@@ -100,7 +116,7 @@ def read_npz_arrays(
             f"{path} cannot be read as .npz: {_why_not_zip(path) or reason(error)}; write it again "
             "with numpy.savez_compressed(path, train=array)"
         ) from error
-    return arrays, sorted(set(members) - set(keys.values()))
+    return splits, sorted(set(members) - set(keys.values()))
 
 
 def load_npy(
@@ -118,7 +134,7 @@ def load_npy(
     path = regular_file(path)
     try:
         with path.open("rb") as stream:
-            declared = _header_bytes(stream, str(path))
+            declared = _read_header(stream, str(path)).size
             refuse_too_large(str(path), declared, path.stat().st_size, memory_limit)
             _refuse_other_length(str(path), declared, path.stat().st_size - stream.tell())
             stream.seek(0)
@@ -133,31 +149,58 @@ def load_npy(
     return Data.from_arrays(array, rescale=rescale, binarize=binarize, name=path.name)
 
 
-def _choose(found: Collection[str], path: Path) -> dict[str, str]:
-    """The key in the file for each argument of `Data.from_arrays` that it has an array for."""
-    understood = dict(_VALUE_KEYS) | {
-        f"{split}_labels": _LABEL_KEYS[split] for split in _LABEL_KEYS
+def _choose(found: Collection[str], path: Path) -> dict[tuple[str, str], str]:
+    """The key in the file for each split and name that it has an array for."""
+    understood = {(split, "inputs"): keys for split, keys in _VALUE_KEYS.items()}
+    understood |= {(split, "labels"): keys for split, keys in _LABEL_KEYS.items()}
+    candidates = {
+        place: [key for key in spellings if key in found] for place, spellings in understood.items()
     }
-    keys: dict[str, str] = {}
-    for argument, spellings in understood.items():
-        present = [key for key in spellings if key in found]
+    known = {key for spellings in understood.values() for key in spellings}
+    for key in found:
+        if key not in known and (place := _place(key)) is not None:
+            candidates.setdefault(place, []).append(key)
+    keys = {}
+    for (split, name), present in candidates.items():
         if len(present) > 1:
+            what = split if name == "inputs" else f"{split}_{name}"
             raise DataError(
-                f"{path}: {' and '.join(present)} could all be {argument}; keep one of them, or "
+                f"{path}: {' and '.join(present)} could all be {what}; keep one of them, or "
                 "name them train, validation and test"
             )
         if present:
-            keys[argument] = present[0]
-    if "train" not in keys:
+            keys[split, name] = present[0]
+    if ("train", "inputs") not in keys:
         raise DataError(
             f"{path}: no array for training; found the keys {', '.join(sorted(found)) or 'none'}; "
             f"understood are {', '.join(_VALUE_KEYS['train'])} (and validation, test, labels)"
         )
-    return keys
+    given = {split for split, name in keys if name == "inputs"}
+    for (split, name), key in keys.items():
+        if split not in given and name == "labels":
+            raise DataError(f"{path}: got {key} but no values; add {split}")
+    return {place: key for place, key in keys.items() if place[0] in given}
 
 
-def _header_bytes(stream: IO[bytes], where: str) -> int:
-    """Number of bytes of values according to the .npy header at the beginning of `stream`."""
+def _place(key: str) -> tuple[str, str] | None:
+    """The split and the name of a further array that a key means, or None."""
+    for split, words in _SPLIT_WORDS.items():
+        for word in words:
+            for name in (key.removeprefix(f"{word}_"), key.removesuffix(f"_{word}")):
+                if name not in (key, "", "inputs"):
+                    return split, name
+    return None
+
+
+class _Header(NamedTuple):
+    """What the .npy header of an array says: bytes of its values, and rows."""
+
+    size: int
+    rows: int
+
+
+def _read_header(stream: IO[bytes], where: str) -> _Header:
+    """What the .npy header at the beginning of `stream` says."""
     start = stream.read(len(np.lib.format.MAGIC_PREFIX) + 2)
     if not start.startswith(np.lib.format.MAGIC_PREFIX):
         raise DataError(
@@ -184,7 +227,7 @@ def _header_bytes(stream: IO[bytes], where: str) -> int:
         )
     if any(size < 0 for size in shape):
         raise DataError(f"{where}: the header gives the shape {shape}; the file is damaged")
-    return math.prod(shape) * dtype.itemsize
+    return _Header(math.prod(shape) * dtype.itemsize, shape[0] if shape else 0)
 
 
 def _refuse_other_length(where: str, declared: int, found: int) -> None:
@@ -195,11 +238,20 @@ def _refuse_other_length(where: str, declared: int, found: int) -> None:
         )
 
 
-def _declared_bytes(archive: zipfile.ZipFile, member: str, where: str) -> int:
+def _header(archive: zipfile.ZipFile, member: str, where: str) -> _Header:
     with archive.open(member) as stream:
-        declared = _header_bytes(stream, where)
-        _refuse_other_length(where, declared, archive.getinfo(member).file_size - stream.tell())
-    return declared
+        header = _read_header(stream, where)
+        found = archive.getinfo(member).file_size - stream.tell()
+        _refuse_other_length(where, header.size, found)
+    return header
+
+
+def _header_of_further(archive: zipfile.ZipFile, member: str, where: str) -> _Header | None:
+    """The header of an array that is left out if it cannot be used: then None."""
+    try:
+        return _header(archive, member, where)
+    except DataError:
+        return None
 
 
 def _read_member(archive: zipfile.ZipFile, member: str) -> np.ndarray:

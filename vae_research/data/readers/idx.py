@@ -130,4 +130,5 @@ def load_idx_folder(
         rescale=rescale,
         binarize=binarize,
         name=name or folder.name or str(folder),
+        leave_out_unfit=True,
     )

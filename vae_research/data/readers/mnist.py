@@ -9,7 +9,7 @@ import numpy as np
 
 from vae_research.data.checks import DataError
 from vae_research.data.dataset import Data
-from vae_research.data.readers.arrays import read_npz_arrays
+from vae_research.data.readers.arrays import read_npz_splits
 from vae_research.data.readers.file_checks import reason
 from vae_research.data.readers.idx import load_idx_folder
 
@@ -33,10 +33,11 @@ def load_mnist(rescale: str | None = None, binarize: str = "none") -> Data:
     Raises:
         DataError: the embedded file is damaged (install the package again).
     """
-    arrays, _ = read_npz_arrays(_MNIST)
+    splits, _ = read_npz_splits(_MNIST)
+    arrays = splits["train"]
     cuts = np.cumsum(_COUNTS)[:2]
-    train, validation, test = np.split(arrays["train"], cuts)
-    train_labels, validation_labels, test_labels = np.split(arrays["train_labels"], cuts)
+    train, validation, test = np.split(arrays["inputs"], cuts)
+    train_labels, validation_labels, test_labels = np.split(arrays["labels"], cuts)
     return Data.from_arrays(
         train,
         validation,

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from vae_research import round_trip
-from vae_research.callbacks.pictures import reconstructions, samples
+from vae_research.callbacks.pictures import conditions_of, reconstructions, samples
 from vae_research.data import Data
 from vae_research.model import VAE
 from vae_research.plots import encode_png, save_curves
 from vae_research.tensors import Named
 
 
-def save_figures(folder: Path, model: VAE, data: Data, records: list[dict[str, Any]]) -> list[str]:
+def save_figures(
+    folder: Path, model: VAE, data: Data, names: Sequence[str], records: list[dict[str, Any]]
+) -> list[str]:
     """Writes PNG pictures and returns their names; only the curves need matplotlib.
 
     Args:
         folder: the folder `figures` of the run directory; made if missing.
         model: the trained model.
         data: the data set; reconstructions and samples are written if it has images.
+        names: the further arrays that the model reads. Samples of the prior are drawn with those of
+            the first validation examples.
         records: the lines of metrics.jsonl, for the curves.
     """
     folder.mkdir(exist_ok=True)
     names = []
     if data.is_image:
-        pictures = {"reconstructions": reconstructions(model, data.test.prepare(slice(0, 40)), 10)}
+        shown = data.test.tensors(slice(0, 40), names)
+        pictures = {"reconstructions": reconstructions(model, shown, 10)}
         if model.bottleneck.has_prior:
-            pictures["samples"] = samples(model, 10)
+            first = data.validation.tensors(slice(0, 80), names)
+            pictures["samples"] = samples(model, 10, conditions=conditions_of(first))
         for name, picture in pictures.items():
             (folder / f"{name}.png").write_bytes(encode_png(picture))
             names.append(f"figures/{name}.png")

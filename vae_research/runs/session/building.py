@@ -18,6 +18,7 @@ from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import Config, is_given
 from vae_research.runs.session.stopping import printed_warnings
 from vae_research.state import hidden_state
+from vae_research.tensors import MissingTensorError
 
 
 def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data) -> VAE:
@@ -25,6 +26,7 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
 
     Raises:
         UsageError: `build`, or a forward pass over two examples, found something wrong.
+        DataError: it reads a further array that was left out or has values that are not finite.
     """
     try:
         with printed_warnings():
@@ -45,11 +47,24 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
         # A forward pass makes every variable, and finds what does not fit before anything is
         # written.
         model.set_steps_per_epoch(data.train.steps(config.batch_size))
-        model.report(data.validation.prepare(slice(0, 2)))
+        names = model.data_read(data.validation.tensors(slice(0, 2), data.names))
+    except MissingTensorError as error:
+        why = data.why_missing(error.name)
+        if why is not None:
+            raise DataError(f"the {error.reader} reads {error.name!r}: {why}") from error
+        raise UsageError(f"{error} (--debug shows where)") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{error} (--debug shows where)") from error
+    for split in data.splits:
+        for name in names:
+            split.array(name)  # raises if values are not finite
     model.build_optimizer()
     return model
+
+
+def names_read(model: VAE, data: Data) -> tuple[str, ...]:
+    """Returns the names of the further arrays of the data that a model of `build_model` reads."""
+    return tuple(name for name in data.names if name in model.data_names)
 
 
 def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
@@ -94,7 +109,8 @@ def traced_step(model: VAE, config: Config, data: Data) -> TracedStep | None:
         UsageError: it cannot be traced, or remembers something else.
     """
     rows = min(config.batch_size, len(data.train))
-    example = tf.constant(data.train.prepare(slice(0, rows)))
+    tensors = data.train.tensors(slice(0, rows), names_read(model, data))
+    example = {name: tf.constant(values) for name, values in tensors.items()}
     try:
         step = TracedStep(model.training_step, example)
     except (ValueError, TypeError) as error:
@@ -122,6 +138,10 @@ def refuse_values_outside_support(model: VAE, data: Data) -> None:
     likelihood = type(model.objective.likelihood).__name__
     support = model.objective.likelihood.support
     low, high = data.value_range()
+    if "targets" in names_read(model, data):
+        targets = [split.arrays["targets"] for split in data.splits]
+        low = min(float(array.min()) for array in targets)
+        high = max(float(array.max()) for array in targets)
     if support[0] <= low and high <= support[1]:
         return
     advice = (

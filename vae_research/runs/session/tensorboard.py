@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ _EXAMPLES_OF_GRADIENTS = 64
 
 
 def tensorboard_callbacks(
-    config: Config, data: Data, run_dir: Path, description: dict[str, Any]
+    config: Config,
+    data: Data,
+    names: Sequence[str],
+    run_dir: Path,
+    description: dict[str, Any],
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that write for TensorBoard; none with `--notensorboard`.
 
     Args:
         config: the flags of the run.
         data: the data of the run.
+        names: the further arrays that the model reads.
         run_dir: the run directory.
         description: the contents of config.json.
     """
@@ -45,10 +51,10 @@ def tensorboard_callbacks(
     settings = {key: value for key, value in description.items() if key != "flags"}
     row = {k: v for k, v in config.as_dict().items() if k not in MAY_CHANGE}
     rows = slice(0, _EXAMPLES)
-    validation = data.validation.prepare(rows)
+    validation = data.validation.tensors(rows, names)
     inference = Inference(validation, _EXAMPLES)
     labels = None if data.validation.labels is None else data.validation.labels[rows]
-    batch = data.train.prepare(slice(0, config.batch_size))
+    batch = data.train.tensors(slice(0, config.batch_size), names)
     callbacks = [
         *profile,
         HParams(run_dir, {"experiment": description["experiment"], **row}),
@@ -57,11 +63,11 @@ def tensorboard_callbacks(
         Latents(run_dir, inference),
     ]
     if config.gradients_every_steps:
-        few = data.train.prepare(slice(0, _EXAMPLES_OF_GRADIENTS))
+        few = data.train.tensors(slice(0, _EXAMPLES_OF_GRADIENTS), names)
         callbacks.append(Gradients(run_dir, few, every_steps=config.gradients_every_steps))
     if data.is_image:
         callbacks.append(Pictures(run_dir, inference))
-    images = validation if data.is_image else None
+    images = validation["inputs"] if data.is_image else None
     callbacks.append(Projector(run_dir, inference, labels, images))
     return callbacks
 

@@ -35,6 +35,7 @@ from vae_research.runs.session import directory, logs, reproducibility
 from vae_research.runs.session.building import (
     build_model,
     choose_execution,
+    names_read,
     refuse_values_outside_support,
 )
 from vae_research.runs.session.gate import FiniteGate
@@ -106,6 +107,11 @@ class Session:
     def epochs_before(self) -> int:
         """Epochs that were finished when this session began."""
         return 0 if self.checkpoint is None else self.checkpoint.epoch
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the further arrays that the model reads; only these are copied to the device."""
+        return names_read(self.model, self.data)
 
     @property
     def claim(self) -> str:
@@ -195,7 +201,7 @@ class Session:
             return
         position = 0 if self.checkpoint is None else self.checkpoint.position
         batches = data.train.on_device(
-            config.batch_size, config.seed, first_epoch=self.epochs_before, first_position=position
+            config.batch_size, config.seed, self.epochs_before, self.names, position
         )
         gate = FiniteGate(model, batches, self.run_dir, skip=config.on_nonfinite == "skip")
         model.guard = gate
@@ -203,7 +209,7 @@ class Session:
         callbacks: list[keras.callbacks.Callback] = [
             StopWhenDiverged(),
             WarnOfCollapse(),
-            *tensorboard_callbacks(config, data, self.run_dir, self.description),
+            *tensorboard_callbacks(config, data, self.names, self.run_dir, self.description),
             metrics,
         ]
         if config.verbose:
@@ -216,7 +222,7 @@ class Session:
                     epochs=config.epochs,
                     initial_epoch=self.epochs_before,
                     validation_data=data.validation.on_device(
-                        min(_VALIDATION_BATCH, len(data.validation))
+                        min(_VALIDATION_BATCH, len(data.validation)), names=self.names
                     ),
                     callbacks=[*callbacks, saving],
                     verbose=0,
@@ -236,7 +242,7 @@ class Session:
             print("Test figures:", flush=True)
         estimates = estimate(
             self.model,
-            self.data.test.prepare(),
+            self.data.test.tensors(names=self.names),
             num_samples=config.importance_samples,
             rows_per_call=config.evaluation_rows,
             # Compiling takes longer than it saves: the time is spent in large matrix products.
@@ -278,7 +284,7 @@ class Session:
             "notes": notes,
             "test": {name: vars(value) for name, value in estimates.items()},
         }
-        kept = outputs.save_figures(run_dir / "figures", model, data, records)
+        kept = outputs.save_figures(run_dir / "figures", model, data, self.names, records)
         kept += outputs.save_networks(run_dir, model)
         directory.write_json(run_dir / directory.SUMMARY, summary)
         if self.config.verbose:

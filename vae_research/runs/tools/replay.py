@@ -47,12 +47,13 @@ def replay(run_dir: Path) -> int:
     with streams.hide_startup_output():
         import tensorflow as tf
 
+        from vae_research.runs.session.building import names_read
         from vae_research.runs.session.causes import causes
         from vae_research.runs.session.gate import Step
 
     model, data, config, _ = rebuild(run_dir)
     found = checkpoints.load(run_dir / record["checkpoint"], model)
-    batches = data.train.on_device(config.batch_size, config.seed)
+    batches = data.train.on_device(config.batch_size, config.seed, names=names_read(model, data))
     step = Step(
         tf.constant(found.epoch, tf.int64),
         tf.constant(found.position, tf.int64),
