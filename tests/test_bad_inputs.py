@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import forks
 from vae_research.data import Data
@@ -100,12 +101,13 @@ FILES: dict[str, Callable[[], bytes]] = {
     "few_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS[:39]),
     "negative_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS - 1),
     "float_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS / 2),
+    "two_keys.npz": lambda: npz(x_train=IMAGES, train=IMAGES),
     "bomb.npz": bomb_npz,
     "no_validation.npz": lambda: npz(train=IMAGES, validation=IMAGES[:0]),
 }
 
 
-def png(height=8, width=8, *, kind=0, depth=8, extra=b"", rows=None) -> bytes:
+def png(height=8, width=8, *, kind=0, depth=8, rows=None) -> bytes:
     """A PNG: colour type 0 is grey, 2 RGB, 3 palette, 6 RGBA."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
@@ -117,11 +119,22 @@ def png(height=8, width=8, *, kind=0, depth=8, extra=b"", rows=None) -> bytes:
     pixels = zlib.compress(bytes(size) if rows is None else rows, 9)
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     palette = chunk(b"PLTE", bytes(3)) if kind == 3 else b""
-    parts = (chunk(b"IHDR", header), extra, palette, chunk(b"IDAT", pixels), chunk(b"IEND", b""))
+    parts = (chunk(b"IHDR", header), palette, chunk(b"IDAT", pixels), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-ANIMATED = struct.pack(">I", 8) + b"acTL" + bytes(12)
+def cmyk() -> bytes:
+    stream = io.BytesIO()
+    Image.new("CMYK", (8, 8)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def animated() -> bytes:
+    stream = io.BytesIO()
+    frames = [Image.new("L", (8, 8), grey) for grey in (0, 255)]
+    frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:])
+    return stream.getvalue()
+
 
 # Folders of images; three good ones are beside the odd one where it is not said otherwise.
 GOOD = {f"{number}.png": png for number in range(3)}
@@ -136,8 +149,14 @@ FOLDERS: dict[str, dict[str, Callable[[], bytes]]] = {
     "mixed_channels": GOOD | {"bad.png": lambda: png(kind=2)},
     "transparent": GOOD | {"bad.png": lambda: png(kind=6)},
     "deep": GOOD | {"bad.png": lambda: png(depth=16)},
+    "deep_colours": GOOD | {"bad.png": lambda: png(kind=2, depth=16)},
+    "cmyk": GOOD | {"bad.jpg": cmyk},
+    "no_train": {"test/a.png": png, "cat/a.png": png},
+    "two_trains": {"train/a.png": png, "Train/a.png": png, "test/a.png": png},
+    "beside_splits": {"train/a.png": png, "test/a.png": png, "cat/a.png": png},
+    "splits_below": {"images/train/a.png": png, "images/test/a.png": png},
     "palette": GOOD | {"bad.png": lambda: png(kind=3)},
-    "animation": GOOD | {"bad.png": lambda: png(extra=ANIMATED)},
+    "animation": GOOD | {"bad.png": animated},
     "gif": GOOD | {"bad.png": lambda: b"GIF89a" + bytes(20)},
     "bomb": {"bad.png": lambda: png(20_000, 20_000, rows=bytes(10**6))},
 }
@@ -164,10 +183,10 @@ def data(id: str, file: str, *words: str) -> Case:
     return Case(id, [f"--dataset={file}", "--batch_size=8"], DATA, [file, *words])
 
 
-def images(id: str, folder: str, *words: str, tensorflow: bool = False) -> Case:
+def images(id: str, folder: str, *words: str) -> Case:
     """A folder of images that cannot be used."""
     flags = [f"--dataset=./{folder}", "--batch_size=1"]
-    return Case(id, flags, DATA, [folder, *words], tensorflow)
+    return Case(id, flags, DATA, [folder, *words])
 
 
 def run_dir(id: str, name: str, exit_code: int, *words: str) -> Case:
@@ -267,21 +286,23 @@ CASES = [
     images("36-folder-missing", "nowhere", "does not exist"),
     images("36-folder-empty", "empty_folder", "nothing"),
     images("36-folder-without-images", "no_images", "1 .txt"),
-    images("37-truncated", "truncated_folder", "bad.png", "--bad_images=0", tensorflow=True),
+    images("37-truncated", "truncated_folder", "bad.png", "--bad_images=0"),
     images("38-zero-bytes", "zero_bytes", "bad.png is empty"),
-    images("38-text-named-png", "text_as_png", "bad.png is not a PNG or JPEG"),
-    images("38-pdf", "pdf", "bad.jpg is not a PNG or JPEG"),
+    images("38-text-named-png", "text_as_png", "bad.png is not a PNG, JPEG, BMP or WebP"),
+    images("38-pdf", "pdf", "bad.jpg is not a PNG, JPEG, BMP or WebP"),
     images("39-mixed-sizes", "mixed_sizes", "3 of 8x8, 1 of 9x7", "--image_size"),
     images("39-mixed-channels", "mixed_channels", "1 RGB, 3 grey", "--channels"),
-    images("39-transparency", "transparent", "1 RGBA", "convert"),
-    images("39-16-bits", "deep", "bad.png has 16 bits"),
+    images("39-transparency", "transparent", "bad.png is RGB with transparency", "--background"),
+    images("39-16-bits", "deep", "1 16-bit grey, 3 grey", "bad.png"),
+    images("39-16-bit-colours", "deep_colours", "bad.png has 16 bits"),
+    images("39-cmyk", "cmyk", "bad.jpg has CMYK pixels"),
     images("39-palette", "palette", "1 palette", "--channels"),
     images("39-animation", "animation", "bad.png is an animation"),
-    images("39-gif", "gif", "bad.png is not a PNG or JPEG"),
+    images("39-gif", "gif", "bad.png is not a PNG, JPEG, BMP or WebP"),
     images("40-bomb-png", "bomb", "decompression bomb"),
     data("40-bomb-npz", "bomb.npz", "decompression bomb"),
     data("41-pickled-objects", "pickled.npz", "train", "pickled", "not read"),
-    data("41-without-expected-key", "keys.npz", "names, pictures", "train, x_train"),
+    data("41-without-expected-key", "keys.npz", "names, pictures", "train, training"),
     data("41-rank", "flat.npz", "shape (40,)", "reshape"),
     data("41-dtype-complex", "complex.npz", "complex64", "floats"),
     data("41-dtype-text", "words.npz", "<U1", "floats"),
@@ -299,6 +320,11 @@ CASES = [
         ["outside.npz", "[-0.5, ", "in [0, 1]", "--rescale=unit"],
     ),
     values("44-outside-the-support", "up_to_255.npz", DATA, low="0", high="255"),
+    images("75-test-without-train", "no_train", "the split test but no train"),
+    images("75-two-trains", "two_trains", "Train and train could both be train"),
+    images("75-images-beside-splits", "beside_splits", "cat with 1 images belongs to none"),
+    images("75-splits-below", "splits_below", "images/test is the name of a split"),
+    data("75-two-keys", "two_keys.npz", "train and x_train could both be train"),
     data("45-labels-too-few", "few_labels.npz", "39 labels for 40 rows"),
     data("45-labels-negative", "negative_labels.npz", "4 labels are negative", "index (0,)"),
     data("45-labels-no-integers", "float_labels.npz", "float64", "integers"),
@@ -347,6 +373,7 @@ def test_refused_in_one_line_and_nothing_new_on_disk(case, tmp_path, without_ten
         if f"./{name}" in mentioned:
             (tmp_path / name).mkdir()
             for file, make in content.items():
+                (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / name / file).write_bytes(make())
     here = tmp_path / case.experiment
     experiment = here if here.exists() else CHECKOUT / "experiments" / case.experiment

@@ -62,6 +62,39 @@ def test_npz_with_the_names_of_keras(tmp_path):
     np.testing.assert_array_equal(data.test.labels, LABELS[25:])
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "labels"),
+    [
+        ("X_train", "X_val", "y_val"),
+        ("train_images", "val_images", "val_labels"),
+        ("training", "x_valid", "y_valid"),
+        ("trainX", "validX", "validY"),
+    ],
+)
+def test_npz_with_the_names_in_use(tmp_path, train, validation, labels):
+    arrays = {train: IMAGES[:20], validation: IMAGES[20:25], labels: LABELS[20:25]}
+    np.savez(tmp_path / "a.npz", **arrays, x_TEST=IMAGES[25:])
+    data = load_npz(tmp_path / "a.npz")
+    assert [len(split) for split in data.splits] == [20, 5, 5]
+    np.testing.assert_array_equal(data.validation.raw[..., 0], IMAGES[20:25])
+    np.testing.assert_array_equal(data.validation.labels, LABELS[20:25])
+    assert data.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (("x_train", "X_train"), "X_train and x_train could both be train"),
+        (("train", "x_val", "valid"), "valid and x_val could both be validation"),
+        (("train", "test", "y_test", "test_labels"), "test_labels and y_test could both be test"),
+        (("train", "train_labels", "y"), "train_labels and y could both be train labels"),
+    ],
+)
+def test_npz_with_two_keys_for_one_array_is_refused(tmp_path, keys, words):
+    np.savez(tmp_path / "a.npz", **dict.fromkeys(keys, IMAGES))
+    assert words in refusal(load_data, tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("key", ["images", "imgs", "data", "x", "arr_0", "train"])
 @pytest.mark.parametrize("label_key", ["labels", "y"])
 def test_npz_with_one_array(tmp_path, key, label_key):
@@ -91,12 +124,12 @@ def test_npz_without_a_key_lists_found_and_understood(tmp_path):
     np.savez(tmp_path / "a.npz", pictures=IMAGES, numbers=LABELS)
     message = refusal(load_data, tmp_path / "a.npz")
     assert "found the keys numbers, pictures" in message
-    assert "understood are train, x_train" in message
+    assert "understood are train, training, valid" in message
 
 
 def test_npz_with_two_candidates_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", train=IMAGES, images=IMAGES)
-    assert "train and images could all be train" in refusal(load_data, tmp_path / "a.npz")
+    assert "train and images could both be train" in refusal(load_data, tmp_path / "a.npz")
 
 
 class _Trap:
@@ -395,9 +428,9 @@ def test_a_folder_without_idx_files_says_what_it_holds(tmp_path):
     (tmp_path / "more.d").mkdir()
     expected = "2 .dat, 1 .txt, 1 files without suffix, 1 folders"
     assert what_is_in(tmp_path) == expected
-    assert f"holds no train-images-idx3-ubyte (or .gz), but {expected}" in refusal(
-        load_data, tmp_path
-    )
+    message = refusal(load_data, tmp_path)
+    assert "holds no train-images-idx3-ubyte (or .gz) and no images (.png, .jpg" in message
+    assert message.endswith(f"but {expected}")
 
 
 def test_counting_a_huge_folder_is_bounded(tmp_path, monkeypatch):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from vae_research.data.dataset import Data, DataError, Split
 from vae_research.data.readers.arrays import load_npy, load_npz
-from vae_research.data.readers.folders import images_in, load_image_folder
-from vae_research.data.readers.idx import load_idx_folder
+from vae_research.data.readers.folders import load_image_folder
+from vae_research.data.readers.idx import holds_idx, load_idx_folder
 from vae_research.data.readers.mnist import load_fashion_mnist, load_mnist
 
 __all__ = ["DATASETS", "Data", "DataError", "Split", "load_data"]
@@ -33,6 +33,7 @@ def load_data(
     image_size: int | None = None,
     channels: int | None = None,
     bad_images: int = 0,
+    background: str | None = None,
 ) -> Data:
     """Returns the data set `name`.
 
@@ -40,7 +41,8 @@ def load_data(
         name: "mnist" (embedded), "fashion_mnist", a path that ends in .npz or .npy, a folder of
             idx files, or a folder of images. A folder called mnist is written ./mnist.
         rescale, binarize: see `Data.from_arrays`.
-        image_size, channels, bad_images: for a folder of images; see `folders.load_image_folder`.
+        image_size, channels, bad_images, background: for a folder of images; see
+            `folders.load_image_folder`.
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
@@ -58,8 +60,10 @@ def load_data(
         raise DataError(f"data set {str(name)!r}: {error}") from error
     if path.suffix.lower() in _BY_SUFFIX:
         return _BY_SUFFIX[path.suffix.lower()](path, rescale, binarize)
-    if path.is_dir() and images_in(path):
-        return load_image_folder(path, rescale, binarize, image_size, channels, bad_images)
+    if path.is_dir() and not holds_idx(path):
+        return load_image_folder(
+            path, rescale, binarize, image_size, channels, bad_images, background
+        )
     if path.exists() or len(path.parts) > 1:
         return load_idx_folder(path, rescale, binarize)
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _BY_NAME, n=1)

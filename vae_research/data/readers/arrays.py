@@ -17,20 +17,11 @@ import numpy as np
 from vae_research.data.checks import DataError
 from vae_research.data.dataset import Data
 from vae_research.data.readers.file_checks import reason, refuse_too_large, regular_file
+from vae_research.data.split_names import UNDERSTOOD, by_split, split_and_own_name
 
-# Accepted keys for the values and for the labels of each split.
-_VALUE_KEYS = {
-    "train": ("train", "x_train", "train_images", "images", "imgs", "data", "x", "arr_0"),
-    "validation": ("validation", "x_validation", "x_val", "validation_images"),
-    "test": ("test", "x_test", "test_images"),
-}
-_LABEL_KEYS = {
-    "train": ("train_labels", "y_train", "labels", "y"),
-    "validation": ("validation_labels", "y_validation", "y_val"),
-    "test": ("test_labels", "y_test"),
-}
-# A further array has one of these before or after its name: train_mask, mask_train.
-_SPLIT_WORDS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+# Keys of a file with one array, and of its labels.
+_ONE_ARRAY = ("images", "imgs", "data", "x", "arr_0")
+_ITS_LABELS = ("labels", "y")
 _BROKEN = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, RuntimeError)
 
 
@@ -43,11 +34,11 @@ def load_npz(
     """A data set from an .npz file.
 
     Keys: train, validation, test with train_labels, ...; or x_train, y_train, x_test, y_test as
-    Keras writes them; or one array images, imgs, data, x or arr_0 with labels or y. Missing splits
-    are cut from train, see `Data.from_arrays`. Further arrays are called train_NAME,
-    validation_NAME and test_NAME (or NAME_train and so on); in a file with one array of values,
-    any other array with as many rows is one, under its own name. What cannot be used is left out
-    with a warning.
+    Keras writes them, or their kin, see `split_names`; or one array images, imgs, data, x or arr_0
+    with labels or y. Missing splits are cut from train, see `Data.from_arrays`. Further arrays are
+    called train_NAME, validation_NAME and test_NAME (or NAME_train and so on); in a file with one
+    array of values, any other array with as many rows is one, under its own name. What cannot be
+    used is left out with a warning.
 
     Args:
         path: of the file.
@@ -151,45 +142,37 @@ def load_npy(
 
 def _choose(found: Collection[str], path: Path) -> dict[tuple[str, str], str]:
     """The key in the file for each split and name that it has an array for."""
-    understood = {(split, "inputs"): keys for split, keys in _VALUE_KEYS.items()}
-    understood |= {(split, "labels"): keys for split, keys in _LABEL_KEYS.items()}
-    candidates = {
-        place: [key for key in spellings if key in found] for place, spellings in understood.items()
-    }
-    known = {key for spellings in understood.values() for key in spellings}
-    for key in found:
-        if key not in known and (place := _place(key)) is not None:
-            candidates.setdefault(place, []).append(key)
-    keys = {}
-    for (split, name), present in candidates.items():
-        if len(present) > 1:
-            what = split if name == "inputs" else f"{split}_{name}"
+    inputs = by_split(found, path)
+    labels = by_split(found, path, content="labels")
+    for chosen, spellings in ((inputs, _ONE_ARRAY), (labels, _ITS_LABELS)):
+        alone = [key for key in sorted(found) if key.lower() in spellings]
+        given = [chosen["train"], *alone] if "train" in chosen else alone
+        if len(given) > 1:
             raise DataError(
-                f"{path}: {' and '.join(present)} could all be {what}; keep one of them, or "
-                "name them train, validation and test"
+                f"{path}: {given[0]} and {given[1]} could both be train"
+                f"{'' if chosen is inputs else ' labels'}; keep one of them"
             )
-        if present:
-            keys[split, name] = present[0]
-    if ("train", "inputs") not in keys:
+        if given:
+            chosen["train"] = given[0]
+    keys = {(split, "inputs"): key for split, key in inputs.items()}
+    keys |= {(split, "labels"): key for split, key in labels.items()}
+    for key in sorted(set(found) - set(keys.values())):
+        place = split_and_own_name(key)
+        if place in keys:
+            raise DataError(
+                f"{path}: {keys[place]} and {key} could both be {'_'.join(place)}; keep one of them"
+            )
+        if place is not None:
+            keys[place] = key
+    if "train" not in inputs:
         raise DataError(
             f"{path}: no array for training; found the keys {', '.join(sorted(found)) or 'none'}; "
-            f"understood are {', '.join(_VALUE_KEYS['train'])} (and validation, test, labels)"
+            f"understood are {UNDERSTOOD}, or one of {', '.join(_ONE_ARRAY)}"
         )
-    given = {split for split, name in keys if name == "inputs"}
-    for (split, name), key in keys.items():
-        if split not in given and name == "labels":
+    for split, key in labels.items():
+        if split not in inputs:
             raise DataError(f"{path}: got {key} but no values; add {split}")
-    return {place: key for place, key in keys.items() if place[0] in given}
-
-
-def _place(key: str) -> tuple[str, str] | None:
-    """The split and the name of a further array that a key means, or None."""
-    for split, words in _SPLIT_WORDS.items():
-        for word in words:
-            for name in (key.removeprefix(f"{word}_"), key.removesuffix(f"_{word}")):
-                if name not in (key, "", "inputs"):
-                    return split, name
-    return None
+    return {place: key for place, key in keys.items() if place[0] in inputs}
 
 
 class _Header(NamedTuple):

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from vae_research.data.checks import DataError
@@ -52,8 +53,12 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def what_is_in(folder: Path) -> str:
+def what_is_in(folder: Path, without: Collection[str] = ()) -> str:
     """Numbers of files by suffix: "3 .png, 1 .txt, 2 folders"; hidden names are ignored.
+
+    Args:
+        folder: that is listed.
+        without: names that are not counted.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -65,7 +70,7 @@ def what_is_in(folder: Path) -> str:
                 if number >= _MOST_ENTRIES_COUNTED:
                     counts["more"] = 1
                     break
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name in without:
                     continue
                 kind = Path(entry.name).suffix.lower() or "files without suffix"
                 kind = "folders" if entry.is_dir(follow_symlinks=False) else kind

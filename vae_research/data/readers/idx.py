@@ -3,6 +3,7 @@
 A file has two zero bytes, a type code, the rank, the sizes (32-bit big-endian) and the values.
 """
 
+import dataclasses
 import gzip
 import io
 import math
@@ -87,6 +88,11 @@ def _find(folder: Path, split: str, content: str) -> Path | None:
     return None
 
 
+def holds_idx(folder: Path) -> bool:
+    """Whether a folder has training images in an idx file; whatever is beside it is not read."""
+    return _find(folder, "train", "images") is not None
+
+
 def load_idx_folder(
     folder: str | os.PathLike,
     rescale: str | None = None,
@@ -120,7 +126,7 @@ def load_idx_folder(
             "a folder of idx files or a .npz file is needed"
         )
     arrays = {key: read_idx(path, memory_limit) for key, path in found.items()}
-    return Data.from_arrays(
+    data = Data.from_arrays(
         arrays["train", "images"],
         arrays.get(("validation", "images")),
         arrays.get(("test", "images")),
@@ -132,3 +138,9 @@ def load_idx_folder(
         name=name or folder.name or str(folder),
         leave_out_unfit=True,
     )
+    read = {path.name for path in found.values()}
+    others = what_is_in(folder, without=read)
+    if others == "nothing":
+        return data
+    warning = f"{data.name}: beside the idx files, these are not read: {others}"
+    return dataclasses.replace(data, warnings=(*data.warnings, warning))

@@ -160,6 +160,12 @@ def define_standard_flags() -> None:
     define_integer(
         "bad_images", 0, "number of damaged images that may be left out of a folder of images"
     )
+    define_string(
+        "background",
+        None,
+        "colour behind the transparent images of a folder: white, black, #rrggbb; default: "
+        "transparent images are refused",
+    )
     define_choice(
         "rescale",
         None,

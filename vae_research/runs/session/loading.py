@@ -109,6 +109,7 @@ def data_of(config: Config) -> Data:
         image_size=config.image_size,
         channels=None if config.channels is None else int(config.channels),
         bad_images=config.bad_images,
+        background=config.background,
     )
 
 
