@@ -508,4 +508,5 @@ def test_the_summary_is_plain_and_complete():
         "rescale": "unit",
         "binarize": "static",
         "arrays": {},
+        "made_by": None,
     }

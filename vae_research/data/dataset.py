@@ -199,6 +199,8 @@ class Data:
         binarize: "none", "threshold", "static" or "dynamic".
         warnings: one line for each oddity that is not an error. The caller prints them.
         left_out: why a further array was left out, by its name; see `from_arrays`.
+        made_by: file and name of the experiment's function that made this data set, with which a
+            run finds it again; None if the flags name it.
     """
 
     name: str
@@ -210,6 +212,7 @@ class Data:
     binarize: str
     warnings: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    made_by: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         """The name, the splits, and how values are rescaled and binarised."""
@@ -293,6 +296,7 @@ class Data:
                 name: f"{array.dtype} {list(array.shape[1:])}"
                 for name, array in self.train.arrays.items()
             },
+            "made_by": None if self.made_by is None else list(self.made_by),
         }
 
     @classmethod
@@ -383,8 +387,8 @@ class Data:
         if rescale is None:
             rescale = "unit" if arrays["train"].dtype in (np.uint8, np.bool_) else "none"
         scaling = fit_scaling(rescale, arrays["train"])
-        parts = {
-            key: Split(
+        parts = [
+            Split(
                 key,
                 _read_only(arrays[key]),
                 {n: _read_only(array) for n, array in found.items() if n != "inputs"},
@@ -392,12 +396,14 @@ class Data:
                 binarize,
             )
             for key, found in splits.items()
-        }
+        ]
         if binarize != "none":
-            _refuse_outside_unit_interval(parts.values(), name, rescale, binarize)
+            _refuse_outside_unit_interval(parts, name, rescale, binarize)
         return cls(
             name,
-            **parts,
+            parts[0],
+            parts[1],
+            parts[2],
             is_image=is_image,
             rescale=rescale,
             binarize=binarize,

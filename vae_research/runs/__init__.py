@@ -8,7 +8,7 @@
         return vae_research.VAE(...)
 
     if __name__ == "__main__":
-        runs.main(build)
+        runs.main(build)  # runs.main(build, data=function) for an experiment that brings its data
 
 Where to look, in the order in which a command passes through:
 
@@ -39,6 +39,7 @@ from vae_research.runs.cli.flags import (
     set_defaults,
 )
 from vae_research.runs.session.loading import Run, load_run
+from vae_research.runs.session.loading import named_data as load_data
 from vae_research.tables import markdown_table, median_and_range
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "define_integer",
     "define_integers",
     "define_string",
+    "load_data",
     "load_run",
     "main",
     "markdown_table",

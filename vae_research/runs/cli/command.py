@@ -17,17 +17,21 @@ from vae_research import checkpoints
 from vae_research.data import DATASETS, Data, DataError
 from vae_research.runs.cli import signals, streams
 from vae_research.runs.cli.errors import RunError, UsageError
-from vae_research.runs.cli.flags import Config, experiment_file, parse
+from vae_research.runs.cli.flags import Config, WatchedConfig, experiment_file, is_given, parse
 from vae_research.runs.session import directory, resume
-from vae_research.runs.session.loading import Run, data_of, load_run
+from vae_research.runs.session.loading import Run, data_of, load_run, refuse_unknown_place
 
 flags.disclaim_key_flags()
+
+# Flags that only say what the data are.
+_OF_DATA = ("dataset", "image_size", "channels", "bad_images", "rescale", "binarize")
 
 
 def main(
     build: Callable[[Config, Data], Any],
     arguments: list[str] | None = None,
     *,
+    data: Callable[[Config], Data] | None = None,
     after: Callable[[Run], None] | None = None,
 ) -> None:
     """Runs an experiment from the command line and exits.
@@ -39,18 +43,28 @@ def main(
         build: makes the model, a `VAE`, from the flags and the data. If it compiles the model, its
             optimizer is used, otherwise Adam with `--learning_rate`.
         arguments: the command line without the program; default: that of the process.
+        data: makes the data set from the flags, in place of `--dataset`: a function at the top
+            level of a file, which is called again when the run is resumed, loaded or replayed. It
+            may change what the flags name, `runs.load_data(config)`. A flag of the data that it
+            does not read is refused if it is given.
         after: called with the run when it is complete, for figures of the experiment's own.
+
+    Raises:
+        TypeError: `data` is not a function at the top level of a file.
 
     Exit codes: 0 done or already complete, 2 flags, 3 data, 4 checkpoint, 5 directory in use,
     6 diverged, 7 file system, 130 interrupted, 143 terminated.
     """
-    _run_to_exit_code(build, functools.partial(_train_experiment, after), arguments)
+    if data is not None:
+        refuse_unknown_place(data)
+    _run_to_exit_code(build, functools.partial(_train_experiment, data, after), arguments)
 
 
 def study(
     run_study: Callable[[Config, Data, Path], dict[str, Any]],
     arguments: list[str] | None = None,
     *,
+    data: Callable[[Config], Data] | None = None,
     check: Callable[[Config, Data], None] | None = None,
     needs: Sequence[str] = (),
 ) -> None:
@@ -66,12 +80,15 @@ def study(
 
     Args:
         run_study: the study.
-        arguments: as for `main`.
+        arguments, data: as for `main`.
         check: raises `UsageError` or `DataError` if flags or data do not suit the study; called
             before anything is written.
         needs: import names of the modules of the extra `figures` that the study requires.
     """
-    _run_to_exit_code(run_study, functools.partial(_carry_out_study, check, needs), arguments)
+    if data is not None:
+        refuse_unknown_place(data)
+    command = functools.partial(_carry_out_study, data, check, needs)
+    _run_to_exit_code(run_study, command, arguments)
 
 
 def _run_to_exit_code(
@@ -112,6 +129,7 @@ def _run_to_exit_code(
 
 
 def _train_experiment(
+    make: Callable[[Config], Data] | None,
     after: Callable[[Run], None] | None,
     build: Callable[[Config, Data], Any],
     experiment: str,
@@ -126,9 +144,9 @@ def _train_experiment(
             f"{run_dir} is already complete: {complete['epochs']} epochs. To train longer, give "
             "more --epochs."
         )
-        _look_at(run_dir, build, after)
+        _look_at(run_dir, build, make, after)
         return
-    data = _load_data(config)
+    data = _load_data(config, make)
     if checkpoint is not None:
         description = directory.read_config(run_dir)
         directory.refuse_changed_data(run_dir, description, data)
@@ -140,12 +158,13 @@ def _train_experiment(
         device = choose_device(config.device)
     session = Session(build, experiment, config, data, run_dir, checkpoint, device)
     session.run()
-    _look_at(session.run_dir, build, after)
+    _look_at(session.run_dir, build, data, after)
 
 
 def _look_at(
     run_dir: Path,
     build: Callable[[Config, Data], Any],
+    data: Data | Callable[[Config], Data] | None,
     after: Callable[[Run], None] | None,
 ) -> None:
     """Calls what an experiment does with its complete run."""
@@ -154,11 +173,12 @@ def _look_at(
             from vae_research.runs.session.stopping import printed_warnings
 
         with printed_warnings():
-            after(load_run(run_dir, build))
+            after(load_run(run_dir, build, data))
         signals.raise_if_received()
 
 
 def _carry_out_study(
+    make: Callable[[Config], Data] | None,
     check: Callable[[Config, Data], None] | None,
     needs: Sequence[str],
     run_study: Callable[[Config, Data, Path], dict[str, Any]],
@@ -175,7 +195,7 @@ def _carry_out_study(
     if resume.completed_study(config, run_dir, experiment):
         print(f"{run_dir} is already complete.")
         return
-    data = _load_data(config)
+    data = _load_data(config, make)
     if check is not None:
         check(config, data)
     signals.wait_for_steps()
@@ -187,19 +207,27 @@ def _carry_out_study(
     carry_out(run_study, experiment, config, data, run_dir, device)
 
 
-def _load_data(config: Config) -> Data:
-    """Returns the data set that the flags name.
+def _load_data(config: Config, make: Callable[[Config], Data] | None) -> Data:
+    """Returns the data set that the experiment makes, or that the flags name.
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
-        UsageError: a batch is larger than the training data.
+        UsageError: a batch is larger than the training data, or the experiment brings its data and
+            does not read a flag that was given.
     """
     with streams.hide_startup_output():  # TensorFlow decodes the images
-        data = data_of(config)
+        watched = WatchedConfig(config)
+        data = data_of(watched, make)
+    ignored = [f"--{n}" for n in _OF_DATA if is_given(n) and n not in watched.names_read]
+    if ignored:
+        raise UsageError(
+            f"{' and '.join(ignored)}: this experiment brings its data and does not read "
+            "what these flags say."
+        )
     if config.batch_size > len(data.train):
         raise UsageError(
             f"--batch_size={config.batch_size} is more than the {len(data.train)} training "
-            f"examples of {config.dataset}."
+            f"examples of {data.name}."
         )
     return data
 

@@ -57,6 +57,25 @@ class Config:
         return Config(**{**vars(self), **values})
 
 
+class WatchedConfig(Config):
+    """A copy of a config that knows which of its values were read.
+
+    Attributes:
+        names_read: names of the values; all of them if they were read together.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(**vars(config))
+        self.names_read: set[str] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        values = object.__getattribute__(self, "__dict__")
+        read = values.get("names_read")
+        if read is not None and name != "names_read":
+            read.update(values if name == "__dict__" else [name])
+        return super().__getattribute__(name)
+
+
 def define_integer(
     name: str, default: int | None, help: str, *, minimum: int = 0, maximum: int | None = None
 ) -> flags.FlagHolder:

@@ -76,23 +76,26 @@ def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_
     Args:
         build: makes the model.
         config: the flags of the run; `run_dir` and `resume` among them are not used.
-        data: the data of the study.
+        data: the data of the study, or arrays of your own.
         run_dir: the folder of the run.
 
     Raises:
         UsageError: the folder holds a run with other flags.
+        CheckpointError: the folder holds a run on other data.
     """
     run_dir = Path(run_dir).expanduser().absolute()
     config = config.replace(run_dir=str(run_dir), resume="auto")
     experiment = experiment_file(build).stem
     checkpoint = resume.unfinished(config, run_dir, experiment)
+    if checkpoint is not None:
+        directory.refuse_changed_data(run_dir, directory.read_config(run_dir), data)
     if resume.complete(config, run_dir, checkpoint) is None:
         device = choose_device(config.device)
         Session(build, experiment, config, data, run_dir, checkpoint, device).run()
     elif config.verbose:
         print(f"{run_dir} is already complete.")
     signals.raise_if_received()
-    return load_run(run_dir, build)
+    return load_run(run_dir, build, data)
 
 
 def _show(pictures: list[Path], run_dir: Path) -> None:
