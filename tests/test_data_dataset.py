@@ -5,7 +5,7 @@ import pytest
 
 from vae_research.data import Data, DataError, checks
 from vae_research.data.checks import count_shared_rows
-from vae_research.data.scaling import fixed_draw
+from vae_research.data.scaling import fit_scaling, fixed_draw
 
 
 def random_bytes(*shape: int, seed: int = 0) -> np.ndarray:
@@ -48,14 +48,47 @@ def test_the_rank_alone_says_what_is_an_image(rows, shape, is_image):
     assert data.test.prepare().shape == (len(data.test), *shape)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "is_image"),
+    [
+        ((20, 6, 7), "uint8", True),
+        ((20, 6, 7), "bool", True),
+        ((20, 6, 7), "uint16", True),
+        ((20, 8, 8), "float64", True),
+        ((20, 8, 8), "int64", True),
+        ((20, 6, 7), "float32", None),
+        ((20, 6, 7), "int32", None),
+        ((28, 28, 3), "uint8", None),  # one RGB picture
+        ((20, 4, 4), "float32", True),
+    ],
+)
+def test_of_rank_three_what_may_be_a_series_is_asked_about(shape, dtype, is_image):
+    array = random_bytes(*shape).astype(dtype)
+    if is_image is None:
+        message = refusal(array)
+        assert "--data_kind=images or --data_kind=series" in message
+        assert ("array[np.newaxis]" in message) == (shape[-1] == 3)
+        assert not Data.from_arrays(array, kind="table").is_image
+    else:
+        assert Data.from_arrays(array).is_image
+    assert Data.from_arrays(array, kind="images").shape == (*shape[1:], 1)
+    assert Data.from_arrays(array, kind="series").shape == shape[1:]
+
+
+def test_kinds_that_do_not_suit_the_shape_are_refused():
+    assert "[n, time, features]" in refusal(random_bytes(20, 3, 3, 3), kind="series")
+    with pytest.raises(ValueError, match="did you mean 'images'"):
+        Data.from_arrays(random_bytes(20, 9), kind="image")
+
+
 def test_sound_with_channels_stays_plain_when_asked():
-    data = Data.from_arrays(random_floats(20, 9, 2), is_image=False)
+    data = Data.from_arrays(random_floats(20, 9, 2), kind="series")
     assert data.shape == (9, 2)
     assert not data.is_image
 
 
 def test_a_table_is_refused_as_an_image():
-    assert "[n, height, width]" in refusal(random_floats(20, 9), is_image=True)
+    assert "[n, height, width]" in refusal(random_floats(20, 9), kind="images")
 
 
 def test_channels_first_are_pointed_out():
@@ -129,7 +162,7 @@ def test_ragged_lists_and_masked_arrays_are_refused():
 def test_foreign_byte_and_axis_orders_are_converted(dtype, order):
     values = np.random.default_rng(0).integers(-9, 9, (12, 5, 4))
     stored = np.asarray(values.astype(dtype), order=order)
-    split = Data.from_arrays(stored, stored, stored).train
+    split = Data.from_arrays(stored, stored, stored, kind="images").train
     np.testing.assert_array_equal(split.prepare()[..., 0], values)
     assert split.raw.dtype.isnative
     assert split.raw.flags.c_contiguous
@@ -185,17 +218,38 @@ def test_float64_beyond_float32_is_refused():
     ("labels", "words"),
     [
         (np.zeros(8, int), "8 labels for 9 rows"),
-        (np.array([0, 1, 2, -1, 0, 0, -5, 0, 0]), "2 labels are negative, first -1 at index (3,)"),
+        (np.array([0, 1, 2, -1, 0, 0, -5, 0, 0]), "1 labels are below -1, first -5 at index (6,)"),
         (np.zeros(9), "labels.astype('int64')"),
         (np.zeros(9, bool), "labels.astype('int64')"),
-        (np.zeros((9, 1), int), "labels.reshape(-1)"),
-        (np.array(["a"] * 9), "integers >= 0"),
+        (np.zeros((9, 2), int), "labels.argmax(axis=-1)"),
     ],
 )
 def test_bad_labels_are_refused(labels, words):
     message = refusal(random_bytes(9, 4), train_labels=labels)
     assert words in message
     assert message.startswith("arrays: train:")
+
+
+def test_a_column_of_labels_and_rows_without_one():
+    labels = np.array([[0], [2], [-1]])
+    rows = random_bytes(3, 4)
+    data = Data.from_arrays(rows, rows, rows, train_labels=labels)
+    assert data.train.labels.tolist() == [0, 2, -1]
+
+
+@pytest.mark.parametrize("dtype", ["U", "S", object])
+def test_strings_are_numbered_in_the_order_of_all_names(dtype):
+    rows = random_bytes(3, 4)
+    names = {
+        "train_labels": np.array(["cat", "", "dog"], dtype),
+        "test_labels": np.array([["ant"], ["dog"], ["cat"]], dtype),
+    }
+    data = Data.from_arrays(rows, rows, rows, **names)
+    assert data.train.labels.tolist() == [1, -1, 2]
+    assert data.validation.labels is None
+    assert data.test.labels.tolist() == [0, 2, 1]
+    message = refusal(rows, rows, rows, **names | {"test_labels": np.arange(3)})
+    assert "strings in train and int64 in test" in message
 
 
 def test_labels_without_values_are_refused():
@@ -322,7 +376,57 @@ def test_default_rescaling_follows_the_type(dtype, rescale):
     assert Data.from_arrays(np.ones((9, 2), dtype)).rescale == rescale
 
 
-def test_unit_divides_bytes_by_255_whatever_they_hold():
+@pytest.mark.parametrize(
+    ("dtype", "largest", "divisor"),
+    [
+        ("uint8", 0, 1),
+        ("uint8", 1, 1),
+        ("uint8", 2, 15),
+        ("uint8", 15, 15),
+        ("uint8", 16, 255),
+        ("uint8", 127, 255),
+        ("uint8", 255, 255),
+        ("uint16", 4095, 4095),
+        ("uint16", 4096, 65535),
+    ],
+)
+def test_unit_divides_integers_by_what_is_there(dtype, largest, divisor):
+    train = np.zeros((4, 6, 6), dtype)
+    train[1, 2, 3] = largest
+    data = Data.from_arrays(train, train, train)
+    assert data.rescale == "unit"
+    assert data.train.scaling.divisor == np.float32(divisor)
+    assert data.summary()["scaling"] == ("x" if divisor == 1 else f"x / {divisor}")
+    expected = train.astype(np.float32) / np.float32(divisor)
+    np.testing.assert_array_equal(data.train.prepare()[..., 0], expected)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_what_is_there_is_looked_for_in_all_splits(where):
+    splits = [np.zeros((4, 6, 6), np.uint8) for _ in range(3)]
+    splits[where][0, 0, 0] = 200
+    splits[where - 1][0, 0, 0] = 1
+    assert Data.from_arrays(*splits).train.scaling.divisor == 255
+
+
+def test_binary_bytes_are_binary():
+    bits = (random_bytes(60, 6, 6) > 127).astype(np.uint8)
+    data = Data.from_arrays(bits, binarize="dynamic")
+    np.testing.assert_array_equal(data.train.prepare(), data.train.raw)
+    assert Data.from_arrays(bits).value_range() == (0.0, 1.0)
+    assert not Data.from_arrays(bits, rescale="none").grey_values
+    assert Data.from_arrays(bits, rescale="none").summary()["scaling"] == "x"
+
+
+def test_the_formula_of_a_scaling():
+    table = np.array([[0.0, 2.0], [4.0, 6.0], [1.0, 5.0]])
+    formulas = {"none": "x", "unit": "x / 6", "standardize": "by column"}
+    for rescale, formula in formulas.items():
+        assert str(Data.from_arrays(table, table, table, rescale=rescale).train.scaling) == formula
+    assert str(fit_scaling("unit", table + 2)) == "(x - 2) / 6"
+
+
+def test_unit_divides_bytes_by_255():
     array = np.array([[10, 51], [102, 204], [0, 255]], np.uint8)
     prepared = Data.from_arrays(array, array, array).train.prepare()
     expected = np.array([[10 / 255, 0.2], [0.4, 0.8], [0, 1]], np.float32)
@@ -470,7 +574,8 @@ def test_grey_values():
     bits = np.random.default_rng(0).integers(0, 2, (30, 4))
     assert not Data.from_arrays(bits.astype(bool)).grey_values
     assert not Data.from_arrays((bits * 255).astype(np.uint8)).grey_values
-    assert Data.from_arrays(bits.astype(np.uint8)).grey_values  # 1 / 255
+    assert not Data.from_arrays(bits.astype(np.uint8)).grey_values
+    assert Data.from_arrays((bits * 100).astype(np.uint8)).grey_values  # 100 / 255
     assert Data.from_arrays(random_bytes(30, 4)).grey_values
     assert not Data.from_arrays(random_bytes(30, 4), binarize="dynamic").grey_values
 
@@ -506,6 +611,7 @@ def test_the_summary_is_plain_and_complete():
         "dtype": "uint8",
         "fingerprint": data.fingerprint,
         "rescale": "unit",
+        "scaling": "x / 255",
         "binarize": "static",
         "arrays": {},
         "made_by": None,

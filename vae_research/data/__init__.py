@@ -34,19 +34,20 @@ def load_data(
     channels: int | None = None,
     bad_images: int = 0,
     background: str | None = None,
+    kind: str | None = None,
 ) -> Data:
     """Returns the data set `name`.
 
     Args:
         name: "mnist" (embedded), "fashion_mnist", a path that ends in .npz or .npy, a folder of
             idx files, or a folder of images. A folder called mnist is written ./mnist.
-        rescale, binarize: see `Data.from_arrays`.
+        rescale, binarize, kind: see `Data.from_arrays`; `kind` is for files of arrays.
         image_size, channels, bad_images, background: for a folder of images; see
             `folders.load_image_folder`.
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
-        ValueError: unknown `rescale` or `binarize`.
+        ValueError: unknown `rescale`, `binarize` or `kind`.
 
     Example:
         >>> load_data("mnist").summary()["counts"]
@@ -59,13 +60,13 @@ def load_data(
     except RuntimeError as error:  # the home folder of a user who does not exist
         raise DataError(f"data set {str(name)!r}: {error}") from error
     if path.suffix.lower() in _BY_SUFFIX:
-        return _BY_SUFFIX[path.suffix.lower()](path, rescale, binarize)
+        return _BY_SUFFIX[path.suffix.lower()](path, rescale, binarize, kind)
     if path.is_dir() and not holds_idx(path):
         return load_image_folder(
             path, rescale, binarize, image_size, channels, bad_images, background
         )
     if path.exists() or len(path.parts) > 1:
-        return load_idx_folder(path, rescale, binarize)
+        return load_idx_folder(path, rescale, binarize, kind)
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _BY_NAME, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(

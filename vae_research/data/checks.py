@@ -3,7 +3,7 @@
 NumPy only, so that a bad data file is reported without waiting for TensorFlow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -94,29 +94,37 @@ def as_values(values: object, where: str) -> np.ndarray:
 
 
 def as_labels(class_numbers: npt.ArrayLike, count: int, where: str) -> np.ndarray:
-    """Class numbers as int64 [count].
+    """Class numbers as int64 [count]; -1 stands for a row without a label.
+
+    Args:
+        class_numbers: integers [count] or [count, 1]; see `number_names` for strings.
+        count: number of rows.
+        where: prefix of every message.
 
     Raises:
         DataError: they are not integers (floats are refused even if they are whole), not one per
-            row, negative, or beyond 64 bits.
+            row, below -1, or beyond 64 bits.
     """
     labels = np.asarray(class_numbers)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if labels.dtype.kind not in "ui":
         raise DataError(
-            f"{where}: labels have dtype {labels.dtype}; class numbers are integers >= 0 "
-            "(labels.astype('int64') if they are whole numbers)"
+            f"{where}: labels have dtype {labels.dtype}; class numbers are integers >= 0, -1 for "
+            "none (labels.astype('int64') if they are whole numbers), or strings"
         )
     if labels.ndim != 1:
         raise DataError(
             f"{where}: labels have shape {labels.shape}; one number per row is needed: "
-            "labels.reshape(-1) for a column, labels.argmax(axis=-1) for one-hot rows"
+            "labels.argmax(axis=-1) for one-hot rows"
         )
     if len(labels) != count:
         raise DataError(f"{where}: {len(labels)} labels for {count} rows; one per row is needed")
-    if count and labels.min() < 0:
+    if count and labels.min() < -1:
         raise DataError(
-            f"{where}: {np.count_nonzero(labels < 0)} labels are negative, "
-            f"{_first(labels, (int(np.argmax(labels < 0)),))}; class numbers start at 0"
+            f"{where}: {np.count_nonzero(labels < -1)} labels are below -1, "
+            f"{_first(labels, (int(np.argmax(labels < -1)),))}; class numbers start at 0, and -1 "
+            "is a row without a label"
         )
     if count and labels.max() > np.iinfo(np.int64).max:
         raise DataError(f"{where}: label {labels.max()} exceeds 64 bits; renumber the classes")
@@ -154,6 +162,42 @@ def as_further_array(values: object, count: int, where: str) -> np.ndarray:
         own = np.ascontiguousarray(array, dtype=dtype or array.dtype.newbyteorder("="))
     # The file of a memory map may change or be deleted during a run.
     return own.copy() if isinstance(values, np.memmap) and own.base is not None else own
+
+
+def number_names(labels: Mapping[str, npt.ArrayLike], where: str) -> dict[str, npt.ArrayLike]:
+    """The labels of all splits, with strings as numbers in the sorted order of their names.
+
+    An empty string is -1, a row without a label. Labels that are not strings are returned as given.
+
+    Raises:
+        DataError: strings in one split and numbers in another.
+    """
+    arrays = {split: np.asarray(given) for split, given in labels.items()}
+    texts = {
+        split: text for split, array in arrays.items() if (text := _as_text(array)) is not None
+    }
+    if not texts:
+        return dict(labels)
+    for split in arrays.keys() - texts.keys():
+        raise DataError(
+            f"{where}: labels are strings in {next(iter(texts))} and {arrays[split].dtype} in "
+            f"{split}; use one kind"
+        )
+    names = np.unique(np.concatenate([text.reshape(-1) for text in texts.values()]))
+    names = names[names != ""]
+    return {
+        split: np.where(text == "", -1, np.searchsorted(names, text))
+        for split, text in texts.items()
+    }
+
+
+def _as_text(array: np.ndarray) -> np.ndarray | None:
+    """An array of strings as such, also of bytes or of Python's strings; None for others."""
+    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat):
+        return array.astype(str)
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8", "replace")
+    return array if array.dtype.kind == "U" else None
 
 
 def _row_hashes(array: np.ndarray) -> np.ndarray:

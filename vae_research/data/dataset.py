@@ -23,6 +23,7 @@ from vae_research.data.checks import (
     as_further_array,
     as_labels,
     as_values,
+    number_names,
     refuse_non_finite,
     row_blocks,
 )
@@ -35,6 +36,7 @@ from vae_research.data.scaling import (
     one_of,
 )
 from vae_research.data.splitting import (
+    KINDS,
     SPLITS,
     as_images,
     cut_missing,
@@ -218,8 +220,8 @@ class Data:
         """The name, the splits, and how values are rescaled and binarised."""
         counts = ", ".join(f"{split.name} {len(split)}" for split in self.splits)
         return (
-            f"Data({self.name!r}, {counts}, shape {self.shape}, rescale={self.rescale!r}, "
-            f"binarize={self.binarize!r})"
+            f"Data({self.name!r}, {counts}, shape {self.shape}, rescale={self.rescale!r} "
+            f"({self.train.scaling}), binarize={self.binarize!r})"
         )
 
     @property
@@ -291,6 +293,7 @@ class Data:
             "dtype": str(self.train.raw.dtype),
             "fingerprint": self.fingerprint,
             "rescale": self.rescale,
+            "scaling": str(self.train.scaling),
             "binarize": self.binarize,
             "arrays": {
                 name: f"{array.dtype} {list(array.shape[1:])}"
@@ -311,7 +314,7 @@ class Data:
         test_labels: npt.ArrayLike | None = None,
         rescale: str | None = None,
         binarize: str = "none",
-        is_image: bool | None = None,
+        kind: str | None = None,
         name: str = "arrays",
         leave_out_unfit: bool = False,
     ) -> Data:
@@ -322,9 +325,10 @@ class Data:
         name: `{"inputs": images, "labels": classes, "mask": pixels}`. They are kept as stored; only
         float64 becomes float32. `labels` are class numbers.
 
-        The rank alone decides what the axes mean: [n, d] is a table or mono sound; [n, h, w] are
-        grey images and get a channel axis; [n, h, w, c] with c in 1..4 are images; anything else is
-        a plain array. `is_image=False` keeps any array plain, for example sound [n, t, c].
+        The shape decides what the axes mean: [n, d] is a table or mono sound; [n, h, w] are grey
+        images and get a channel axis; [n, h, w, c] with c in 1..4 are images; anything else is a
+        plain array. [n, time, features] has the rank of grey images: of rank 3, only squares, and
+        bool, uint8 and uint16 with w > 4, are taken for images; `kind` must be given for others.
 
         Missing splits are taken from `train`. If it is the only array, a fixed permutation of its
         rows is cut into 80 % training, 10 % validation and 10 % test, at least one row each; fewer
@@ -335,15 +339,16 @@ class Data:
         Args:
             train, validation, test: bool, integers or floats (float64 is stored as float32); all
                 with the same dtype and row shape. Or a dictionary, with these as `inputs`.
-            train_labels, validation_labels, test_labels: integers >= 0, one per row; the same as
-                `labels` in the dictionary.
-            rescale: see `vae_research.data.scaling.fit_scaling`; None is "unit" for uint8 and bool
-                and "none" for everything else.
+            train_labels, validation_labels, test_labels: one per row, [n] or [n, 1]: integers, -1
+                for a row without a label; or strings, which are numbered in sorted order. The same
+                as `labels` in the dictionary.
+            rescale: see `vae_research.data.scaling.fit_scaling`; None is "unit" for uint8, bool and
+                images of uint16, and "none" for everything else.
             binarize: "none", "threshold" (1 above 0.5), "static" (one Bernoulli draw that never
                 changes), "dynamic" (training draws again in every epoch, evaluation sees the fixed
                 draw).
-            is_image: None follows the rule above; False keeps arrays plain; True refuses arrays
-                that are not images by the rule.
+            kind: "images", "series" ([n, time] or [n, time, features], plain) or "table" (plain,
+                whatever the rank); None follows the rule above.
             name: for messages and config.json.
             leave_out_unfit: leave out a further array that cannot be used, with a warning, instead
                 of raising an error: a model may not read it.
@@ -351,9 +356,11 @@ class Data:
         Raises:
             DataError: arrays or names that cannot be used, or values outside [0, 1] that are to be
                 binarised.
-            ValueError: unknown `rescale` or `binarize`.
+            ValueError: unknown `rescale`, `binarize` or `kind`.
         """
         one_of(binarize, BINARIZATIONS, "binarize")
+        if kind is not None:
+            one_of(kind, KINDS, "kind")
         if rescale is not None:
             one_of(rescale, RESCALINGS, "rescale")
         arrays: dict[str, np.ndarray] = {}
@@ -373,7 +380,7 @@ class Data:
             inputs, further[key] = _unpacked(values, numbers, where)
             arrays[key] = as_values(inputs, where)
         refuse_different_kinds(arrays, name)
-        arrays, is_image, warnings = as_images(arrays, is_image, name)
+        arrays, is_image, warnings = as_images(arrays, kind, name)
         checked, left_out = _checked_further(further, arrays, name)
         if left_out and not leave_out_unfit:
             raise DataError(next(iter(left_out.values())))
@@ -385,8 +392,10 @@ class Data:
         warnings += cut_warnings + oddities(arrays, is_image, name)
 
         if rescale is None:
-            rescale = "unit" if arrays["train"].dtype in (np.uint8, np.bool_) else "none"
-        scaling = fit_scaling(rescale, arrays["train"])
+            pixels = arrays["train"].dtype in (np.uint8, np.bool_)
+            pixels = pixels or (is_image and arrays["train"].dtype == np.uint16)
+            rescale = "unit" if pixels else "none"
+        scaling = fit_scaling(rescale, arrays["train"], (arrays["validation"], arrays["test"]))
         parts = [
             Split(
                 key,
@@ -430,13 +439,18 @@ def _checked_further(
     """The further arrays of each split that can be used, and why others cannot, by name."""
     checked: dict[str, dict[str, np.ndarray]] = {key: {} for key in further}
     left_out: dict[str, str] = {}
+    labels = {key: arrays["labels"] for key, arrays in further.items() if "labels" in arrays}
+    try:
+        labels = number_names(labels, name)
+    except DataError as error:
+        left_out["labels"] = str(error)
     for key, arrays in further.items():
         for label, values in arrays.items():
             where = f"{name}: {key}" if label == "labels" else f"{name}: {key} {label}"
             try:
                 _check_name(label, where)
                 if label == "labels":
-                    array = as_labels(values, len(inputs[key]), where)
+                    array = as_labels(labels[key], len(inputs[key]), where)
                 else:
                     array = as_further_array(values, len(inputs[key]), where)
                 _check_kind(label, array, checked, where)

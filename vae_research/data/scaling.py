@@ -1,6 +1,7 @@
 """From stored values to what a model sees: rescaling and binarisation. NumPy only."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,9 @@ from vae_research.data.checks import row_blocks
 
 RESCALINGS = ("none", "unit", "standardize")
 BINARIZATIONS = ("none", "threshold", "static", "dynamic")
+
+# The largest values of pixels: binary, 4 bits, 8 bits, 12 bits (cameras, radiology), 16 bits.
+_LARGEST_PIXELS = (1, 15, 255, 4095, 65535)
 
 
 def one_of(value: str, allowed: tuple[str, ...], what: str) -> str:
@@ -39,6 +43,13 @@ class Scaling:
     offset: np.ndarray
     divisor: np.ndarray
 
+    def __str__(self) -> str:
+        """The formula: "x / 255", "(x - 2) / 5", "x"; with numbers for each column in words."""
+        if self.offset.ndim > 0:
+            return "by column" if self.offset.size > 1 else "by mean and deviation"
+        shifted = f"(x - {self.offset:g})" if self.offset else "x"
+        return shifted if self.divisor == 1 else f"{shifted} / {self.divisor:g}"
+
     @property
     def is_identity(self) -> bool:
         """Whether values stay unchanged."""
@@ -64,20 +75,22 @@ class Scaling:
         return float(scaled[0].min()), float(scaled[1].max())
 
 
-def fit_scaling(mode: str, train: np.ndarray) -> Scaling:
+def fit_scaling(mode: str, train: np.ndarray, held_out: Iterable[np.ndarray] = ()) -> Scaling:
     """The scaling called `mode`, with statistics of the training split `train` [n, ...].
 
     - "none": values stay unchanged.
-    - "unit": uint8 is divided by 255, bool becomes 0 or 1, and for other types the smallest and
-      largest training values become 0 and 1 (values of the other splits may then lie outside).
-      Constant values become 0.
+    - "unit": uint8 and uint16 are divided by the smallest of 1, 15, 255, 4095 and 65535 that no
+      value exceeds, `held_out` included: 0 and 1 stored as bytes stay 0 and 1. Bool becomes 0 or 1,
+      and for other types the smallest and largest training values become 0 and 1 (values of the
+      other splits may then lie outside). Constant values become 0.
     - "standardize": mean 0 and variance 1 over all axes but the last, that is for each column of a
       table and each channel of an image. A column without variance is divided by 1.
     """
     offset: np.ndarray | np.float32 = np.float32(0)
     divisor: np.ndarray | np.float32 = np.float32(1)
-    if mode == "unit" and train.dtype == np.uint8:
-        divisor = np.float32(255)
+    if mode == "unit" and train.dtype in (np.uint8, np.uint16):
+        largest = max(int(array.max()) for array in (train, *held_out))
+        divisor = np.float32(next(level for level in _LARGEST_PIXELS if level >= largest))
     elif mode == "unit" and train.dtype != np.bool_:
         offset = np.float32(train.min())
         # Subtracted in float32, so that the largest value becomes exactly 1.

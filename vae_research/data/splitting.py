@@ -10,6 +10,7 @@ import numpy as np
 from vae_research.data.checks import DataError, count_constant_rows, count_shared_rows
 
 SPLITS = ("train", "validation", "test")
+KINDS = ("images", "series", "table")
 
 # Key of the permutation that cuts a single array into three splits. It must never change.
 _PERMUTATION_KEY = 0x5EED
@@ -32,32 +33,52 @@ def refuse_different_kinds(arrays: Mapping[str, np.ndarray], name: str) -> None:
 
 
 def as_images(
-    arrays: dict[str, np.ndarray], is_image: bool | None, name: str
+    arrays: dict[str, np.ndarray], kind: str | None, name: str
 ) -> tuple[dict[str, np.ndarray], bool, list[str]]:
     """Arrays (grey images get a channel axis), whether they are images, and warnings.
 
     `Data.from_arrays` states the rule.
 
     Raises:
-        DataError: `is_image=True`, and the arrays are not images by the rule.
+        DataError: the shape is not that of the `kind`, or of rank 3 and may be a series.
     """
-    shape = arrays["train"].shape
-    by_rule = len(shape) == 3 or (len(shape) == 4 and 1 <= shape[-1] <= 4)
-    if is_image and not by_rule:
+    train = arrays["train"]
+    shape = train.shape
+    if kind is None and len(shape) == 3 and not _is_grey_stack(train):
+        raise DataError(
+            f"{name}: {train.dtype} of shape {shape} may be grey images [n, height, width] or "
+            "series [n, time, features]; say which: --data_kind=images or --data_kind=series "
+            "(kind= in Python)" + _ONE_PICTURE * (shape[-1] in (3, 4))
+        )
+    by_shape = len(shape) == 3 or (len(shape) == 4 and 1 <= shape[-1] <= 4)
+    if kind == "images" and not by_shape:
         raise DataError(
             f"{name}: shape {shape} is not a stack of images; [n, height, width] and "
             "[n, height, width, 1 to 4 channels] are"
         )
+    if kind == "series" and len(shape) > 3:
+        raise DataError(
+            f"{name}: shape {shape} is not that of series; [n, time] and [n, time, features] are"
+        )
     warnings = []
-    if len(shape) == 4 and not by_rule and shape[1] <= 4 and is_image is None:
+    if kind is None and len(shape) == 4 and not by_shape and shape[1] <= 4:
         warnings.append(
             f"{name}: shape {shape} is taken as plain arrays; if these are images with the channel "
             "first, use numpy.moveaxis(array, 1, -1)"
         )
-    image = by_rule if is_image is None else is_image
+    image = by_shape if kind is None else kind == "images"
     if image and len(shape) == 3:
         arrays = {key: array[..., np.newaxis] for key, array in arrays.items()}
     return arrays, image, warnings
+
+
+_ONE_PICTURE = "; one colour picture is array[np.newaxis]"
+
+
+def _is_grey_stack(array: np.ndarray) -> bool:
+    """Whether an array of rank 3 is clearly [n, height, width] and not [n, time, features]."""
+    height, width = array.shape[1:]
+    return height == width or (width > 4 and array.dtype in (np.uint8, np.bool_, np.uint16))
 
 
 def cut_missing(

@@ -29,6 +29,7 @@ def load_npz(
     path: str | os.PathLike,
     rescale: str | None = None,
     binarize: str = "none",
+    kind: str | None = None,
     memory_limit: int | None = None,
 ) -> Data:
     """A data set from an .npz file.
@@ -42,7 +43,7 @@ def load_npz(
 
     Args:
         path: of the file.
-        rescale, binarize: see `Data.from_arrays`.
+        rescale, binarize, kind: see `Data.from_arrays`.
         memory_limit: bytes that may be used; None asks the system.
 
     Raises:
@@ -58,6 +59,7 @@ def load_npz(
         splits.get("test"),
         rescale=rescale,
         binarize=binarize,
+        kind=kind,
         name=name,
         leave_out_unfit=True,
     )
@@ -114,6 +116,7 @@ def load_npy(
     path: str | os.PathLike,
     rescale: str | None = None,
     binarize: str = "none",
+    kind: str | None = None,
     memory_limit: int | None = None,
 ) -> Data:
     """A data set from an .npy file: one array, cut into three splits by `Data.from_arrays`.
@@ -137,7 +140,7 @@ def load_npy(
             f"{path} cannot be read as .npy: {reason(error)}; write it again with "
             "numpy.save(path, array)"
         ) from error
-    return Data.from_arrays(array, rescale=rescale, binarize=binarize, name=path.name)
+    return Data.from_arrays(array, rescale=rescale, binarize=binarize, kind=kind, name=path.name)
 
 
 def _choose(found: Collection[str], path: Path) -> dict[tuple[str, str], str]:

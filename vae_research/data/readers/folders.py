@@ -89,7 +89,7 @@ def load_image_folder(
 
     Args:
         folder: see `list_images`.
-        rescale, binarize: see `Data.from_arrays`; None is "unit".
+        rescale, binarize: see `Data.from_arrays`.
         image_size, channels, background: see `list_images`.
         bad_images: how many images may be left out because they cannot be decoded.
         memory_limit: bytes that may be used; None asks the system.
@@ -122,7 +122,7 @@ def load_image_folder(
         train_labels=labels["train"],
         validation_labels=labels.get("validation"),
         test_labels=labels.get("test"),
-        rescale=rescale or "unit",
+        rescale=rescale,
         binarize=binarize,
         name=files.folder.name or str(files.folder),
     )

@@ -97,6 +97,7 @@ def load_idx_folder(
     folder: str | os.PathLike,
     rescale: str | None = None,
     binarize: str = "none",
+    kind: str | None = None,
     name: str | None = None,
     memory_limit: int | None = None,
 ) -> Data:
@@ -126,6 +127,8 @@ def load_idx_folder(
             "a folder of idx files or a .npz file is needed"
         )
     arrays = {key: read_idx(path, memory_limit) for key, path in found.items()}
+    if kind is None and arrays["train", "images"].ndim == 3:
+        kind = "images"  # as the name of the file says
     data = Data.from_arrays(
         arrays["train", "images"],
         arrays.get(("validation", "images")),
@@ -135,6 +138,7 @@ def load_idx_folder(
         test_labels=arrays.get(("test", "labels")),
         rescale=rescale,
         binarize=binarize,
+        kind=kind,
         name=name or folder.name or str(folder),
         leave_out_unfit=True,
     )

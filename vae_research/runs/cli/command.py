@@ -215,7 +215,7 @@ def _load_data(config: Config, make: Callable[[Config], Data] | None) -> Data:
         UsageError: a batch is larger than the training data, or the experiment brings its data and
             does not read a flag that was given.
     """
-    with streams.hide_startup_output():  # TensorFlow decodes the images
+    with streams.hide_startup_output():  # Keras may download Fashion-MNIST
         watched = WatchedConfig(config)
         data = data_of(watched, make)
     ignored = [f"--{n}" for n in _OF_DATA if is_given(n) and n not in watched.names_read]

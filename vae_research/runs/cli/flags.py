@@ -163,6 +163,13 @@ def define_standard_flags() -> None:
         "mnist",
         "mnist, fashion_mnist, a .npz or .npy file, or a folder of idx files or of images",
     )
+    define_choice(
+        "data_kind",
+        None,
+        ("images", "series", "table"),
+        "what the rows of an array file are: images, series [time, features], or plain arrays; "
+        "default: what the shape says, which is asked about if it may be either",
+    )
     define_integer(
         "image_size",
         None,
@@ -190,7 +197,8 @@ def define_standard_flags() -> None:
         None,
         ("none", "unit", "standardize"),
         "scaling of the values: unit maps them to [0, 1], standardize to mean 0 and variance 1; "
-        "default: unit for 8-bit images, none for other data",
+        "default: unit for integer images and bytes (divided by 1, 15, 255, 4095 or 65535, the "
+        "smallest that no value exceeds), none for other data",
     )
     define_choice(
         "binarize",

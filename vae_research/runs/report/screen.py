@@ -60,7 +60,7 @@ def print_data(data: Data) -> None:
     shape = "x".join(map(str, data.shape))
     print(
         f"Data: {data.name}, {counts}, each {shape}, binarize {data.binarize}, "
-        f"rescale {data.rescale}"
+        f"rescale {data.rescale} ({data.train.scaling})"
     )
     for warning in data.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -156,6 +156,7 @@ def named_data(config: Config) -> Data:
         channels=None if config.channels is None else int(config.channels),
         bad_images=config.bad_images,
         background=config.background,
+        kind=config.data_kind,
     )
 
 
