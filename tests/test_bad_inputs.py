@@ -78,6 +78,18 @@ if __name__ == "__main__":
     runs.main(build)
 '''
 
+# Files that are not read, and a word of the lines that convert them.
+OTHER_KINDS = {
+    "data.mat": "scipy.io.loadmat(",
+    "data.pkl": "pickle.load(",
+    "data.h5": "h5py.File(",
+    "data.hdf5": "h5py.File(",
+    "data.zip": "shutil.unpack_archive(",
+    "data.csv": "pandas.read_csv(",
+    "data.parquet": "pandas.read_parquet(",
+    "data.bmp": "give the folder of the pictures",
+}
+
 # Made in the current folder where a command mentions them.
 FILES: dict[str, Callable[[], bytes]] = {
     "images.npz": lambda: npz(train=IMAGES),
@@ -102,6 +114,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "negative_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS - 2),
     "float_labels.npz": lambda: npz(train=IMAGES, train_labels=LABELS / 2),
     "two_keys.npz": lambda: npz(x_train=IMAGES, train=IMAGES),
+    **{name: lambda: b"x" for name in OTHER_KINDS},
     "series.npz": lambda: npz(train=REALS[:, :5]),
     "bomb.npz": bomb_npz,
     "no_validation.npz": lambda: npz(train=IMAGES, validation=IMAGES[:0]),
@@ -332,6 +345,7 @@ CASES = [
     data("46-validation-empty", "no_validation.npz", "validation", "is empty"),
     data("78-time-and-features", "series.npz", "float32", "--data_kind=series", "time, features"),
     flag("78-unknown-kind", "--data_kind=image", "images, series, table"),
+    *(data(f"36-{name}", name, words) for name, words in OTHER_KINDS.items()),
     terms("61-term-name-with-space", "kl,my kl", "'my kl'", "letters, digits"),
     terms("61-term-name-with-slash", "kl,my/kl", "'my/kl'", "letters, digits"),
     terms("61-term-name-with-line-break", "kl,my\nkl", r"'my\nkl'", "letters, digits"),

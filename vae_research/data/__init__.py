@@ -15,6 +15,7 @@ from vae_research.data.dataset import Data, DataError, Split
 from vae_research.data.readers.arrays import load_npy, load_npz
 from vae_research.data.readers.folders import load_image_folder
 from vae_research.data.readers.idx import holds_idx, load_idx_folder
+from vae_research.data.readers.images import SUFFIXES
 from vae_research.data.readers.mnist import load_fashion_mnist, load_mnist
 
 __all__ = ["DATASETS", "Data", "DataError", "Split", "load_data"]
@@ -24,6 +25,24 @@ DATASETS = tuple(_BY_NAME)
 """Names that `load_data` accepts besides paths."""
 
 _BY_SUFFIX = {".npz": load_npz, ".npy": load_npy}
+
+_SAVE = "numpy.savez('data.npz', train={})"
+# How files of other kinds become .npz; each is read by the library that its users have.
+_CONVERSIONS = {
+    (".mat",): "import numpy, scipy.io; found = scipy.io.loadmat({path!r}); "
+    + _SAVE.format("found['NAME']"),
+    (".pkl", ".pickle"): "import numpy, pickle; found = pickle.load(open({path!r}, 'rb')); "
+    + _SAVE.format("numpy.asarray(found)")
+    + " (unpickling can run code: only files that you trust)",
+    (".h5", ".hdf5"): "import h5py, numpy; found = h5py.File({path!r}); "
+    + _SAVE.format("found['NAME'][:]"),
+    (".zip",): "import shutil; shutil.unpack_archive({path!r}, 'folder'); then --dataset=./folder",
+    (".csv", ".tsv"): "import numpy, pandas; found = pandas.read_csv({path!r}); "
+    + _SAVE.format("found.to_numpy('float32')"),
+    (".parquet",): "import numpy, pandas; found = pandas.read_parquet({path!r}); "
+    + _SAVE.format("found.to_numpy('float32')"),
+    SUFFIXES: "it is a single picture; give the folder of the pictures",
+}
 
 
 def load_data(
@@ -65,6 +84,12 @@ def load_data(
         return load_image_folder(
             path, rescale, binarize, image_size, channels, bad_images, background
         )
+    for suffixes, conversion in _CONVERSIONS.items():
+        if path.suffix.lower() in suffixes and path.is_file():
+            raise DataError(
+                f"{path}: {path.suffix} files are not read, only .npz and .npy, folders of idx "
+                f"files, and folders of images; {conversion.format(path=str(path))}"
+            )
     if path.exists() or len(path.parts) > 1:
         return load_idx_folder(path, rescale, binarize, kind)
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _BY_NAME, n=1)

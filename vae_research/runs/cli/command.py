@@ -137,6 +137,7 @@ def _train_experiment(
 ) -> None:
     """Starts or resumes the run of an experiment, unless it is complete."""
     run_dir = directory.choose(config.run_dir, experiment)
+    config = _with_reduced_batch_size(config, run_dir)
     checkpoint = resume.unfinished(config, run_dir, experiment)
     complete = resume.complete(config, run_dir, checkpoint)
     if complete is not None:
@@ -146,7 +147,7 @@ def _train_experiment(
         )
         _look_at(run_dir, build, make, after)
         return
-    data = _load_data(config, make)
+    config, data = _load_data(config, make)
     if checkpoint is not None:
         description = directory.read_config(run_dir)
         directory.refuse_changed_data(run_dir, description, data)
@@ -192,10 +193,11 @@ def _carry_out_study(
             f"{experiment} needs {' and '.join(missing)}: pip install 'vae_research[figures]'."
         )
     run_dir = directory.choose(config.run_dir, experiment)
+    config = _with_reduced_batch_size(config, run_dir)
     if resume.completed_study(config, run_dir, experiment):
         print(f"{run_dir} is already complete.")
         return
-    data = _load_data(config, make)
+    config, data = _load_data(config, make)
     if check is not None:
         check(config, data)
     signals.wait_for_steps()
@@ -207,13 +209,15 @@ def _carry_out_study(
     carry_out(run_study, experiment, config, data, run_dir, device)
 
 
-def _load_data(config: Config, make: Callable[[Config], Data] | None) -> Data:
-    """Returns the data set that the experiment makes, or that the flags name.
+def _load_data(config: Config, make: Callable[[Config], Data] | None) -> tuple[Config, Data]:
+    """Returns the data set, and the flags with a batch size that suits it.
+
+    The experiment makes the data set, or the flags name it.
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
-        UsageError: a batch is larger than the training data, or the experiment brings its data and
-            does not read a flag that was given.
+        UsageError: the batch size that was given is larger than the training data, or the
+            experiment brings its data and does not read a flag that was given.
     """
     with streams.hide_startup_output():  # Keras may download Fashion-MNIST
         watched = WatchedConfig(config)
@@ -224,12 +228,28 @@ def _load_data(config: Config, make: Callable[[Config], Data] | None) -> Data:
             f"{' and '.join(ignored)}: this experiment brings its data and does not read "
             "what these flags say."
         )
-    if config.batch_size > len(data.train):
+    rows = len(data.train)
+    if config.batch_size > rows and not is_given("batch_size"):
+        return config.replace(batch_size=rows), data
+    if config.batch_size > rows:
         raise UsageError(
-            f"--batch_size={config.batch_size} is more than the {len(data.train)} training "
+            f"--batch_size={config.batch_size} is more than the {rows} training "
             f"examples of {data.name}."
         )
-    return data
+    return config, data
+
+
+def _with_reduced_batch_size(config: Config, run_dir: Path) -> Config:
+    """Returns the flags with the batch size of a run whose data are smaller than the default."""
+    found = directory.read_json(run_dir / directory.CONFIG)
+    if found is None or is_given("batch_size"):
+        return config
+    try:
+        rows, used = found["data"]["counts"]["train"], found["flags"]["batch_size"]
+        reduced = used == rows < config.batch_size
+    except (KeyError, TypeError):  # not written by a run; what follows says so
+        return config
+    return config.replace(batch_size=used) if reduced else config
 
 
 def _exit(experiment: str, code: int, message: str, *, traceback: bool = True) -> NoReturn:

@@ -148,7 +148,12 @@ def define_standard_flags() -> None:
         return
     define_string("run_dir", None, "directory of the run; default runs/EXPERIMENT/DATE-TIME")
     define_integer("epochs", 10, "passes over the training data", minimum=1)
-    define_integer("batch_size", 128, "examples in a training step", minimum=1)
+    define_integer(
+        "batch_size",
+        128,
+        "examples in a training step; the default is reduced to the training examples there are",
+        minimum=1,
+    )
     define_float("learning_rate", 1e-3, "learning rate of Adam", above=0.0)
     define_float(
         "ema",
