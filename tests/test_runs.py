@@ -695,6 +695,21 @@ def test_mnist_is_the_data_set_of_this_package(tmp_path, without_tensorflow):
     assert "50000 training examples of mnist" in refusal(process, 2)
 
 
+@pytest.mark.slow
+def test_the_default_batch_size_suits_a_small_data_set(tmp_path):
+    bits = (TRAIN > 127).astype(np.uint8)
+    np.savez(tmp_path / "bits.npz", train=bits[:20], validation=bits[20:26], test=bits[26:])
+    flags = ["--dataset=bits.npz", "--run_dir=run", "--latent_dim=2", "--importance_samples=2"]
+    flags += ["--hidden_units=4", *QUICKLY]
+    printed = trained(VAE_MNIST, *flags, "--epochs=1", cwd=tmp_path)
+    assert "rescale unit (x)" in printed  # bytes of 0 and 1 are not divided
+    assert "1 steps each" in printed
+    description = directory.read_config(tmp_path / "run")
+    assert description["flags"]["batch_size"] == 20
+    assert description["data"]["scaling"] == "x"
+    assert "Training: epochs 2 to 2" in trained(VAE_MNIST, *flags, "--epochs=2", cwd=tmp_path)
+
+
 def test_an_unreadable_config_is_refused(images, tmp_path, without_tensorflow):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"experiment": "vae_m')
