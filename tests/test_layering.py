@@ -55,7 +55,7 @@ ONLY = {
 }
 
 # What comes from outside: everywhere, at the bottom, and only where it is used (inside a function).
-REQUIRED = {"absl", "keras", "numpy", "tensorboard", "tensorflow"}
+REQUIRED = {"PIL", "absl", "keras", "numpy", "tensorboard", "tensorflow"}
 REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "settings": set(),
     "arguments": set(),
@@ -298,7 +298,7 @@ def test_what_is_imported_is_what_setup_cfg_requires():
     settings.read(CHECKOUT / "setup.cfg")
     lines = settings["options"]["install_requires"].split("\n")
     required = {re.match(r"[\w-]*", line)[0].removesuffix("-py") for line in lines} - {""}
-    assert required == REQUIRED - {"keras"}  # which TensorFlow brings
+    assert required == REQUIRED - {"keras", "PIL"} | {"pillow"}  # TensorFlow brings Keras
     assert all(name in settings["options.extras_require"]["figures"] for name in OPTIONAL.values())
 
 

@@ -24,7 +24,9 @@ from vae_research.data.readers.file_checks import reason, refuse_too_large, what
 from vae_research.data.split_names import by_split, split_and_content
 
 _MOST_FILES = 2_000_000
-_DECODED_AT_ONCE = 8
+# More threads than processors would make small images slower: decoding is not all of the work.
+_DECODED_AT_ONCE = min(8, os.cpu_count() or 1)
+_FILES_OF_A_TASK = 16
 _SUBMITTED_AT_ONCE = 1024
 # A transparent image is there as stored, as RGBA, as the result and as a converted copy.
 _BYTES_OF_DECODED_PIXEL = 16
@@ -359,11 +361,14 @@ def _decoded(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images that could be decoded, `[n, height, width, channels]`, and which they are."""
 
-    def decode(path: Path) -> np.ndarray | DataError:
-        try:
-            return files.decoded(path)
-        except DataError as error:
-            return error
+    def decode(task: Sequence[Path]) -> list[np.ndarray | DataError]:
+        results: list[np.ndarray | DataError] = []
+        for path in task:
+            try:
+                results.append(files.decoded(path))
+            except DataError as error:
+                results.append(error)
+        return results
 
     array = np.empty((len(paths), *files.size, files.channels), files.dtype)
     kept = np.zeros(len(paths), bool)
@@ -371,8 +376,12 @@ def _decoded(
     with ThreadPoolExecutor(_DECODED_AT_ONCE) as threads, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as for headers
         for start in range(0, len(paths), _SUBMITTED_AT_ONCE):
-            block = threads.map(decode, paths[start : start + _SUBMITTED_AT_ONCE])
-            for number, image in enumerate(block, start):
+            block = paths[start : start + _SUBMITTED_AT_ONCE]
+            tasks = [
+                block[at : at + _FILES_OF_A_TASK] for at in range(0, len(block), _FILES_OF_A_TASK)
+            ]
+            results = itertools.chain.from_iterable(threads.map(decode, tasks))
+            for number, image in enumerate(results, start):
                 if isinstance(image, DataError):
                     bad.append(str(image))
                 else:

@@ -121,17 +121,18 @@ def refuse_transparent(path: Path, found: Header, background: str | None) -> Non
 def _opened(path: Path) -> ImageFile.ImageFile:
     """The image whose pixels are not read yet."""
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise DataError(f"{path} is not a regular file")
-        with path.open("rb") as stream:
-            start = stream.read(4)
+        status = path.lstat()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
-    if not start:
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is not a regular file")
+    if status.st_size == 0:
         raise DataError(f"{path} is empty")
     try:
         return Image.open(path, formats=FORMATS)
     except Image.UnidentifiedImageError:
+        with path.open("rb") as stream:
+            start = stream.read(4)
         raise DataError(
             f"{path} is not a PNG, JPEG, BMP or WebP image, or its header is damaged; it begins "
             f"with {start!r}"
