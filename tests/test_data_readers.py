@@ -349,7 +349,7 @@ def test_an_unknown_name_lists_what_exists(name, nearest):
 def test_an_existing_file_of_another_kind_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("image.png").write_bytes(b"\x89PNG")
-    assert "is a file" in refusal(load_data, "image.png")
+    assert "give the folder of the pictures" in refusal(load_data, "image.png")
 
 
 # idx

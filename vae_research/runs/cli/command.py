@@ -24,7 +24,8 @@ from vae_research.runs.session.loading import Run, data_of, load_run, refuse_unk
 flags.disclaim_key_flags()
 
 # Flags that only say what the data are.
-_OF_DATA = ("dataset", "image_size", "channels", "bad_images", "rescale", "binarize")
+_OF_DATA = ("dataset", "image_size", "channels", "bad_images", "background", "data_kind")
+_OF_DATA += ("rescale", "binarize")
 
 
 def main(
