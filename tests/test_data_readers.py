@@ -87,7 +87,7 @@ def test_npz_with_the_names_in_use(tmp_path, train, validation, labels):
         (("x_train", "X_train"), "X_train and x_train could both be train"),
         (("train", "x_val", "valid"), "valid and x_val could both be validation"),
         (("train", "test", "y_test", "test_labels"), "test_labels and y_test could both be test"),
-        (("train", "train_labels", "y"), "train_labels and y could both be train_labels"),
+        (("train", "train_labels", "y"), "train_labels and y could both be train labels"),
     ],
 )
 def test_npz_with_two_keys_for_one_array_is_refused(tmp_path, keys, words):
@@ -129,7 +129,7 @@ def test_npz_without_a_key_lists_found_and_understood(tmp_path):
 
 def test_npz_with_two_candidates_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", train=IMAGES, images=IMAGES)
-    assert "images and train could both be train" in refusal(load_data, tmp_path / "a.npz")
+    assert "train and images could both be train" in refusal(load_data, tmp_path / "a.npz")
 
 
 class _Trap:

@@ -24,8 +24,10 @@ from vae_research.runs.session.loading import Run, data_of, load_run, refuse_unk
 flags.disclaim_key_flags()
 
 # Flags that only say what the data are.
-_OF_DATA = ("dataset", "image_size", "channels", "bad_images", "background", "data_kind")
-_OF_DATA += ("rescale", "binarize")
+_OF_DATA = (
+    *("dataset", "data_kind", "image_size", "channels", "bad_images", "background"),
+    *("rescale", "binarize"),
+)
 
 
 def main(
