@@ -93,6 +93,8 @@ if TYPE_CHECKING:
     from vae_research.probability import log_mean_exp as log_mean_exp
     from vae_research.probability import normal_log_density as normal_log_density
     from vae_research.probability import sum_over_event as sum_over_event
+    from vae_research.randomness import fold_in as fold_in
+    from vae_research.randomness import standard_normal as standard_normal
     from vae_research.runs.cli.flags import configure as configure
     from vae_research.runs.session.loading import load_run as load_run
     from vae_research.schedules import Constant as Constant
@@ -157,6 +159,7 @@ _MODULES = {
     "objective": ("LossReport", "Objective"),
     "plots": ("save_bars", "save_plane", "save_scatter"),
     "probability": ("log_mean_exp", "normal_log_density", "sum_over_event"),
+    "randomness": ("fold_in", "standard_normal"),
     "runs.cli.flags": ("configure",),
     "runs.session.loading": ("load_run",),
     "schedules": ("Constant", "Cosine", "Cyclical", "LinearWarmup", "Schedule", "value_at"),

@@ -10,8 +10,8 @@ NumPy only, except for `Split.batches` and `Split.on_device`, which import Tenso
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,12 +45,17 @@ from vae_research.data.splitting import (
 )
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from vae_research.data.streams import Batches, DeviceDataset
 
 __all__ = ["Data", "DataError", "Split"]
 
 ArraysOfSplit: TypeAlias = "npt.ArrayLike | Mapping[str, npt.ArrayLike]"
 """The values of a split, or a dictionary with them as `inputs` and further arrays by name."""
+
+Change: TypeAlias = "Callable[[dict[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]]"
+"""A function of a batch, named tensors, and a stateless key, `[2]` int64; returns the batch."""
 
 # Names that a forward pass writes, or passes to a network itself.
 _OF_CODES = ("z", "z_mean", "z_log_var", "z_prior", "kl", "log_posterior", "log_prior")
@@ -68,6 +73,7 @@ class Split:
         arrays: further arrays [n, ...] by name, as stored: `labels` and names of your own.
         scaling: how stored values become float32 (fitted to the training split).
         binarize: "none", "threshold", "static" or "dynamic".
+        augment, corrupt: see `Data.augmented` and `Data.corrupted`.
     """
 
     name: str
@@ -75,6 +81,8 @@ class Split:
     arrays: Mapping[str, np.ndarray]
     scaling: Scaling
     binarize: str
+    augment: Change | None = None
+    corrupt: Change | None = None
 
     def __repr__(self) -> str:
         """The name and the shape; `prepare()` gives the values."""
@@ -144,11 +152,23 @@ class Split:
     ) -> dict[str, np.ndarray]:
         """What a model is given in an evaluation: `inputs`, and further arrays by name.
 
+        If the data are corrupted, always by the same draw, `targets` are the clean values.
+
         Args:
             rows: as for `prepare`.
             names: further arrays to be added, as stored.
         """
         rows = slice(None) if rows is None else rows
+        if self.corrupt is not None:
+            from vae_research.data import pipeline
+
+            return pipeline.fixed_corruption(self, self.corrupt, rows, names)
+        return self.clean_tensors(rows, names)
+
+    def clean_tensors(
+        self, rows: slice | np.ndarray, names: Iterable[str]
+    ) -> dict[str, np.ndarray]:
+        """As `tensors`, before they are corrupted."""
         return {"inputs": self.prepare(rows), **{name: self.arrays[name][rows] for name in names}}
 
     def _drawn(self, rows: slice | np.ndarray) -> np.ndarray:
@@ -240,6 +260,34 @@ class Data:
         return tuple(
             name for name in self.train.arrays if all(name in split.arrays for split in self.splits)
         )
+
+    def augmented(self, function: Change) -> Data:
+        """This data set with another view of each training batch: flipped, shifted, ...
+
+        Validation, test and figures of the training split stay as they are. In a run, `function` is
+        part of the experiment's `data`.
+
+        Args:
+            function: from named tensors of a batch, `inputs` float32 [rows, ...] as the model would
+                be given them and the further arrays that it reads, and a key [2] to the same names.
+                It keeps the shape of `inputs`, has no state, and draws from the key alone:
+                `vr.standard_normal(shape, key)`, or `tf.random.stateless_uniform(shape, key,
+                alg="philox")`. The key is that of (seed, epoch, position of the batch).
+        """
+        return replace(self, train=replace(self.train, augment=function))
+
+    def corrupted(self, function: Change) -> Data:
+        """This data set with corrupted inputs, of which a model reconstructs the clean ones.
+
+        `targets` are the inputs as they were, after augmentation. Training draws again in every
+        epoch; evaluation sees the same draw always. Vincent et al. 2008, Extracting and Composing
+        Robust Features with Denoising Autoencoders; Im et al. 2017 (arXiv:1511.06406) for the VAE.
+
+        Args:
+            function: as for `augmented`; it may also write names of its own, such as a mask.
+        """
+        train, validation, test = (replace(split, corrupt=function) for split in self.splits)
+        return replace(self, train=train, validation=validation, test=test)
 
     def why_missing(self, name: str) -> str | None:
         """Why no model can read the further array `name`, or None if nothing is known of it."""

@@ -1,14 +1,14 @@
-"""From row numbers to a batch with TensorFlow: order of an epoch, scaling, binarisation.
+"""From row numbers to a batch: order of an epoch, scaling, binarisation, augmentation.
 
-Nothing here has a state. The order of an epoch is a function of (seed, epoch), and the binarisation
-noise of a batch is a function of (seed, epoch, position of the batch). All draws name Philox, which
-gives the same numbers on every device, with XLA and without.
+Nothing here has a state. The order of an epoch is a function of (seed, epoch), and the noise of
+binarisation and augmentation is one of (seed, epoch, position of the batch). All draws name Philox,
+which gives the same numbers on every device, with XLA and without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -16,11 +16,17 @@ import tensorflow as tf
 from vae_research.data.scaling import Scaling
 from vae_research.randomness import fold_in, philox_bits
 
-# Purposes of a random key: order and noise of the same seed must not be correlated.
-_ORDER, _NOISE = 0, 1
+# Purposes of a random key: draws of the same seed must not be correlated.
+_ORDER, _NOISE, _AUGMENT, _CORRUPT, _FIXED = range(5)
+
+# Rows whose fixed corruption is drawn together.
+_BLOCK = 500
 
 # A further array is an argument of a compiled program under this and its name.
 _FURTHER = "array "
+
+
+Change: TypeAlias = Callable[[dict[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]]
 
 
 class StoredRows(Protocol):
@@ -47,13 +53,28 @@ class StoredRows(Protocol):
 
     def array(self, name: str) -> np.ndarray: ...
 
+    @property
+    def augment(self) -> Change | None: ...
+
+    @property
+    def corrupt(self) -> Change | None: ...
+
+    def tensors(
+        self, rows: slice | np.ndarray | None = None, names: Iterable[str] = ()
+    ) -> dict[str, np.ndarray]: ...
+
+    def clean_tensors(
+        self, rows: slice | np.ndarray, names: Iterable[str]
+    ) -> dict[str, np.ndarray]: ...
+
 
 class Reader:
-    """From row numbers to a batch: gathers stored rows, scales and binarises them.
+    """From row numbers to a batch: gathers stored rows, scales, binarises and augments them.
 
     Args:
         split: what to read.
-        seed: of the binarisation noise; None reads what evaluation sees, as `Split.prepare` does.
+        seed: of binarisation and augmentation; None reads what evaluation sees, as `Split.tensors`
+            does.
         names: further arrays to be added, as stored.
 
     Attributes:
@@ -66,10 +87,21 @@ class Reader:
 
     def __init__(self, split: StoredRows, seed: int | None, names: Sequence[str] = ()) -> None:
         further = {name: split.array(name) for name in names}
-        drawn = split.binarize == "static" or (split.binarize == "dynamic" and seed is None)
+        # Corrupted by the draw that never changes, on the host, and stored like any other values.
+        corrupted = split.tensors(None, names) if seed is None and split.corrupt else None
+        drawn = (
+            corrupted is not None
+            or split.binarize == "static"
+            or (split.binarize == "dynamic" and seed is None)
+        )
         self.binarize = "none" if drawn else split.binarize
         self.is_scaled = not (drawn or split.scaling.is_identity)
-        stored = split.fixed_draw if drawn else split.raw
+        stored = split.raw
+        if corrupted is not None:
+            stored = corrupted.pop("inputs")
+            further = corrupted
+        elif drawn:
+            stored = split.fixed_draw
         self.shape = split.raw.shape[1:]
         self.shapes = {name: array.shape[1:] for name, array in further.items()}
         self.tensors = {"stored": _flat(stored)}
@@ -79,8 +111,14 @@ class Reader:
             self.tensors["divisor"] = tf.constant(split.scaling.divisor)
         if self.binarize == "dynamic":
             self.tensors["key"] = tf.constant([seed, _NOISE], tf.int64)
+        self.augment = None if seed is None else split.augment
+        self.corrupt = None if seed is None else split.corrupt
+        if self.augment is not None:
+            self.tensors["augment"] = tf.constant([seed, _AUGMENT], tf.int64)
+        if self.corrupt is not None:
+            self.tensors["corrupt"] = tf.constant([seed, _CORRUPT], tf.int64)
         self.steps_alike: tuple[Any, ...] = (self.binarize, self.shape, *sorted(self.tensors))
-        self.steps_alike += tuple(self.shapes.items())
+        self.steps_alike += (*self.shapes.items(), self.augment, self.corrupt)
 
     def __call__(
         self,
@@ -90,6 +128,8 @@ class Reader:
         rows: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         """Returns {"inputs": float32 [rows, ...]} and the further arrays [rows, ...] by name.
+
+        If the inputs are corrupted, `targets` are the clean ones.
 
         Args:
             tensors: `self.tensors`, an argument so that a compiled program does not contain them.
@@ -111,7 +151,14 @@ class Reader:
             name: tf.reshape(array, [-1, *shape]) if len(shape) > 1 else array
             for (name, array), shape in zip(stored.items(), self.shapes.values(), strict=True)
         }
-        return {"inputs": values, **further}
+        batch = {"inputs": values, **further}
+        if self.augment is not None:
+            key = fold_in(tensors["augment"], epoch, position)
+            batch = changed("augmentation", self.augment, batch, key)
+        if self.corrupt is not None:
+            key = fold_in(tensors["corrupt"], epoch, position)
+            batch = corrupted_batch(self.corrupt, batch, key)
+        return batch
 
     def gathered(self, tensors: Mapping[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns what is read by row number: `inputs` and the further arrays, as stored and flat.
@@ -121,6 +168,71 @@ class Reader:
         """
         names = {"inputs": "stored"} | {name: _FURTHER + name for name in self.shapes}
         return {name: tf.gather(tensors[key], rows) for name, key in names.items()}
+
+
+def changed(
+    what: str, function: Change, batch: Mapping[str, tf.Tensor], key: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Returns a batch as `function` changed it.
+
+    Args:
+        what: it is, for messages.
+        function: from a batch and a key to a batch.
+        batch: named tensors, of which none is lost.
+        key: a stateless key, `[2]`.
+
+    Raises:
+        ValueError: it reads a name that is not there, or returns no dictionary, or inputs of
+            another shape or type.
+    """
+    try:
+        result = function(dict(batch), key)
+    except KeyError as error:
+        raise ValueError(
+            f"the {what} reads {error}; it gets inputs and what the model reads: {', '.join(batch)}"
+        ) from error
+    if not isinstance(result, Mapping):
+        raise ValueError(
+            f"the {what} returned {type(result).__name__}; it must return the batch, a dictionary"
+        )
+    found = {name: tf.convert_to_tensor(value) for name, value in result.items()}
+    before, after = batch["inputs"], found.get("inputs", batch["inputs"])
+    if (after.shape[1:], after.dtype) != (before.shape[1:], before.dtype):
+        raise ValueError(
+            f"the {what} made inputs {after.dtype.name} {after.shape[1:]} of {before.dtype.name} "
+            f"{before.shape[1:]}; it must keep them"
+        )
+    return {**batch, **found}
+
+
+def corrupted_batch(
+    function: Change, batch: Mapping[str, tf.Tensor], key: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Returns a batch with corrupted inputs; `targets` are the clean ones unless they are given."""
+    return changed("corruption", function, {"targets": batch["inputs"], **batch}, key)
+
+
+def fixed_corruption(
+    split: StoredRows, function: Change, rows: slice | np.ndarray, names: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Returns rows of a split, corrupted by a draw that depends on nothing but the split's name.
+
+    It is drawn for blocks of rows, so that a row is the same whichever rows are asked for.
+    """
+    names, numbers = tuple(names), np.arange(len(split))[rows]
+    key = tf.constant([int.from_bytes(split.name.encode()[:4], "little"), _FIXED], tf.int64)
+    parts, order = [], []
+    with tf.device("/cpu:0"):
+        for block in np.unique(numbers // _BLOCK):
+            whole = slice(block * _BLOCK, min((block + 1) * _BLOCK, len(split)))
+            clean = split.clean_tensors(whole, names)
+            batch = {name: tf.constant(array) for name, array in clean.items()}
+            batch = corrupted_batch(function, batch, fold_in(key, int(block)))
+            at = np.flatnonzero(numbers // _BLOCK == block)
+            order.append(at)
+            parts.append({k: v.numpy()[numbers[at] - whole.start] for k, v in batch.items()})
+    place = np.argsort(np.concatenate(order), kind="stable")
+    return {name: np.concatenate([part[name] for part in parts])[place] for name in parts[0]}
 
 
 def _flat(array: np.ndarray) -> tf.Tensor:

@@ -32,7 +32,7 @@ def save_figures(
         records: the lines of metrics.jsonl, for the curves.
     """
     folder.mkdir(exist_ok=True)
-    names = []
+    written = []
     if data.is_image:
         shown = data.test.tensors(slice(0, 40), names)
         pictures = {"reconstructions": reconstructions(model, shown, 10)}
@@ -41,11 +41,11 @@ def save_figures(
             pictures["samples"] = samples(model, 10, conditions=conditions_of(first))
         for name, picture in pictures.items():
             (folder / f"{name}.png").write_bytes(encode_png(picture))
-            names.append(f"figures/{name}.png")
+            written.append(f"figures/{name}.png")
     if importlib.util.find_spec("matplotlib") is None:
-        return [*names, "no figures/curves.png (pip install 'vae_research[figures]')"]
+        return [*written, "no figures/curves.png (pip install 'vae_research[figures]')"]
     save_curves(folder / "curves.png", records)
-    return [*names, "figures/curves.png"]
+    return [*written, "figures/curves.png"]
 
 
 def save_networks(run_dir: Path, model: VAE) -> list[str]:

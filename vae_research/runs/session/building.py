@@ -5,6 +5,7 @@ Imports TensorFlow.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -47,7 +48,7 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
         # A forward pass makes every variable, and finds what does not fit before anything is
         # written.
         model.set_steps_per_epoch(data.train.steps(config.batch_size))
-        names = model.data_read(data.validation.tensors(slice(0, 2), data.names))
+        model.data_read(data.validation.tensors(slice(0, 2), data.names))
     except MissingTensorError as error:
         why = data.why_missing(error.name)
         if why is not None:
@@ -56,7 +57,7 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
     except (ValueError, TypeError) as error:
         raise UsageError(f"{error} (--debug shows where)") from error
     for split in data.splits:
-        for name in names:
+        for name in names_read(model, data):
             split.array(name)  # raises if values are not finite
     model.build_optimizer()
     return model
@@ -109,10 +110,17 @@ def traced_step(model: VAE, config: Config, data: Data) -> TracedStep | None:
         UsageError: it cannot be traced, or remembers something else.
     """
     rows = min(config.batch_size, len(data.train))
-    tensors = data.train.tensors(slice(0, rows), names_read(model, data))
-    example = {name: tf.constant(values) for name, values in tensors.items()}
+    names = names_read(model, data)
+    arrays = {name: data.train.arrays[name][:rows] for name in names}
+    few = dataclasses.replace(data.train, raw=data.train.raw[:rows], arrays=arrays)
+    read = few.on_device(rows, config.seed, names=names).reader
+    zero = tf.constant(0, tf.int64)
     try:
-        step = TracedStep(model.training_step, example)
+        # With what makes the batch: an augmentation may have a state, or be unknown to XLA.
+        step = TracedStep(
+            lambda given: model.training_step(read(given, zero, zero, tf.range(rows))),
+            read.tensors,
+        )
     except (ValueError, TypeError) as error:
         if model.run_eagerly:
             return None
