@@ -84,7 +84,10 @@ def dataset(tmp_path_factory):
     from tests.proofs import IMAGES
 
     path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, train=IMAGES[:38], validation=IMAGES[38:43], test=IMAGES[43:])
+    rows = {"train": slice(38), "validation": slice(38, 43), "test": slice(43, None)}
+    labels = np.arange(len(IMAGES)) % 3
+    arrays = {name: IMAGES[part] for name, part in rows.items()}
+    np.savez(path, **arrays, **{f"{name}_labels": labels[part] for name, part in rows.items()})
     return f"--dataset={path}"
 
 

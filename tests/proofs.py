@@ -22,7 +22,8 @@ RUNS = {
     "dense": ["--network=dense", "--jit=off", "--steps_per_call=3"],
     "convolutional": ["--network=convolutional", "--jit=off", "--steps_per_call=1"],
 }
-# Other things that have a state: critics, controllers, averages of weights, a learned variance.
+# Other things that have a state: critics, controllers, averages of weights, a learned variance. And
+# those without one that read more than images: labels, and inputs with noise.
 STATES = {
     "with_critic": ["--ema=0.9"],
     "factor_vae": ["--critic_units=4", "--latent_dim=2"],
@@ -30,6 +31,8 @@ STATES = {
     "beta_tcvae": ["--latent_dim=2"],
     "geco": ["--latent_dim=2", "--controller=geco"],
     "dreg_mnist": ["--latent_dim=2", "--hidden_units=8", "--num_samples=3"],
+    "conditional_vae": ["--latent_dim=2", "--hidden_units=8"],
+    "denoising": ["--latent_dim=2", "--hidden_units=8"],
     "sigma_vae": ["--latent_dim=2", "--variance=learned", "--binarize=none"],
 }
 WITH_CRITIC = ["with_critic", "factor_vae", "wae_gan"]

@@ -59,6 +59,8 @@ SMALLER = {
 # Compiling is most of what is left: with `--soak` everything is compiled as the header has it. XLA
 # compiles vae_mnist in test_runs.py.
 COMPILE_LESS = {
+    "conditional_vae": {"jit": "off"},
+    "denoising": {"jit": "off"},
     "kl_formulations": {"timed": "loss in a function,loss in call"},
     "latent_space": {"kl_factors": "6.5e-4,1e-4"},
 }
@@ -466,3 +468,28 @@ def test_the_own_term_is_trained_with_its_weight(own):
         *others, own_term(weight=0.0), of=lambda report, _: report.contributions["sparse_code"]
     )
     assert all((gradient == 0.0).all() for gradient in zero)
+
+
+# ---------------------------------------------------------------- labels, and inputs with noise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "further"), [("conditional_vae", "labels"), ("denoising", "targets")]
+)
+def test_a_run_that_reads_more_than_images_is_loaded(name, further, finished):
+    from vae_research import checkpoints, estimate, load_run
+
+    run_dir, process = finished(CHECKOUT / "experiments" / f"{name}.py")
+    assert process.returncode == 0, process.stderr
+    run = load_run(run_dir)
+    assert checkpoints.weights_sha256(run.model) == run.summary["weights_sha256"]
+    assert run.model.data_names == (further,)
+    test = run.data.test.tensors(names=run.names)
+    figures = estimate(run.model, test, num_samples=run.config.importance_samples)
+    assert figures["elbo"].value == pytest.approx(run.summary["test"]["elbo"]["value"], rel=1e-6)
+    other = estimate(run.model, {**test, further: test[further][::-1]}, num_samples=2)
+    assert figures["elbo"].value != other["elbo"].value
+    if name == "conditional_vae":
+        assert (run_dir / "figures" / "classes.png").is_file()
+        assert run.model.sample(3, labels=test["labels"][:3]).shape == (3, 8, 8, 1)

@@ -136,10 +136,10 @@ def killed_somewhere(random_, run_dir, flags, **how):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STATES if SOAK else ["with_critic"])
+@pytest.mark.parametrize("name", STATES if SOAK else ["with_critic", "conditional_vae"])
 def test_a_killed_run_goes_on_whatever_has_a_state(name, stateful, tmp_path):
     flags, wanted = stateful(name)
-    random_, phases, count = random.Random(name), collections.Counter(), 10 if SOAK else 1
+    random_, phases, count = random.Random(name), collections.Counter(), 20 if SOAK else 1
     for number in range(count):
         run_dir = tmp_path / f"run{number}"
         phases[killed_somewhere(random_, run_dir, flags, experiment=name)] += 1

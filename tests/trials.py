@@ -278,9 +278,11 @@ def trial(how):
         MUTANTS[how["mutant"]]()
     FAILING_STEPS.extend(how.get("failing_steps", []))
     name = how.get("experiment")
-    make = BUILDS.get(name) or importlib.import_module(f"experiments.{name}").build
+    own = name in BUILDS
+    module = None if own else importlib.import_module(f"experiments.{name}")
+    make, data = BUILDS[name] if own else module.build, getattr(module, "data", None)
     try:
-        runs.main(make, [*FLAGS, *how["flags"]])
+        runs.main(make, [*FLAGS, *how["flags"]], data=data)
     finally:
         watch.ended()
         if "hold_for" in how:

@@ -38,6 +38,11 @@ class Run:
     config: Config
     summary: dict[str, Any] | None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the further arrays of the data that the model reads."""
+        return tuple(name for name in self.data.names if name in self.model.data_names)
+
 
 def load_run(
     path: str | Path,
