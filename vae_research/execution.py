@@ -24,6 +24,9 @@ _SLOW_UNDER_XLA_ON_CPU = ("Conv2D", "Conv3D", "DepthwiseConv2d")
 # that Python takes between two steps, for which a few steps are enough.
 _FLOPS_PER_CALL, _MOST_STEPS, _MOST_STEPS_WITHOUT_XLA = 5e10, 100, 10
 
+# Rows that are read for a call; up to five calls are in memory at a time.
+_BYTES_PER_CALL = 2**24
+
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
@@ -69,7 +72,7 @@ class StepLoop:
             self._rest = tf.function(self._rest, autograph=False)
 
     def __call__(self, iterator: Iterator[Any], batches: DeviceDataset) -> dict[str, tf.Tensor]:
-        call = next(iterator)
+        call = batches.next_call(iterator)
         answer = None
         # Both conditions are values on the host, so testing them does not wait for the device.
         if call["count"] > call["begin"]:
@@ -84,8 +87,13 @@ class StepLoop:
     ) -> dict[str, tf.Tensor]:
         def body(index: tf.Tensor) -> tuple[tf.Tensor]:
             position = call["first"] + tf.cast(index, tf.int64)
-            self._step(self._read(tensors, call["epoch"], position, call["rows"][index]))
+            rows, places = call["rows"][index], None
+            if "places" in call:  # of rows that were read for this call
+                places = call["places"][index]
+            self._step(self._read(tensors, call["epoch"], position, rows, places))
             return (index + 1,)
+
+        tensors = {**tensors, **call.get("read", {})}
 
         tf.while_loop(
             lambda index: index < call["count"], body, (call["begin"],), parallel_iterations=1
@@ -98,7 +106,9 @@ class StepLoop:
         if not tf.executing_eagerly():
             self.graph_of_one_step = tf.compat.v1.get_default_graph()
         position = call["first"] + tf.cast(call["count"], tf.int64)
-        self._step(self._read(tensors, call["epoch"], position, call["rest"]))
+        tensors = {**tensors, **call.get("read", {})}
+        places = call.get("rest_places")
+        self._step(self._read(tensors, call["epoch"], position, call["rest"], places))
         return self._results()
 
 
@@ -163,7 +173,9 @@ def choose_jit(step: TracedStep, jit: str) -> tuple[bool, str]:
     return True, "asked for" if jit == "on" else "it can compile the model"
 
 
-def steps_per_call(weights: int, jit_compile: bool, steps_per_epoch: int, interval: int) -> int:
+def steps_per_call(
+    weights: int, jit_compile: bool, steps_per_epoch: int, interval: int, bytes_per_step: int = 0
+) -> int:
     """Returns how many optimizer steps to run in a call, so that calls are about equally long.
 
     Args:
@@ -172,12 +184,15 @@ def steps_per_call(weights: int, jit_compile: bool, steps_per_epoch: int, interv
         steps_per_epoch: no call is longer than an epoch.
         interval: calls must end at multiples of this number of steps, so the result divides it; 0
             allows any number.
+        bytes_per_step: of rows that are read for a step, if they are not on the device.
 
     >>> steps_per_call(0, True, 391, 0), steps_per_call(0, True, 391, 500)
     (98, 100)
     """
     flops = 6.0 * max(weights, 1)  # two forward, and twice as much backward
     most = _MOST_STEPS if jit_compile else _MOST_STEPS_WITHOUT_XLA
+    if bytes_per_step:
+        most = min(most, _BYTES_PER_CALL // bytes_per_step)
     most = max(1, min(most, int(_FLOPS_PER_CALL / flops), steps_per_epoch))
     if interval:
         return max(number for number in range(1, most + 1) if interval % number == 0)

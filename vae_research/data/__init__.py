@@ -24,7 +24,10 @@ _BY_NAME = {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist}
 DATASETS = tuple(_BY_NAME)
 """Names that `load_data` accepts besides paths."""
 
-_BY_SUFFIX = {".npz": load_npz, ".npy": load_npy}
+_CANNOT_BE_STREAMED = (
+    "--stream: {} is read into memory; streamed are an .npy file, which numpy.save writes, and a "
+    "folder of images, and whatever a function of your own gives as Rows"
+)
 
 _SAVE = "numpy.savez('data.npz', train={})"
 # How files of other kinds become .npz; each is read by the library that its users have.
@@ -54,6 +57,7 @@ def load_data(
     bad_images: int = 0,
     background: str | None = None,
     kind: str | None = None,
+    stream: bool | None = None,
 ) -> Data:
     """Returns the data set `name`.
 
@@ -63,6 +67,8 @@ def load_data(
         rescale, binarize, kind: see `Data.from_arrays`; `kind` is for files of arrays.
         image_size, channels, bad_images, background: for a folder of images; see
             `folders.load_image_folder`.
+        stream: read rows of an .npy file or of a folder of images when they are needed, in place of
+            all at once; None does so if they do not fit in memory.
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
@@ -73,16 +79,18 @@ def load_data(
         {'train': 50000, 'validation': 10000, 'test': 10000}
     """
     if name in _BY_NAME:
+        if stream:
+            raise DataError(_CANNOT_BE_STREAMED.format(name))
         return _BY_NAME[name](rescale, binarize)
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:  # the home folder of a user who does not exist
         raise DataError(f"data set {str(name)!r}: {error}") from error
-    if path.suffix.lower() in _BY_SUFFIX:
-        return _BY_SUFFIX[path.suffix.lower()](path, rescale, binarize, kind)
+    if path.suffix.lower() == ".npy":
+        return load_npy(path, rescale, binarize, kind, stream=stream)
     if path.is_dir() and not holds_idx(path):
         return load_image_folder(
-            path, rescale, binarize, image_size, channels, bad_images, background
+            path, rescale, binarize, image_size, channels, bad_images, background, stream=stream
         )
     for suffixes, conversion in _CONVERSIONS.items():
         if path.suffix.lower() in suffixes and path.is_file():
@@ -90,6 +98,10 @@ def load_data(
                 f"{path}: {path.suffix} files are not read, only .npz and .npy, folders of idx "
                 f"files, and folders of images; {conversion.format(path=str(path))}"
             )
+    if stream:
+        raise DataError(_CANNOT_BE_STREAMED.format(name))
+    if path.suffix.lower() == ".npz":
+        return load_npz(path, rescale, binarize, kind)
     if path.exists() or len(path.parts) > 1:
         return load_idx_folder(path, rescale, binarize, kind)
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _BY_NAME, n=1)

@@ -3,7 +3,9 @@
 NumPy only, so that a bad data file is reported without waiting for TensorFlow.
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +15,27 @@ import numpy.typing as npt
 _BLOCK_VALUES = 2**21
 
 
+class HasRows(Protocol):
+    """An array, or rows that are read when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+
 class DataError(ValueError):
     """Data that cannot be used. The message is one line; a run ends with exit code 3."""
 
 
-def row_blocks(array: np.ndarray) -> Iterator[slice]:
+def rows_in_block(array: HasRows) -> int:
+    """The number of rows in a block of a few megabytes."""
+    return max(1, _BLOCK_VALUES // max(1, math.prod(array.shape[1:])))
+
+
+def row_blocks(array: HasRows) -> Iterator[slice]:
     """Slices that cover the rows [n] of `array` in order, a few megabytes at a time."""
-    values_per_row = max(1, array[:1].size)
-    step = max(1, _BLOCK_VALUES // values_per_row)
+    step = rows_in_block(array)
     for start in range(0, len(array), step):
         yield slice(start, min(start + step, len(array)))
 

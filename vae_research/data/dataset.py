@@ -35,6 +35,7 @@ from vae_research.data.scaling import (
     fixed_draw,
     one_of,
 )
+from vae_research.data.sources import Rows
 from vae_research.data.splitting import (
     KINDS,
     SPLITS,
@@ -69,7 +70,8 @@ class Split:
 
     Attributes:
         name: "train", "validation" or "test".
-        raw: the values as stored, [n, ...], native and C-ordered; images with a channel axis.
+        raw: the values as stored, [n, ...], native and C-ordered; images with a channel axis. A
+            split that is streamed has `Rows` here, which are read when they are needed.
         arrays: further arrays [n, ...] by name, as stored: `labels` and names of your own.
         scaling: how stored values become float32 (fitted to the training split).
         binarize: "none", "threshold", "static" or "dynamic".
@@ -77,7 +79,7 @@ class Split:
     """
 
     name: str
-    raw: np.ndarray
+    raw: np.ndarray | Rows
     arrays: Mapping[str, np.ndarray]
     scaling: Scaling
     binarize: str
@@ -96,6 +98,11 @@ class Split:
     def shape(self) -> tuple[int, ...]:
         """Shape of one row; images: (height, width, channels)."""
         return self.raw.shape[1:]
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether rows are read when they are needed."""
+        return isinstance(self.raw, Rows)
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -143,7 +150,7 @@ class Split:
         """
         rows = slice(None) if rows is None else rows
         if self.binarize in ("static", "dynamic"):
-            return self._drawn(rows).astype(np.float32)
+            return self.drawn(rows).astype(np.float32)
         values = self.scaling.apply(self.raw[rows])
         return (values > 0.5).astype(np.float32) if self.binarize == "threshold" else values
 
@@ -171,13 +178,15 @@ class Split:
         """As `tensors`, before they are corrupted."""
         return {"inputs": self.prepare(rows), **{name: self.arrays[name][rows] for name in names}}
 
-    def _drawn(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Rows of the fixed draw; if they are the first ones, the others are not drawn."""
-        if isinstance(rows, slice) and "fixed_draw" not in vars(self):
-            start, stop, step = rows.indices(len(self))
-            if start == 0 and stop < len(self) and step > 0:
-                return fixed_draw(self.raw[:stop], self.scaling, self.name)[::step]
-        return self.fixed_draw[rows]
+    def tensors_by_block(self, names: Iterable[str] = ()) -> dict[str, Any]:
+        """Returns `tensors` of all rows, whose `inputs` are prepared when a slice is asked for."""
+        return {"inputs": PreparedRows(self), **{name: self.arrays[name] for name in names}}
+
+    def drawn(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Rows of the fixed draw, uint8 0 or 1; the others are not drawn for them."""
+        if "fixed_draw" in vars(self):
+            return self.fixed_draw[rows]
+        return fixed_draw(self.raw, self.scaling, self.name, np.arange(len(self))[rows])
 
     def steps(self, batch_size: int) -> int:
         """Number of batches in an epoch; the last one may be smaller."""
@@ -207,6 +216,28 @@ class Split:
         from vae_research.data import streams
 
         return streams.DeviceDataset(self, batch_size, seed, first_epoch, names, first_position)
+
+
+class PreparedRows:
+    """The values of a split as evaluation sees them, indexed like an array by rows.
+
+    They are prepared when they are asked for, so that they are never all in memory.
+
+    Attributes:
+        shape: as an array would have it.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self.shape = split.raw.shape
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._split)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """See `Split.prepare`."""
+        return self._split.prepare(rows)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -300,12 +331,17 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over names, shapes, dtypes and bytes of all arrays as stored."""
+        """SHA-256 (hexadecimal) over names, shapes, dtypes and bytes of all arrays as stored.
+
+        Of rows that are not in memory it has the bytes of up to 1000.
+        """
         digest = hashlib.sha256()
         for split in self.splits:
             for array in (split.raw, split.labels):
                 kind = "none" if array is None else f"{array.dtype.str} {array.shape}"
                 digest.update(f"{split.name} {kind}\n".encode())
+                if isinstance(array, Rows):
+                    array = array.sample()
                 if array is not None:
                     digest.update(array.data)
             for name in sorted(split.arrays.keys() - {"labels"}):
@@ -340,6 +376,7 @@ class Data:
             "shape": list(self.shape),
             "dtype": str(self.train.raw.dtype),
             "fingerprint": self.fingerprint,
+            "streamed": self.train.is_streamed,
             "rescale": self.rescale,
             "scaling": str(self.train.scaling),
             "binarize": self.binarize,
@@ -411,7 +448,7 @@ class Data:
             one_of(kind, KINDS, "kind")
         if rescale is not None:
             one_of(rescale, RESCALINGS, "rescale")
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         further: dict[str, dict[str, Any]] = {}
         given = zip(
             SPLITS,
@@ -426,7 +463,7 @@ class Data:
             if values is None and key != "train":
                 continue
             inputs, further[key] = _unpacked(values, numbers, where)
-            arrays[key] = as_values(inputs, where)
+            arrays[key] = inputs if isinstance(inputs, Rows) else as_values(inputs, where)
         refuse_different_kinds(arrays, name)
         arrays, is_image, warnings = as_images(arrays, kind, name)
         checked, left_out = _checked_further(further, arrays, name)
@@ -535,7 +572,9 @@ def _check_kind(
             )
 
 
-def _read_only(array: np.ndarray) -> np.ndarray:
+def _read_only(array: Any) -> Any:
+    if isinstance(array, Rows):
+        return array
     view = array.view()  # a view, so that the caller's array stays writable
     view.flags.writeable = False
     return view

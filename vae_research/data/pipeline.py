@@ -7,13 +7,16 @@ which gives the same numbers on every device, with XLA and without.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
+from vae_research.data.checks import DataError
 from vae_research.data.scaling import Scaling
+from vae_research.data.sources import Rows
 from vae_research.randomness import fold_in, philox_bits
 
 # Purposes of a random key: draws of the same seed must not be correlated.
@@ -36,7 +39,7 @@ class StoredRows(Protocol):
     def name(self) -> str: ...
 
     @property
-    def raw(self) -> np.ndarray: ...
+    def raw(self) -> Any: ...  # an array, or `Rows`
 
     @property
     def scaling(self) -> Scaling: ...
@@ -46,6 +49,8 @@ class StoredRows(Protocol):
 
     @property
     def fixed_draw(self) -> np.ndarray: ...
+
+    def drawn(self, rows: slice | np.ndarray) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 
@@ -79,6 +84,8 @@ class Reader:
 
     Attributes:
         tensors: the data by name, as stored (one byte per grey value).
+        failure: the error of a thread that read rows, or None.
+        is_streamed: whether rows are read when they are needed, and `tensors` lack `stored`.
         steps_alike: readers for which this is equal can share a compiled program.
 
     Raises:
@@ -87,6 +94,12 @@ class Reader:
 
     def __init__(self, split: StoredRows, seed: int | None, names: Sequence[str] = ()) -> None:
         further = {name: split.array(name) for name in names}
+        self.is_streamed = isinstance(split.raw, Rows)
+        if self.is_streamed and seed is None and split.corrupt:
+            raise DataError(
+                f"split {split.name!r} is streamed, and corrupt= of held-out data needs them in "
+                "memory; give Data.from_arrays an array for it, for example rows[:]"
+            )
         # Corrupted by the draw that never changes, on the host, and stored like any other values.
         corrupted = split.tensors(None, names) if seed is None and split.corrupt else None
         drawn = (
@@ -96,15 +109,21 @@ class Reader:
         )
         self.binarize = "none" if drawn else split.binarize
         self.is_scaled = not (drawn or split.scaling.is_identity)
-        stored = split.raw
+        stored: Any = split.raw
         if corrupted is not None:
             stored = corrupted.pop("inputs")
             further = corrupted
-        elif drawn:
+        elif drawn and not self.is_streamed:
             stored = split.fixed_draw
         self.shape = split.raw.shape[1:]
         self.shapes = {name: array.shape[1:] for name, array in further.items()}
-        self.tensors = {"stored": _flat(stored)}
+        self.failure: Exception | None = None
+        self.tensors: dict[str, tf.Tensor] = {}
+        if self.is_streamed:
+            self.stored_dtype = np.dtype(np.uint8) if drawn else split.raw.dtype
+            self._stored = split.drawn if drawn else split.raw.__getitem__
+        else:
+            self.tensors["stored"] = _flat(stored)
         self.tensors |= {_FURTHER + name: _flat(array) for name, array in further.items()}
         if self.is_scaled:
             self.tensors["offset"] = tf.constant(split.scaling.offset)
@@ -117,8 +136,28 @@ class Reader:
             self.tensors["augment"] = tf.constant([seed, _AUGMENT], tf.int64)
         if self.corrupt is not None:
             self.tensors["corrupt"] = tf.constant([seed, _CORRUPT], tf.int64)
-        self.steps_alike: tuple[Any, ...] = (self.binarize, self.shape, *sorted(self.tensors))
-        self.steps_alike += (*self.shapes.items(), self.augment, self.corrupt)
+        self.steps_alike: tuple[Any, ...] = (self.is_streamed, self.binarize, self.shape)
+        self.steps_alike += (*sorted(self.tensors), *self.shapes.items(), self.augment, self.corrupt)
+
+    def read_stored(self, rows: np.ndarray) -> np.ndarray:
+        """Reads rows of a split that is streamed, as `stored` has them: flat.
+
+        Whatever goes wrong is kept in `failure`: TensorFlow passes on only words of it.
+        """
+        try:
+            return self._stored(rows).reshape(len(rows), -1)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def read(self, epoch: tf.Tensor, position: tf.Tensor, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns a batch as a call does, from wherever the rows are."""
+        if not self.is_streamed:
+            return self(self.tensors, epoch, position, rows)
+        stored = tf.numpy_function(self.read_stored, [rows], self.stored_dtype)
+        stored = tf.ensure_shape(stored, [None, math.prod(self.shape)])
+        places = tf.range(tf.shape(stored)[0])
+        return self({**self.tensors, "stored": stored}, epoch, position, rows, places)
 
     def __call__(
         self,
@@ -126,6 +165,7 @@ class Reader:
         epoch: tf.Tensor,
         position: tf.Tensor,
         rows: tf.Tensor,
+        places: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """Returns {"inputs": float32 [rows, ...]} and the further arrays [rows, ...] by name.
 
@@ -136,8 +176,9 @@ class Reader:
             epoch: epoch of the batch, counted from 0.
             position: index of the batch in its epoch, counted from 0.
             rows: row numbers, integers [rows].
+            places: where these rows are in `stored`; None if it has all rows of the split.
         """
-        stored = self.gathered(tensors, rows)
+        stored = self.gathered(tensors, rows, places)
         values = tf.cast(stored.pop("inputs"), tf.float32)
         values = tf.reshape(values, [-1, *self.shape])
         if self.is_scaled:
@@ -160,14 +201,17 @@ class Reader:
             batch = corrupted_batch(self.corrupt, batch, key)
         return batch
 
-    def gathered(self, tensors: Mapping[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:
+    def gathered(
+        self, tensors: Mapping[str, tf.Tensor], rows: tf.Tensor, places: tf.Tensor | None
+    ) -> dict[str, tf.Tensor]:
         """Returns what is read by row number: `inputs` and the further arrays, as stored and flat.
 
         Args:
-            tensors, rows: as for a call.
+            tensors, rows, places: as for a call.
         """
-        names = {"inputs": "stored"} | {name: _FURTHER + name for name in self.shapes}
-        return {name: tf.gather(tensors[key], rows) for name, key in names.items()}
+        places = rows if places is None else places
+        further = {name: tf.gather(tensors[_FURTHER + name], rows) for name in self.shapes}
+        return {"inputs": tf.gather(tensors["stored"], places), **further}
 
 
 def changed(

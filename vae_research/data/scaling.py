@@ -1,14 +1,20 @@
 """From stored values to what a model sees: rescaling and binarisation. NumPy only."""
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from vae_research.data.checks import row_blocks
+from vae_research.data.checks import row_blocks, rows_in_block
+from vae_research.data.sources import Rows
 
 RESCALINGS = ("none", "unit", "standardize")
+# Numbers of 32 bits that Philox makes at a time: it can begin at their multiples.
+_NUMBERS_AT_ONCE = 8
+
 BINARIZATIONS = ("none", "threshold", "static", "dynamic")
 
 # The largest values of pixels: binary, 4 bits, 8 bits, 12 bits (cameras, radiology), 16 bits.
@@ -63,19 +69,32 @@ class Scaling:
             scaled /= self.divisor
         return scaled
 
-    def range_of(self, values: np.ndarray) -> tuple[float, float]:
+    def range_of(self, values: np.ndarray | Rows) -> tuple[float, float]:
         """Smallest and largest value of `apply(values)`, without scaling the whole array."""
-        if self.offset.ndim == 0:
-            extremes = np.stack([values.min(), values.max()])
-        else:
-            columns = values.reshape(-1, values.shape[-1])
-            extremes = np.stack([columns.min(axis=0), columns.max(axis=0)])
         # All divisors are positive, so the map keeps the order.
-        scaled = self.apply(extremes)
+        scaled = self.apply(extremes(values, by_column=self.offset.ndim > 0))
         return float(scaled[0].min()), float(scaled[1].max())
 
 
-def fit_scaling(mode: str, train: np.ndarray, held_out: Iterable[np.ndarray] = ()) -> Scaling:
+def extremes(values: np.ndarray | Rows, *, by_column: bool = False) -> np.ndarray:
+    """Smallest and largest value, [2], or [2, size of the last axis].
+
+    Rows that are not in memory are read once, unless their bounds are known.
+    """
+    if isinstance(values, Rows) and values.bounds is not None and not by_column:
+        return np.array(values.bounds, np.float32)
+    axis = 0 if by_column else None
+    found = []
+    for block in row_blocks(values):
+        columns = values[block].reshape(-1, values.shape[-1])
+        found.append([columns.min(axis=axis), columns.max(axis=axis)])
+    lows, highs = np.moveaxis(np.array(found), 1, 0)
+    return np.stack([lows.min(axis=0), highs.max(axis=0)])
+
+
+def fit_scaling(
+    mode: str, train: np.ndarray | Rows, held_out: Iterable[np.ndarray | Rows] = ()
+) -> Scaling:
     """The scaling called `mode`, with statistics of the training split `train` [n, ...].
 
     - "none": values stay unchanged.
@@ -89,51 +108,77 @@ def fit_scaling(mode: str, train: np.ndarray, held_out: Iterable[np.ndarray] = (
     offset: np.ndarray | np.float32 = np.float32(0)
     divisor: np.ndarray | np.float32 = np.float32(1)
     if mode == "unit" and train.dtype in (np.uint8, np.uint16):
-        largest = max(int(array.max()) for array in (train, *held_out))
+        largest = max(int(extremes(array)[1]) for array in (train, *held_out))
         divisor = np.float32(next(level for level in _LARGEST_PIXELS if level >= largest))
     elif mode == "unit" and train.dtype != np.bool_:
-        offset = np.float32(train.min())
+        offset, top = (np.float32(value) for value in extremes(train))
         # Subtracted in float32, so that the largest value becomes exactly 1.
-        divisor = np.float32(train.max()) - offset
+        divisor = top - offset
     elif mode == "standardize":
         offset, divisor = _mean_and_deviation(train)
     divisor = np.where(divisor == 0, np.float32(1), divisor)
     return Scaling(np.asarray(offset, np.float32), np.asarray(divisor, np.float32))
 
 
-def _mean_and_deviation(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    columns = train.reshape(-1, train.shape[-1])
+def _mean_and_deviation(train: np.ndarray | Rows) -> tuple[np.ndarray, np.ndarray]:
+    def columns() -> Iterator[np.ndarray]:
+        for block in row_blocks(train):
+            yield train[block].reshape(-1, train.shape[-1])
+
+    count = math.prod(train.shape[:-1])
     # Two passes in float64: in one pass, a large mean would cost digits of the variance.
-    total = sum(columns[block].sum(axis=0, dtype=np.float64) for block in row_blocks(columns))
-    mean = total / len(columns)
-    squares = sum(
-        ((columns[block].astype(np.float64) - mean) ** 2).sum(axis=0)
-        for block in row_blocks(columns)
-    )
-    constant = columns.min(axis=0) == columns.max(axis=0)
+    mean = sum(part.sum(axis=0, dtype=np.float64) for part in columns()) / count
+    squares = sum(((part.astype(np.float64) - mean) ** 2).sum(axis=0) for part in columns())
+    low, high = extremes(train, by_column=True)
     # Rounding of the mean gives constant columns a tiny deviation, which must not be divided by.
-    return mean, np.where(constant, 0.0, np.sqrt(squares / len(columns)))
+    return mean, np.where(low == high, 0.0, np.sqrt(squares / count))
 
 
-def fixed_draw(values: np.ndarray, scaling: Scaling, name: str) -> np.ndarray:
+def fixed_draw(
+    values: np.ndarray | Rows, scaling: Scaling, name: str, rows: np.ndarray | None = None
+) -> np.ndarray:
     """One Bernoulli draw per value, uint8 of 0 and 1, which never changes.
 
     The uniform numbers are the raw output of the Philox generator, keyed by the split's name only:
     they depend neither on the run's seed nor on the NumPy release (NumPy guarantees the streams of
-    its bit generators, but not those of `Generator.random`).
+    its bit generators, but not those of `Generator.random`). Philox can begin anywhere in its
+    output, so that any rows can be drawn without the others.
 
     Args:
         values: [n, ...], in [0, 1] after `scaling`.
         scaling: how values become probabilities.
         name: the split's name, "train", "validation" or "test".
+        rows: numbers of the rows that are wanted, in this order; None is all of them.
+
+    Returns:
+        [n, ...], or [number of rows, ...].
     """
-    generator = np.random.Philox(key=int.from_bytes(name.encode()[:16], "little"))
-    drawn = np.empty(values.shape, np.uint8)
-    for block in row_blocks(values):
-        probability = scaling.apply(values[block])
-        words = generator.random_raw(-(-probability.size // 2)).astype("<u8", copy=False)
+    rows = np.arange(len(values)) if rows is None else rows
+    drawn = np.empty((len(rows), *values.shape[1:]), np.uint8)
+    key = int.from_bytes(name.encode()[:16], "little")
+    per_block = rows_in_block(values)
+    size = math.prod(values.shape[1:])
+    done = 0
+    for first, count in _runs(rows, per_block):
+        # Each block of rows began with a word of its own, of two numbers.
+        block, before = divmod(first, per_block)
+        begin = block * 2 * -(-per_block * size // 2) + before * size
+        generator = np.random.Philox(key=key)
+        generator.advance(begin // _NUMBERS_AT_ONCE)
+        skipped = begin % _NUMBERS_AT_ONCE
+        words = generator.random_raw(-(-(skipped + count * size) // 2)).astype("<u8", copy=False)
         # 24 bits fit in a float32 exactly: probability 0 never draws a 1, probability 1 always.
-        uniform = (words.view("<u4")[: probability.size] >> np.uint32(8)).astype(np.float32)
+        numbers = words.view("<u4")[skipped : skipped + count * size]
+        uniform = (numbers >> np.uint32(8)).astype(np.float32)
         uniform *= np.float32(2**-24)
-        drawn[block] = uniform.reshape(probability.shape) < probability
+        probability = scaling.apply(values[first : first + count])
+        drawn[done : done + count] = uniform.reshape(probability.shape) < probability
+        done += count
     return drawn
+
+
+def _runs(rows: np.ndarray, per_block: int) -> Iterator[tuple[int, int]]:
+    """Yields first row and count of each run of successive rows, none beyond a block of rows."""
+    begins = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % per_block == 0)) + 1
+    for begin, end in pairwise([0, *begins.tolist(), len(rows)]):
+        yield int(rows[begin]), end - begin

@@ -4,10 +4,12 @@ NumPy only. Splits are dictionaries, "train" first; those that are not given are
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from vae_research.data.checks import DataError, count_constant_rows, count_shared_rows
+from vae_research.data.sources import Rows
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("images", "series", "table")
@@ -68,7 +70,7 @@ def as_images(
         )
     image = by_shape if kind is None else kind == "images"
     if image and len(shape) == 3:
-        arrays = {key: array[..., np.newaxis] for key, array in arrays.items()}
+        arrays = {key: _with_channels(array) for key, array in arrays.items()}
     return arrays, image, warnings
 
 
@@ -79,6 +81,12 @@ def _is_grey_stack(array: np.ndarray) -> bool:
     """Whether an array of rank 3 is clearly [n, height, width] and not [n, time, features]."""
     height, width = array.shape[1:]
     return height == width or (width > 4 and array.dtype in (np.uint8, np.bool_, np.uint16))
+
+
+def _with_channels(array: Any) -> Any:
+    if isinstance(array, Rows):
+        return array.with_row_shape((*array.shape[1:], 1))
+    return array[..., np.newaxis]
 
 
 def cut_missing(
@@ -121,8 +129,11 @@ def cut_missing(
     return found, _other_classes(found["train"], found[absent], absent, name)
 
 
-def _rows_of(arrays: Mapping[str, np.ndarray], rows: slice | np.ndarray) -> dict[str, np.ndarray]:
-    return {key: array[rows] for key, array in arrays.items()}
+def _rows_of(arrays: Mapping[str, Any], rows: slice | np.ndarray) -> dict[str, Any]:
+    return {
+        key: array.subset(rows) if isinstance(array, Rows) else array[rows]
+        for key, array in arrays.items()
+    }
 
 
 def _other_classes(
@@ -142,7 +153,13 @@ def _other_classes(
 
 
 def oddities(arrays: Mapping[str, np.ndarray], is_image: bool, name: str) -> list[str]:
-    """Warnings: a single row, blank images, constant data, rows shared between splits."""
+    """Warnings: a single row, blank images, constant data, rows shared between splits.
+
+    Of rows that are not in memory some are looked at.
+    """
+    arrays = {
+        key: array.sample() if isinstance(array, Rows) else array for key, array in arrays.items()
+    }
     train, rows = arrays["train"], "images" if is_image else "rows"
     warnings = []
     if len(train) == 1:

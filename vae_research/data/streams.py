@@ -7,7 +7,8 @@ Both are endless and can begin at any epoch, which continues the uninterrupted s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,8 @@ from vae_research.data.pipeline import Reader, StoredRows, epoch_order
 
 # A batch of 128 MNIST images costs about 0.6 ms of one core; two at a time stay ahead of the step.
 _PARALLEL_BATCHES = 2
+# Calls whose rows are read at the same time, from a split that is streamed.
+_PARALLEL_CALLS = 2
 _PREFETCHED = 2
 
 # Functions of a dataset without a branch or loop of Python: converting them takes longer than
@@ -136,7 +139,7 @@ def batches(
 
     @functools.partial(tf.function, autograph=False)  # traced once, not in every fit
     def read(*place: tf.Tensor) -> dict[str, tf.Tensor]:
-        return reader(reader.tensors, *place)
+        return reader.read(*place)
 
     def from_epoch(first: FirstEpoch) -> tf.data.Dataset:
         order = _epochs_from(first).flat_map(one_epoch)
@@ -231,7 +234,46 @@ class DeviceDataset:
                 }
             )
 
-        return _as_written(_epochs_from(first_epoch).enumerate().flat_map(one_epoch))
+        dataset = _epochs_from(first_epoch).enumerate().flat_map(one_epoch)
+        if self.reader.is_streamed:
+            read = _as_it_is(self._with_rows_read)
+            dataset = dataset.map(read, _PARALLEL_CALLS, deterministic=True)
+        return _as_written(dataset)
+
+    def _with_rows_read(self, call: dict[str, tf.Tensor]) -> dict[str, Any]:
+        """Adds the rows of a call, as stored, and where each of them is in `stored`."""
+        steps, batch_size = call["rows"].shape
+        in_batches, rest = steps * batch_size, call["rest"].shape[0] or 0
+        shape = [in_batches + rest, math.prod(self.reader.shape)]
+
+        def read(
+            rows: np.ndarray, begin: int, count: int, rest: np.ndarray, is_last: bool
+        ) -> np.ndarray:
+            stored = np.zeros(shape, self.reader.stored_dtype)  # some may not be used
+            used = slice(begin * batch_size, max(begin, count) * batch_size)
+            stored[used] = self.reader.read_stored(rows.reshape(-1)[used])
+            if is_last and len(rest):
+                stored[in_batches:] = self.reader.read_stored(rest)
+            return stored
+
+        asked = [call[name] for name in ("rows", "begin", "count", "rest", "is_last")]
+        stored = tf.ensure_shape(tf.numpy_function(read, asked, self.reader.stored_dtype), shape)
+        places = tf.reshape(tf.range(in_batches), [steps, batch_size])
+        rest_places = tf.range(in_batches, in_batches + rest)
+        return {**call, "read": {"stored": stored}, "places": places, "rest_places": rest_places}
+
+    def next_call(self, iterator: Iterator[dict[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+        """Returns the next element of `calls`.
+
+        Raises:
+            DataError: rows could not be read.
+        """
+        try:
+            return next(iterator)
+        except tf.errors.OpError:
+            if self.reader.failure is not None:
+                raise self.reader.failure from None
+            raise
 
 
 def was_made_from_batches(dataset: tf.data.Dataset) -> bool:

@@ -10,13 +10,14 @@ import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from vae_research.data.checks import DataError
 from vae_research.data.dataset import Data
-from vae_research.data.readers.file_checks import reason, refuse_too_large, regular_file
+from vae_research.data.readers.file_checks import fits, reason, refuse_too_large, regular_file
+from vae_research.data.sources import rows_of_array
 from vae_research.data.split_names import UNDERSTOOD, by_split, split_and_own_name
 
 # Keys of a file with one array, and of its labels.
@@ -118,8 +119,16 @@ def load_npy(
     binarize: str = "none",
     kind: str | None = None,
     memory_limit: int | None = None,
+    stream: bool | None = None,
 ) -> Data:
     """A data set from an .npy file: one array, cut into three splits by `Data.from_arrays`.
+
+    Args:
+        path: of the file.
+        rescale, binarize: see `Data.from_arrays`.
+        memory_limit: bytes that may be used; None asks the system.
+        stream: read rows from the file when they are needed; None does so if the array does not fit
+            in memory.
 
     Raises:
         DataError: no such file, not .npy, truncated, pickled objects, more data than memory, or an
@@ -127,12 +136,15 @@ def load_npy(
     """
     path = regular_file(path)
     try:
-        with path.open("rb") as stream:
-            declared = _read_header(stream, str(path)).size
-            refuse_too_large(str(path), declared, path.stat().st_size, memory_limit)
-            _refuse_other_length(str(path), declared, path.stat().st_size - stream.tell())
-            stream.seek(0)
-            array = np.lib.format.read_array(stream, allow_pickle=False)
+        with path.open("rb") as file:
+            declared = _read_header(file, str(path)).size
+            _refuse_other_length(str(path), declared, path.stat().st_size - file.tell())
+            file.seek(0)
+            if stream or (stream is None and not fits(declared, memory_limit)):
+                array: Any = rows_of_array(np.load(path, mmap_mode="r", allow_pickle=False))
+            else:
+                refuse_too_large(str(path), declared, path.stat().st_size, memory_limit)
+                array = np.lib.format.read_array(file, allow_pickle=False)
     except DataError:
         raise
     except _BROKEN as error:

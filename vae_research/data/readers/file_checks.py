@@ -98,6 +98,12 @@ def available_memory() -> int | None:
         return None
 
 
+def fits(needed: int, memory_limit: int | None = None) -> bool:
+    """Whether so many bytes can be used; `memory_limit` None asks the system."""
+    limit = available_memory() if memory_limit is None else memory_limit
+    return limit is None or needed <= limit
+
+
 def refuse_too_large(
     where: str,
     declared: int,
@@ -125,7 +131,7 @@ def refuse_too_large(
             f"{where}: {stored} bytes claim to unpack to {declared}, {declared // stored} times as "
             "much; refused as a decompression bomb (store it uncompressed if it is genuine)"
         )
-    limit = available_memory() if memory_limit is None else memory_limit
     needed = declared if needed is None else needed
-    if limit is not None and needed > limit:
+    if not fits(needed, memory_limit):
+        limit = available_memory() if memory_limit is None else memory_limit
         raise DataError(f"{where}: needs {needed} bytes of memory, {limit} are available; {advice}")

@@ -14,13 +14,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vae_research.data.checks import DataError
 from vae_research.data.dataset import Data
 from vae_research.data.readers import images
-from vae_research.data.readers.file_checks import reason, refuse_too_large, what_is_in
+from vae_research.data.readers.file_checks import fits, reason, refuse_too_large, what_is_in
+from vae_research.data.sources import Rows
 from vae_research.data.split_names import by_split, split_and_content
 
 _MOST_FILES = 2_000_000
@@ -86,6 +88,7 @@ def load_image_folder(
     bad_images: int = 0,
     background: str | None = None,
     memory_limit: int | None = None,
+    stream: bool | None = None,
 ) -> Data:
     """A data set from a folder of PNG, JPEG, BMP or WebP images.
 
@@ -95,11 +98,18 @@ def load_image_folder(
         image_size, channels, background: see `list_images`.
         bad_images: how many images may be left out because they cannot be decoded.
         memory_limit: bytes that may be used; None asks the system.
+        stream: decode images when they are needed, in place of all at once; None does so if they
+            do not fit in memory. What cannot be decoded then ends the training.
 
     Raises:
         DataError: as `list_images`, too many bad images, or more pixels than memory.
     """
     files = list_images(folder, image_size, channels, bad_images, background)
+    if stream is None:
+        stream = not fits(_bytes_at_a_time(files), memory_limit)
+    if stream:
+        rows = {split: _rows(files, list(found)) for split, found in files.headers.items()}
+        return _data(files, rows, files.labels, files.bad, rescale, binarize)
     refuse_too_large(
         str(files.folder),
         files.bytes_of_pixels,
@@ -117,6 +127,17 @@ def load_image_folder(
         numbers = files.labels[split]
         labels[split] = None if numbers is None else numbers[kept]
     _refuse_too_many(bad, bad_images, files.folder)
+    return _data(files, arrays, labels, bad, rescale, binarize)
+
+
+def _data(
+    files: ImageFiles,
+    arrays: Mapping[str, Any],
+    labels: Mapping[str, np.ndarray | None],
+    bad: Sequence[str],
+    rescale: str | None,
+    binarize: str,
+) -> Data:
     data = Data.from_arrays(
         arrays["train"],
         arrays.get("validation"),
@@ -132,6 +153,23 @@ def load_image_folder(
     if bad:
         left_out += (f"{data.name}: {len(bad)} images were left out, the first: {bad[0]}",)
     return dataclasses.replace(data, warnings=data.warnings + left_out)
+
+
+def _rows(files: ImageFiles, paths: Sequence[Path]) -> Rows:
+    """The images of a split, which several threads decode when they are needed."""
+    threads = ThreadPoolExecutor(_DECODED_AT_ONCE)
+
+    def decode(numbers: np.ndarray) -> list[np.ndarray]:
+        return [files.decoded(paths[number]) for number in numbers]
+
+    def read(numbers: np.ndarray) -> np.ndarray:
+        parts = threads.map(decode, np.array_split(numbers, _DECODED_AT_ONCE))
+        found = [image for part in parts for image in part]
+        return np.stack(found) if found else np.empty((0, *shape), files.dtype)
+
+    shape = (*files.size, files.channels)
+    bounds = (0, np.iinfo(files.dtype).max)
+    return Rows(read, len(paths), shape, files.dtype, bounds)
 
 
 def list_images(

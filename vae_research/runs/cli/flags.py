@@ -132,7 +132,7 @@ def define_string(name: str, default: str | None, help: str) -> flags.FlagHolder
     return _define(flags.ArgumentParser(), name, default, help)
 
 
-def define_boolean(name: str, default: bool, help: str) -> flags.FlagHolder:
+def define_boolean(name: str, default: bool | None, help: str) -> flags.FlagHolder:
     """Defines a flag that is on (`--name`) or off (`--noname`)."""
     return _register(name, flags.DEFINE_boolean(name, default, help, allow_override=True))
 
@@ -196,6 +196,12 @@ def define_standard_flags() -> None:
         None,
         "colour behind the transparent images of a folder: white, black, #rrggbb; default: "
         "transparent images are refused",
+    )
+    define_boolean(
+        "stream",
+        None,
+        "read rows of an .npy file or of a folder of images when steps need them; default: only if "
+        "they do not fit in memory",
     )
     define_choice(
         "rescale",

@@ -95,7 +95,11 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     if config.profile_steps:  # a call is recorded as a whole
         first, last = config.profile_steps
         interval = math.gcd(interval, (first - 1) % steps, last % steps)
-    calls = steps_per_call(model.count_params() * rows, jit_compile, steps, interval)
+    bytes_per_step = 0
+    if data.train.is_streamed:
+        bytes_per_step = config.batch_size * math.prod(data.shape) * data.train.raw.dtype.itemsize
+    weights = model.count_params() * rows
+    calls = steps_per_call(weights, jit_compile, steps, interval, bytes_per_step)
     chosen = Execution(jit_compile, asked or calls, reason)
     model.jit_compile, model.steps_per_execution = chosen.jit_compile, chosen.steps_per_call
     return chosen

@@ -158,6 +158,12 @@ def refuse_changed_data(run_dir: Path, description: dict[str, Any], data: Data) 
         description: the contents of its config.json.
         data: its data set as it is now.
     """
+    streamed = data.train.is_streamed
+    if streamed != description["data"]["streamed"]:
+        raise CheckpointError(
+            f"{run_dir} was started with data "
+            + ("in memory, give --nostream." if streamed else "that are streamed, give --stream.")
+        )
     if data.fingerprint != description["data"]["fingerprint"]:
         raise CheckpointError(
             f"{data.name} has changed since {run_dir} was started (fingerprint). Give another "

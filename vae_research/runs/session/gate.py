@@ -42,8 +42,7 @@ class Step:
 
     def batch(self, batches: DeviceDataset) -> dict[str, tf.Tensor]:
         """Returns its batch, named tensors."""
-        reader = batches.reader
-        return reader(reader.tensors, self.epoch, self.position, self.rows)
+        return batches.reader.read(self.epoch, self.position, self.rows)
 
 
 class FiniteGate(Resumable):
@@ -87,7 +86,7 @@ class FiniteGate(Resumable):
         """Returns the function that runs the steps of a call, guarded."""
 
         def guarded(iterator: Iterator[Any]) -> dict[str, tf.Tensor]:
-            call = next(iterator)
+            call = self._batches.next_call(iterator)
             before = self._take()
             try:
                 logs = loop(iter([call]))

@@ -162,6 +162,7 @@ def named_data(config: Config) -> Data:
         bad_images=config.bad_images,
         background=config.background,
         kind=config.data_kind,
+        stream=config.stream,
     )
 
 

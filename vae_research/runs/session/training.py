@@ -242,7 +242,7 @@ class Session:
             print("Test figures:", flush=True)
         estimates = estimate(
             self.model,
-            self.data.test.tensors(names=self.names),
+            self.data.test.tensors_by_block(self.names),
             num_samples=config.importance_samples,
             rows_per_call=config.evaluation_rows,
             # Compiling takes longer than it saves: the time is spent in large matrix products.

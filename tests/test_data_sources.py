@@ -1,0 +1,236 @@
+"""Rows that are not in memory: read by number, and the same to a model as an array of them."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import vae_research as vr
+from tests import proofs, trials
+from vae_research.checkpoints import weights_sha256
+from vae_research.data import Data, DataError, load_data
+from vae_research.data.scaling import extremes, fit_scaling, fixed_draw
+from vae_research.data.sources import Rows, rows_of_array, rows_of_batches, rows_of_sequence
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (100, 6, 5), dtype=np.uint8)
+
+
+def counted(array):
+    """Rows of an array, and the numbers of those that were read."""
+    numbers = []
+
+    def read(rows):
+        numbers.extend(rows.tolist())
+        return array[rows]
+
+    return Rows(read, len(array), array.shape[1:], array.dtype), numbers
+
+
+# Reading.
+
+
+def test_rows_are_those_of_the_array():
+    rows = rows_of_array(IMAGES)
+    assert (len(rows), rows.shape, rows.ndim, rows.dtype) == (100, (100, 6, 5), 3, np.uint8)
+    for index in (slice(None), slice(90, 200, 3), np.array([7, 3, 3]), [5]):
+        np.testing.assert_array_equal(rows[index], IMAGES[index])
+    part = rows.subset(np.array([9, 4, 2])).with_row_shape((6, 5, 1))
+    np.testing.assert_array_equal(part[[2, 0]], IMAGES[[2, 9]][..., np.newaxis])
+    np.testing.assert_array_equal(part.subset(slice(1, None))[:], IMAGES[[4, 2]][..., np.newaxis])
+
+
+def test_what_is_read_is_native_float32():
+    values = np.asfortranarray(np.arange(12.0).reshape(4, 3)).astype(">f8")
+    rows = rows_of_array(values)[1:3]
+    assert (rows.dtype, rows.flags.c_contiguous) == (np.float32, True)
+    np.testing.assert_array_equal(rows, values[1:3])
+
+
+def test_a_source_that_gives_other_rows_is_refused():
+    rows = Rows(lambda numbers: np.zeros([1, 4]), 10, (4,), np.float32)
+    with pytest.raises(DataError, match=r"shape \(1, 4\); \(2, 4\) was promised"):
+        rows[[0, 1]]
+
+
+def test_only_what_is_asked_for_is_read():
+    rows, numbers = counted(IMAGES)
+    data = Data.from_arrays(rows, rescale="none")
+    numbers.clear()
+    data.test.prepare(slice(0, 2))
+    assert len(numbers) == 2
+
+
+@pytest.mark.parametrize("name", [None, "image"])
+def test_rows_of_a_sequence(name):
+    sequence = [image if name is None else {"image": image, "label": 3} for image in IMAGES[:9]]
+    np.testing.assert_array_equal(rows_of_sequence(sequence, name)[[4, 1]], IMAGES[[4, 1]])
+
+
+def test_several_rows_of_a_sequence_are_asked_for_at_once():
+    class Source:
+        def __len__(self):
+            return len(IMAGES)
+
+        def __getitems__(self, numbers):
+            asked.append(numbers)
+            return [{"image": IMAGES[number]} for number in numbers]
+
+    asked = []
+    rows = rows_of_sequence(Source(), "image")
+    np.testing.assert_array_equal(rows[[8, 80]], IMAGES[[8, 80]])
+    assert asked[-1] == [8, 80]
+
+
+def test_a_sequence_without_the_name_is_refused():
+    with pytest.raises(DataError, match="no 'picture'; it has image, label"):
+        rows_of_sequence([{"image": IMAGES[0], "label": 1}], "picture")
+    with pytest.raises(DataError, match="list has no rows"):
+        rows_of_sequence([])
+
+
+def test_rows_of_a_dataset_of_keras():
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return IMAGES[3 * index : min(3 * index + 3, 11)], np.zeros(3)
+
+    rows = rows_of_batches(Batches(), 0)
+    assert len(rows) == 11
+    np.testing.assert_array_equal(rows[[10, 0, 4, 5]], IMAGES[[10, 0, 4, 5]])
+
+
+# Statistics and draws by rows.
+
+
+@pytest.mark.parametrize("mode", ["none", "unit", "standardize"])
+def test_scaling_is_that_of_the_array(mode):
+    values = np.random.default_rng(1).normal(3.0, 2.0, (50, 4)).astype(np.float32)
+    ours, wanted = fit_scaling(mode, rows_of_array(values)), fit_scaling(mode, values)
+    np.testing.assert_array_equal(ours.offset, wanted.offset)
+    np.testing.assert_array_equal(ours.divisor, wanted.divisor)
+
+
+def test_known_bounds_are_not_looked_for():
+    rows = Rows(lambda numbers: 1 / 0, 10, (4,), np.uint8, bounds=(0, 255))
+    np.testing.assert_array_equal(extremes(rows), [0, 255])
+
+
+@pytest.mark.parametrize("shape", [(9000, 15, 23), (50, 3), (3, 2**22)])
+def test_any_rows_of_the_fixed_draw_are_those_of_the_whole(shape):
+    """Rows of an odd size, in several blocks, and one that is larger than a block."""
+    values = np.full(shape, 100, np.uint8)
+    scaling = fit_scaling("unit", np.array([[0, 255]], np.uint8))
+    whole = fixed_draw(values, scaling, "test")
+    assert 0.37 < whole.mean() < 0.41 or whole.size < 1000
+    rows = np.append(np.random.default_rng(0).permutation(len(values))[:40], [0, 1, 2])
+    drawn = fixed_draw(values, scaling, "test", rows)
+    np.testing.assert_array_equal(drawn, whole[rows])
+
+
+# A model does not see the difference.
+
+
+def trained(data, epochs=3):
+    keras.utils.set_random_seed(0)
+    networks = vr.dense_encoder(data.shape, 2, hidden_units=(4,)), vr.GaussianBottleneck(2)
+    decoder = vr.dense_decoder(data.shape, 2, hidden_units=(4,))
+    model = vr.VAE(*networks, decoder, [vr.Bernoulli(), vr.KLDivergence()])
+    model.compile(keras.optimizers.Adam(0.01), steps_per_execution=3)
+    validation = data.validation.on_device(4)
+    history = model.fit(
+        data.train.on_device(9, seed=0), epochs=epochs, validation_data=validation, verbose=0
+    ).history
+    return model, history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("binarize", ["dynamic", "static"])
+def test_training_on_a_stream_is_training_on_the_array(binarize):
+    found = []
+    for values in (IMAGES, rows_of_array(IMAGES)):
+        data = Data.from_arrays(values, binarize=binarize)
+        model, history = trained(data)
+        figures = vr.estimate(model, data.test.tensors_by_block(), num_samples=2)
+        inputs = [batch["inputs"].numpy() for batch in data.train.batches(9, seed=1).take(11)]
+        found.append([weights_sha256(model), history, figures, np.concatenate(inputs).tolist()])
+        assert data.train.is_streamed == (values is not IMAGES)
+    assert found[0] == found[1]
+
+
+def test_what_goes_wrong_while_rows_are_read_is_what_fit_raises():
+    def read(numbers):
+        if len(asked) > 2:
+            raise DataError("photo cannot be decoded")
+        asked.append(numbers)
+        return IMAGES[numbers]
+
+    asked = []
+    data = Data.from_arrays(Rows(read, 100, (6, 5), np.uint8, bounds=(0, 255)), rescale="unit")
+    with pytest.raises(DataError, match="photo cannot be decoded"):
+        trained(data)
+
+
+def test_a_batch_of_a_stream_is_read_for_the_gate():
+    data, plain = (Data.from_arrays(values) for values in (rows_of_array(IMAGES), IMAGES))
+    place = tf.constant(0, tf.int64), tf.constant(1, tf.int64), tf.constant([5, 2], tf.int32)
+    ours, wanted = (found.train.on_device(9, seed=0).reader.read(*place) for found in (data, plain))
+    np.testing.assert_array_equal(ours["inputs"], wanted["inputs"])
+
+
+# Files.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Small images in a folder for each of two classes, and the same as an .npy file."""
+    from PIL import Image
+
+    place = tmp_path_factory.mktemp("streamed")
+    for number, image in enumerate(IMAGES):
+        path = place / "images" / f"class{number % 2}" / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    np.save(place / "images.npy", IMAGES)
+    return place
+
+
+@pytest.mark.parametrize("name", ["images", "images.npy"])
+def test_files_are_streamed_when_asked_for(name, folder):
+    streamed, loaded = (load_data(folder / name, stream=stream) for stream in (True, None))
+    assert (streamed.train.is_streamed, loaded.train.is_streamed) == (True, False)
+    assert streamed.summary() | {"streamed": False} == loaded.summary()  # there are below 1000 rows
+    for ours, theirs in zip(streamed.splits, loaded.splits, strict=True):
+        np.testing.assert_array_equal(ours.prepare(), theirs.prepare())
+        assert (ours.labels is None) == (theirs.labels is None)
+
+
+def test_what_does_not_fit_in_memory_is_streamed(folder):
+    from vae_research.data.readers.arrays import load_npy
+    from vae_research.data.readers.folders import load_image_folder
+
+    for load, name in ((load_npy, "images.npy"), (load_image_folder, "images")):
+        assert load(folder / name, memory_limit=1000).train.is_streamed
+
+
+@pytest.mark.parametrize("name", ["mnist", "x.npz"])
+def test_what_cannot_be_streamed_is_refused(name):
+    with pytest.raises(DataError, match=r"--stream: .* is read into memory"):
+        load_data(name, stream=True)
+
+
+@pytest.mark.slow
+def test_a_streamed_run_that_is_killed_goes_on(folder, tmp_path):
+    flags = [f"--dataset={folder / 'images'}", *proofs.COMMON, "--epochs=2", "--notensorboard"]
+    flags += ["--checkpoint_steps=6", "--jit=off", "--steps_per_call=3"]
+    wanted = proofs.go_on(tmp_path / "in memory", *flags)
+    flags.append("--stream")
+    for number in range(20 if proofs.SOAK else 1):
+        run_dir = tmp_path / f"streamed{number}"
+        result = trials.run(run_dir, *flags, kill_in_call=2 + number % 3)
+        assert result["status"] == -9, result
+        assert proofs.go_on(run_dir, *flags) == wanted
+    again = trials.run(run_dir, *flags[:-1])
+    assert again["status"] == 2
+    assert "--stream" in again["stderr"]
