@@ -107,6 +107,7 @@ def test_the_walk_is_bounded_and_takes_regular_files_only(folder, monkeypatch):
     ],
 )
 def test_more_than_memory_is_refused_before_decoding(flags, needed, advice, folder, monkeypatch):
+    flags = flags | {"stream": False}
     monkeypatch.setattr(folders, "_DECODED_AT_ONCE", 8)
     monkeypatch.setattr(folders, "_decoded", lambda *arguments: pytest.fail("decoded"))
     with pytest.raises(DataError, match=f"needs {needed} bytes of memory, 500 are available; "):

@@ -86,6 +86,8 @@ def load_data(
         path = Path(name).expanduser()
     except RuntimeError as error:  # the home folder of a user who does not exist
         raise DataError(f"data set {str(name)!r}: {error}") from error
+    if path.suffix.lower() == ".npz" and not stream:
+        return load_npz(path, rescale, binarize, kind)
     if path.suffix.lower() == ".npy":
         return load_npy(path, rescale, binarize, kind, stream=stream)
     if path.is_dir() and not holds_idx(path):
@@ -100,8 +102,6 @@ def load_data(
             )
     if stream:
         raise DataError(_CANNOT_BE_STREAMED.format(name))
-    if path.suffix.lower() == ".npz":
-        return load_npz(path, rescale, binarize, kind)
     if path.exists() or len(path.parts) > 1:
         return load_idx_folder(path, rescale, binarize, kind)
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _BY_NAME, n=1)

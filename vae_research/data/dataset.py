@@ -179,14 +179,20 @@ class Split:
         return {"inputs": self.prepare(rows), **{name: self.arrays[name][rows] for name in names}}
 
     def tensors_by_block(self, names: Iterable[str] = ()) -> dict[str, Any]:
-        """Returns `tensors` of all rows, whose `inputs` are prepared when a slice is asked for."""
+        """Returns `tensors` of all rows, whose `inputs` are prepared when a slice is asked for.
+
+        Corrupted data are prepared at once: other tensors than the inputs may differ, too.
+        """
+        if self.corrupt is not None:
+            return self.tensors(None, names)
         return {"inputs": PreparedRows(self), **{name: self.arrays[name] for name in names}}
 
     def drawn(self, rows: slice | np.ndarray) -> np.ndarray:
         """Rows of the fixed draw, uint8 0 or 1; the others are not drawn for them."""
-        if "fixed_draw" in vars(self):
+        numbers = np.arange(len(self))[rows]
+        if "fixed_draw" in vars(self) or (len(numbers) == len(self) and not self.is_streamed):
             return self.fixed_draw[rows]
-        return fixed_draw(self.raw, self.scaling, self.name, np.arange(len(self))[rows])
+        return fixed_draw(self.raw, self.scaling, self.name, numbers)
 
     def steps(self, batch_size: int) -> int:
         """Number of batches in an epoch; the last one may be smaller."""

@@ -137,7 +137,12 @@ class Reader:
         if self.corrupt is not None:
             self.tensors["corrupt"] = tf.constant([seed, _CORRUPT], tf.int64)
         self.steps_alike: tuple[Any, ...] = (self.is_streamed, self.binarize, self.shape)
-        self.steps_alike += (*sorted(self.tensors), *self.shapes.items(), self.augment, self.corrupt)
+        self.steps_alike += (
+            *sorted(self.tensors),
+            *self.shapes.items(),
+            self.augment,
+            self.corrupt,
+        )
 
     def read_stored(self, rows: np.ndarray) -> np.ndarray:
         """Reads rows of a split that is streamed, as `stored` has them: flat.
