@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -87,8 +88,9 @@ def said(tmp_path_factory):
         first_lines.append(source.count("\n") + 1)
         source += f"{statement.strip()}\n"
     (folder / "program.py").write_text(source)
-    # A cache of its own: other options than those of pyproject.toml would throw that one away.
-    cache = CHECKOUT / ".mypy_cache" / "of_tests"
+    # A cache of its own: other options than those of pyproject.toml would throw that one away, and
+    # two processes of tests may ask at the same time.
+    cache = CHECKOUT / ".mypy_cache" / f"of_tests_{os.environ.get('PYTEST_XDIST_WORKER', '')}"
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", f"--cache-dir={cache}"]
     process = subprocess.run(
         [*command, folder / "program.py"], cwd=CHECKOUT, capture_output=True, text=True
