@@ -34,6 +34,7 @@ def test_rows_are_those_of_the_array():
     assert (len(rows), rows.shape, rows.ndim, rows.dtype) == (100, (100, 6, 5), 3, np.uint8)
     for index in (slice(None), slice(90, 200, 3), np.array([7, 3, 3]), [5]):
         np.testing.assert_array_equal(rows[index], IMAGES[index])
+    assert rows[100:].shape == (0, 6, 5)
     part = rows.subset(np.array([9, 4, 2])).with_row_shape((6, 5, 1))
     np.testing.assert_array_equal(part[[2, 0]], IMAGES[[2, 9]][..., np.newaxis])
     np.testing.assert_array_equal(part.subset(slice(1, None))[:], IMAGES[[4, 2]][..., np.newaxis])
@@ -62,8 +63,11 @@ def test_only_what_is_asked_for_is_read():
 
 @pytest.mark.parametrize("name", [None, "image"])
 def test_rows_of_a_sequence(name):
+    """Also no rows at all: a run that resumes within an epoch has calls with nothing to do."""
     sequence = [image if name is None else {"image": image, "label": 3} for image in IMAGES[:9]]
-    np.testing.assert_array_equal(rows_of_sequence(sequence, name)[[4, 1]], IMAGES[[4, 1]])
+    rows = rows_of_sequence(sequence, name)
+    np.testing.assert_array_equal(rows[[4, 1]], IMAGES[[4, 1]])
+    assert rows[[]].shape == (0, 6, 5)
 
 
 def test_several_rows_of_a_sequence_are_asked_for_at_once():
@@ -125,6 +129,7 @@ def test_any_rows_of_the_fixed_draw_are_those_of_the_whole(shape):
     whole = fixed_draw(values, scaling, "test")
     assert 0.37 < whole.mean() < 0.41 or whole.size < 1000
     rows = np.append(np.random.default_rng(0).permutation(len(values))[:40], [0, 1, 2])
+    assert fixed_draw(values, scaling, "test", rows[:0]).shape == (0, *shape[1:])
     drawn = fixed_draw(values, scaling, "test", rows)
     np.testing.assert_array_equal(drawn, whole[rows])
 

@@ -1,4 +1,4 @@
-"""The data of a run in memory: `Split` has the arrays of one part, `Data` is the three splits.
+"""The data of a run: `Split` has the arrays of one part, `Data` is the three splits.
 
     data = Data.from_arrays(images)              # uint8 [n, height, width]
     data.train.batches(batch_size=128, seed=0)   # endless tf.data.Dataset, shuffled

@@ -179,6 +179,8 @@ def fixed_draw(
 
 def _runs(rows: np.ndarray, per_block: int) -> Iterator[tuple[int, int]]:
     """Yields first row and count of each run of successive rows, none beyond a block of rows."""
+    if not len(rows):
+        return
     begins = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % per_block == 0)) + 1
     for begin, end in pairwise([0, *begins.tolist(), len(rows)]):
         yield int(rows[begin]), end - begin

@@ -23,13 +23,13 @@ class Rows:
     """Rows that are read when they are asked for, indexed like an array by slices and numbers.
 
     Args:
-        read: returns the rows `[count, ...]` of the given numbers, int64 `[count]`. It is called
-            from several threads.
+        read: returns the rows `[count, ...]` of the given numbers, int64 `[count]`, at least one.
+            It is called from several threads.
         count: the number of rows.
         row_shape: of one row as it is to be seen; what is read is reshaped to it.
         dtype: what is read is converted to it.
         bounds: smallest and largest value that there can be, if they are known beforehand;
-            otherwise whoever needs them reads all rows.
+            otherwise all rows are read where they are needed.
         numbers: the rows that these are, in their order; None is all of the source.
 
     Attributes:
@@ -71,8 +71,10 @@ class Rows:
         numbers = np.asarray(rows, np.int64)
         if self._numbers is not None:
             numbers = self._numbers[numbers]
-        values = np.asarray(self._read(numbers))
         wanted = (len(numbers), *self.shape[1:])
+        if not len(numbers):
+            return np.empty(wanted, self.dtype)
+        values = np.asarray(self._read(numbers))
         if values.size != np.prod(wanted, dtype=np.int64) or len(values) != len(numbers):
             raise DataError(
                 f"rows {numbers[:3].tolist()}... were read as an array of shape {values.shape}; "

@@ -164,8 +164,7 @@ def _rows(files: ImageFiles, paths: Sequence[Path]) -> Rows:
 
     def read(numbers: np.ndarray) -> np.ndarray:
         parts = threads.map(decode, np.array_split(numbers, _DECODED_AT_ONCE))
-        found = [image for part in parts for image in part]
-        return np.stack(found) if found else np.empty((0, *shape), files.dtype)
+        return np.stack([image for part in parts for image in part])
 
     shape = (*files.size, files.channels)
     bounds = (0, np.iinfo(files.dtype).max)

@@ -26,7 +26,7 @@ flags.disclaim_key_flags()
 # Flags that only say what the data are.
 _OF_DATA = (
     *("dataset", "data_kind", "image_size", "channels", "bad_images", "background"),
-    *("rescale", "binarize"),
+    *("stream", "rescale", "binarize"),
 )
 
 
