@@ -62,6 +62,15 @@ def refuse_non_finite(array: np.ndarray, where: str, advice: str) -> None:
         )
 
 
+def _as_array(values: object, where: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: the rows do not form one array ({error}); all rows need the same shape"
+        ) from error
+
+
 def as_values(values: object, where: str) -> np.ndarray:
     """The values as a checked array in native byte order and C order; float64 becomes float32.
 
@@ -79,12 +88,7 @@ def as_values(values: object, where: str) -> np.ndarray:
     if isinstance(values, np.ma.MaskedArray):
         raise DataError(f"{where}: got a masked array; fill it first, e.g. array.filled(0)")
     memory_mapped = isinstance(values, np.memmap)
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise DataError(
-            f"{where}: the rows do not form one array ({error}); all rows need the same shape"
-        ) from error
+    array = _as_array(values, where)
     if array.dtype.kind not in "buif":
         raise DataError(
             f"{where}: dtype {array.dtype} is not understood; bool, integers and floats are "
@@ -159,12 +163,7 @@ def as_further_array(values: object, count: int, where: str) -> np.ndarray:
     Raises:
         DataError: another dtype, rows that form no array, or another number of rows.
     """
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise DataError(
-            f"{where}: the rows do not form one array ({error}); all rows need the same shape"
-        ) from error
+    array = _as_array(values, where)
     if array.dtype.kind not in "buif" or isinstance(values, np.ma.MaskedArray):
         kind = "a masked array" if isinstance(values, np.ma.MaskedArray) else f"dtype {array.dtype}"
         raise DataError(f"{where}: got {kind}; bool, integers and floats are understood")
