@@ -10,7 +10,13 @@ from tests import proofs, trials
 from vae_research.checkpoints import weights_sha256
 from vae_research.data import Data, DataError, load_data
 from vae_research.data.scaling import extremes, fit_scaling, fixed_draw
-from vae_research.data.sources import Rows, rows_of_array, rows_of_batches, rows_of_sequence
+from vae_research.data.sources import (
+    Rows,
+    rows_of_array,
+    rows_of_batches,
+    rows_of_pipeline,
+    rows_of_sequence,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 6, 5), dtype=np.uint8)
 
@@ -103,6 +109,57 @@ def test_rows_of_a_dataset_of_keras():
     rows = rows_of_batches(Batches(), 0)
     assert len(rows) == 11
     np.testing.assert_array_equal(rows[[10, 0, 4, 5]], IMAGES[[10, 0, 4, 5]])
+
+
+def test_rows_of_a_pipeline_come_in_its_order_and_begin_again():
+    """Arrays that are asked for by the same numbers belong together, whoever asks first."""
+    dataset = tf.data.Dataset.from_tensor_slices({"inputs": IMAGES[:10], "labels": np.arange(10)})
+    found = rows_of_pipeline(dataset.batch(4), count=100)
+    assert (found["inputs"].shape, found["labels"].dtype) == ((100, 6, 5), np.int64)
+    here, there = np.array([50, 3, 7]), np.arange(9)
+    labels = found["labels"][here], found["labels"][there]
+    np.testing.assert_array_equal(labels[0], [0, 1, 2])
+    np.testing.assert_array_equal(labels[1], [3, 4, 5, 6, 7, 8, 9, 0, 1])
+    np.testing.assert_array_equal(found["inputs"][there], IMAGES[labels[1]])
+    np.testing.assert_array_equal(found["inputs"][here], IMAGES[labels[0]])
+
+
+@pytest.mark.parametrize(
+    ("elements", "words"),
+    [
+        ((IMAGES, IMAGES), r'a tuple of 2; give names: .*"labels": y'),
+        ({"image": IMAGES}, "gives image, and no 'inputs'"),
+        ({"inputs": IMAGES, "labels": 3}, r"batches \[rows, ...\] are needed"),
+        (IMAGES[0, 0], r"batches \[rows, ...\] are needed"),
+    ],
+)
+def test_a_pipeline_of_something_else_is_refused(elements, words):
+    with pytest.raises(DataError, match=words):
+        rows_of_pipeline(tf.data.Dataset.from_tensors(elements), 10)
+    with pytest.raises(DataError, match="gives no batch"):
+        rows_of_pipeline(tf.data.Dataset.from_tensors(IMAGES).skip(1), 10)
+
+
+def test_no_split_is_cut_from_a_pipeline():
+    rows = rows_of_pipeline(tf.data.Dataset.from_tensors(IMAGES), 100)
+    with pytest.raises(DataError, match="cut from a pipeline; give validation and test"):
+        Data.from_arrays(rows, IMAGES)
+
+
+def test_further_arrays_are_streamed_with_the_inputs():
+    """In a stream with a last batch that is smaller, as arrays in memory give them."""
+    further = {"mask": IMAGES % 2 == 0, "labels": np.arange(100)}
+    rows = {name: rows_of_array(array) for name, array in further.items()}
+    streamed = Data.from_arrays({"inputs": rows_of_array(IMAGES), **rows})
+    found = []
+    for data in (streamed, Data.from_arrays({"inputs": IMAGES, **further})):
+        batches = data.train.batches(30, seed=1, names=("mask", "labels")).take(3)
+        found.append([{name: value.numpy() for name, value in b.items()} for b in batches])
+    assert streamed.fingerprint == data.fingerprint  # there are below 1000 rows
+    for ours, theirs in zip(*found, strict=True):
+        assert ours["mask"].shape == (len(ours["inputs"]), 6, 5)
+        for name, values in theirs.items():
+            np.testing.assert_array_equal(ours[name], values)
 
 
 # Statistics and draws by rows.

@@ -11,6 +11,7 @@ from tests import forks
 from vae_research import checkpoints, runs
 from vae_research.data import DataError
 from vae_research.runs.session.loading import data_of
+from vae_research.runs.tools import replay
 
 EXPERIMENT = '''"""Brings its data."""
 
@@ -18,11 +19,13 @@ import numpy as np
 
 import vae_research as vr
 from vae_research import runs
+from vae_research.data.sources import rows_of_pipeline
 
 runs.set_defaults(epochs=1, batch_size=8, latent_dim=2, importance_samples=2, jit="off",
                   tensorboard=False)
 runs.define_integer("rows", 30, "of the data", minimum=0)
 runs.define_choice("bad", "no", ("no", "file", "key", "none"), "what goes wrong")
+runs.define_boolean("pipeline", False, "training rows of a tf.data pipeline")
 
 
 def build(config, data):
@@ -43,7 +46,21 @@ def load(config):
     if config.bad == "none":
         return None
     images = np.random.default_rng(config.seed).integers(0, 256, (config.rows, 4, 4), np.uint8)
+    if config.pipeline:
+        return of_a_pipeline(images.astype("float32") / 255, config)
     return vr.Data.from_arrays(images, name="made up")
+
+
+def of_a_pipeline(images, config):
+    import tensorflow as tf
+
+    train = {"inputs": images[:20], "labels": np.arange(20)}
+    good = tf.data.Dataset.from_tensor_slices(train).shuffle(20)
+    bad = good.map(lambda row: {**row, "inputs": row["inputs"] + np.nan})
+    dataset = good.repeat(6).concatenate(bad).batch(6)
+    held_out = {"inputs": images[20:], "labels": np.arange(10)}
+    train = rows_of_pipeline(dataset, 20, bounds=(0, 1))
+    return vr.Data.from_arrays(train, held_out, held_out, name="made up")
 
 
 if __name__ == "__main__":
@@ -84,6 +101,20 @@ def test_a_run_finds_its_data_again(command):
     _, process = command("--run_dir=run", "--verbose=0", "--epochs=2")
     assert process.returncode == 0, process.stderr
     assert json.loads((folder / "run" / "summary.json").read_text("utf-8"))["epochs"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_on_a_pipeline_is_not_bit_exact(command):
+    """It is undone and resumed as any other, and says what cannot be promised."""
+    folder, process = command("--run_dir=piped", "--pipeline", "--epochs=1")
+    assert process.returncode == 0, process.stderr
+    assert "this run is valid, not bit-exact: training rows come from a pipe" in process.stderr
+    summary = json.loads((folder / "piped" / "summary.json").read_text("utf-8"))
+    assert summary["reproducibility"].startswith("valid, not bit-exact")
+
+    folder, process = command("--run_dir=piped", "--pipeline", "--epochs=9")
+    assert (process.returncode, "first of all inputs" in process.stderr) == (6, True), process.stderr
+    assert replay.main([str(folder / "piped")]) == 2
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ NumPy only, so that a bad data file is reported without waiting for TensorFlow.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -176,6 +176,20 @@ def as_further_array(values: object, count: int, where: str) -> np.ndarray:
         own = np.ascontiguousarray(array, dtype=dtype or array.dtype.newbyteorder("="))
     # The file of a memory map may change or be deleted during a run.
     return own.copy() if isinstance(values, np.memmap) and own.base is not None else own
+
+
+def as_further_rows(rows: Any, count: int, where: str) -> Any:
+    """`Rows` of a further array, checked as far as it can be without reading them.
+
+    Raises:
+        DataError: another dtype, or another number of rows.
+    """
+    if rows.dtype.kind not in "buif" or len(rows) != count:
+        raise DataError(
+            f"{where}: got {len(rows)} rows of {rows.dtype}; {count} of bool, integers or floats "
+            "are needed"
+        )
+    return rows
 
 
 def number_names(labels: Mapping[str, npt.ArrayLike], where: str) -> dict[str, npt.ArrayLike]:

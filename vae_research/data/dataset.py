@@ -21,6 +21,7 @@ import numpy.typing as npt
 from vae_research.data.checks import (
     DataError,
     as_further_array,
+    as_further_rows,
     as_labels,
     as_values,
     number_names,
@@ -72,7 +73,8 @@ class Split:
         name: "train", "validation" or "test".
         raw: the values as stored, [n, ...], native and C-ordered; images with a channel axis. A
             split that is streamed has `Rows` here, which are read when they are needed.
-        arrays: further arrays [n, ...] by name, as stored: `labels` and names of your own.
+        arrays: further arrays [n, ...] by name, as stored: `labels` and names of your own. They may
+            be `Rows`, too.
         scaling: how stored values become float32 (fitted to the training split).
         binarize: "none", "threshold", "static" or "dynamic".
         augment, corrupt: see `Data.augmented` and `Data.corrupted`.
@@ -80,7 +82,7 @@ class Split:
 
     name: str
     raw: np.ndarray | Rows
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, Any]
     scaling: Scaling
     binarize: str
     augment: Change | None = None
@@ -105,12 +107,17 @@ class Split:
         return isinstance(self.raw, Rows)
 
     @property
-    def labels(self) -> np.ndarray | None:
+    def is_repeatable(self) -> bool:
+        """Whether a row number always gives the same row; see `sources.rows_of_pipeline`."""
+        return not isinstance(self.raw, Rows) or self.raw.is_repeatable
+
+    @property
+    def labels(self) -> Any:
         """The class numbers, int64 [n], or None."""
         return self.arrays.get("labels")
 
-    def array(self, name: str) -> np.ndarray:
-        """The further array `name`, to be read by a model.
+    def array(self, name: str) -> Any:
+        """The further array `name`, or its `Rows`, to be read by a model.
 
         Raises:
             DataError: there is no such array, or it has values that are not finite.
@@ -120,11 +127,12 @@ class Split:
             raise DataError(
                 f"split {self.name!r} has no {name}, {there}; give it to Data.from_arrays"
             )
-        if self.arrays[name].dtype.kind == "f" and name not in self._finite:
+        array = self.arrays[name]
+        if array.dtype.kind == "f" and name not in self._finite and not isinstance(array, Rows):
             advice = "a model that reads it needs finite values, and a mask where one is missing"
-            refuse_non_finite(self.arrays[name], f"{name} of split {self.name!r}", advice)
+            refuse_non_finite(array, f"{name} of split {self.name!r}", advice)
             self._finite.add(name)
-        return self.arrays[name]
+        return array
 
     @cached_property
     def _finite(self) -> set[str]:
@@ -339,21 +347,23 @@ class Data:
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over names, shapes, dtypes and bytes of all arrays as stored.
 
-        Of rows that are not in memory it has the bytes of up to 1000.
+        Of rows that are not in memory it has the bytes of up to 1000, and none of a pipeline.
         """
         digest = hashlib.sha256()
-        for split in self.splits:
-            for array in (split.raw, split.labels):
-                kind = "none" if array is None else f"{array.dtype.str} {array.shape}"
-                digest.update(f"{split.name} {kind}\n".encode())
-                if isinstance(array, Rows):
-                    array = array.sample()
-                if array is not None:
-                    digest.update(array.data)
-            for name in sorted(split.arrays.keys() - {"labels"}):
-                array = split.arrays[name]
-                digest.update(f"{split.name} {name} {array.dtype.str} {array.shape}\n".encode())
+
+        def add(what: str, array: Any) -> None:
+            kind = "none" if array is None else f"{array.dtype.str} {array.shape}"
+            digest.update(f"{what} {kind}\n".encode())
+            if isinstance(array, Rows):
+                array = array.sample() if array.is_repeatable else None
+            if array is not None:
                 digest.update(array.data)
+
+        for split in self.splits:
+            add(split.name, split.raw)
+            add(split.name, split.labels)
+            for name in sorted(split.arrays.keys() - {"labels"}):
+                add(f"{split.name} {name}", split.arrays[name])
         return digest.hexdigest()
 
     @cached_property
@@ -470,6 +480,12 @@ class Data:
                 continue
             inputs, further[key] = _unpacked(values, numbers, where)
             arrays[key] = inputs if isinstance(inputs, Rows) else as_values(inputs, where)
+        if not all(key in arrays for key in SPLITS) and any(
+            isinstance(array, Rows) and not array.is_repeatable for array in arrays.values()
+        ):
+            raise DataError(
+                f"{name}: no split can be cut from a pipeline; give validation and test as arrays"
+            )
         refuse_different_kinds(arrays, name)
         arrays, is_image, warnings = as_images(arrays, kind, name)
         checked, left_out = _checked_further(further, arrays, name)
@@ -530,7 +546,11 @@ def _checked_further(
     """The further arrays of each split that can be used, and why others cannot, by name."""
     checked: dict[str, dict[str, np.ndarray]] = {key: {} for key in further}
     left_out: dict[str, str] = {}
-    labels = {key: arrays["labels"] for key, arrays in further.items() if "labels" in arrays}
+    labels = {
+        key: arrays["labels"]
+        for key, arrays in further.items()
+        if "labels" in arrays and not isinstance(arrays["labels"], Rows)
+    }
     try:
         labels = number_names(labels, name)
     except DataError as error:
@@ -540,7 +560,9 @@ def _checked_further(
             where = f"{name}: {key}" if label == "labels" else f"{name}: {key} {label}"
             try:
                 _check_name(label, where)
-                if label == "labels":
+                if isinstance(values, Rows):
+                    array = as_further_rows(values, len(inputs[key]), where)
+                elif label == "labels":
                     array = as_labels(labels[key], len(inputs[key]), where)
                 else:
                     array = as_further_array(values, len(inputs[key]), where)

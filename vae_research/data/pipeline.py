@@ -56,7 +56,7 @@ class StoredRows(Protocol):
 
     def steps(self, batch_size: int) -> int: ...
 
-    def array(self, name: str) -> np.ndarray: ...
+    def array(self, name: str) -> Any: ...  # an array, or `Rows`
 
     @property
     def augment(self) -> Change | None: ...
@@ -83,9 +83,10 @@ class Reader:
         names: further arrays to be added, as stored.
 
     Attributes:
-        tensors: the data by name, as stored (one byte per grey value).
+        tensors: the data by name, as stored (one byte per grey value), without those that are
+            streamed.
+        streamed: type and shape of a row, flat, of what is read when it is needed, by name.
         failure: the error of a thread that read rows, or None.
-        is_streamed: whether rows are read when they are needed, and `tensors` lack `stored`.
         steps_alike: readers for which this is equal can share a compiled program.
 
     Raises:
@@ -94,8 +95,8 @@ class Reader:
 
     def __init__(self, split: StoredRows, seed: int | None, names: Sequence[str] = ()) -> None:
         further = {name: split.array(name) for name in names}
-        self.is_streamed = isinstance(split.raw, Rows)
-        if self.is_streamed and seed is None and split.corrupt:
+        is_streamed = isinstance(split.raw, Rows)
+        if is_streamed and seed is None and split.corrupt:
             raise DataError(
                 f"split {split.name!r} is streamed, and corrupt= of held-out data needs them in "
                 "memory; give Data.from_arrays an array for it, for example rows[:]"
@@ -113,18 +114,25 @@ class Reader:
         if corrupted is not None:
             stored = corrupted.pop("inputs")
             further = corrupted
-        elif drawn and not self.is_streamed:
+        elif drawn and not is_streamed:
             stored = split.fixed_draw
         self.shape = split.raw.shape[1:]
         self.shapes = {name: array.shape[1:] for name, array in further.items()}
         self.failure: Exception | None = None
         self.tensors: dict[str, tf.Tensor] = {}
-        if self.is_streamed:
-            self.stored_dtype = np.dtype(np.uint8) if drawn else split.raw.dtype
-            self._stored = split.drawn if drawn else split.raw.__getitem__
-        else:
-            self.tensors["stored"] = _flat(stored)
-        self.tensors |= {_FURTHER + name: _flat(array) for name, array in further.items()}
+        self.streamed: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+        self._sources: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+        for name, array in {
+            "stored": stored,
+            **{_FURTHER + n: a for n, a in further.items()},
+        }.items():
+            if not isinstance(array, Rows):
+                self.tensors[name] = _flat(array)
+                continue
+            is_drawn = drawn and name == "stored"
+            row = () if array.ndim == 1 else (math.prod(array.shape[1:]),)
+            self.streamed[name] = np.dtype(np.uint8) if is_drawn else array.dtype, row
+            self._sources[name] = split.drawn if is_drawn else array.__getitem__
         if self.is_scaled:
             self.tensors["offset"] = tf.constant(split.scaling.offset)
             self.tensors["divisor"] = tf.constant(split.scaling.divisor)
@@ -136,7 +144,7 @@ class Reader:
             self.tensors["augment"] = tf.constant([seed, _AUGMENT], tf.int64)
         if self.corrupt is not None:
             self.tensors["corrupt"] = tf.constant([seed, _CORRUPT], tf.int64)
-        self.steps_alike: tuple[Any, ...] = (self.is_streamed, self.binarize, self.shape)
+        self.steps_alike: tuple[Any, ...] = (*self.streamed, self.binarize, self.shape)
         self.steps_alike += (
             *sorted(self.tensors),
             *self.shapes.items(),
@@ -144,25 +152,48 @@ class Reader:
             self.corrupt,
         )
 
-    def read_stored(self, rows: np.ndarray) -> np.ndarray:
-        """Reads rows of a split that is streamed, as `stored` has them: flat.
+    def read_streamed(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads rows of what is streamed, by name, each row flat.
 
         Whatever goes wrong is kept in `failure`: TensorFlow passes on only words of it.
         """
         try:
-            return self._stored(rows).reshape(len(rows), -1)
+            return {
+                name: read(rows).reshape(len(rows), *self.streamed[name][1])
+                for name, read in self._sources.items()
+            }
         except Exception as error:
             self.failure = error
             raise
 
     def read(self, epoch: tf.Tensor, position: tf.Tensor, rows: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns a batch as a call does, from wherever the rows are."""
-        if not self.is_streamed:
+        if not self.streamed:
             return self(self.tensors, epoch, position, rows)
-        stored = tf.numpy_function(self.read_stored, [rows], self.stored_dtype)
-        stored = tf.ensure_shape(stored, [None, math.prod(self.shape)])
-        places = tf.range(tf.shape(stored)[0])
-        return self({**self.tensors, "stored": stored}, epoch, position, rows, places)
+        found = self.as_tensors(self.read_streamed, [rows], None)
+        places = tf.range(tf.size(rows))
+        return self({**self.tensors, **found}, epoch, position, rows, places)
+
+    def as_tensors(
+        self, read: Callable[..., dict[str, np.ndarray]], arguments: list[Any], count: int | None
+    ) -> dict[str, tf.Tensor]:
+        """Returns what a function in Python reads of the streamed arrays, by name.
+
+        Args:
+            read: returns rows of each array, as `read_streamed`.
+            arguments: its tensors.
+            count: number of rows that it returns; None if it differs.
+        """
+        kinds = [dtype for dtype, _ in self.streamed.values()]
+        found = tf.numpy_function(lambda *given: [*read(*given).values()], arguments, kinds)
+        return {
+            name: tf.ensure_shape(tensor, [count, *row])
+            for tensor, (name, (_, row)) in zip(
+                tf.nest.flatten(found),  # of one array a tensor, or a list of it
+                self.streamed.items(),
+                strict=True,
+            )
+        }
 
     def __call__(
         self,
@@ -181,7 +212,7 @@ class Reader:
             epoch: epoch of the batch, counted from 0.
             position: index of the batch in its epoch, counted from 0.
             rows: row numbers, integers [rows].
-            places: where these rows are in `stored`; None if it has all rows of the split.
+            places: where these rows are in streamed tensors; the others have all rows of the split.
         """
         stored = self.gathered(tensors, rows, places)
         values = tf.cast(stored.pop("inputs"), tf.float32)
@@ -214,9 +245,11 @@ class Reader:
         Args:
             tensors, rows, places: as for a call.
         """
-        places = rows if places is None else places
-        further = {name: tf.gather(tensors[_FURTHER + name], rows) for name in self.shapes}
-        return {"inputs": tf.gather(tensors["stored"], places), **further}
+
+        def of(name: str) -> tf.Tensor:
+            return tf.gather(tensors[name], places if name in self.streamed else rows)
+
+        return {"inputs": of("stored"), **{name: of(_FURTHER + name) for name in self.shapes}}
 
 
 def changed(

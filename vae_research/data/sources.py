@@ -8,7 +8,8 @@ NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from vae_research.data.checks import DataError
 
 # Rows from which a stream is identified; reading all of them could take hours.
 _IDENTIFYING_ROWS = 1000
+
+# Rows of a pipeline that are kept until all of their arrays have been asked for.
+_PULLS_KEPT = 32
 
 
 class Rows:
@@ -31,11 +35,12 @@ class Rows:
         bounds: smallest and largest value that there can be, if they are known beforehand;
             otherwise all rows are read where they are needed.
         numbers: the rows that these are, in their order; None is all of the source.
+        is_repeatable: whether a number always gives the same row.
 
     Attributes:
         shape: `(count, *row_shape)`.
         dtype: of every value.
-        bounds: as given.
+        bounds, is_repeatable: as given.
     """
 
     def __init__(
@@ -46,8 +51,11 @@ class Rows:
         dtype: Any,
         bounds: tuple[float, float] | None = None,
         numbers: np.ndarray | None = None,
+        *,
+        is_repeatable: bool = True,
     ) -> None:
         self._read, self._count, self.bounds, self._numbers = read, count, bounds, numbers
+        self.is_repeatable = is_repeatable
         self.dtype = np.dtype(dtype).newbyteorder("=")
         self.shape = (count if numbers is None else len(numbers), *row_shape)
 
@@ -92,7 +100,15 @@ class Rows:
         return self._changed(row_shape, self._numbers)
 
     def _changed(self, row_shape: tuple[int, ...], numbers: np.ndarray | None) -> Rows:
-        return Rows(self._read, self._count, row_shape, self.dtype, self.bounds, numbers)
+        return Rows(
+            self._read,
+            self._count,
+            row_shape,
+            self.dtype,
+            self.bounds,
+            numbers,
+            is_repeatable=self.is_repeatable,
+        )
 
     def sample(self) -> np.ndarray:
         """Reads up to 1000 rows that are spread evenly over all of them."""
@@ -170,3 +186,112 @@ def rows_of_batches(batches: Any, name: str | int | None = None) -> Rows:
         return values
 
     return Rows(read, count, first.shape[1:], first.dtype)
+
+
+def rows_of_pipeline(
+    batches: Any, count: int, bounds: tuple[float, float] | None = None
+) -> dict[str, Rows]:
+    """Returns the rows of a `tf.data.Dataset`, in the order in which it gives them, by name.
+
+    For training data that cannot be read by number, such as files of records:
+
+        train = rows_of_pipeline(dataset.shuffle(10_000).batch(256), count=60_000)
+        Data.from_arrays(train, validation, test)
+
+    It begins again when it ends. A run on it says "not bit-exact": rows have no numbers of their
+    own, and a run that is resumed begins with the first ones.
+
+    Args:
+        batches: a dataset of batches as a model is given them: arrays `[rows, ...]` as the other
+            splits store them, or a dictionary of `inputs` and further names. They are put together
+            to batches of `--batch_size`.
+        count: rows of an epoch.
+        bounds: smallest and largest value of `inputs`; None reads the rows of an epoch to see.
+
+    Raises:
+        DataError: it gives something else, or nothing.
+    """
+    pipeline = _Pipeline(batches)
+    return {
+        name: Rows(
+            pipeline.reader_of(name),
+            count,
+            first.shape[1:],
+            first.dtype,
+            bounds if name == "inputs" else None,
+            is_repeatable=False,
+        )
+        for name, first in pipeline.first.items()
+    }
+
+
+class _Pipeline:
+    """Rows of a dataset of batches, one after another.
+
+    Attributes:
+        first: its first batch.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+        self._iterator: Iterator[Any] = iter(())
+        self._lock = threading.Lock()
+        self._pulled: dict[bytes, dict[str, np.ndarray]] = {}
+        self.first = self._left = self._next()
+
+    def reader_of(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
+        """Returns the function that reads one array of the next rows.
+
+        Arrays that are asked for by the same numbers belong together.
+        """
+
+        def read(numbers: np.ndarray) -> np.ndarray:
+            key = numbers.tobytes()
+            with self._lock:
+                if name not in self._pulled.get(key, {}):
+                    self._pulled[key] = self._pull(len(numbers))
+                    while len(self._pulled) > _PULLS_KEPT:
+                        del self._pulled[next(iter(self._pulled))]
+                return self._pulled[key].pop(name)
+
+        return read
+
+    def _pull(self, count: int) -> dict[str, np.ndarray]:
+        parts, found = [self._left], len(self._left["inputs"])
+        while found < count:
+            parts.append(self._next())
+            found += len(parts[-1]["inputs"])
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in self._left}
+        self._left = {name: array[count:] for name, array in rows.items()}
+        return {name: array[:count] for name, array in rows.items()}
+
+    def _next(self) -> dict[str, np.ndarray]:
+        batch = next(self._iterator, None)
+        if batch is None:
+            self._iterator = iter(self._batches.as_numpy_iterator())
+            batch = next(self._iterator, None)
+        if batch is None:
+            raise DataError("the tf.data pipeline gives no batch; at least one is needed")
+        if isinstance(batch, tuple | list):
+            raise DataError(
+                f"the tf.data pipeline gives a {type(batch).__name__} of {len(batch)}; give names: "
+                'dataset.map(lambda x, y: {"inputs": x, "labels": y})'
+            )
+        arrays = dict(batch) if isinstance(batch, Mapping) else {"inputs": batch}
+        if "inputs" not in arrays:
+            raise DataError(f"the tf.data pipeline gives {', '.join(arrays)}, and no 'inputs'")
+        arrays = {name: _stored(name, np.asarray(value)) for name, value in arrays.items()}
+        sizes = {name: array.shape[:1] for name, array in arrays.items()}
+        if len(set(sizes.values())) > 1 or arrays["inputs"].ndim < 2:
+            shapes = {name: array.shape for name, array in arrays.items()}
+            raise DataError(
+                f"the tf.data pipeline gives shapes {shapes}; batches [rows, ...] are needed: "
+                "dataset.batch(256)"
+            )
+        return arrays
+
+
+def _stored(name: str, values: np.ndarray) -> np.ndarray:
+    if name == "labels" and values.dtype.kind in "ui":
+        return values.astype(np.int64)
+    return values.astype(np.float32) if values.dtype == np.float64 else values

@@ -7,7 +7,6 @@ Both are endless and can begin at any epoch, which continues the uninterrupted s
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -235,32 +234,39 @@ class DeviceDataset:
             )
 
         dataset = _epochs_from(first_epoch).enumerate().flat_map(one_epoch)
-        if self.reader.is_streamed:
+        if self.reader.streamed:
             read = _as_it_is(self._with_rows_read)
             dataset = dataset.map(read, _PARALLEL_CALLS, deterministic=True)
         return _as_written(dataset)
 
     def _with_rows_read(self, call: dict[str, tf.Tensor]) -> dict[str, Any]:
-        """Adds the rows of a call, as stored, and where each of them is in `stored`."""
+        """Adds the rows of a call, as stored, and where each of them is in what was read."""
         steps, batch_size = call["rows"].shape
         in_batches, rest = steps * batch_size, call["rest"].shape[0] or 0
-        shape = [in_batches + rest, math.prod(self.reader.shape)]
 
         def read(
             rows: np.ndarray, begin: int, count: int, rest: np.ndarray, is_last: bool
-        ) -> np.ndarray:
-            stored = np.zeros(shape, self.reader.stored_dtype)  # some may not be used
+        ) -> dict[str, np.ndarray]:
+            found = {  # some may not be used
+                name: np.zeros((in_batches + len(rest), *row), dtype)
+                for name, (dtype, row) in self.reader.streamed.items()
+            }
+
+            def put(place: slice, numbers: np.ndarray) -> None:
+                for name, values in self.reader.read_streamed(numbers).items():
+                    found[name][place] = values
+
             used = slice(begin * batch_size, max(begin, count) * batch_size)
-            stored[used] = self.reader.read_stored(rows.reshape(-1)[used])
+            put(used, rows.reshape(-1)[used])
             if is_last and len(rest):
-                stored[in_batches:] = self.reader.read_stored(rest)
-            return stored
+                put(slice(in_batches, None), rest)
+            return found
 
         asked = [call[name] for name in ("rows", "begin", "count", "rest", "is_last")]
-        stored = tf.ensure_shape(tf.numpy_function(read, asked, self.reader.stored_dtype), shape)
+        stored = self.reader.as_tensors(read, asked, in_batches + rest)
         places = tf.reshape(tf.range(in_batches), [steps, batch_size])
         rest_places = tf.range(in_batches, in_batches + rest)
-        return {**call, "read": {"stored": stored}, "places": places, "rest_places": rest_places}
+        return {**call, "read": stored, "places": places, "rest_places": rest_places}
 
     def next_call(self, iterator: Iterator[dict[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         """Returns the next element of `calls`.

@@ -34,15 +34,23 @@ _MOST_SKIPS_IN_A_ROW = 10
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One optimizer step: its epoch and position, from 0, and the rows of its batch."""
+    """One optimizer step: its epoch and position, from 0, and the rows of its batch.
+
+    What was read for it of a stream is in `read`, at `places`.
+    """
 
     epoch: tf.Tensor
     position: tf.Tensor
     rows: tf.Tensor
+    read: Mapping[str, tf.Tensor] | None = None
+    places: tf.Tensor | None = None
 
     def batch(self, batches: DeviceDataset) -> dict[str, tf.Tensor]:
         """Returns its batch, named tensors."""
-        return batches.reader.read(self.epoch, self.position, self.rows)
+        reader, place = batches.reader, (self.epoch, self.position, self.rows)
+        if self.read is None:
+            return reader.read(*place)
+        return reader({**reader.tensors, **self.read}, *place, self.places)
 
 
 class FiniteGate(Resumable):
@@ -184,13 +192,15 @@ class FiniteGate(Resumable):
 
 def _steps_of(call: Mapping[str, tf.Tensor]) -> Iterator[tuple[Step, dict[str, tf.Tensor]]]:
     """Yields each step of a call, with a call that contains only this step."""
-    count = int(call["count"])
+    count, read = int(call["count"]), call.get("read")
     for index in range(int(call["begin"]), count):
-        step = Step(call["epoch"], call["first"] + index, call["rows"][index])
+        places = None if read is None else call["places"][index]
+        step = Step(call["epoch"], call["first"] + index, call["rows"][index], read, places)
         single = {"begin": tf.constant(index), "count": tf.constant(index + 1)}
         yield step, {**call, **single, "is_last": tf.constant(False)}
     if call["is_last"] and len(call["rest"]):
-        step = Step(call["epoch"], call["first"] + count, call["rest"])
+        places = call.get("rest_places")
+        step = Step(call["epoch"], call["first"] + count, call["rest"], read, places)
         yield step, {**call, "begin": call["count"]}
 
 

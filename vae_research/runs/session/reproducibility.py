@@ -32,13 +32,20 @@ def profile(execution: Execution, config: Config, device: str) -> dict[str, str]
     }
 
 
-def claim(now: Mapping[str, str], saved: Mapping[str, str], before: str = "") -> str:
+def claim(
+    now: Mapping[str, str],
+    saved: Mapping[str, str],
+    before: str = "",
+    *,
+    rows_have_numbers: bool = True,
+) -> str:
     """Returns "bit-exact", or "valid, not bit-exact" and why.
 
     Args:
         now: the profile of this session.
         saved: the profile of the checkpoint that is resumed; empty at the start of a run.
         before: the claim of the run's previous session.
+        rows_have_numbers: whether training rows can be read again by their numbers.
 
     >>> claim({"device": "CPU", "cpu": "A"}, {"device": "CPU", "cpu": "B"})
     'valid, not bit-exact: cpu was B, now A'
@@ -52,6 +59,8 @@ def claim(now: Mapping[str, str], saved: Mapping[str, str], before: str = "") ->
         return f"valid, not bit-exact: {'; '.join(changed)}"
     if before.startswith("valid"):
         return before
+    if not rows_have_numbers:
+        return "valid, not bit-exact: training rows come from a pipeline, in an order of its own"
     if now["device"] != "CPU":
         return "valid, not bit-exact: a GPU adds up in no fixed order"
     return "bit-exact"

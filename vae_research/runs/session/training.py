@@ -155,7 +155,10 @@ class Session:
             progress = checkpoints.restore(self.model, self.checkpoint)
         profile = reproducibility.profile(self.execution, self.config, self.device)
         claim = reproducibility.claim(
-            profile, progress.get("profile", {}), progress.get("claim", "")
+            profile,
+            progress.get("profile", {}),
+            progress.get("claim", ""),
+            rows_have_numbers=self.data.train.is_repeatable,
         )
         self.progress = progress | {"profile": profile, "claim": claim}
         for name in (directory.SUMMARY, directory.NONFINITE):  # they describe other weights

@@ -52,6 +52,11 @@ def replay(run_dir: Path) -> int:
         from vae_research.runs.session.gate import Step
 
     model, data, config, _ = rebuild(run_dir)
+    if not data.train.is_repeatable:
+        raise UsageError(
+            f"the rows of {run_dir} came from a tf.data pipeline and cannot be read again; the "
+            f"state before the step is in {run_dir / record['checkpoint']}."
+        )
     found = checkpoints.load(run_dir / record["checkpoint"], model)
     batches = data.train.on_device(config.batch_size, config.seed, names=names_read(model, data))
     step = Step(
