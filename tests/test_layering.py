@@ -31,7 +31,7 @@ LAYERS = (
     ("objective", "keras_losses"),
     ("critics",),
     ("averaging",),
-    ("keras_inputs", "execution", "checkpoints", "running_means", "serialization"),
+    ("keras_inputs", "suitability", "execution", "checkpoints", "running_means", "serialization"),
     ("round_trip",),
     ("trainer",),
     ("steps",),

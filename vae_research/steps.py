@@ -12,6 +12,7 @@ from vae_research.controllers import Controller, first_state, next_state, observ
 from vae_research.critics import Critic, checked_critics
 from vae_research.epochs import EpochClock
 from vae_research.keras_inputs import unpack, weighted
+from vae_research.losses.term import Likelihood
 from vae_research.objective import LossReport, Objective
 from vae_research.randomness import evaluation_key, fold_in, training_key
 from vae_research.running_means import RunningMeans
@@ -54,6 +55,11 @@ class TrainingSteps(Trainer):
     ) -> tuple[Tensors, LossReport]:
         """Returns a forward pass, and the loss of each example with all its parts."""
         raise TypeError(f"{type(self).__name__} must define report(self, data, ...).")
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The term of the likelihood."""
+        return self.objective.likelihood
 
     def set_steps_per_epoch(self, steps_per_epoch: int) -> None:
         """Sets how many batches an epoch has, for schedules with lengths in epochs.

@@ -30,9 +30,11 @@ from vae_research.keras_inputs import (
     targets_for_weights,
     warn_of_repeated_data,
 )
+from vae_research.losses.term import Likelihood
 from vae_research.running_means import RunningMeans
 from vae_research.serialization import layers_of
 from vae_research.state import RUNNING_SUMS, OwnState
+from vae_research.suitability import refuse_unsuitable_data
 from vae_research.tensors import scope_explained
 
 StepFunction = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
@@ -76,6 +78,7 @@ class Trainer(keras.Model):
         # TensorFlow saves a graph only if the model tracks the variables in it. Keras does not see
         # a variable of TensorFlow, so that it is none of the weights.
         self._step_in_graphs = self._own_state.step.value
+        self._data_suit = False  # whether those of a fit were looked at
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
         self._step_loops: dict[Any, StepLoop] = {}
 
@@ -83,6 +86,11 @@ class Trainer(keras.Model):
     def critics(self) -> tuple[Critic, ...]:
         """The critics. Keras does not see them: the model's optimizer does not train them."""
         return self._own_state.critics
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The term of the likelihood."""
+        raise TypeError(f"{type(self).__name__} must have a likelihood.")
 
     @property
     def step_counter(self) -> Any:
@@ -227,10 +235,13 @@ class Trainer(keras.Model):
         are in place afterwards; the next `fit` continues from the weights themselves.
 
         Raises:
-            ValueError: `class_weight` is given, or weights are averaged and a callback restores
-                those of an earlier epoch.
+            ValueError: the data of the first `fit` do not suit the likelihood, `class_weight` is
+                given, or weights are averaged and a callback restores those of an earlier epoch.
         """
         refuse_class_weight(kwargs.pop("class_weight", None))
+        if not self._data_suit:
+            refuse_unsuitable_data(self.likelihood, x, y)
+            self._data_suit = True
         self.build_optimizer()
         self.averaging.remove_for_training()
         initial_epoch = kwargs.get("initial_epoch", 0)

@@ -165,6 +165,7 @@ class DeviceDataset:
 
     Attributes:
         reader: the `Reader` from row numbers to a batch.
+        rows: of the split.
         steps: batches in an epoch; the last one may be smaller.
         first_epoch, first_position: as given.
 
@@ -182,14 +183,14 @@ class DeviceDataset:
         names: Sequence[str] = (),
         first_position: int = 0,
     ) -> None:
-        self._rows = len(split)
+        self.rows = len(split)
         self._batch_size = _checked_batch_size(split, batch_size)
         self.first_epoch = _checked_first_epoch(first_epoch)
         seed = None if seed is None else checked_seed(seed)
         self.steps = split.steps(self._batch_size)
         self.first_position = checked_integer("first_position", first_position, 0, self.steps)
         self.reader = Reader(split, seed, names)
-        self._order_of = _order_function(self._rows, seed)
+        self._order_of = _order_function(self.rows, seed)
 
     def for_keras(
         self, first_epoch: FirstEpoch, steps_per_call: int, steps: int
@@ -206,7 +207,7 @@ class DeviceDataset:
         `is_last`. A stream that begins within an epoch has all calls of that epoch, some with
         nothing to do, so that Keras counts them as in an uninterrupted run.
         """
-        whole = self._rows // self._batch_size
+        whole = self.rows // self._batch_size
         number = -(-self.steps // steps_per_call)
         firsts = np.arange(number) * steps_per_call
         padding = number * steps_per_call * self._batch_size

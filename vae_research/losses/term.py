@@ -180,6 +180,9 @@ class Likelihood(LossTerm):
     def __call__(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns `-log p(x|z)`, `[rows]`, nats."""
         _check_targets(self.label, tensors)
+        name = (self.rename or {}).get("logits", "logits")
+        if "logits" in self._readable() and name in tensors:
+            _refuse_probabilities(self.label, name, tensors[name])
         return -super().__call__(tensors)
 
     def mean_reads(self) -> set[str]:
@@ -201,3 +204,22 @@ def _check_targets(label: str, tensors: Mapping[str, tf.Tensor]) -> None:
                 f"{targets}; the inputs have shape {inputs}. Leave y out to reconstruct the "
                 "inputs. Labels go into a dictionary: fit({'inputs': x, 'labels': y})."
             )
+
+
+# Operations that change neither order nor sign of values.
+_PASS_ON = ("Reshape", "Identity", "Cast", "Transpose", "Squeeze", "ExpandDims")
+
+
+def _refuse_probabilities(label: str, name: str, logits: tf.Tensor) -> None:
+    """Catches logits that end in a sigmoid or softmax, when a step is traced.
+
+    The likelihood applies the sigmoid itself: with two, no probability could be below 0.5.
+    """
+    operation = None if hasattr(logits, "numpy") else logits.op
+    while operation is not None and operation.type in _PASS_ON:
+        operation = operation.inputs[0].op
+    if operation is not None and operation.type in ("Sigmoid", "Softmax"):
+        raise ValueError(
+            f"Loss term {label!r} reads {name!r}, which end in a {operation.type.lower()}: these "
+            "are probabilities. Leave the activation out; the likelihood applies its own."
+        )

@@ -1,0 +1,83 @@
+"""Data and decoders that do not suit a likelihood are refused before anything is trained."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import vae_research as vr
+from vae_research.suitability import refuse_unsuitable_data
+
+VALUES = np.linspace(0.0, 1.0, 32 * 4, dtype=np.float32).reshape(32, 4)
+BAD = np.where(VALUES < 0.99, VALUES, np.nan)
+BYTES = np.arange(128, dtype=np.uint8).reshape(32, 4)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return 3 * VALUES, VALUES
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (BYTES, None, "inputs have values from 0 to 127, and Bernoulli .* 0 to 1: divide grey"),
+        (2 * VALUES - 1, None, r"from -1 to 1, and .*: map them to \[0, 1\] by \(values \+ 1\)"),
+        (tf.constant(3 * VALUES), None, "from 0 to 3, and .* 0 to 1: choose another likelihood"),
+        (BAD, None, r"inputs have 2 values that are not finite, the first at \[31, 2\]"),
+        (VALUES, BAD, "targets have 2 values that are not finite"),
+        ({"inputs": 3 * VALUES, "targets": VALUES - 1}, None, "targets have values from -1 to 0"),
+        (Batches(), None, None),
+        (tf.data.Dataset.from_tensors((BAD, VALUES)), None, "inputs have 2 values"),
+        (vr.Data.from_arrays(3 * VALUES).train.on_device(4, seed=0), None, "and Bernoulli needs"),
+        (vr.Data.from_arrays(3 * VALUES).train.batches(4, seed=0), None, "and Bernoulli needs"),
+        ((row for row in BAD), None, None),
+        ({"inputs": VALUES, "labels": [1, 2]}, None, None),
+    ],
+)
+def test_values_are_those_of_the_likelihood(x, y, words):
+    if words is None:
+        refuse_unsuitable_data(vr.Bernoulli(), x, y)
+        return
+    with pytest.raises(ValueError, match=words):
+        refuse_unsuitable_data(vr.Bernoulli(), x, y)
+
+
+def test_a_likelihood_is_asked_for_what_it_reads():
+    refuse_unsuitable_data(vr.Bernoulli(rename={"targets": "clean"}), {"inputs": 3 * VALUES})
+    refuse_unsuitable_data(vr.Gaussian(), 3 * VALUES)
+    with pytest.raises(ValueError, match="clean have values"):
+        data = {"inputs": VALUES, "clean": 3 * VALUES}
+        refuse_unsuitable_data(vr.Bernoulli(rename={"targets": "clean"}), data)
+
+
+def model_with(activation):
+    codes = keras.Input([2])
+    values = keras.layers.Dense(4, activation=activation)(codes)
+    logits = keras.layers.Reshape([4])(keras.layers.Reshape([2, 2])(values))
+    return vr.VAE(
+        vr.dense_encoder([4], 2, hidden_units=()),
+        vr.GaussianBottleneck(2),
+        keras.Model(codes, {"logits": logits}),
+        [vr.Bernoulli(), vr.KLDivergence()],
+    )
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_logits_are_no_probabilities(activation):
+    model = model_with(activation)
+    with pytest.raises(ValueError, match=rf"reads 'logits', which end in a {activation}: these"):
+        tf.function(model.report, autograph=False).get_concrete_function(VALUES)
+
+
+def test_fit_looks_at_its_data_once():
+    model = model_with("tanh")
+    model.compile()
+    with pytest.raises(ValueError, match="divide grey values by 255"):
+        model.fit(BYTES, verbose=0)
+    assert model.step == 0
+    model.fit(VALUES, verbose=0)
+    model.fit(BYTES, verbose=0, epochs=0)

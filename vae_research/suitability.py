@@ -1,0 +1,78 @@
+"""Checks that data suit a model before it is trained on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vae_research.data.streams import DeviceDataset
+from vae_research.losses.term import Likelihood
+
+# Rows of data on the device that are looked at; of datasets it is the first batch.
+_ROWS = 64
+
+
+def refuse_unsuitable_data(likelihood: Likelihood, x: Any, y: Any = None) -> None:
+    """Raises ValueError for data that the likelihood has no density for, or that are not finite.
+
+    Of arrays all values are looked at, of other data the first batch; a generator is not asked.
+
+    Args:
+        likelihood: of the model.
+        x, y: the first arguments of `fit`.
+    """
+    tensors = _first(x, y)
+    read = (likelihood.rename or {}).get("targets", "targets")
+    if read == "targets" and read not in tensors:
+        read = "inputs"
+    for name in dict.fromkeys(("inputs", read)):
+        values = tensors.get(name)
+        if values is None or values.dtype.kind not in "buif" or not values.size:
+            continue
+        low, high = float(values.min()), float(values.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            bad = ~np.isfinite(values)
+            raise ValueError(
+                f"{name} have {np.count_nonzero(bad)} values that are not finite, the first at "
+                f"{[int(place) for place in np.argwhere(bad)[0]]}. Fill or drop them; a model can "
+                "read a mask of missing values as a further array."
+            )
+        support = likelihood.support
+        if name == read and not support[0] <= low <= high <= support[1]:
+            raise ValueError(
+                f"{name} have values from {low:g} to {high:g}, and {type(likelihood).__name__} "
+                f"needs values from {support[0]:g} to {support[1]:g}: {_cure(low, high)}choose "
+                "another likelihood; Gaussian and Laplace take all values."
+            )
+
+
+def _cure(low: float, high: float) -> str:
+    if low >= -1.0 and high <= 1.0:
+        return "map them to [0, 1] by (values + 1) / 2, or "
+    return "divide grey values by 255, or " if low >= 0.0 and 15.0 < high <= 255.0 else ""
+
+
+def _first(x: Any, y: Any) -> dict[str, np.ndarray]:
+    """Returns arrays that show what the data are, by name; nothing of what cannot be looked at."""
+    if isinstance(x, DeviceDataset):
+        zero = tf.constant(0, tf.int64)
+        x = x.reader.read(zero, zero, tf.range(min(_ROWS, x.rows)))
+    elif isinstance(x, tf.data.Dataset):
+        x = next(iter(x), {})
+    elif isinstance(x, keras.utils.PyDataset):
+        x = x[0]
+    if isinstance(x, tuple):  # a batch of x, y and weights
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(x)
+    given = dict(x) if isinstance(x, Mapping) else {"inputs": x}
+    if y is not None:
+        given.setdefault("targets", y)
+    return {
+        name: values if isinstance(values, np.ndarray) else values.numpy()
+        for name, values in given.items()
+        if isinstance(values, np.ndarray | tf.Tensor)
+    }
