@@ -30,6 +30,8 @@ def refuse_unsuitable_data(likelihood: Likelihood, x: Any, y: Any = None) -> Non
     read = (likelihood.rename or {}).get("targets", "targets")
     if read == "targets" and read not in tensors:
         read = "inputs"
+    if read in tensors and "inputs" in tensors and tensors[read].ndim != tensors["inputs"].ndim:
+        return  # labels as y, which the likelihood refuses
     for name in dict.fromkeys(("inputs", read)):
         values = tensors.get(name)
         if values is None or values.dtype.kind not in "buif" or not values.size:
