@@ -77,11 +77,13 @@ def decoded(
                 with _opened(path) as checked:
                     checked.verify()
             image.load()
-            upright: Image.Image = ImageOps.exif_transpose(image)
+            is_behind = image.info.get("exif") != exif
+            ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:  # damaged bytes make decoders raise whatever they come upon
             raise DataError(f"{path} cannot be decoded, {reason(error)}") from error
-        if image.info.get("exif") != exif:
+        if is_behind:
             raise DataError(f"{path} has EXIF data behind its pixels; save it again")
+    upright: Image.Image = image
     if background is not None and found.transparent:
         opaque = Image.new("RGBA", upright.size, (*colour(background), 255))
         upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
@@ -89,8 +91,9 @@ def decoded(
         upright = upright.convert("F")  # exact; Pillow resizes no integers of 16 bits
     else:
         # A palette of one bit would be converted by dithering, RGB would not.
-        upright = upright.convert("RGB") if upright.mode not in ("1", "L") else upright
-        upright = upright.convert("L" if channels == 1 else "RGB")
+        upright = upright.convert("RGB") if upright.mode not in ("1", "L", "RGB") else upright
+        wanted = "L" if channels == 1 else "RGB"
+        upright = upright.convert(wanted) if upright.mode != wanted else upright
     height, width = size
     if upright.size != (width, height):
         upright = upright.resize((width, height), Image.Resampling.BOX)
