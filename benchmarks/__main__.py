@@ -68,6 +68,7 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...] | None]
     "steps_per_call": (_steps_per_call, ("ours",)),
     "run": (lambda *given: sections.whole_runs(DENSE_128, *given), ("ours",)),
     "logging": (sections.logging, ("ours",)),
+    "streams": (sections.data_streams, ("ours",)),
     "start": (lambda *given: sections.start(DENSE_128, *given), None),
 }
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import vae_research as vr
+from benchmarks import streams
 from benchmarks.contenders import CHECKOUT, Contender, ContenderError, Worker
 from benchmarks.works import TEST_IMAGES, Work
 
@@ -211,6 +212,35 @@ def whole_runs(work: Work, contenders: Sequence[Contender], settings: Namespace)
             told = ", ".join(f"{key} {speed[-1]:,.0f}" for key, speed in speeds.items())
             _say(f"  round {number + 1}: {told}")
     return {"speeds": speeds, "flags": RUNS}
+
+
+# Rows of an .npy file, ten times as many, and JPEG files.
+_ROWS, _MORE = 50_000, 10
+
+
+def data_streams(contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
+    """Measures training on streams beside rows on the device, and decoding alone, in turn."""
+    del contenders  # only this package reads data by row number
+    count = min(_ROWS, settings.images)
+    lines: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        streams.write_rows(folder / "rows.npy", count)
+        streams.write_rows(folder / "more.npy", _MORE * count)
+        streams.write_images(folder / "images", count)
+        cases = [("device", "rows.npy"), ("streamed", "rows.npy"), ("streamed", "more.npy")]
+        cases += [(case, "images") for case in streams.CASES]
+        for number in range(settings.rounds):
+            for case, data in cases:
+                if not number:
+                    lines.append({"case": case, "data": data, "measured": []})
+                line = next(each for each in lines if (each["case"], each["data"]) == (case, data))
+                command = [sys.executable, "-m", "benchmarks.streams", case, str(folder / data)]
+                output = _output_of([*command, str(settings.seconds)])
+                line["measured"].append(json.loads(output.splitlines()[-1]))
+                speed = line["measured"][-1]["images"] / line["measured"][-1]["seconds"]
+                _say(f"  round {number + 1}: {case} {data} {speed:,.0f} images per second")
+    return {"rows": count, "cases": lines}
 
 
 _EPOCHS_OF_LOGGING = 20

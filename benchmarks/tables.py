@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.streams import CASES
 from vae_research import runs
 
 BASE = "keras_fit"
@@ -159,6 +160,38 @@ def _logging(section: dict[str, Any]) -> tuple[str, str]:
     return title, runs.markdown_table(head, rows)
 
 
+def _streams(section: dict[str, Any]) -> tuple[str, str]:
+    count = section["rows"]
+    kinds = {
+        "rows.npy": f"{count:,} rows of 28 x 28",
+        "more.npy": f"{10 * count:,} rows of 28 x 28",
+        "images": f"{count:,} JPEG files of 32 x 32",
+    }
+    of_device = {"rows.npy": "rows.npy", "more.npy": "rows.npy", "images": "images"}
+    lines = section["cases"]
+
+    def speeds_of(case: str, data: str) -> list[float]:
+        found = (line for line in lines if (line["case"], line["data"]) == (case, data))
+        return [speed for line in found for speed in _speeds(line)]
+
+    rows = []
+    for line in lines:
+        speeds, data = _speeds(line), line["data"]
+        memory = max(each["memory"] for each in line["measured"]) / 2**20
+        rows.append(
+            [
+                kinds[data],
+                CASES[line["case"]],
+                _whole(speeds),
+                _ratio(speeds, speeds_of("device", of_device[data])),
+                _ratio(speeds, speeds_of("pillow", data)),
+                f"{memory:,.0f} MB",
+            ]
+        )
+    head = ["data", "", "images per second", "times device", "times Pillow", "memory"]
+    return "rows that are read when they are needed", runs.markdown_table(head, rows)
+
+
 def _speeds(line: dict[str, Any]) -> list[float]:
     return [each["images"] / each["seconds"] for each in line.get("measured", [])]
 
@@ -182,4 +215,5 @@ _TABLES = {
     "start": _start,
     "run": _whole_runs,
     "logging": _logging,
+    "streams": _streams,
 }

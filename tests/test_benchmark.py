@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import vae_research as vr
-from benchmarks import sections, tables
+from benchmarks import sections, streams, tables
 from benchmarks.contenders import BY_NAME, CONTENDERS, Contender, ContenderError, Worker
 from benchmarks.works import CONVOLUTIONAL, DENSE_20, DENSE_128, WORKS, as_float
 from tests import forks
@@ -316,3 +316,25 @@ def test_the_program_itself_loads_no_framework():
 def test_every_contender_has_its_module():
     for contender in CONTENDERS:
         assert (CHECKOUT / "benchmarks" / f"{contender.module}.py").exists()
+
+
+def test_streams_are_measured_beside_rows_on_the_device(tmp_path):
+    streams.write_images(tmp_path / "images", 20)
+    streams.write_rows(tmp_path / "rows.npy", 20)
+    assert vr.load_data(tmp_path / "images").shape == (32, 32, 3)
+    assert vr.load_data(tmp_path / "rows.npy", stream=True).shape == (28, 28, 1)
+    cases = []
+    for case in ("pillow", "reader"):
+        measured = streams.measure(case, tmp_path / "images", 0.01)
+        assert measured["images"] % (16 if case == "reader" else 20) == 0
+        assert measured["images"] / measured["seconds"] > 0
+        cases.append({"case": case, "data": "images", "measured": [measured]})
+    device = {"images": 300, "seconds": 2.0, "memory": 2**20}
+    cases.append({"case": "device", "data": "images", "measured": [device]})
+    cases[0]["measured"][0] = {"images": 100, "seconds": 2.0, "memory": 2**20}
+    text = tables.markdown(
+        {"machine": MACHINE, "sections": {"streams": {"rows": 20, "cases": cases}}}
+    )
+    row = next(line for line in text.splitlines() if "rows on the device" in line)
+    assert "| 20 JPEG files of 32 x 32 | rows on the device | 150 (150 to 150) |" in row
+    assert "| 3.00 (3.00 to 3.00) | 1 MB |" in row
