@@ -23,7 +23,7 @@ RUNS = {
     "convolutional": ["--network=convolutional", "--jit=off", "--steps_per_call=1"],
 }
 # Other things that have a state: critics, controllers, averages of weights, a learned variance. And
-# those without one that read more than images: labels, and inputs with noise.
+# those without one, with other data: labels, inputs with noise, rows that are streamed.
 STATES = {
     "with_critic": ["--ema=0.9"],
     "factor_vae": ["--critic_units=4", "--latent_dim=2"],
@@ -33,6 +33,7 @@ STATES = {
     "dreg_mnist": ["--latent_dim=2", "--hidden_units=8", "--num_samples=3"],
     "conditional_vae": ["--latent_dim=2", "--hidden_units=8"],
     "denoising": ["--latent_dim=2", "--hidden_units=8"],
+    "streamed": ["--network=dense", "--stream"],
     "sigma_vae": ["--latent_dim=2", "--variance=learned", "--binarize=none"],
 }
 WITH_CRITIC = ["with_critic", "factor_vae", "wae_gan"]

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pytest
 
 from tests import proofs, trials
@@ -118,8 +119,12 @@ def stateful(dataset, tmp_path_factory):
         if name not in found:
             own = {flag.partition("=")[0] for flag in STATES[name]}
             common = [flag for flag in COMMON if flag.partition("=")[0] not in own]
-            flags = [dataset, *common, EPOCHS, SELDOM, *STATES[name]]
             run_dir = tmp_path_factory.mktemp(name) / "run"
+            place = dataset
+            if "--stream" in STATES[name]:
+                np.save(run_dir.parent / "rows.npy", proofs.IMAGES)
+                place = f"--dataset={run_dir.parent / 'rows.npy'}"
+            flags = [place, *common, EPOCHS, SELDOM, *STATES[name]]
             found[name] = flags, go_on(run_dir, *flags, experiment=name)
         return found[name]
 
@@ -145,6 +150,31 @@ def test_a_killed_run_goes_on_whatever_has_a_state(name, stateful, tmp_path):
         phases[killed_somewhere(random_, run_dir, flags, experiment=name)] += 1
         assert go_on(run_dir, *flags, experiment=name) == wanted
     tell(f"kills, {name}", survived=count, phases=phases)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["streamed", "conditional_vae"])
+def test_a_run_on_data_of_another_kind_survives_signals_and_damage(name, stateful, tmp_path):
+    """A signal, then damage to the newest checkpoint: the run goes on from the one before."""
+    flags, wanted = stateful(name)
+    random_, codes, damaged = random.Random(name), collections.Counter(), collections.Counter()
+    for number in range(20):
+        run_dir = tmp_path / f"run{number}"
+        signal, code = random_.choice([("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)])
+        call = random_.randrange(5, 8)
+        how = {"kill_in_call": call, "after": random_.uniform(0.0, 0.02), "signal": signal}
+        result = trials.run(run_dir, *flags, experiment=name, **how)
+        assert result["status"] == code, result
+        codes[signal] += 1
+        newest = checkpoints.newest(run_dir / "checkpoints").path
+        victim = random_.choice(sorted(path for path in newest.iterdir() if path.stat().st_size))
+        content = bytearray(victim.read_bytes())
+        content[random_.randrange(len(content))] ^= 1 << random_.randrange(8)
+        victim.write_bytes(content)
+        damaged[victim.name] += 1
+        assert checkpoints.search(run_dir / "checkpoints").damaged
+        assert go_on(run_dir, *flags, experiment=name) == wanted
+    tell(f"signals and damage, {name}", survived=20, signals=codes, damaged=damaged)
 
 
 @pytest.mark.soak

@@ -289,7 +289,7 @@ def trial(how):
             note(how["hold_for"]["folder"])
 
 
-BUILDS = {None: build, "with_critic": build_with_critic}
+BUILDS = {None: build, "streamed": build, "with_critic": build_with_critic}
 FLAGS = ["--batch_size=8", "--importance_samples=2", "--verbose=0", "--device=cpu"]
 
 if __name__ == "__main__":
