@@ -20,6 +20,7 @@ from PIL import Image
 import vae_research as vr
 from benchmarks.protocol import own_memory
 from benchmarks.works import DENSE_128, LEARNING_RATE
+from vae_research import runs
 
 CASES = {
     "device": "rows on the device",
@@ -84,7 +85,7 @@ def _trained(data: vr.Data, seconds: float) -> dict[str, float]:
     from benchmarks.keras_fit import Epochs
     from vae_research.runs.session import training
 
-    def build(config: vr.Config, data: vr.Data) -> vr.VAE:
+    def build(config: runs.Config, data: vr.Data) -> vr.VAE:
         units = DENSE_128.hidden_units
         return vr.VAE(
             vr.dense_encoder(data.shape, config.latent_dim, hidden_units=units),
