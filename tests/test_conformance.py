@@ -31,7 +31,7 @@ from vae_research.settings import from_config
 from vae_research.tensors import Tensors, bind
 
 # What others derive from: they are not used as they are, and have no entry.
-BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck"}
+BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck", "Prior"}
 
 ROWS, LATENT, IMAGE = 4, 3, (5, 7, 2)
 
@@ -126,6 +126,28 @@ CODES = {"z_mean": (ROWS, LATENT), "z_log_var": (ROWS, LATENT)}
 PIXELS = {"x_mean": (ROWS, *IMAGE), "x_log_var": (ROWS, *IMAGE)}
 POSTERIOR = {"z_mean": normal(ROWS, LATENT, seed=1), "z_log_var": normal(ROWS, LATENT, seed=2)}
 
+
+def prior(make, **further):
+    """Of a bottleneck that has the prior."""
+    return Case(
+        lambda: vae_research.GaussianBottleneck(LATENT, prior=make()),
+        POSTERIOR | {"seed": np.array([3, 1], np.int64)},
+        {"z": (ROWS, LATENT), "log_posterior": (ROWS,), "log_prior": (ROWS,), **further},
+        tuple({"z_mean": full(value, ROWS, LATENT)} for value in (-1e4, 0.0, 1e4)),
+    )
+
+
+def vamp_prior():
+    made = vae_research.VampPrior(IMAGE, 3)
+    made.use_encoder(first_pixels)
+    return made
+
+
+def first_pixels(inputs):
+    """An encoder, which a model would hand over."""
+    return {"z_mean": inputs[:, :LATENT, 0, 0], "z_log_var": inputs[:, :LATENT, 1, 0]}
+
+
 CASES = {
     "Bernoulli": term(
         "Bernoulli",
@@ -218,6 +240,10 @@ CASES = {
             for bound in (-20.0, 20.0)
         ),
     ),
+    "StandardNormalPrior": prior(vae_research.StandardNormalPrior, kl=(ROWS, LATENT)),
+    "MixturePrior": prior(lambda: vae_research.MixturePrior(3)),
+    "RealNVPPrior": prior(lambda: vae_research.RealNVPPrior(2, hidden_units=(6,))),
+    "VampPrior": prior(vamp_prior),
     "DeterministicBottleneck": Case(
         lambda: vae_research.DeterministicBottleneck(LATENT),
         {"z_mean": POSTERIOR["z_mean"]},
@@ -241,7 +267,8 @@ CASES = {
 
 
 def belongs_to_the_table(thing):
-    if isinstance(thing, type) and issubclass(thing, (LossTerm, Schedule, Controller, Bottleneck)):
+    kinds = (LossTerm, Schedule, Controller, Bottleneck, vae_research.Prior)
+    if isinstance(thing, type) and issubclass(thing, kinds):
         return True
     return getattr(thing, "__module__", "").startswith("vae_research.networks.")
 
@@ -434,6 +461,8 @@ def test_saved_configuration_makes_an_equal_part(named_case):
         for layer in getattr(again, "layers", []):
             if "convolution_op" in vars(part.get_layer(layer.name)):
                 narrow_convolution(layer)  # how it is computed is no part of its configuration
+        if isinstance(getattr(again, "prior", None), vae_research.VampPrior):
+            again.prior.use_encoder(first_pixels)
         call(again, tensors)  # makes the variables
         again.set_weights(part.get_weights())
     assert type(again) is type(part)

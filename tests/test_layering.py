@@ -27,6 +27,7 @@ LAYERS = (
     ("settings", "arguments", "tables", "version", "randomness", "files", "lazy", "epochs"),
     ("probability", "schedules", "tensors", "manifests", "state"),
     ("controllers",),
+    ("priors",),
     ("losses", "bottlenecks", "networks", "data", "gradient_estimators"),
     ("objective", "keras_losses"),
     ("critics",),
@@ -49,7 +50,7 @@ ONLY = {
     "objective": ("losses.term", "gradient_estimators", *BOTTOM),
     "model": (
         *("objective", "critics", "gradient_estimators", "checkpoints", "steps"),
-        *("serialization", "round_trip"),
+        *("serialization", "round_trip", "priors"),
         *BOTTOM,
     ),
 }

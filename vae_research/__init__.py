@@ -90,6 +90,11 @@ if TYPE_CHECKING:
     from vae_research.plots import save_bars as save_bars
     from vae_research.plots import save_plane as save_plane
     from vae_research.plots import save_scatter as save_scatter
+    from vae_research.priors.flow import RealNVPPrior as RealNVPPrior
+    from vae_research.priors.mixture import MixturePrior as MixturePrior
+    from vae_research.priors.prior import Prior as Prior
+    from vae_research.priors.prior import StandardNormalPrior as StandardNormalPrior
+    from vae_research.priors.vamp import VampPrior as VampPrior
     from vae_research.probability import log_mean_exp as log_mean_exp
     from vae_research.probability import normal_log_density as normal_log_density
     from vae_research.probability import sum_over_event as sum_over_event
@@ -105,7 +110,10 @@ if TYPE_CHECKING:
     from vae_research.schedules import value_at as value_at
     from vae_research.tensors import named as named
 
-_NAMESPACES = ("bottlenecks", "callbacks", "controllers", "losses", "networks", "schedules")
+_NAMESPACES = (
+    *("bottlenecks", "callbacks", "controllers", "losses", "networks", "priors"),
+    "schedules",
+)
 _MODULES = {
     "bottlenecks.bottleneck": ("Bottleneck",),
     "bottlenecks.deterministic": ("DeterministicBottleneck",),
@@ -158,6 +166,10 @@ _MODULES = {
     "networks.dense": ("dense_decoder", "dense_encoder"),
     "objective": ("LossReport", "Objective"),
     "plots": ("save_bars", "save_plane", "save_scatter"),
+    "priors.flow": ("RealNVPPrior",),
+    "priors.mixture": ("MixturePrior",),
+    "priors.prior": ("Prior", "StandardNormalPrior"),
+    "priors.vamp": ("VampPrior",),
     "probability": ("log_mean_exp", "normal_log_density", "sum_over_event"),
     "randomness": ("fold_in", "standard_normal"),
     "runs.cli.flags": ("configure",),

@@ -22,6 +22,7 @@ from vae_research.critics import Critic
 from vae_research.epochs import EpochClock
 from vae_research.gradient_estimators import GradientEstimator, SampledPath, check_densities
 from vae_research.objective import LossReport, Objective
+from vae_research.priors.vamp import VampPrior
 from vae_research.randomness import fold_in
 from vae_research.state import RUNNING_SUMS, load_groups, save_groups
 from vae_research.steps import TrainingSteps
@@ -95,6 +96,8 @@ class VAE(TrainingSteps):
         self.bottleneck = bottleneck
         self.decoder = decoder
         self.further_modules = list(modules)
+        if isinstance(getattr(bottleneck, "prior", None), VampPrior):
+            bottleneck.prior.use_encoder(self.posterior)
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         self._has_run = False  # whether a whole forward pass was made
 

@@ -50,9 +50,12 @@ class MissingTensorError(ValueError):
 
     def __init__(self, reader: str, name: str, written: Mapping[str, Any]) -> None:
         self.reader, self.name = reader, name
+        hint = did_you_mean(name, written)
+        if name == "kl" and {"log_posterior", "log_prior"} <= written.keys():
+            hint = " Posterior and prior have no divergence in closed form: use MonteCarloKL()."
         super().__init__(
             f"The {reader} reads {name!r}, but the forward pass wrote "
-            f"{', '.join(sorted(written))}.{did_you_mean(name, written)}"
+            f"{', '.join(sorted(written))}.{hint}"
         )
 
 

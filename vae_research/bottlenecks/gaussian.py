@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from vae_research import probability
 from vae_research.bottlenecks.bottleneck import Bottleneck
+from vae_research.priors.prior import Prior, StandardNormalPrior
 from vae_research.randomness import standard_normal
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
 class GaussianBottleneck(Bottleneck):
-    """Diagonal normal posterior and standard normal prior; z is sampled by reparameterisation.
+    """Diagonal normal posterior; z is sampled by reparameterisation.
 
     Reads `z_mean`, `z_log_var` `[rows, latent]` and `seed`; writes `z`, `log_posterior`,
-    `log_prior` and `kl`. Kingma and Welling 2014 (arXiv:1312.6114), section 2.4 and appendix B.
+    `log_prior` and, with the standard normal prior, `kl`. With another prior the divergence has no
+    closed form: train with `MonteCarloKL()`. Kingma and Welling 2014 (arXiv:1312.6114), section 2.4
+    and appendix B.
+
+    Args:
+        latent_dim: number of latent dimensions, at least 1.
+        prior: a `Prior`; by default the standard normal one.
+
+    Raises:
+        ValueError: `latent_dim` is not a positive integer, or the prior is of other codes.
     """
+
+    def __init__(self, latent_dim: int, *, prior: Prior | None = None, **kwargs: Any) -> None:
+        super().__init__(latent_dim, **kwargs)
+        if prior is not None and not isinstance(prior, Prior):
+            raise ValueError(f"prior must be a Prior, for example MixturePrior(10), got {prior!r}.")
+        self.prior = StandardNormalPrior() if prior is None else prior
+        self.prior.build_for((self.latent_dim,))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the settings."""
+        prior = keras.saving.serialize_keras_object(self.prior)
+        return {**super().get_config(), "prior": prior}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GaussianBottleneck:
+        """Returns the bottleneck that `get_config` described."""
+        prior = config.get("prior")
+        return cls(**{**config, "prior": prior and keras.saving.deserialize_keras_object(prior)})
 
     def call(
         self, z_mean: tf.Tensor, z_log_var: tf.Tensor, seed: tf.Tensor
@@ -34,12 +64,14 @@ class GaussianBottleneck(Bottleneck):
         # log q(z|x) of z = mean + exp(v/2) * noise depends on the noise and v only. Written so,
         # it has no quotient of two small numbers when the posterior is narrow.
         log_posterior = probability.standard_normal_log_density(noise) - 0.5 * log_var_of_densities
-        return {
+        written = {
             "z": z,
             "log_posterior": probability.sum_over_event(log_posterior),
-            "log_prior": probability.sum_over_event(probability.standard_normal_log_density(z)),
-            "kl": probability.normal_kl_divergence(z_mean, log_var_of_kl),
+            "log_prior": self.prior.log_prob(z),
         }
+        if isinstance(self.prior, StandardNormalPrior):
+            written["kl"] = probability.normal_kl_divergence(z_mean, log_var_of_kl)
+        return written
 
     def log_prob(self, z: tf.Tensor, z_mean: tf.Tensor, z_log_var: tf.Tensor) -> tf.Tensor:
         """Returns log q(z|x) of given codes, `[rows]`, nats.
@@ -51,8 +83,8 @@ class GaussianBottleneck(Bottleneck):
 
     def prior_log_prob(self, z: tf.Tensor) -> tf.Tensor:
         """Returns log p(z) of given codes, `[rows]`, nats."""
-        return probability.sum_over_event(probability.standard_normal_log_density(z))
+        return self.prior.log_prob(z)
 
     def sample_prior(self, count: int, seed: tf.Tensor) -> tf.Tensor:
-        """Returns `[count, latent]` standard normal codes."""
-        return standard_normal([count, self.latent_dim], seed)
+        """Returns `[count, latent]` codes from the prior."""
+        return self.prior.sample(count, seed)

@@ -1,0 +1,22 @@
+"""Priors of a latent. A new one is a subclass of `Prior`."""
+
+from typing import TYPE_CHECKING
+
+from vae_research.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vae_research.priors.flow import RealNVPPrior as RealNVPPrior
+    from vae_research.priors.mixture import MixturePrior as MixturePrior
+    from vae_research.priors.prior import Prior as Prior
+    from vae_research.priors.prior import StandardNormalPrior as StandardNormalPrior
+    from vae_research.priors.vamp import VampPrior as VampPrior
+
+_MODULES = {
+    "flow": ("RealNVPPrior",),
+    "mixture": ("MixturePrior",),
+    "prior": ("Prior", "StandardNormalPrior"),
+    "vamp": ("VampPrior",),
+}
+
+if not TYPE_CHECKING:
+    __all__, __getattr__, __dir__ = lazy_names(__name__, _MODULES)
