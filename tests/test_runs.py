@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tests import forks
-from vae_research import checkpoints, estimate, load_run, runs
+from vae_research import checkpoints, estimate, load_run, manifests, runs
 from vae_research.data import DataError
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session import directory
@@ -270,7 +270,7 @@ def loaded(finished):
 def test_everything_of_the_contract_is_there_and_nothing_else(finished):
     run_dir, _ = finished
     assert {path.name for path in run_dir.iterdir()} == {
-        *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock"),
+        *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock", "source"),
         *("train", "validation", "run", "figures", "model.keras", "decoder.keras"),
     }
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["0000000004"]
@@ -304,6 +304,12 @@ def test_config_json(finished, images):
         *("vae_research", "git_commit", "python", "tensorflow", "keras", "numpy")
     }
     assert config["versions"]["python"] == platform.python_version()
+    (session,) = config["sessions"]
+    assert config["identity"].startswith(f"vae_mnist {session['started']}")
+    assert session["started"] <= session["ended"]
+    assert session["command"].endswith(f"--run_dir={run_dir}")
+    assert (session["host"], session["source"]) == (platform.node(), config["source"])
+    assert set(config["versions"]) - {"vae_research"} <= set(session)
     assert config["data"]["name"] == images.name
     assert config["data"]["counts"] == {"train": 32, "validation": 16, "test": 16}
     assert config["data"]["shape"] == [8, 8, 1]
@@ -473,12 +479,39 @@ def test_loading_needs_a_run(tmp_path):
         load_run(tmp_path / "nowhere")
 
 
-def test_loading_needs_the_experiment_or_its_build(finished, loaded, tmp_path):
-    copy = copy_with(finished[0], tmp_path, file=str(tmp_path / "gone.py"))
-    with pytest.raises(UsageError, match=r"gone\.py.*build="):
+def test_loading_runs_the_kept_source_and_nothing_else(finished, loaded, tmp_path):
+    (tmp_path / "elsewhere.py").write_text("raise SystemExit('executed')")
+    copy = copy_with(finished[0], tmp_path, file=str(tmp_path / "elsewhere.py"))
+    build = kept_build(loaded)
+    assert Path(build.__code__.co_filename) == finished[0] / "source" / "vae_mnist.py"
+    model = load_run(copy).model
+    assert checkpoints.weights_sha256(model) == loaded.summary["weights_sha256"]
+    with open(copy / "source" / "vae_mnist.py", "a") as stream:
+        stream.write("\n# a comment, which the checksum of the kept source does not allow")
+    with pytest.raises(checkpoints.CheckpointError, match=r"source is damaged.*vae_mnist\.py has"):
         load_run(copy)
-    build = sys.modules["experiments.vae_mnist"].build
-    model = load_run(copy, build=build).model
+    shutil.rmtree(copy / "source")
+    with pytest.raises(checkpoints.CheckpointError, match=r"source is damaged.*source\.json is m"):
+        load_run(copy)
+
+
+def kept_build(loaded):
+    """The `build` of the kept source of a loaded run."""
+    (module,) = (each for name, each in sys.modules.items() if re.match(r"run_\w+\.vae_mn", name))
+    return module.build
+
+
+def test_loading_a_run_without_kept_source_needs_its_build(finished, loaded, tmp_path):
+    copy = copy_with(finished[0], tmp_path, identity=None, source=None)
+    path = next((copy / "checkpoints").iterdir()) / "manifest.json"
+    content = read_json(path)["content"]
+    del content["progress"]["identity"], content["progress"]["source"]
+    path.write_bytes(manifests.manifest(content))
+    version = read_json(copy / "config.json")["versions"]["vae_research"]
+    message = rf"vae_research {version}, which made this run, did not keep.*load_run\(path, build="
+    with pytest.raises(UsageError, match=message):
+        load_run(copy)
+    model = load_run(copy, build=kept_build(loaded)).model
     assert checkpoints.weights_sha256(model) == loaded.summary["weights_sha256"]
 
 

@@ -143,7 +143,7 @@ def test_what_the_study_refuses_leaves_nothing_behind(place, study):
 def test_a_study_leaves_its_runs_its_pictures_and_its_answer(finished):
     run_dir, _ = finished
     assert {path.name for path in run_dir.iterdir()} == {
-        *("a", "b", "config.json", "summary.json", "figures", "study", "lock")
+        *("a", "b", "config.json", "summary.json", "figures", "study", "lock", "source")
     }
     summary = read_json(run_dir / "summary.json")
     assert (summary["status"], summary["answer"]) == ("done", 42)
@@ -194,7 +194,7 @@ def test_the_runs_of_a_study_can_be_loaded(finished, name, weight):
     assert run.summary["weights_sha256"] == weights_sha256(run.model)
     assert run.config.kl_weights == (0.5, 2.0)
     assert {path.name for path in (run_dir / name).iterdir()} == {
-        *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock"),
+        *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock", "source"),
         *("train", "validation", "run", "figures", "model.keras", "decoder.keras"),
     }
 

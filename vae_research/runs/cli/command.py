@@ -18,7 +18,7 @@ from vae_research.data import DATASETS, Data, DataError
 from vae_research.runs.cli import signals, streams
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import Config, WatchedConfig, experiment_file, is_given, parse
-from vae_research.runs.session import directory, resume
+from vae_research.runs.session import directory, resume, sources
 from vae_research.runs.session.loading import Run, data_of, load_run, refuse_unknown_place
 
 flags.disclaim_key_flags()
@@ -141,7 +141,8 @@ def _train_experiment(
     """Starts or resumes the run of an experiment, unless it is complete."""
     run_dir = directory.choose(config.run_dir, experiment)
     config = _with_reduced_batch_size(config, run_dir)
-    checkpoint = resume.unfinished(config, run_dir, experiment)
+    source = sources.collect(build, *([] if make is None else [experiment_file(make)]))
+    checkpoint = resume.unfinished(config, run_dir, experiment, source)
     complete = resume.complete(config, run_dir, checkpoint)
     if complete is not None:
         print(
@@ -160,7 +161,7 @@ def _train_experiment(
         from vae_research.runs.session.training import Session
 
         device = choose_device(config.device)
-    session = Session(build, experiment, config, data, run_dir, checkpoint, device)
+    session = Session(build, experiment, config, data, run_dir, checkpoint, device, source)
     session.run()
     _look_at(session.run_dir, build, data, after)
 
@@ -197,7 +198,8 @@ def _carry_out_study(
         )
     run_dir = directory.choose(config.run_dir, experiment)
     config = _with_reduced_batch_size(config, run_dir)
-    if resume.completed_study(config, run_dir, experiment):
+    source = sources.collect(run_study, *([] if make is None else [experiment_file(make)]))
+    if resume.completed_study(config, run_dir, experiment, source):
         print(f"{run_dir} is already complete.")
         return
     config, data = _load_data(config, make)
@@ -209,7 +211,7 @@ def _carry_out_study(
         from vae_research.runs.session.studies import carry_out
 
         device = choose_device(config.device)
-    carry_out(run_study, experiment, config, data, run_dir, device)
+    carry_out(run_study, experiment, config, data, run_dir, device, source)
 
 
 def _load_data(config: Config, make: Callable[[Config], Data] | None) -> tuple[Config, Data]:

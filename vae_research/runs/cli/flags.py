@@ -273,9 +273,10 @@ def define_standard_flags() -> None:
     define_choice(
         "resume",
         "auto",
-        ("auto", "never", "must"),
+        ("auto", "never", "must", "changed"),
         "auto: resume an unfinished run in --run_dir, otherwise start a new one; never: fail if "
-        "--run_dir holds a run; must: fail if there is nothing to resume",
+        "--run_dir holds a run; must: fail if there is nothing to resume; changed: as auto, also "
+        "if the experiment or this package has been edited since, the run is then not bit-exact",
     )
     define_choice(
         "on_nonfinite",

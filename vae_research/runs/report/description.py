@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.runs.cli.flags import Config
 from vae_research.runs.session.directory import as_plain
+from vae_research.runs.session.provenance import git
 from vae_research.version import __version__
 
 
@@ -79,16 +79,6 @@ def weights_in_words(model: VAE) -> str:
 def _git_commit() -> str | None:
     """Returns the commit of the checkout that this package is imported from, None if installed."""
     folder = Path(__file__).parents[3]
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-toplevel"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    commit, _, top = answer.stdout.strip().partition("\n")
+    commit, _, top = (git(folder, "rev-parse", "HEAD", "--show-toplevel") or "").partition("\n")
     # An environment may lie inside another checkout, whose commit is not that of this package.
     return commit if top and Path(top).resolve() == folder.resolve() else None

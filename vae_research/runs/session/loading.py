@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vae_research import checkpoints
+from vae_research import checkpoints, manifests
 from vae_research.data import Data, DataError, load_data
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import Config, experiment_file
-from vae_research.runs.session import directory
+from vae_research.runs.session import directory, provenance
+from vae_research.runs.session.kept_modules import KeptSource
 
 if TYPE_CHECKING:
     from vae_research.model import VAE
@@ -51,24 +49,24 @@ def load_run(
 ) -> Run:
     """Returns the model, the data and the flags of a run.
 
-    The experiment's own file builds the model as in the run, and makes the data if it brings them;
-    the values come from the newest intact checkpoint. If the run averages its weights, the averages
-    are in place, as in its test figures.
+    The source that the run keeps builds the model, and makes the data if the experiment brings
+    them, whatever has become of the experiment's file; the values come from the newest intact
+    checkpoint. If the run averages its weights, the averages are in place, as in its test figures.
 
     Args:
         path: the run directory.
-        build: the experiment's `build`; needed only if its file has moved.
-        data: the data of the run, or a function from its flags to them; needed only if the file
-            that makes them has moved, or if a study trained on arrays of its own.
+        build: the experiment's `build`, to be used instead of the kept source.
+        data: the data of the run, or a function from its flags to them, to be used instead of what
+            the kept source makes; needed if a study trained on arrays of its own.
 
     Raises:
-        UsageError: there is no run, or the file of its experiment is gone.
+        UsageError: there is no run, or it keeps no source that builds the model.
         DataError: its data set is gone or cannot be used.
-        CheckpointError: there is no checkpoint, it is of another model, or the data set has
-            changed.
+        CheckpointError: there is no checkpoint, it is of another model or of another run, the kept
+            source is damaged, or the data set has changed.
     """
     path = Path(path).expanduser().absolute()
-    directory.read_config(path)  # "holds no run" comes before "has no checkpoint"
+    description = directory.read_config(path)  # "holds no run" comes before "has no checkpoint"
     checkpoint = checkpoints.newest(path / "checkpoints")
     if checkpoint is None:
         runs = sorted(found.parent.name for found in path.glob(f"*/{directory.CONFIG}"))
@@ -76,7 +74,9 @@ def load_run(
             f"{path} has no checkpoint."
             + (f" It is a study; load one of its runs: {', '.join(runs)}." if runs else "")
         )
-    model, found, config, _ = rebuild(path, build, data)
+    progress = manifests.read_manifest(checkpoint.path)["progress"]
+    provenance.refuse_other_run(path, description, progress, checkpoint.path)
+    model, found, config, _ = rebuild(path, build, data, progress.get("source"))
     checkpoints.restore(model, checkpoint)
     model.averaging.put()
     return Run(path, model, found, config, directory.read_json(path / directory.SUMMARY))
@@ -86,8 +86,13 @@ def rebuild(
     path: Path,
     build: Callable[[Config, Data], VAE] | None = None,
     data: Data | Callable[[Config], Data] | None = None,
+    source: str | None = None,
 ) -> tuple[VAE, Data, Config, dict[str, Any]]:
     """Returns the model of a run as it was before training, its data, flags and config.json.
+
+    Args:
+        path, build, data: as for `load_run`.
+        source: the name of the folder of the kept source; default: that of the last session.
 
     Raises:
         UsageError, DataError, CheckpointError: as `load_run`.
@@ -97,19 +102,48 @@ def rebuild(
     from vae_research.runs.session.building import build_model
 
     description = directory.read_config(path)
+    folder = source or description.get("source")
+    kept = None if folder is None else KeptSource(path, folder)
     # The tuples of flags are lists in JSON.
     values = description["flags"].items()
     config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
     if not isinstance(data, Data):
-        data = data_of(config, data or _maker_of(description))
+        if data is None and description["data"].get("made_by") is not None:
+            data = _kept(path, description, kept, "data")
+        data = data_of(config, data)
     directory.refuse_changed_data(path, description, data)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
     try:
-        model = build_model(build or _build_of(Path(description["file"])), config, data)
+        model = build_model(build or _kept(path, description, kept, "build"), config, data)
     finally:
         keras.config.set_dtype_policy(policy)  # restore the caller's policy
     return model, data, config, description
+
+
+def _kept(
+    path: Path, description: dict[str, Any], kept: KeptSource | None, wanted: str
+) -> Callable[..., Any]:
+    """Returns the function that builds the model of a run, or that makes its data.
+
+    Args:
+        path: the run directory.
+        description: the contents of its config.json.
+        kept: its source.
+        wanted: `build` or `data`, the argument of `load_run` that is used instead.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if kept is None:
+        version = description.get("versions", {}).get("vae_research")
+        problem = f"vae_research {version}, which made this run, did not keep the source of runs"
+    else:
+        try:
+            return kept.build() if wanted == "build" else kept.data(*description["data"]["made_by"])
+        except LookupError as error:
+            problem = str(error.args[0])
+    raise UsageError(f"{path}: {problem}. Give the function: load_run(path, {wanted}=...).")
 
 
 def data_of(config: Config, make: Callable[[Config], Data] | None = None) -> Data:
@@ -164,50 +198,3 @@ def named_data(config: Config) -> Data:
         kind=config.data_kind,
         stream=config.stream,
     )
-
-
-def _maker_of(description: dict[str, Any]) -> Callable[[Config], Data] | None:
-    """Returns the function that made the data of a run, or None if its flags name them."""
-    made_by = description["data"].get("made_by")
-    if made_by is None:
-        return None
-    file, name = made_by
-    make = getattr(_module_of(Path(file), "data"), name, None)
-    if make is None:
-        raise UsageError(
-            f"{file} has no function {name!r} any more, which made the data. Give them: "
-            "load_run(path, data=...)."
-        )
-    return make
-
-
-def _build_of(file: Path) -> Callable[[Config, Data], VAE]:
-    return _module_of(file, "build").build
-
-
-def _module_of(file: Path, wanted: str) -> ModuleType:
-    """Returns the module of an experiment's file, which is imported unless it already is.
-
-    Args:
-        file: of Python.
-        wanted: the argument of `load_run` that makes do without it.
-    """
-    name = f"experiments.{file.stem}"
-    module = sys.modules.get(name)
-    if module is None or getattr(module, "__file__", None) != str(file):
-        if not file.is_file():
-            raise UsageError(
-                f"the experiment's file is gone: {file}. Give its {wanted} function: "
-                f"load_run(path, {wanted}=...)."
-            )
-        spec = importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None:
-            raise UsageError(f"{file} is not a Python file.")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # a dataclass looks up its own module
-        sys.path.insert(0, str(file.parent))  # as in the command: it may import modules beside it
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.path.remove(str(file.parent))
-    return module

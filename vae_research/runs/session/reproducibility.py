@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -36,6 +36,7 @@ def claim(
     now: Mapping[str, str],
     saved: Mapping[str, str],
     before: str = "",
+    other_changes: Sequence[str] = (),
     *,
     rows_have_numbers: bool = True,
 ) -> str:
@@ -45,15 +46,19 @@ def claim(
         now: the profile of this session.
         saved: the profile of the checkpoint that is resumed; empty at the start of a run.
         before: the claim of the run's previous session.
+        other_changes: what else has changed since the checkpoint, in words: files of the source.
         rows_have_numbers: whether training rows can be read again by their numbers.
 
     >>> claim({"device": "CPU", "cpu": "A"}, {"device": "CPU", "cpu": "B"})
     'valid, not bit-exact: cpu was B, now A'
     """
     changed = [
-        f"{name} was {saved[name]}, now {now.get(name)}"
-        for name in saved
-        if saved[name] != now.get(name)
+        *other_changes,
+        *(
+            f"{name} was {saved[name]}, now {now.get(name)}"
+            for name in saved
+            if saved[name] != now.get(name)
+        ),
     ]
     if changed:
         return f"valid, not bit-exact: {'; '.join(changed)}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from vae_research import checkpoints, manifests
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import Config
-from vae_research.runs.session import directory
+from vae_research.runs.session import directory, provenance, sources
+from vae_research.runs.session.sources import Source
 
 # Flags that may differ between an unfinished run and the command that resumes it.
 MAY_CHANGE = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
@@ -17,18 +19,25 @@ MAY_CHANGE |= {"importance_samples", "evaluation_rows", "run_eagerly", "jit", "s
 MAY_CHANGE |= {"tensorboard", "profile_steps", "gradients_every_steps"}
 
 
-def unfinished(config: Config, run_dir: Path, experiment: str) -> checkpoints.Checkpoint | None:
+def unfinished(
+    config: Config, run_dir: Path, experiment: str, source: Source
+) -> checkpoints.Checkpoint | None:
     """Returns the checkpoint to resume from, None for a new run.
 
     Raises:
         UsageError: the directory holds something else, or a run with other flags.
         DirectoryInUseError: another process writes to it.
-        CheckpointError: there is no checkpoint but `--resume=must`, or none is intact.
+        CheckpointError: there is no checkpoint but `--resume=must`, none is intact, the newest was
+            saved by another run, or by another source and not `--resume=changed`.
     """
     found = _held(config, run_dir, experiment, MAY_CHANGE)
     checkpoint = checkpoints.newest(run_dir / "checkpoints") if found is not None else None
     if checkpoint is None and config.resume == "must":
         raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} has no checkpoint.")
+    if found is not None and checkpoint is not None:
+        progress = manifests.read_manifest(checkpoint.path)["progress"]
+        provenance.refuse_other_run(run_dir, found, progress, checkpoint.path)
+        _refuse_changed_source(config, run_dir, progress.get("source"), source)
     return checkpoint
 
 
@@ -41,18 +50,41 @@ def complete(
     return directory.read_json(run_dir / directory.SUMMARY)
 
 
-def completed_study(config: Config, run_dir: Path, experiment: str) -> bool:
+def completed_study(config: Config, run_dir: Path, experiment: str, source: Source) -> bool:
     """Returns whether the directory holds this study and it is complete.
 
     Raises:
         UsageError: the directory holds something else, or a study with other flags.
         DirectoryInUseError: another process writes to it.
-        CheckpointError: there is no study but `--resume=must`.
+        CheckpointError: there is no study but `--resume=must`, or its source differs and not
+            `--resume=changed`.
     """
     found = _held(config, run_dir, experiment, {"run_dir", "resume", "verbose", "debug", "device"})
     if found is None and config.resume == "must":
         raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} holds no study.")
+    if found is not None:
+        _refuse_changed_source(config, run_dir, found.get("source"), source)
     return found is not None and (run_dir / directory.SUMMARY).exists()
+
+
+def _refuse_changed_source(
+    config: Config, run_dir: Path, folder: str | None, source: Source
+) -> None:
+    """Raises CheckpointError if the source of a run has changed and this was not allowed.
+
+    What differs is shown on standard error, a few lines of it.
+    """
+    found = sources.changes_since(run_dir, folder, source)
+    if not found or config.resume == "changed":
+        return
+    for difference in found:
+        if difference.lines:
+            print(f"{difference.what}:", *difference.lines, sep="\n", file=sys.stderr)
+    raise checkpoints.CheckpointError(
+        f"{run_dir} was made by another source: {sources.in_words(found)}. Undo that, give another "
+        "--run_dir for a new run, or resume with --resume=changed: the run is then valid and not "
+        "bit-exact."
+    )
 
 
 def _held(
@@ -63,8 +95,9 @@ def _held(
     found = directory.read_json(run_dir / directory.CONFIG)
     if found is None:
         # A run that stopped before it wrote its config leaves only these files.
-        ours = {directory.LOCK, f"{manifests.ASIDE}{directory.CONFIG}"}
-        if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - ours:
+        names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+        ours = {directory.LOCK, sources.FOLDER}
+        if names - ours - {f"{manifests.ASIDE}{name}" for name in (directory.CONFIG, *ours)}:
             raise UsageError(f"{run_dir} is not empty and holds no run. Give another --run_dir.")
         return None
     if config.resume == "never":

@@ -19,6 +19,8 @@ from vae_research.runs.cli.errors import DivergedError, FileSystemError, RunErro
 from vae_research.runs.cli.flags import Config
 from vae_research.runs.session import callback_states, directory, logs
 
+# What every checkpoint of a session says of its run.
+_OF_THE_RUN = ("identity", "source", "profile", "claim")
 # Saves by time are at least this many times the duration of a save apart: they cost at most 1 %.
 _TIMES_A_SAVE = 100
 
@@ -34,8 +36,9 @@ class Saving(keras.callbacks.Callback):
         callbacks: those of the run and its gate, whose states are saved.
         config: says when to save.
         checkpoint: what the run resumes from, None at its beginning.
-        progress: what was saved beside the variables of that checkpoint, and `profile` and
-            `claim` of this session; see `reproducibility`.
+        progress: what was saved beside the variables of that checkpoint, `profile` and `claim` of
+            this session (see `reproducibility`), the identity of the run, and the folder of its
+            kept source.
     """
 
     def __init__(
@@ -197,8 +200,7 @@ class Saving(keras.callbacks.Callback):
             "running_sums": sums,
             "callbacks": callback_states.get_states(self._callbacks),
             "logs": logs.lengths(self._run_dir),
-            "profile": self._progress["profile"],
-            "claim": self._progress["claim"],
+            **{name: self._progress[name] for name in _OF_THE_RUN if name in self._progress},
         }
 
 

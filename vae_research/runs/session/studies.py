@@ -20,9 +20,10 @@ from vae_research.runs.cli import signals
 from vae_research.runs.cli.flags import Config, experiment_file
 from vae_research.runs.report import screen
 from vae_research.runs.report.description import describe
-from vae_research.runs.session import directory, resume
+from vae_research.runs.session import directory, provenance, resume, sources
 from vae_research.runs.session.building import choose_device
 from vae_research.runs.session.loading import Run, load_run
+from vae_research.runs.session.sources import Source
 from vae_research.runs.session.stopping import printed_warnings
 from vae_research.runs.session.training import Session
 
@@ -34,13 +35,21 @@ def carry_out(
     data: Data,
     run_dir: Path,
     device: str,
+    source: Source,
 ) -> None:
     """Carries out a study in its locked directory and writes its summary."""
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     run_dir = directory.create(run_dir, may_exist=config.run_dir is not None)
     with directory.locked(run_dir):
-        description = describe(experiment, experiment_file(run_study), config, data, device)
+        file = experiment_file(run_study)
+        kept = sources.keep(run_dir, source)
+        earlier = (directory.read_json(run_dir / directory.CONFIG) or {}).get("sessions", [])
+        description = {
+            **describe(experiment, file, config, data, device),
+            "source": kept,
+            "sessions": [*earlier, provenance.session(file.parent, kept)],
+        }
         directory.write_json(run_dir / directory.CONFIG, description)
         if config.verbose:
             screen.print_data(data)
@@ -63,6 +72,8 @@ def carry_out(
             run_dir / directory.SUMMARY,
             {**results, "status": "done", "seconds_of_last_session": seconds},
         )
+        description["sessions"] = provenance.ended(description["sessions"])
+        directory.write_json(run_dir / directory.CONFIG, description)
         if config.verbose:
             names = [*(["tables.md"] if tables else []), *(f"figures/{p.name}" for p in pictures)]
             print(f"\n{tables}\nWritten to {run_dir}: {', '.join(names)}", flush=True)
@@ -75,7 +86,7 @@ def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_
 
     Args:
         build: makes the model.
-        config: the flags of the run; `run_dir` and `resume` among them are not used.
+        config: the flags of the run; `run_dir` is not used, and of `resume` only `changed`.
         data: the data of the study, or arrays of your own.
         run_dir: the folder of the run.
 
@@ -84,14 +95,16 @@ def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_
         CheckpointError: the folder holds a run on other data.
     """
     run_dir = Path(run_dir).expanduser().absolute()
-    config = config.replace(run_dir=str(run_dir), resume="auto")
+    allowed = "changed" if config.resume == "changed" else "auto"
+    config = config.replace(run_dir=str(run_dir), resume=allowed)
     experiment = experiment_file(build).stem
-    checkpoint = resume.unfinished(config, run_dir, experiment)
+    source = sources.collect(build, *([Path(data.made_by[0])] if data.made_by else []))
+    checkpoint = resume.unfinished(config, run_dir, experiment, source)
     if checkpoint is not None:
         directory.refuse_changed_data(run_dir, directory.read_config(run_dir), data)
     if resume.complete(config, run_dir, checkpoint) is None:
         device = choose_device(config.device)
-        Session(build, experiment, config, data, run_dir, checkpoint, device).run()
+        Session(build, experiment, config, data, run_dir, checkpoint, device, source).run()
     elif config.verbose:
         print(f"{run_dir} is already complete.")
     signals.raise_if_received()

@@ -48,7 +48,7 @@ def tensorboard_callbacks(
     profile = [Profile(run_dir, *config.profile_steps)] if config.profile_steps else []
     if not config.tensorboard:
         return [*profile]
-    settings = {key: value for key, value in description.items() if key != "flags"}
+    settings = {k: v for k, v in description.items() if k not in ("flags", "sessions")}
     row = {k: v for k, v in config.as_dict().items() if k not in MAY_CHANGE}
     rows = slice(0, _EXAMPLES)
     validation = data.validation.tensors(rows, names)

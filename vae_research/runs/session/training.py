@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError
 from vae_research.runs.cli.flags import Config, experiment_file
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import describe, describe_model, notes_of
-from vae_research.runs.session import directory, logs, reproducibility
+from vae_research.runs.session import directory, logs, provenance, reproducibility, sources
 from vae_research.runs.session.building import (
     build_model,
     choose_execution,
@@ -40,6 +40,7 @@ from vae_research.runs.session.building import (
 )
 from vae_research.runs.session.gate import FiniteGate
 from vae_research.runs.session.saving import Saving
+from vae_research.runs.session.sources import Source
 from vae_research.runs.session.stopping import StopWhenDiverged, WarnOfCollapse, printed_warnings
 from vae_research.runs.session.tensorboard import tensorboard_callbacks, write_test_figures
 from vae_research.state import saved_variables
@@ -60,10 +61,12 @@ class Session:
         run_dir: the run directory; `run` creates it.
         checkpoint: the checkpoint to resume from, None for a new run.
         device: what the run computes on, in words.
+        source: what `build` and the data are made by.
         model: added by `build_model`.
         execution: how its steps run, added by `build_model`.
-        progress: what was saved beside the variables of the checkpoint, and the profile and claim
-            of `reproducibility`; added by `restore`.
+        progress: what was saved beside the variables of the checkpoint, the profile and claim of
+            `reproducibility`, and the identity of the run; added by `restore`. The folder of the
+            kept source is added by `describe`.
         description: the contents of config.json, added by `describe`.
     """
 
@@ -74,10 +77,11 @@ class Session:
     run_dir: Path
     checkpoint: checkpoints.Checkpoint | None
     device: str
+    source: Source
     model: VAE = dataclasses.field(init=False)
     execution: Execution = dataclasses.field(init=False)
     progress: dict[str, Any] = dataclasses.field(init=False)
-    description: dict[str, Any] = dataclasses.field(init=False)
+    description: dict[str, Any] = dataclasses.field(init=False, default_factory=dict)
 
     def run(self) -> None:
         """Trains from the beginning or from the checkpoint, tests, and writes the results.
@@ -146,18 +150,30 @@ class Session:
                     f"{self.run_dir} was written to by another process meanwhile. Start again to "
                     "resume from there, or give another --run_dir."
                 )
-            yield found
+            try:
+                yield found
+            finally:
+                if self.description:
+                    sessions = provenance.ended(self.description["sessions"])
+                    with suppress(OSError):  # the run has ended with an error of its own
+                        directory.write_json(
+                            self.run_dir / directory.CONFIG,
+                            {**self.description, "sessions": sessions},
+                        )
 
     def restore(self) -> None:
         """Restores the model from the checkpoint, and decides what may be claimed of the run."""
-        progress = {}
+        progress: dict[str, Any] = {"identity": provenance.new_identity(self.experiment)}
+        changed = []
         if self.checkpoint is not None:
             progress = checkpoints.restore(self.model, self.checkpoint)
+            changed = sources.changes_since(self.run_dir, progress.get("source"), self.source)
         profile = reproducibility.profile(self.execution, self.config, self.device)
         claim = reproducibility.claim(
             profile,
             progress.get("profile", {}),
             progress.get("claim", ""),
+            [each.what for each in changed],
             rows_have_numbers=self.data.train.is_repeatable,
         )
         self.progress = progress | {"profile": profile, "claim": claim}
@@ -171,9 +187,17 @@ class Session:
             found: the checkpoints of the run directory; damaged ones are reported.
         """
         config, data = self.config, self.data
+        file = experiment_file(self.build)
+        self.progress["source"] = sources.keep(self.run_dir, self.source)
+        sessions = []
+        if self.checkpoint is not None:
+            sessions = directory.read_config(self.run_dir).get("sessions", [])
         self.description = {
-            **describe(self.experiment, experiment_file(self.build), config, data, self.device),
+            "identity": self.progress.get("identity"),
+            **describe(self.experiment, file, config, data, self.device),
             **describe_model(self.model, self.execution),
+            "source": self.progress["source"],
+            "sessions": [*sessions, provenance.session(file.parent, self.progress["source"])],
             "reproducibility": {"claim": self.claim, "profile": self.progress["profile"]},
         }
         directory.write_json(self.run_dir / directory.CONFIG, self.description)

@@ -1,0 +1,210 @@
+"""What made a run: which edits make another source of it, and what is executed on loading it."""
+
+import importlib
+import sys
+
+import pytest
+
+from vae_research.checkpoints import CheckpointError
+from vae_research.runs.session import sources
+from vae_research.runs.session.kept_modules import KeptSource
+
+FILES = {
+    "experiment.py": '''"""An experiment."""
+
+import math
+
+import helper
+from lab.nets import units
+from vae_research import runs
+
+runs.define_float("kl_weight", 1.0, "weight")
+
+
+def build(config, data):
+    """Returns the model."""
+    from late import activation  # where it is used
+
+    # The weight is that of the ELBO.
+    weight = 1.0
+    optimizer = "adam"
+    return helper.VALUE, units(), activation(), weight, optimizer, math.pi
+
+
+def load(config):
+    return helper.VALUE
+''',
+    "helper.py": "VALUE = 1\n",
+    "late.py": "def activation():\n    return 'relu'\n",
+    "lab/__init__.py": "",
+    "lab/nets.py": "from .sizes import SIZE\n\n\ndef units():\n    return (SIZE,)\n",
+    "lab/sizes.py": "SIZE = 500\n",
+    "unrelated.py": "VALUE = 2\n",
+}
+PACKAGE = {"model.py": b"STEP = 1\n", "losses/term.py": b'"""A term."""\n\n\ndef f():\n    pass\n'}
+
+# Edits between two starts: file, what is replaced by what, and whether the source is another.
+EDITS = {
+    "weight": ("experiment.py", "weight = 1.0", "weight = 25.0", True),
+    "weight of another type": ("experiment.py", "weight = 1.0", "weight = 1", True),
+    "optimizer": ("experiment.py", '"adam"', '"sgd"', True),
+    "default of a flag": ("experiment.py", '"kl_weight", 1.0', '"kl_weight", 2.0', True),
+    "order": ("experiment.py", "units(), activation()", "activation(), units()", True),
+    "decorator": ("experiment.py", "def load", "@staticmethod\ndef load", True),
+    "module beside": ("helper.py", "1", "2", True),
+    "module that is imported late": ("late.py", "relu", "tanh", True),
+    "network in a package beside": ("lab/nets.py", "(SIZE,)", "(SIZE, SIZE)", True),
+    "module that a module imports": ("lab/sizes.py", "500", "400", True),
+    "what a package runs": ("lab/__init__.py", "", "import math\n", True),
+    "no Python any more": ("helper.py", "VALUE = 1", "VALUE =", True),
+    "this package": ("package", "STEP = 1", "STEP = 2", True),
+    "this package, a docstring": ("package", "A term.", "A loss term.", False),
+    "comment": ("experiment.py", "# The weight is that of the ELBO.", "# 1 is the ELBO.", False),
+    "comment behind a line": ("experiment.py", "  # where it is used", "", False),
+    "docstring": ("experiment.py", "Returns the model.", "Returns a VAE.", False),
+    "docstring of the file": ("experiment.py", '"""An experiment."""', "", False),
+    "empty lines": ("experiment.py", "\n\n\n", "\n", False),
+    "quotes and brackets": ("experiment.py", '"adam"', "('adam')", False),
+    "module that is not imported": ("unrelated.py", "2", "3", False),
+}
+
+
+def write(folder, files=FILES):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def imported(folder, monkeypatch):
+    """The experiment as a script of this folder has it."""
+    monkeypatch.syspath_prepend(str(folder))
+    for name in ("experiment", "helper", "late", "lab", "lab.nets", "lab.sizes"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module("experiment")
+
+
+@pytest.fixture
+def collect(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_package", lambda: PACKAGE)
+    write(tmp_path / "code")
+    experiment = imported(tmp_path / "code", monkeypatch)
+    return lambda: sources.collect(experiment.build)
+
+
+def test_what_the_experiment_imports_is_kept_and_nothing_else(collect, tmp_path):
+    found = collect()
+    assert (found.main, found.build) == ("experiment.py", "build")
+    assert set(found.files) == set(FILES) - {"unrelated.py"}
+    assert found.origins["lab/nets.py"] == str(tmp_path / "code/lab/nets.py")
+    assert sources.keep(tmp_path, found) == "source"
+    assert sources.read(tmp_path, "source") == found
+    for name, content in found.files.items():
+        assert (tmp_path / "source" / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_between_two_starts(edit, collect, tmp_path, monkeypatch):
+    file, old, new, is_another = EDITS[edit]
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    sources.keep(run_dir, collect())
+    if file == "package":
+        edited = {k: v.replace(old.encode(), new.encode()) for k, v in PACKAGE.items()}
+        assert edited != PACKAGE
+        monkeypatch.setattr(sources, "_package", lambda: edited)
+        file = "vae_research/model.py"
+    else:
+        path = tmp_path / "code" / file
+        edited = path.read_text().replace(old, new) if old else new
+        assert edited != path.read_text()
+        path.write_text(edited)
+    now = collect()
+    found = sources.changes_since(run_dir, "source", now)
+    assert [each.what for each in found] == ([f"{file} has changed"] if is_another else [])
+    for each in found:
+        added = [line[1:] for line in each.lines if line.startswith("+")]
+        assert any(part in "\n".join(added) for part in new.splitlines())
+    # The first one stays, as checkpoints name the source that made them.
+    assert sources.keep(run_dir, now) == ("source-2" if is_another else "source")
+    assert sources.changes_since(run_dir, sources.keep(run_dir, now), now) == []
+
+
+def test_a_difference_is_a_few_lines_without_comments(collect, tmp_path):
+    sources.keep(tmp_path, collect())
+    path = tmp_path / "code/experiment.py"
+    text = path.read_text().replace("# The weight is", "# That is").replace("1.0\n", "2.0\n")
+    path.write_text(text)
+    (found,) = sources.changes_since(tmp_path, "source", collect())
+    assert found.lines == ["@@ -16,2 +16,2 @@", "-    weight = 1.0", "+    weight = 2.0"]
+    path.write_text(text + "".join(f"x{number} = {number}\n" for number in range(99)))
+    (found,) = sources.changes_since(tmp_path, "source", collect())
+    assert (len(found.lines), found.lines[-1]) == (13, "...")
+
+
+def test_another_function_of_the_same_file_is_another_source(collect, tmp_path):
+    sources.keep(tmp_path, collect())
+    now = sources.collect(sys.modules["experiment"].load)
+    (found,) = sources.changes_since(tmp_path, "source", now)
+    assert found.what == "the model was made by 'build', now by 'load'"
+
+
+def test_two_runs_have_the_modules_that_made_them(collect, tmp_path, monkeypatch):
+    found = {}
+    for value in (1, 2):
+        write(tmp_path / "code", {"helper.py": f"VALUE = {value}\n", "late.py": FILES["late.py"]})
+        (tmp_path / str(value)).mkdir()
+        sources.keep(tmp_path / str(value), collect())
+    # What the process has imported, or would find, is of no concern.
+    write(tmp_path / "code", {"helper.py": "VALUE = 3\n", "late.py": "raise SystemExit\n"})
+    for value in (1, 2, 1):
+        kept = KeptSource(tmp_path / str(value), "source")
+        found[value] = kept.build()(None, None)
+        assert found[value][:3] == (value, (500,), "relu")
+        made_by = str(tmp_path / "code/experiment.py")
+        assert kept.data(made_by, "load")(None) == value
+        with pytest.raises(LookupError, match="has no function 'other'"):
+            kept.data(made_by, "other")
+        with pytest.raises(LookupError, match=r"gone\.py, which made the data, is not in"):
+            kept.data("/gone.py", "load")
+    assert "late" not in sys.modules
+    assert sys.modules["helper"].VALUE == 1
+    names = {path.name for path in (tmp_path / "1" / "source").iterdir()}
+    assert names == {*FILES, "source.json", "vae_research.zip", "lab"} - {
+        *("unrelated.py", "lab/__init__.py", "lab/nets.py", "lab/sizes.py")
+    }
+
+
+def test_a_source_that_cannot_be_executed_says_so(collect, tmp_path):
+    write(tmp_path / "code", {"helper.py": "import not_installed_here\n"})
+    sources.keep(tmp_path, collect())
+    with pytest.raises(LookupError, match=r"experiment\.py cannot be executed.*not_installed_here"):
+        KeptSource(tmp_path, "source").build()
+
+
+@pytest.mark.parametrize("attack", ["link", "link to a folder", "outside", "edited", "no record"])
+def test_what_is_not_the_kept_source_is_not_executed(attack, collect, tmp_path):
+    run_dir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run_dir.mkdir()
+    elsewhere.mkdir()
+    name = sources.keep(run_dir, collect())
+    kept = run_dir / "source"
+    if attack == "link":
+        (kept / "helper.py").rename(elsewhere / "helper.py")
+        (kept / "helper.py").symlink_to(elsewhere / "helper.py")
+    elif attack == "link to a folder":
+        kept.rename(elsewhere / "source")
+        kept.symlink_to(elsewhere / "source")
+    elif attack == "outside":
+        kept.rename(elsewhere / "source")
+        name = "../elsewhere/source"
+    elif attack == "edited":
+        (kept / "helper.py").write_text("VALUE = 9\n")
+    else:
+        (kept / "source.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        KeptSource(run_dir, name)
+
+
+def test_a_run_of_before_has_no_source(collect, tmp_path):
+    (found,) = sources.changes_since(tmp_path, None, collect())
+    assert found.what == "its source was not kept by the vae_research that made it"

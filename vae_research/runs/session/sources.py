@@ -1,0 +1,345 @@
+"""The source of a run: the experiment's file, the modules that it imports, and this package.
+
+    RUN/source/
+      source.json        which file is the experiment's, where each file was, and its checksum
+      vae_mnist.py       the experiment; its modules are placed as they are imported (lab/nets.py)
+      vae_research.zip   this package
+      git.diff           what the checkout of the experiment has changed since its last commit
+
+Two sources are the same if their syntax trees are: comments, docstrings and layout do not count. A
+folder is never changed. A session whose source differs keeps it in a folder of its own, `source-2`,
+and every checkpoint names the folder of the source that made it.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import io
+import json
+import linecache
+import re
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from vae_research import files
+from vae_research.checkpoints import CheckpointError
+from vae_research.runs.cli.flags import experiment_file
+from vae_research.runs.session.provenance import git
+from vae_research.runs.session.syntax import changed_lines, same
+
+FOLDER, RECORD, PACKAGE = "source", "source.json", "vae_research.zip"
+_DIFF = "git.diff"
+_LARGEST_DIFF = 2**20  # characters
+_NAME = re.compile(rf"{FOLDER}(?:-(\d+))?")
+_OUR_FOLDER = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The files of a run's source.
+
+    Attributes:
+        main: the name of the experiment's file.
+        build: the name of the function in it that makes the model; empty if it has none at the top
+            level of the file.
+        files: contents by name, a path relative to the folder of the run's source.
+        origins: the path from which each file was taken, by name.
+        package: contents of the files of this package, by path.
+    """
+
+    main: str
+    build: str
+    files: Mapping[str, bytes]
+    origins: Mapping[str, str]
+    package: Mapping[str, bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """What differs between the source of a run and that of the command.
+
+    Attributes:
+        what: in words.
+        lines: the first lines of the unified difference of a file, without comments.
+    """
+
+    what: str
+    lines: Sequence[str] = ()
+
+
+def collect(build: Callable[..., Any], *more: Path) -> Source:
+    """Returns the source that the run of an experiment executes, as it is on disk now.
+
+    Imports are read from the syntax trees, wherever they stand, and followed through modules that
+    belong neither to Python, nor to an installed package, nor to this one. Nothing is imported.
+
+    Args:
+        build: the experiment's `build`, or a study's `run_study`. In a notebook it is defined in a
+            cell, which is no file; then there is only the text of the cell.
+        more: other files that are executed: the one that makes the data.
+    """
+    experiment = experiment_file(build)
+    waiting = [(path.name, path) for path in dict.fromkeys((experiment, *more))]
+    found: dict[str, Path] = {}
+    while waiting:
+        name, path = waiting.pop(0)
+        if name not in found:
+            found[name] = path
+            imported = _imported(name, _content(path), experiment.parent)
+            waiting += [(each, where) for each, where in imported if where != experiment]
+    contents = {name: _content(path) for name, path in found.items()}
+    origins = {name: str(path) for name, path in found.items()}
+    name = _name_of(build) if experiment.is_file() else ""
+    return Source(experiment.name, name, contents, origins, _package())
+
+
+def differences(before: Source, now: Source) -> list[Difference]:
+    """Returns the files whose syntax trees differ, the experiment first, this package last."""
+    experiments = before.files[before.main], now.files[now.main]
+    pairs = [] if same(*experiments) else [(now.main, *experiments)]
+    for prefix, left, right in (
+        ("", _without(before.files, before.main), _without(now.files, now.main)),
+        (f"{_OUR_FOLDER.name}/", before.package, now.package),
+    ):
+        for name in sorted(left.keys() | right.keys()):
+            contents = left.get(name, b""), right.get(name, b"")
+            if not same(*contents):
+                pairs.append((prefix + name, *contents))
+    found = [Difference(f"{n} has changed", changed_lines(*contents)) for n, *contents in pairs]
+    if before.build != now.build:
+        found.append(Difference(f"the model was made by {before.build!r}, now by {now.build!r}"))
+    return found
+
+
+def changes_since(run_dir: Path, folder: str | None, now: Source) -> list[Difference]:
+    """Returns what differs from the source that a run keeps, or why that cannot be known.
+
+    Args:
+        run_dir: the run directory.
+        folder: the name of the folder of that source; None if the run is of a version of this
+            package that kept none.
+        now: the source of the command.
+    """
+    if folder is None:
+        return [Difference("its source was not kept by the vae_research that made it")]
+    try:
+        return differences(read(run_dir, folder), now)
+    except CheckpointError as error:
+        return [Difference(str(error))]
+
+
+def in_words(found: Sequence[Difference]) -> str:
+    """Returns what differs, at most three of it."""
+    words = [each.what for each in found[:3]]
+    return "; ".join(words) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def keep(run_dir: Path, source: Source) -> str:
+    """Keeps a source in a run directory, unless it is there; returns the name of its folder."""
+    folders = _folders(run_dir)
+    for folder in reversed(folders):
+        try:
+            if not differences(read(run_dir, folder.name), source):
+                return folder.name
+        except CheckpointError:  # a damaged one is left as it is
+            continue
+    last = _number(folders[-1]) if folders else 0
+    target = run_dir / (f"{FOLDER}-{last + 1}" if last else FOLDER)
+    aside = run_dir / f".writing-{FOLDER}"
+    if aside.exists():
+        files.remove(aside)
+    aside.mkdir()
+    contents = {**source.files, PACKAGE: _zipped(source.package)}
+    difference = git(Path(source.origins[source.main]).parent, "diff", "HEAD") or ""
+    if 0 < len(difference) <= _LARGEST_DIFF:
+        contents[_DIFF] = f"{difference}\n".encode("utf-8", "surrogateescape")
+    sums = {}
+    for name, content in contents.items():
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        written = files.write(aside / name, functools.partial(_write, content))
+        sums[name] = written.sha256
+    record = {"main": source.main, "build": source.build, "origins": dict(source.origins)}
+    text = json.dumps({**record, "sha256": sums}, indent=2).encode() + b"\n"
+    files.write(aside / RECORD, functools.partial(_write, text))
+    files.rename(aside, target)
+    return target.name
+
+
+def read(run_dir: Path, name: str) -> Source:
+    """Returns the source in a folder of a run, after comparing every file with its checksum.
+
+    Raises:
+        CheckpointError: it is missing, has changed, or lies elsewhere.
+    """
+    folder = run_dir / str(name)
+    try:
+        if not _NAME.fullmatch(folder.name) or folder.resolve() != run_dir.resolve() / name:
+            raise ValueError("it is not a folder in the run directory")
+        record = json.loads(_regular(folder, RECORD))
+        contents = {name: _regular(folder, name) for name in record["sha256"]}
+        changed = [
+            name
+            for name, content in contents.items()
+            if hashlib.sha256(content).hexdigest() != record["sha256"][name]
+        ]
+        if changed:
+            raise ValueError(f"{changed[0]} has changed since it was written (checksum)")
+        main, build, origins = record["main"], record["build"], record["origins"]
+        kept = {name: contents[name] for name in origins}
+        if main not in kept or not isinstance(build, str):
+            raise ValueError(f"{RECORD} names no experiment")
+        return Source(main, build, kept, origins, _unzipped(contents[PACKAGE]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder} is damaged ({type(error).__name__}: {error})") from error
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{folder / PACKAGE} is damaged ({error})") from error
+
+
+def _folders(run_dir: Path) -> list[Path]:
+    """Returns the folders of sources in a run directory, in the order of their making."""
+    found = [path for path in run_dir.glob(f"{FOLDER}*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_number)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.partition("-")[2] or 1)
+
+
+def _regular(folder: Path, name: str) -> bytes:
+    """Returns the content of a file; what lies elsewhere, behind a link, is not the kept source."""
+    path = folder / name
+    if not path.is_file() or path.resolve() != folder.resolve() / name:
+        raise ValueError(f"{name} is missing or is not a regular file of this folder")
+    return path.read_bytes()
+
+
+def _write(content: bytes, stream: Any) -> None:
+    stream.write(content)
+
+
+def _without(contents: Mapping[str, bytes], name: str) -> dict[str, bytes]:
+    return {each: content for each, content in contents.items() if each != name}
+
+
+# What a source consists of.
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Returns the name of a function at the top level of its file; empty if it has none."""
+    module = sys.modules.get(getattr(function, "func", function).__module__)
+    names = vars(module) if module is not None else {}
+    return next((name for name, value in names.items() if value is function), "")
+
+
+def _content(path: Path) -> bytes:
+    """Returns the content of a file, or the text of a cell of a notebook."""
+    return path.read_bytes() if path.is_file() else "".join(linecache.getlines(str(path))).encode()
+
+
+@functools.cache
+def _package() -> dict[str, bytes]:
+    """Returns the files of this package by path."""
+    found = sorted(_OUR_FOLDER.rglob("*.py"))
+    return {path.relative_to(_OUR_FOLDER).as_posix(): path.read_bytes() for path in found}
+
+
+def _imported(name: str, content: bytes, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yields name and path of every file that a file of the source imports.
+
+    Args:
+        name: of the importing file.
+        content: of that file.
+        folder: the experiment's, from which a script imports first.
+    """
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    package = name.split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = len(package) - node.level + 1 if node.level else 0
+            if above < 0:
+                continue  # beyond the folder of the source
+            parts = [*package[:above], *(node.module or "").split(".")]
+            base = ".".join(filter(None, parts))
+            modules = [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)]
+        else:
+            continue
+        for module in modules:
+            yield from _files_of(module, folder)
+
+
+def _files_of(module: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yields name and path of a module and of the packages around it, if they are the user's."""
+    parts, places = module.split("."), None
+    for depth in range(1, len(parts) + 1):
+        dotted = ".".join(parts[:depth])
+        spec = _spec_of(dotted, places, folder)
+        if spec is None:
+            return
+        places = spec.submodule_search_locations
+        if spec.origin is not None and spec.has_location:
+            path = Path(spec.origin)
+            if path.suffix != ".py" or not _is_users(path):
+                return
+            inner = "/__init__.py" if places is not None else ".py"
+            yield "/".join(parts[:depth]) + inner, path.absolute()
+        if places is None:
+            return  # no package: what follows is a name in the module
+
+
+def _spec_of(module: str, places: Sequence[str] | None, folder: Path) -> ModuleSpec | None:
+    """Returns where a module is, without importing it; None if it is nowhere or Python's own.
+
+    Args:
+        module: the dotted name.
+        places: where the package around it looks; None at the top.
+        folder: the experiment's.
+    """
+    if places is not None:
+        return PathFinder.find_spec(module, places)
+    if module in sys.stdlib_module_names:
+        return None
+    try:
+        beside = PathFinder.find_spec(module, [str(folder)])
+        return beside or importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+
+
+def _is_users(path: Path) -> bool:
+    """Returns whether a file belongs to no installed package, to Python, or to this package."""
+    path = path.resolve()
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        return False
+    others = [_OUR_FOLDER, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+    return not any(path.is_relative_to(other.resolve()) for other in others)
+
+
+def _zipped(contents: Mapping[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            entry = zipfile.ZipInfo(f"{_OUR_FOLDER.name}/{name}")  # without the time
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
+    return stream.getvalue()
+
+
+def _unzipped(content: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {
+            name.removeprefix(f"{_OUR_FOLDER.name}/"): archive.read(name)
+            for name in archive.namelist()
+        }
