@@ -25,6 +25,7 @@ ROOT = "vae_research"
 # and every part of the lines before its own, but none of its own line.
 LAYERS = (
     ("settings", "arguments", "tables", "version", "randomness", "files", "lazy", "epochs"),
+    ("schemas",),
     ("probability", "schedules", "tensors", "manifests", "state"),
     ("controllers",),
     ("priors",),
@@ -43,7 +44,7 @@ LAYERS = (
     ("",),  # vae_research/__init__.py, which knows them all
 )
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
-BOTTOM = (*LAYERS[0], *LAYERS[1], *LAYERS[2])
+BOTTOM = (*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[3])
 
 # Narrower than the layers: a part, and the only things of this package that it may import.
 ONLY = {
@@ -57,7 +58,7 @@ ONLY = {
 
 # What comes from outside: everywhere, at the bottom, and only where it is used (inside a function).
 REQUIRED = {"PIL", "absl", "keras", "numpy", "tensorboard", "tensorflow"}
-REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
+REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[2]} | {
     "settings": set(),
     "arguments": set(),
     "tables": set(),
@@ -65,6 +66,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[1]} | {
     "files": set(),
     "lazy": set(),
     "epochs": set(),
+    "schemas": set(),
     "controllers": {"tensorflow"},
     "manifests": {"numpy"},
     "randomness": {"tensorflow"},

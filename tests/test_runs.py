@@ -748,7 +748,7 @@ def test_an_unreadable_config_is_refused(images, tmp_path, without_tensorflow):
     (tmp_path / "run" / "config.json").write_text('{"experiment": "vae_m')
     flags = [f"--dataset={images}", "--batch_size=16", "--run_dir=run"]
     process = forks.run(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
-    assert f"{tmp_path / 'run' / 'config.json'} cannot be read" in refusal(process, 2)
+    assert f"{tmp_path / 'run' / 'config.json'} cannot be read" in refusal(process, 4)
 
 
 def test_going_on_with_changed_data_is_refused(finished, tmp_path, without_tensorflow):

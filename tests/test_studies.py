@@ -287,10 +287,12 @@ def test_going_on_without_a_study(place, study):
     assert not (place / "nowhere").exists()
 
 
-def test_the_directory_of_another_experiment(place, study):
+@pytest.mark.slow
+def test_the_directory_of_another_experiment(place, study, finished):
     other = place / "other"
     other.mkdir()
-    directory.write_json(other / "config.json", {"experiment": "vae_mnist", "flags": {}})
+    config = read_json(finished[0] / "config.json") | {"experiment": "vae_mnist"}
+    directory.write_json(other / "config.json", config)
     assert "holds a run of vae_mnist, not of tiny_study" in refusal(study("other"), 2)
     foreign = place / "foreign"
     foreign.mkdir()

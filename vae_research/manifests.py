@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from vae_research import files
+from vae_research.schemas import NUMBER, mismatch
 
 MANIFEST, VALUES = "manifest.json", "variables.npz"
 FORMAT, VERSION = "vae_research checkpoint", 3
@@ -34,6 +35,18 @@ DAMAGED = ".damaged"
 # A second save of the same step gets a number: no checkpoint is ever replaced.
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")
 _LARGEST_MANIFEST = 2**26
+_VARIABLE = {"path": str, "shape": [int], "dtype": str, "group": str, "stored?": str}
+_SCHEMA = {
+    "step": int,
+    "epoch": int,
+    "position": int,
+    "score": (*NUMBER, type(None)),
+    "optimizers": {str: str},
+    "variables": [_VARIABLE],
+    "clock": (list, type(None)),
+    "progress": dict,
+    "files": {str: {"size": int, "sha256": str}},
+}
 
 
 class CheckpointError(ValueError):
@@ -151,6 +164,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has format {version}, and this vae_research reads format {VERSION}. It was "
             f"written by vae_research {content.get('package')}: install {advice}."
         )
+    problem = mismatch(content, _SCHEMA)
+    if problem is not None:
+        raise CheckpointError(f"{file} is no manifest: {problem}")
     return content
 
 

@@ -79,11 +79,19 @@ class Gradients(StepCallback):
         if step // self.every_steps > self._written_at // self.every_steps:
             self._write(step)
 
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes if training ends with this epoch, before a run saves its end."""
+        if self.model.stop_training or epoch + 1 == self.params.get("epochs"):
+            self._write_last()
+
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Writes one last time and closes the event files."""
+        """Writes one last time, unless it is done, and closes the event files."""
+        self._write_last()
+        self._summaries.close()
+
+    def _write_last(self) -> None:
         if self.model.step > self._written_at:
             self._write(self.model.step)
-        self._summaries.close()
 
     def _write(self, step: int) -> None:
         self._written_at = step

@@ -273,10 +273,11 @@ def define_standard_flags() -> None:
     define_choice(
         "resume",
         "auto",
-        ("auto", "never", "must", "changed"),
+        ("auto", "never", "must", "changed", "scratch"),
         "auto: resume an unfinished run in --run_dir, otherwise start a new one; never: fail if "
         "--run_dir holds a run; must: fail if there is nothing to resume; changed: as auto, also "
-        "if the experiment or this package has been edited since, the run is then not bit-exact",
+        "if the experiment or this package has been edited since, the run is then not bit-exact; "
+        "scratch: as auto, also if the checkpoints of an unfinished run are gone: it starts again",
     )
     define_choice(
         "on_nonfinite",

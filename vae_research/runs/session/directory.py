@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,10 +16,33 @@ from vae_research import files
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import Data
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, UsageError
+from vae_research.schemas import NUMBER, TEXT_OR_NOTHING, mismatch
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", "lock"
 # The step at which a run diverged.
 NONFINITE = "nonfinite.json"
+
+_FILES = 100  # that a run makes, with room to spare: checkpoints, event files, figures
+_RESTORE = "Restore it from a copy; nothing was changed."
+_CONFIG_SCHEMA = {
+    "experiment": str,
+    "file": str,
+    "flags": {"epochs": int, "batch_size": int, "precision": str},
+    "data": {"fingerprint": str, "streamed": bool, "made_by?": (list, type(None))},
+    "versions": {str: TEXT_OR_NOTHING},
+    "identity?": TEXT_OR_NOTHING,
+    "source?": TEXT_OR_NOTHING,
+    "sessions?": [dict],
+}
+_NONFINITE_SCHEMA = {
+    "epoch": int,
+    "step": int,
+    "causes": [str],
+    "rows?": [int],
+    "checkpoint?": str,
+}
+_METRICS_SCHEMA = {"epoch": int, "step": int, "validation/loss": NUMBER}
+_FIGURES_SCHEMA = {str: (*NUMBER, type(None))}
 
 
 def choose(run_dir: str | None, experiment: str) -> Path:
@@ -88,7 +112,7 @@ def create(path: Path, *, may_exist: bool) -> Path:
 
 
 def refuse_full_disk(path: Path, needed: int) -> None:
-    """Raises FileSystemError unless the disk of a run directory has room for its checkpoints.
+    """Raises FileSystemError unless the disk of a run directory has room for a run.
 
     Args:
         path: the run directory, which need not exist.
@@ -102,22 +126,58 @@ def refuse_full_disk(path: Path, needed: int) -> None:
             f"The disk of {path} has {free / 1e6:,.0f} MB free, and the checkpoints of this run "
             f"need {needed / 1e6:,.0f} MB. Make room, or give a --run_dir on another disk."
         )
+    if hasattr(os, "statvfs"):  # Windows has none
+        disk = os.statvfs(path)
+        if disk.f_files and disk.f_favail < _FILES:  # some file systems do not count files
+            raise FileSystemError(
+                f"The disk of {path} has room for {disk.f_favail} more files (inodes), and a run "
+                f"needs up to {_FILES}. Remove files, or give a --run_dir on another disk."
+            )
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def refuse_links(folder: Path) -> None:
+    """Raises FileSystemError if something in a run directory is a link to a place outside of it.
+
+    A run would write to that place.
+    """
+    inside = folder.resolve()
+    found = sorted([*folder.glob("*"), *folder.glob("*/*")])
+    for path in found:
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise FileSystemError(
+                f"{path} is a symbolic link to {os.readlink(path)}, and a run writes into its own "
+                "directory only. Remove the link, or give another --run_dir."
+            )
+
+
+def refuse_removed(folder: Path) -> None:
+    """Raises FileSystemError if a run directory is gone: a save would make it again, in part."""
+    if not (folder / CONFIG).exists():
+        raise FileSystemError(
+            f"{folder} was removed or renamed while the run was writing there. What is left of it "
+            "ends at its last checkpoint."
+        )
+
+
+def read_json(path: Path, schema: Any = None) -> dict[str, Any] | None:
     """Returns a JSON object, or None if the file does not exist.
 
+    Args:
+        path: the file.
+        schema: what it must contain; see `vae_research.schemas`.
+
     Raises:
-        UsageError: the file cannot be read or is not a JSON object.
+        CheckpointError: the file cannot be read or contains something else.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({error}).") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no JSON object.")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}). {_RESTORE}") from error
+    problem = mismatch(found, {} if schema is None else schema)
+    if problem is not None:
+        raise CheckpointError(f"{path} is not what a run writes: {problem}. {_RESTORE}")
     return found
 
 
@@ -126,27 +186,70 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: there is none.
+        CheckpointError: it is damaged.
     """
-    description = read_json(run_dir / CONFIG)
+    description = read_json(run_dir / CONFIG, _CONFIG_SCHEMA)
     if description is None:
         raise UsageError(f"{run_dir} holds no run: there is no {CONFIG}.")
     return description
 
 
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """Returns the summary.json of a run or a study, None if it is not finished.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return read_json(run_dir / SUMMARY, {"status": str, "epochs?": int, "evaluation?": dict})
+
+
+def read_nonfinite(run_dir: Path) -> dict[str, Any] | None:
+    """Returns the record of the step at which a run diverged, None if it did not.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return read_json(run_dir / NONFINITE, _NONFINITE_SCHEMA)
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Replaces a file by a JSON object, atomically."""
-    files.replace(path, (json.dumps(values, indent=2) + "\n").encode())
+    """Replaces a file by a JSON object, atomically; numbers that are not finite become null."""
+    files.replace(path, (json.dumps(_finite(values), indent=2) + "\n").encode())
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl, without a last line that was cut off."""
+def update_config(run_dir: Path, **values: Any) -> None:
+    """Replaces entries of the config.json of a run."""
+    write_json(run_dir / CONFIG, read_config(run_dir) | values)
+
+
+def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl, without a last line that was cut off.
+
+    Args:
+        path: the file, which need not exist.
+        length: how many bytes of it are read; default: all.
+
+    Raises:
+        CheckpointError: a line is damaged.
+    """
+    content = path.read_bytes()[:length] if path.exists() else b""
+    complete, _, cut_off = content.rpartition(b"\n")
+    lines = complete.split(b"\n") if complete else []
+    if length is not None and cut_off:
+        lines.append(cut_off)
     records = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line.decode("utf-8"))
+            problem = mismatch(record, _METRICS_SCHEMA) or mismatch(record, _FIGURES_SCHEMA)
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        if problem is not None:
+            raise CheckpointError(
+                f"line {number} of {path} is damaged ({problem}). Restore the file from a copy, or "
+                "remove this line; the weights do not depend on it."
+            )
+        records.append(record)
     return records
 
 
@@ -194,6 +297,7 @@ def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
     except ImportError:  # Windows has no flock
         yield
         return
+    refuse_links(folder)
     with open(folder / LOCK, "a+", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,6 +315,15 @@ def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
         stream.write(f"process {os.getpid()} on {os.uname().nodename} since {now}")
         stream.flush()
         yield
+
+
+def _finite(values: Any) -> Any:
+    """Returns JSON values in which numbers that are not finite are None: JSON has none."""
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def as_plain(values: dict[str, Any]) -> dict[str, Any]:

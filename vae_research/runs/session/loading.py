@@ -74,12 +74,13 @@ def load_run(
             f"{path} has no checkpoint."
             + (f" It is a study; load one of its runs: {', '.join(runs)}." if runs else "")
         )
-    progress = manifests.read_manifest(checkpoint.path)["progress"]
+    content = manifests.read_manifest(checkpoint.path)
+    progress = provenance.progress_of(content, checkpoint.path)
     provenance.refuse_other_run(path, description, progress, checkpoint.path)
     model, found, config, _ = rebuild(path, build, data, progress.get("source"))
     checkpoints.restore(model, checkpoint)
     model.averaging.put()
-    return Run(path, model, found, config, directory.read_json(path / directory.SUMMARY))
+    return Run(path, model, found, config, directory.read_summary(path))
 
 
 def rebuild(

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from vae_research.checkpoints import CheckpointError
+from vae_research.schemas import TEXT_OR_NOTHING, mismatch
 
+_PROGRESS = {
+    "callbacks?": {str: dict},
+    "claim?": str,
+    "identity?": TEXT_OR_NOTHING,
+    "logs?": {str: int},
+    "profile?": {str: str},
+    "running_sums?": list,
+    "source?": TEXT_OR_NOTHING,
+}
 # Besides Python: what this package requires or can use.
 _PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "pillow", "absl-py", "matplotlib")
 
@@ -23,6 +33,22 @@ _PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "pillow", "absl-py",
 def new_identity(experiment: str) -> str:
     """Returns a name for a run that no other run has."""
     return f"{experiment} {_now()} {secrets.token_hex(4)}"
+
+
+def progress_of(content: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Returns what a run saved in a checkpoint beside the variables.
+
+    Args:
+        content: the content of the manifest.
+        checkpoint: its folder, for the message.
+
+    Raises:
+        CheckpointError: it is not what a run saves.
+    """
+    problem = mismatch(content["progress"], _PROGRESS, "progress")
+    if problem is not None:
+        raise CheckpointError(f"{checkpoint} cannot be resumed: {problem}.")
+    return content["progress"]
 
 
 def refuse_other_run(

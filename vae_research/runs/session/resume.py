@@ -34,20 +34,40 @@ def unfinished(
     checkpoint = checkpoints.newest(run_dir / "checkpoints") if found is not None else None
     if checkpoint is None and config.resume == "must":
         raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} has no checkpoint.")
+    if found is not None and checkpoint is None:
+        _refuse_lost_checkpoints(config, run_dir, found)
     if found is not None and checkpoint is not None:
-        progress = manifests.read_manifest(checkpoint.path)["progress"]
+        content = manifests.read_manifest(checkpoint.path)
+        progress = provenance.progress_of(content, checkpoint.path)
         provenance.refuse_other_run(run_dir, found, progress, checkpoint.path)
         _refuse_changed_source(config, run_dir, progress.get("source"), source)
+        length = progress.get("logs", {}).get(directory.METRICS, 0)
+        directory.read_metrics(run_dir / directory.METRICS, length)  # raises if it is damaged
     return checkpoint
 
 
 def complete(
     config: Config, run_dir: Path, checkpoint: checkpoints.Checkpoint | None
 ) -> dict[str, Any] | None:
-    """Returns the summary of a run that has all the epochs that `config` asks for, else None."""
-    if checkpoint is None or checkpoint.epoch < config.epochs:
+    """Returns the summary of a run that has all that `config` asks for, else None.
+
+    That is all the epochs, and the test figures by the same flags.
+    """
+    summary = directory.read_summary(run_dir)
+    if summary is None or "epochs" not in summary:
         return None
-    return directory.read_json(run_dir / directory.SUMMARY)
+    if checkpoint is None:
+        if summary["epochs"] >= config.epochs:
+            print(f"warning: {run_dir} has no checkpoint any more", file=sys.stderr)
+            return summary
+        return None
+    evaluated = summary.get("evaluation", evaluation_flags(config)) == evaluation_flags(config)
+    return summary if checkpoint.epoch >= config.epochs and evaluated else None
+
+
+def evaluation_flags(config: Config) -> dict[str, Any]:
+    """Returns the flags that test figures depend on; summary.json names them."""
+    return {"importance_samples": config.importance_samples, "rows": config.evaluation_rows}
 
 
 def completed_study(config: Config, run_dir: Path, experiment: str, source: Source) -> bool:
@@ -64,7 +84,27 @@ def completed_study(config: Config, run_dir: Path, experiment: str, source: Sour
         raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} holds no study.")
     if found is not None:
         _refuse_changed_source(config, run_dir, found.get("source"), source)
-    return found is not None and (run_dir / directory.SUMMARY).exists()
+    return found is not None and directory.read_summary(run_dir) is not None
+
+
+def _refuse_lost_checkpoints(config: Config, run_dir: Path, found: dict[str, Any]) -> None:
+    """Raises CheckpointError if a run had checkpoints, and has none.
+
+    A finished run is left as it is; an unfinished one starts again if `--resume=scratch` says so.
+    """
+    summary = directory.read_summary(run_dir)
+    if summary is not None and summary.get("epochs", 0) < config.epochs:
+        raise checkpoints.CheckpointError(
+            f"{run_dir} is complete with {summary.get('epochs')} epochs and has no checkpoint any "
+            "more, from which to train further. Nothing was changed. Restore its folder "
+            "checkpoints, or give another --run_dir."
+        )
+    if summary is None and found.get("has_checkpoint") and config.resume != "scratch":
+        raise checkpoints.CheckpointError(
+            f"the checkpoints of {run_dir} are gone, and the run would start from scratch. Nothing "
+            "was changed. Restore its folder checkpoints, give another --run_dir, or start again "
+            "there with --resume=scratch."
+        )
 
 
 def _refuse_changed_source(
@@ -91,8 +131,11 @@ def _held(
     config: Config, run_dir: Path, experiment: str, harmless: set[str]
 ) -> dict[str, Any] | None:
     """Returns the config.json of what the directory holds, None if it holds nothing."""
+    directory.refuse_links(run_dir)
     directory.refuse_in_use(run_dir)
-    found = directory.read_json(run_dir / directory.CONFIG)
+    found = None
+    if (run_dir / directory.CONFIG).exists():
+        found = directory.read_config(run_dir)
     if found is None:
         # A run that stopped before it wrote its config leaves only these files.
         names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()

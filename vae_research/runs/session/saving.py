@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Saving(keras.callbacks.Callback):
         # Epoch and steps of it that are done, now and when it was last saved.
         self._place = (0, 0) if checkpoint is None else (checkpoint.epoch, checkpoint.position)
         self._saved_place, self._saved_at = self._place, time.monotonic()
+        self._has_saved, self._is_noted = False, checkpoint is not None
         # The progress at the end of an epoch's training part, until the epoch is over.
         self._training_part: dict[str, Any] | None = None
         self._score: float | None = None
@@ -65,10 +66,14 @@ class Saving(keras.callbacks.Callback):
         if self._checkpoint is None:
             self._place = (epoch, 0)
             return
-        callback_states.set_states(self._callbacks, self._progress.get("callbacks", {}))
-        if self._checkpoint.position:
-            self.model.set_running_sums(self._progress["running_sums"])
-        self._checkpoint = None
+        path, position, self._checkpoint = self._checkpoint.path, self._checkpoint.position, None
+        try:
+            callback_states.set_states(self._callbacks, self._progress.get("callbacks", {}))
+            if position:
+                self.model.set_running_sums(self._progress["running_sums"])
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise checkpoints.CheckpointError(f"{path} does not fit this run ({what})") from error
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves if a save is due or a signal was received."""
@@ -81,6 +86,7 @@ class Saving(keras.callbacks.Callback):
         if signals.is_received():
             self.save_now()
             signals.raise_if_received()
+        self._note_checkpoint()
         if self._place[1] < steps and self._is_due():
             _warn_of(self._save(self._progress_now()))
 
@@ -144,6 +150,7 @@ class Saving(keras.callbacks.Callback):
 
     def _save(self, progress: dict[str, Any]) -> OSError | None:
         """Starts a save; returns the error if it cannot be started."""
+        directory.refuse_removed(self._run_dir)
         # The next save may find space again; training continues meanwhile.
         _warn_of(self._finish_writing())
         metrics = self._run_dir / directory.METRICS
@@ -162,6 +169,7 @@ class Saving(keras.callbacks.Callback):
             progress=progress,
         )
         self._saved_place, self._saved_at = self._place, time.monotonic()
+        self._has_saved = True
         return None
 
     def _finish_writing(self) -> OSError | None:
@@ -176,7 +184,17 @@ class Saving(keras.callbacks.Callback):
             return error
         except checkpoints.NotFiniteError as error:
             raise DivergedError(str(error)) from error
+        self._note_checkpoint()
         return None
+
+    def _note_checkpoint(self) -> None:
+        """Notes in config.json that there is a checkpoint: if none is found later, it was lost."""
+        if self._is_noted or not self._has_saved or self._saver.is_writing:
+            return
+        with suppress(OSError):  # a full disk; the next call tries again
+            if checkpoints.search(self._run_dir / "checkpoints").newest is not None:
+                directory.update_config(self._run_dir, has_checkpoint=True)
+                self._is_noted = True
 
     def _is_due(self) -> bool:
         config, steps = self._config, self.model.steps_per_epoch

@@ -102,6 +102,12 @@ def collect(build: Callable[..., Any], *more: Path) -> Source:
     return Source(experiment.name, name, contents, origins, _package())
 
 
+def now_of(kept: Source) -> Source:
+    """Returns the files of a kept source as they are now at the places they were taken from."""
+    contents = {name: _content(Path(kept.origins[name])) for name in kept.files}
+    return dataclasses.replace(kept, files=contents, package=_package())
+
+
 def differences(before: Source, now: Source) -> list[Difference]:
     """Returns the files whose syntax trees differ, the experiment first, this package last."""
     experiments = before.files[before.main], now.files[now.main]

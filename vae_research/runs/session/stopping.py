@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ import keras
 from vae_research.evaluation.diagnosis import collapse_in_training
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import DivergedError
+from vae_research.runs.session import directory
 
 
 @contextmanager
@@ -62,13 +64,24 @@ class WarnOfCollapse(keras.callbacks.Callback):
 
 
 class StopWhenDiverged(keras.callbacks.Callback):
-    """Ends a run or a study with exit code 6 if the figures of an epoch are not finite."""
+    """Ends a run or a study with exit code 6 if the figures of an epoch are not finite.
+
+    Args:
+        run_dir: where a record of it is left, nonfinite.json; default: nowhere.
+    """
+
+    def __init__(self, run_dir: Path | None = None) -> None:
+        super().__init__()
+        self._run_dir = run_dir
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         bad = {name for name, value in (logs or {}).items() if not math.isfinite(float(value))}
         if bad:
             terms = sorted(bad - {"loss", "elbo", "val_loss", "val_elbo"}) or sorted(bad)
             step = self.model.step
+            if self._run_dir is not None:
+                record = {"epoch": epoch + 1, "step": step, "causes": terms}
+                directory.write_json(self._run_dir / directory.NONFINITE, record)
             raise DivergedError(
                 f"training diverged in epoch {epoch + 1} (step {step}): not finite are "
                 f"{', '.join(terms)}. Nothing of this epoch is kept. The usual causes are a term "

@@ -44,7 +44,8 @@ def carry_out(
     with directory.locked(run_dir):
         file = experiment_file(run_study)
         kept = sources.keep(run_dir, source)
-        earlier = (directory.read_json(run_dir / directory.CONFIG) or {}).get("sessions", [])
+        started_before = (run_dir / directory.CONFIG).exists()
+        earlier = directory.read_config(run_dir).get("sessions", []) if started_before else []
         description = {
             **describe(experiment, file, config, data, device),
             "source": kept,

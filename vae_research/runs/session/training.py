@@ -27,7 +27,7 @@ from vae_research.evaluation.estimates import Estimate, estimate
 from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.runs.cli import signals
-from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError
+from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError
 from vae_research.runs.cli.flags import Config, experiment_file
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import describe, describe_model, notes_of
@@ -39,6 +39,7 @@ from vae_research.runs.session.building import (
     refuse_values_outside_support,
 )
 from vae_research.runs.session.gate import FiniteGate
+from vae_research.runs.session.resume import evaluation_flags
 from vae_research.runs.session.saving import Saving
 from vae_research.runs.session.sources import Source
 from vae_research.runs.session.stopping import StopWhenDiverged, WarnOfCollapse, printed_warnings
@@ -155,11 +156,9 @@ class Session:
             finally:
                 if self.description:
                     sessions = provenance.ended(self.description["sessions"])
-                    with suppress(OSError):  # the run has ended with an error of its own
-                        directory.write_json(
-                            self.run_dir / directory.CONFIG,
-                            {**self.description, "sessions": sessions},
-                        )
+                    # Otherwise the run has ended with an error of its own.
+                    with suppress(OSError, RunError, checkpoints.CheckpointError):
+                        directory.update_config(self.run_dir, sessions=sessions)
 
     def restore(self) -> None:
         """Restores the model from the checkpoint, and decides what may be claimed of the run."""
@@ -177,8 +176,9 @@ class Session:
             rows_have_numbers=self.data.train.is_repeatable,
         )
         self.progress = progress | {"profile": profile, "claim": claim}
-        for name in (directory.SUMMARY, directory.NONFINITE):  # they describe other weights
-            (self.run_dir / name).unlink(missing_ok=True)
+        if self.epochs_before < self.config.epochs:
+            for name in (directory.SUMMARY, directory.NONFINITE):  # they describe other weights
+                (self.run_dir / name).unlink(missing_ok=True)
 
     def describe(self, found: checkpoints.Search) -> None:
         """Writes config.json, rewinds the logs to the checkpoint, and prints what follows.
@@ -199,6 +199,7 @@ class Session:
             "source": self.progress["source"],
             "sessions": [*sessions, provenance.session(file.parent, self.progress["source"])],
             "reproducibility": {"claim": self.claim, "profile": self.progress["profile"]},
+            "has_checkpoint": self.checkpoint is not None,
         }
         directory.write_json(self.run_dir / directory.CONFIG, self.description)
         short = logs.rewind(self.run_dir, self.progress.get("logs", {}))
@@ -234,7 +235,7 @@ class Session:
         model.guard = gate
         metrics = MetricsFile(self.run_dir / directory.METRICS)
         callbacks: list[keras.callbacks.Callback] = [
-            StopWhenDiverged(),
+            StopWhenDiverged(self.run_dir),
             WarnOfCollapse(),
             *tensorboard_callbacks(config, data, self.names, self.run_dir, self.description),
             metrics,
@@ -289,26 +290,38 @@ class Session:
             seconds: how long training took.
         """
         model, data, run_dir = self.model, self.data, self.run_dir
+        directory.refuse_removed(run_dir)
+        before = directory.read_summary(run_dir)
+        if before is not None:  # only the test figures are new
+            seconds = before.get("seconds", seconds)
         records = directory.read_metrics(run_dir / directory.METRICS)
         best = max(
-            records, key=lambda found: found.get("validation/elbo", -found["validation/loss"])
+            records,
+            key=lambda found: found.get("validation/elbo", -found["validation/loss"]),
+            default={"epoch": None},
         )
         notes = notes_of(model, data)
+        bad = [name for name, figure in estimates.items() if not math.isfinite(figure.value)]
+        if bad:
+            notes.append(
+                f"Not finite on the test data, and null in summary.json: {', '.join(bad)}."
+            )
         with model.averaging.weights():  # as in the last checkpoint
             state = checkpoints.state_sha256(model)
         summary = {
             "status": "done",
-            "epochs": records[-1]["epoch"],
+            "epochs": max([self.epochs_before, *(found["epoch"] for found in records)]),
             "steps": model.step,
             "best_epoch": best["epoch"],
             "seconds": round(seconds, 3),
-            "images_per_second": statistics.median(found["images_per_second"] for found in records),
+            "images_per_second": _median([found.get("images_per_second") for found in records]),
             "effective_beta": model.effective_beta(),
             "parameters": model.count_params(),
             "weights_sha256": checkpoints.weights_sha256(model),
             "state_sha256": state,
             "reproducibility": self.claim,
             "notes": notes,
+            "evaluation": evaluation_flags(self.config),
             "test": {name: vars(value) for name, value in estimates.items()},
         }
         kept = outputs.save_figures(run_dir / "figures", model, data, self.names, records)
@@ -317,6 +330,11 @@ class Session:
         if self.config.verbose:
             screen.print_figures(estimates, notes, self.config.importance_samples)
             print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def bytes_of_checkpoints(model: VAE) -> int:

@@ -8,27 +8,34 @@ It changes nothing.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vae_research import manifests
 from vae_research.checkpoints import CheckpointError
-from vae_research.runs.cli.errors import DirectoryInUseError, UsageError
-from vae_research.runs.session import directory
+from vae_research.runs.cli.errors import DirectoryInUseError, RunError
+from vae_research.runs.session import directory, provenance, sources
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the findings; returns 0, 2 if there is no run, or 4 if no checkpoint is intact."""
+    """Prints the findings; returns 0, 2 if there is no run, 4 or 7 if it cannot be resumed."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
         print("Usage: scripts/doctor RUN", file=sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
     try:
         lines, exit_code = examine(Path(arguments[0]).expanduser().absolute())
-    except UsageError as error:
-        print(f"doctor: {error}", file=sys.stderr)
-        return error.exit_code
-    print("\n".join(lines))
+    except RunError as error:
+        exit_code, message = error.exit_code, str(error)
+    except CheckpointError as error:
+        exit_code, message = 4, str(error)
+    except OSError as error:
+        exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
+    else:
+        print("\n".join(lines))
+        return exit_code
+    print(f"doctor: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
 
 
@@ -37,26 +44,72 @@ def examine(run_dir: Path) -> tuple[list[str], int]:
 
     Raises:
         UsageError: there is no run.
+        CheckpointError: its config.json is damaged.
+        FileSystemError: something in the run directory is a link to a place outside of it.
     """
+    directory.refuse_links(run_dir)
     description = directory.read_config(run_dir)
     flags = description["flags"]
     lines = [f"{run_dir}: {description['experiment']}, --epochs={flags['epochs']}"]
     in_use = _in_use(run_dir)
     lines.append(f"in use: {in_use or 'no'}")
-    found, newest = _checkpoints(run_dir / "checkpoints")
+    found, newest = _checkpoints(run_dir, description)
     lines += found
-    lines += _logs(run_dir, newest)
-    summary = directory.read_json(run_dir / directory.SUMMARY)
-    lines.append(f"summary.json: {'missing' if summary is None else summary['status']}")
+    lines += _source(run_dir, description)
+    problems: list[str] = []
+    lines += _told(problems, lambda: _logs(run_dir, newest))
+    summary: dict[str, Any] = {}
+    lines += _told(problems, lambda: _summary(run_dir, summary))
     lines += _left_over(run_dir)
+    lines += _told(problems, lambda: _divergence(run_dir))
     advice, exit_code = _advice(description, in_use, bool(found[1:]), newest, summary)
-    diverged = directory.read_json(run_dir / directory.NONFINITE)
-    if diverged is not None:
-        lines.append(
-            f"diverged in epoch {diverged['epoch']}, step {diverged['step']}: "
-            f"{' and '.join(diverged['causes'])} not finite; scripts/replay {run_dir} repeats it"
-        )
+    if problems and not in_use:
+        advice, exit_code = "restore from a copy, or remove, what is damaged.", 4
     return [*lines, f"What to do: {advice}"], exit_code
+
+
+def _told(problems: list[str], examine_part: Callable[[], list[str]]) -> list[str]:
+    """Returns the findings about a part of a run, or that it is damaged, which `problems` gets."""
+    try:
+        return examine_part()
+    except CheckpointError as error:
+        problems.append(str(error))
+        return [f"  damaged: {error}"]
+
+
+def _summary(run_dir: Path, summary: dict[str, Any]) -> list[str]:
+    """Returns a line on summary.json, whose content `summary` gets."""
+    summary |= directory.read_summary(run_dir) or {}
+    return [f"summary.json: {summary.get('status', 'missing')}"]
+
+
+def _divergence(run_dir: Path) -> list[str]:
+    """Returns a line if the run diverged."""
+    found = directory.read_nonfinite(run_dir)
+    if found is None:
+        return []
+    line = (
+        f"diverged in epoch {found['epoch']}, step {found['step']}: "
+        f"{' and '.join(found['causes'])} not finite"
+    )
+    return [f"{line}; scripts/replay {run_dir} repeats it" if "checkpoint" in found else line]
+
+
+def _source(run_dir: Path, description: dict[str, Any]) -> list[str]:
+    """Returns a line on the kept source, and one for each file that has changed since."""
+    folder = description.get("source")
+    if folder is None:
+        return ["source: not kept by the vae_research that made the run"]
+    try:
+        kept = sources.read(run_dir, folder)
+    except CheckpointError as error:
+        return [f"source: {error}"]
+    found = sources.differences(kept, sources.now_of(kept))
+    lines = [f"source: {folder}/{kept.main}, {len(kept.files)} files and vae_research"]
+    if kept.origins[kept.main] != description["file"]:
+        lines.append(f"  config.json names {description['file']}, which is not executed")
+    lines += [f"  {each.what} since; --resume=changed would resume with it" for each in found]
+    return lines
 
 
 def _in_use(run_dir: Path) -> str | None:
@@ -68,14 +121,20 @@ def _in_use(run_dir: Path) -> str | None:
     return None
 
 
-def _checkpoints(folder: Path) -> tuple[list[str], dict[str, Any] | None]:
-    """Returns a line for each checkpoint, and the content of the newest intact one."""
+def _checkpoints(
+    run_dir: Path, description: dict[str, Any]
+) -> tuple[list[str], dict[str, Any] | None]:
+    """Returns a line for each checkpoint, and the content of the newest that can be resumed."""
+    folder = run_dir / "checkpoints"
     intact: dict[Path, dict[str, Any]] = {}
     problems: dict[Path, CheckpointError] = {}
     paths = manifests.listed(folder)
     for path in paths:
         try:
-            intact[path] = manifests.verify(path)
+            content = manifests.verify(path)
+            progress = provenance.progress_of(content, path)
+            provenance.refuse_other_run(run_dir, description, progress, path)
+            intact[path] = content
         except CheckpointError as error:
             problems[path] = error
     best = manifests.best(intact)
@@ -99,9 +158,11 @@ def _checkpoints(folder: Path) -> tuple[list[str], dict[str, Any] | None]:
 
 def _logs(run_dir: Path, newest: dict[str, Any] | None) -> list[str]:
     """Returns a line for each log that is not as long as at the newest checkpoint."""
-    records = directory.read_metrics(run_dir / directory.METRICS)
+    lengths = {} if newest is None else newest["progress"].get("logs", {})
+    # What comes later is cut off by a run that resumes.
+    records = directory.read_metrics(run_dir / directory.METRICS, lengths.get(directory.METRICS))
     lines = [f"metrics.jsonl: {len(records)} epochs"]
-    for name, length in (newest or {}).get("progress", {}).get("logs", {}).items():
+    for name, length in lengths.items():
         path = run_dir / name
         size = path.stat().st_size if path.exists() else 0
         if size < length:
@@ -132,7 +193,7 @@ def _advice(
     in_use: str | None,
     has_checkpoints: bool,
     newest: dict[str, Any] | None,
-    summary: dict[str, Any] | None,
+    summary: dict[str, Any],
 ) -> tuple[str, int]:
     """Returns what to do and the exit code."""
     command = f"{description['file']} with the flags of config.json"
@@ -144,8 +205,15 @@ def _advice(
             "intact checkpoint from a copy, or start a new run in another --run_dir.",
             4,
         )
-    if summary is not None:
-        return "nothing, the run is complete.", 0
+    if summary:
+        gone = "" if newest else " Its checkpoints are gone: it can be neither loaded nor trained."
+        return f"nothing, the run is complete.{gone}", 0
+    if newest is None and description.get("has_checkpoint"):
+        return (
+            "its checkpoints are gone. Restore the folder checkpoints, or start again with "
+            "--resume=scratch.",
+            4,
+        )
     if newest is None:
         return f"it ended before its first checkpoint: {command} starts it again.", 0
     return f"{command} resumes at step {newest['step']}.", 0

@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         exit_code, message = 3, str(error)
     except CheckpointError as error:
         exit_code, message = 4, str(error)
-    print(f"replay: {message}", file=sys.stderr)
+    except OSError as error:
+        exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
+    print(f"replay: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
 
 
@@ -41,9 +43,14 @@ def replay(run_dir: Path) -> int:
     Raises:
         UsageError: the run did not diverge.
     """
-    record = directory.read_json(run_dir / directory.NONFINITE)
+    record = directory.read_nonfinite(run_dir)
     if record is None:
         raise UsageError(f"{run_dir} has no nonfinite.json: it has not diverged.")
+    if "checkpoint" not in record or "rows" not in record:
+        raise UsageError(
+            f"{run_dir} diverged in epoch {record['epoch']}, in no training step: "
+            f"{' and '.join(record['causes'])} not finite."
+        )
     with streams.hide_startup_output():
         import tensorflow as tf
 
