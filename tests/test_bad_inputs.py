@@ -12,24 +12,27 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import forks
+from vae_research import load_run, manifests
 from vae_research.data import Data
+from vae_research.runs.tools import doctor
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-FLAGS, DATA, FILE_SYSTEM = 2, 3, 7  # exit codes
+FLAGS, DATA, CHECKPOINT, FILE_SYSTEM = 2, 3, 4, 7  # exit codes
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (40, 8, 8), dtype=np.uint8)  # cut into 32, 4 and 4
@@ -107,6 +110,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "text.npz": lambda: b"some text\n",
     "nothing.npz": lambda: b"",
     "nan.npz": lambda: npz(train=with_value(np.nan)),
+    "nan_in_test.npz": lambda: npz(train=REALS, test=with_value(np.nan)[5:9]),
     "infinite.npz": lambda: npz(train=with_value(-np.inf)),
     "outside.npz": lambda: npz(train=with_value(-0.5)),
     "up_to_255.npz": lambda: npz(train=IMAGES.astype(np.float32)),
@@ -323,6 +327,7 @@ CASES = [
     data("42-zero-bytes", "nothing.npz", "empty"),
     data("52-tfrecord", "images.tfrecord", "is a file", ".npz"),
     data("43-nan", "nan.npz", "1 of 2560 values", "first nan at index (7, 1, 2)"),
+    data("70-nan-in-the-test-data", "nan_in_test.npz", "test", "first nan at index (2, 1, 2)"),
     data("43-infinity", "infinite.npz", "1 of 2560 values", "first -inf at index (7, 1, 2)"),
     Case(
         "44-to-be-binarised",
@@ -435,6 +440,246 @@ def test_the_folder_of_an_unknown_user(name, exit_code, tmp_path, without_tensor
     assert list(tmp_path.iterdir()) == []
 
 
+# ---------------------------------------------------------------- a run that is not as it was
+
+
+class Damage(NamedTuple):
+    """What happens to the run of the fixture `finished`, and how its command ends.
+
+    The command asks for a third epoch.
+    """
+
+    id: str
+    do: Callable[[Path], None]
+    exit_code: int
+    words: list[str]
+
+
+def remove_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+def empty_checkpoints(run: Path) -> None:
+    remove_checkpoints(run)
+    (run / "checkpoints").mkdir()
+
+
+def unfinish(run: Path) -> None:
+    (run / "summary.json").unlink()
+    remove_checkpoints(run)
+
+
+def with_manifest(**changes: Any) -> Callable[[Path], None]:
+    """Gives all checkpoints other entries, with the right checksum; None removes an entry."""
+
+    def change(run: Path) -> None:
+        for path in run.glob("checkpoints/*/manifest.json"):
+            content = json.loads(path.read_text("utf-8"))["content"]
+            new = {k: v for k, v in (content | changes).items() if v is not None}
+            new["progress"] = content["progress"] | changes.get("progress", {})
+            path.write_bytes(manifests.manifest(new))
+
+    return change
+
+
+def with_line(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Changes the first line of metrics.jsonl."""
+
+    def damage(run: Path) -> None:
+        first, *others = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_bytes(change(first) + b"".join(others))
+
+    return damage
+
+
+def with_json(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Changes the content of a JSON file."""
+
+    def damage(run: Path) -> None:
+        content = json.loads((run / name).read_text("utf-8"))
+        (run / name).write_text(json.dumps(change(content)), "utf-8")
+
+    return damage
+
+
+def with_bytes(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda run: (run / name).write_bytes(content) and None
+
+
+def as_link(name: str) -> Callable[[Path], None]:
+    """Moves a part of a run to another place, to which a link leads."""
+
+    def move(run: Path) -> None:
+        (run / name).rename(run.parent / "elsewhere")
+        (run / name).symlink_to(run.parent / "elsewhere")
+
+    return move
+
+
+def damaged(id: str, name: str, change: Callable[[Any], Any] | bytes, *words: str) -> Damage:
+    """A JSON file that a run did not write so."""
+    do = with_bytes(name, change) if isinstance(change, bytes) else with_json(name, change)
+    return Damage(id, do, CHECKPOINT, [name, "Restore it from a copy", *words])
+
+
+def line(id: str, change: Callable[[bytes], bytes], *words: str) -> Damage:
+    words = ("line 1 of", "metrics.jsonl is damaged", "remove this line", *words)
+    return Damage(id, with_line(change), CHECKPOINT, list(words))
+
+
+DEEP = b"[" * 100_000
+DAMAGES = [
+    Damage(
+        "64-finished-run-without-checkpoints",
+        remove_checkpoints,
+        CHECKPOINT,
+        ["is complete with 2 epochs and has no checkpoint any more", "--run_dir"],
+    ),
+    Damage("64-emptied", empty_checkpoints, CHECKPOINT, ["has no checkpoint any more"]),
+    Damage("64-unfinished", unfinish, CHECKPOINT, ["from scratch", "--resume=scratch"]),
+    Damage(
+        "65-checkpoints-of-another-run",
+        with_manifest(progress={"identity": "vae_mnist of somebody"}),
+        CHECKPOINT,
+        ["0000000008 is of the run 'vae_mnist of somebody'", "is the run 'vae_mnist 20"],
+    ),
+    line("66-flipped", lambda line: line.replace(b"{", b"z", 1), "Expecting value"),
+    line("66-zeroed", lambda line: bytes(len(line) - 1) + b"\n"),
+    line("66-cut", lambda line: line[: len(line) // 2]),
+    line("66-not-utf-8", lambda line: line.replace(b"epoch", b"\xffpoch"), "utf-8"),
+    line("66-another-type", lambda line: line.replace(b": 1,", b': "1",', 1), "epoch is a str"),
+    damaged("67-config-cut", "config.json", b'{"experiment": "vae_m', "Unterminated"),
+    damaged("67-config-nested", "config.json", DEEP, "recursion"),
+    damaged("67-config-no-object", "config.json", lambda found: [found], "it is a list"),
+    damaged("67-config-without-data", "config.json", lambda x: x | {"data": {}}, "fingerprint"),
+    damaged("67-config-type", "config.json", lambda x: x | {"flags": [1]}, "flags is a list"),
+    damaged("67-summary-type", "summary.json", lambda x: x | {"epochs": "2"}, "epochs is a str"),
+    damaged("67-summary-not-utf-8", "summary.json", b'{"status": "\xff"}', "utf-8"),
+    Damage(
+        "67-manifest-without-a-key",
+        with_manifest(optimizers=None),
+        CHECKPOINT,
+        ["manifest.json is no manifest: optimizers is missing"],
+    ),
+    Damage(
+        "67-progress-of-another-type",
+        with_manifest(progress={"logs": 3}),
+        CHECKPOINT,
+        ["0000000008 cannot be resumed: progress.logs is a int"],
+    ),
+    *(
+        Damage(f"68-{name}", as_link(name), FILE_SYSTEM, [name, "is a symbolic link to"])
+        for name in ("lock", "metrics.jsonl", "figures", "checkpoints", "config.json")
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DAMAGES, ids=lambda case: case.id)
+def test_a_damaged_run_is_refused_and_left_as_it_is(
+    case, finished, tmp_path, without_tensorflow, capsys
+):
+    folder, flags, _ = finished
+    run = shutil.copytree(folder / STRANGE_NAME, tmp_path / "run")
+    case.do(run)
+    before = contents(tmp_path)
+    experiment = CHECKOUT / "experiments/vae_mnist.py"
+    given = [*flags[:-3], f"--dataset={folder / 'stored.npz'}", "--run_dir=run", "--epochs=3"]
+    said = refusal(command(experiment, given, tmp_path, without_tensorflow), case.exit_code)
+    assert [word for word in case.words if word not in said] == []
+    assert doctor.main([str(run)]) == case.exit_code
+    told = "".join(capsys.readouterr())
+    assert "Traceback" not in told
+    assert contents(tmp_path) == before
+
+
+def edited(finished, tmp_path: Path, old: str, new: str, *more: str) -> tuple[Path, list]:
+    """A copy of the run, and the arguments of its command if its experiment has been edited."""
+    folder, flags, _ = finished
+    run = shutil.copytree(folder / STRANGE_NAME, tmp_path / "run")
+    text = (CHECKOUT / "experiments/vae_mnist.py").read_text("utf-8")
+    assert old in text
+    (tmp_path / "vae_mnist.py").write_text(text.replace(old, new), "utf-8")
+    given = [*flags[:-3], f"--dataset={folder / 'stored.npz'}", "--run_dir=run", *more]
+    return run, ["vae_mnist.py", given, tmp_path]
+
+
+WEIGHT = "KLDivergence(weight=weight)", "KLDivergence(weight=25.0)"
+DOCUMENTATION = '"""Returns the loss terms."""', '"""Returns terms."""  # of the loss'
+
+
+@pytest.mark.slow
+def test_63_an_edited_experiment_is_refused_with_the_difference(
+    finished, tmp_path, without_tensorflow
+):
+    run, asked = edited(finished, tmp_path, *WEIGHT, "--epochs=3")
+    before = contents(run)
+    process = command(*asked, without_tensorflow)
+    *difference, said = process.stderr.splitlines()
+    assert process.returncode == CHECKPOINT, process.stderr
+    assert difference[0] == "vae_mnist.py has changed:"
+    assert difference[-1] == "+    return [likelihood(), vr.KLDivergence(weight=25.0)]"
+    assert "vae_mnist.py has changed. Undo that" in said
+    assert "--resume=changed" in said
+    assert contents(run) == before
+    assert doctor.main([str(run)]) == 0  # the file that the run was made from is as it was
+
+
+@pytest.mark.slow
+def test_63_an_edited_experiment_is_resumed_when_asked(finished, tmp_path):
+    run, asked = edited(finished, tmp_path, *WEIGHT, "--epochs=3", "--resume=changed")
+    process = command(*asked)
+    assert process.returncode == 0, process.stderr
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    assert summary["reproducibility"] == "valid, not bit-exact: vae_mnist.py has changed"
+    assert "warning: this run is valid, not bit-exact: vae_mnist.py" in process.stderr
+    # Each checkpoint is of the source that made it.
+    for newest, weight in ((True, 25.0), (False, 1.0)):
+        if not newest:
+            shutil.rmtree(run / "checkpoints" / "0000000012")
+        loaded = load_run(run).model.objective.terms
+        assert [term.weight for term in loaded if term.label == "kl"] == [weight]
+    sessions = json.loads((run / "config.json").read_text("utf-8"))["sessions"]
+    assert [session["source"] for session in sessions] == ["source", "source-2"]
+
+
+@pytest.mark.slow
+def test_72_other_flags_of_the_evaluation_evaluate_a_complete_run_again(finished, tmp_path):
+    # The experiment has another docstring and a comment, which is no change.
+    run, asked = edited(finished, tmp_path, *DOCUMENTATION, "--epochs=2")
+    asked[1] = [flag for flag in asked[1] if not flag.startswith("--importance_samples")]
+    asked[1] += ["--verbose=0", "--importance_samples=3", "--notensorboard"]
+    before = contents(run)
+    old = json.loads((run / "summary.json").read_text("utf-8"))
+    process = command(*asked)
+    assert (process.returncode, process.stderr) == (0, "")
+    new = json.loads((run / "summary.json").read_text("utf-8"))
+    assert new["evaluation"]["importance_samples"] == 3
+    differing = {name for name in old if old[name] != new[name]}
+    assert differing == {"evaluation", "test"}
+    assert old["test"].keys() == new["test"].keys()
+    assert not (run / "source-2").exists()
+    of_checkpoints = [name for name in before if name.startswith(("checkpoints", "metrics"))]
+    assert of_checkpoints
+    assert {name: contents(run)[name] for name in of_checkpoints} == {
+        name: before[name] for name in of_checkpoints
+    }
+
+
+@pytest.mark.slow
+def test_64_a_complete_run_without_checkpoints_is_left_alone(
+    finished, tmp_path, without_tensorflow
+):
+    run, asked = edited(finished, tmp_path, *WEIGHT, "--epochs=2")
+    empty_checkpoints(run)
+    before = contents(run)
+    process = command(*asked, without_tensorflow)
+    assert process.returncode == 0
+    assert process.stderr == f"warning: {run} has no checkpoint any more\n"
+    assert "is already complete: 2 epochs" in process.stdout
+    assert contents(run) == before
+
+
 # Numbers that have their test in another file, which must be there.
 ELSEWHERE = {
     17: "test_runs.py::test_refused_by_the_model_or_the_machine",
@@ -464,6 +709,9 @@ ELSEWHERE = {
     57: "test_resume.py::test_logs_are_cut_off_at_the_checkpoint",
     59: "test_resume.py::test_out_of_memory_is_one_line_with_a_hint",
     60: "test_survival.py::test_a_run_goes_on_after_an_interruption_of_each_kind",
+    69: "test_runs.py::test_loading_runs_the_kept_source_and_nothing_else",
+    71: "test_resume.py::test_a_run_directory_that_is_removed_is_not_made_again",
+    73: "test_resume.py::test_a_disk_without_room_for_the_files_is_refused",
 }
 # Numbers that cannot apply yet: the reason, and a name that no flag has while it holds.
 CANNOT_APPLY = {
@@ -481,10 +729,10 @@ def test_what_cannot_apply_still_cannot(number, tmp_path, without_tensorflow):
     assert word not in process.stdout, f"it can apply now; the table says that {reason}"
 
 
-@pytest.mark.parametrize("number", range(1, 63))
+@pytest.mark.parametrize("number", range(1, 74))
 def test_every_number_has_its_row_its_test_or_its_reason(number):
     source = Path(__file__).read_text(encoding="utf-8")
-    rows = [case for case in CASES if case.id.split("-")[0] == str(number)]
+    rows = [case for case in (*CASES, *DAMAGES) if case.id.split("-")[0] == str(number)]
     here = re.search(rf'def test_{number}_|"{number}"|id="(\d+-[\w-]+-)?{number}-', source)
     if number in ELSEWHERE:
         file, _, name = ELSEWHERE[number].partition("::")

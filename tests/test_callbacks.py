@@ -51,6 +51,7 @@ from vae_research.callbacks.tensorboard.drawing import heat, over_time, sprite, 
 from vae_research.checkpoints import weights_sha256
 from vae_research.data import Data
 from vae_research.evaluation.estimates import active_units
+from vae_research.runs.session import logs as logs_of_a_run
 
 SHAPE = (4, 4, 1)
 LATENT = 2
@@ -842,6 +843,17 @@ def test_gradients_are_those_of_the_terms(tmp_path):
     assert found["gradients/decoder/reconstruction"][0][1] == pytest.approx(in_decoder, rel=1e-4)
     assert "gradients/decoder/kl" not in found  # it has no part in it
     assert not any("mean_square_of_logs" in tag for tag in found)  # is only watched
+
+
+def test_the_last_gradients_are_in_the_file_when_a_run_saves_its_last_epoch(tmp_path):
+    lengths = []
+    save = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: lengths.append(logs_of_a_run.lengths(tmp_path)),
+        on_train_end=lambda logs: lengths.append(logs_of_a_run.lengths(tmp_path)),
+    )
+    train(make(), Gradients(tmp_path, VALIDATION, every_steps=100), save, validation=None)
+    assert lengths[0] == {}
+    assert lengths[1] == lengths[2] != {}  # nothing that a kill during the test figures would lose
 
 
 class MeanSquareOfLogs(LossTerm):

@@ -1,15 +1,20 @@
 """What a run that goes on is told, and what its parts remember."""
 
+import json
+import os
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from vae_research.runs.cli.errors import FileSystemError
+from vae_research.runs.cli.errors import DivergedError, FileSystemError, UsageError
 from vae_research.runs.session import directory, logs, reproducibility
 from vae_research.runs.session.callback_states import get_states, set_states
 from vae_research.runs.session.saving import Saving
-from vae_research.runs.session.training import WarnOfCollapse
+from vae_research.runs.session.stopping import StopWhenDiverged, WarnOfCollapse
+from vae_research.runs.tools import replay
 
 PROFILE = {"device": "CPU", "cpu": "A", "threads": "2 cores"}
 
@@ -88,6 +93,47 @@ def test_out_of_memory_is_one_line_with_a_hint(tmp_path):
         raise error
     assert raised.value.exit_code == 7
     assert "\n" not in str(raised.value)
+
+
+def test_a_run_directory_that_is_removed_is_not_made_again(tmp_path):
+    saving = Saving(tmp_path / "run", [], None, None, {})
+    saving.set_model(SimpleNamespace(step=3, steps_per_epoch=5, running_sums=list))
+    with pytest.raises(FileSystemError, match=r"run was removed or renamed while") as raised:
+        saving.on_train_end()
+    assert raised.value.exit_code == 7
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validation_that_is_not_finite_leaves_a_record(tmp_path):
+    callback = StopWhenDiverged(tmp_path)
+    callback.set_model(SimpleNamespace(step=10))
+    callback.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DivergedError, match=r"epoch 2 .step 10.: not finite are val_kl"):
+        callback.on_epoch_end(1, {"loss": 1.0, "val_loss": np.nan, "val_kl": np.nan})
+    record = directory.read_nonfinite(tmp_path)
+    assert record == {"epoch": 2, "step": 10, "causes": ["val_kl"]}
+    with pytest.raises(UsageError, match="diverged in epoch 2, in no training step: val_kl not"):
+        replay.replay(tmp_path)
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
+    values = {"test": {"elbo": {"value": np.nan, "error": [1.5, -np.inf]}}, "ok": True}
+    directory.write_json(tmp_path / "summary.json", values)
+    found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"test": {"elbo": {"value": None, "error": [1.5, None]}}, "ok": True}
+
+
+def test_a_disk_without_room_for_the_files_is_refused(tmp_path, monkeypatch):
+    for files, left, refused in ((1000, 99, True), (1000, 100, False), (0, 0, False)):
+        found = SimpleNamespace(f_files=files, f_favail=left)
+        monkeypatch.setattr(os, "statvfs", lambda path, found=found: found)
+        monkeypatch.setattr(directory.shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
+        if refused:
+            with pytest.raises(FileSystemError, match=r"room for 99 more files .inodes.*100"):
+                directory.refuse_full_disk(tmp_path, 1)
+        else:
+            directory.refuse_full_disk(tmp_path, 1)
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path):

@@ -206,8 +206,9 @@ def _advice(
             4,
         )
     if summary:
-        gone = "" if newest else " Its checkpoints are gone: it can be neither loaded nor trained."
-        return f"nothing, the run is complete.{gone}", 0
+        if newest is not None:
+            return "nothing, the run is complete.", 0
+        return "the run is complete, and its checkpoints are gone. Restore them to load it.", 4
     if newest is None and description.get("has_checkpoint"):
         return (
             "its checkpoints are gone. Restore the folder checkpoints, or start again with "
