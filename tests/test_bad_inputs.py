@@ -8,9 +8,11 @@ Nearly all answers come before TensorFlow is imported: these commands run with a
 `keras` that end the process with an exit code of their own.
 """
 
+import collections
 import io
 import json
 import os
+import random
 import re
 import shutil
 import struct
@@ -26,8 +28,11 @@ import pytest
 from PIL import Image
 
 from tests import forks
-from vae_research import load_run, manifests
+from tests.proofs import SOAK, tell
+from vae_research import checkpoints, load_run, manifests, runs
 from vae_research.data import Data
+from vae_research.runs.cli.errors import RunError
+from vae_research.runs.session import resume, sources
 from vae_research.runs.tools import doctor
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -591,6 +596,79 @@ def test_a_damaged_run_is_refused_and_left_as_it_is(
     told = "".join(capsys.readouterr())
     assert "Traceback" not in told
     assert contents(tmp_path) == before
+
+
+OTHER_VALUES = [None, True, 7, -1.5, "text", [], {}, [[[1]]], {"a": {"b": 1}}, 10**400]
+
+
+def places(content: Any, path: tuple = ()) -> list[tuple]:
+    """The path of every value in a JSON content."""
+    if not isinstance(content, dict | list):
+        return [path]
+    inner = content.items() if isinstance(content, dict) else enumerate(content)
+    return [path, *(each for key, value in inner for each in places(value, (*path, key)))]
+
+
+def replaced(random_: random.Random, content: Any) -> Any:
+    """A JSON content in which one value is missing or is another."""
+    *path, last = random_.choice(places(content)[1:])
+    parent = content = json.loads(json.dumps(content))
+    for key in path:
+        parent = parent[key]
+    if random_.random() < 0.3:
+        del parent[last]
+    else:
+        parent[last] = random_.choice(OTHER_VALUES)
+    return content
+
+
+def at_random(random_: random.Random, file: Path) -> None:
+    """Damages a file: a bit, its end, a part, or one JSON value, then with the right checksum."""
+    content = bytearray(file.read_bytes())
+    at = random_.randrange(len(content))
+    kind = random_.choice(["bit", "cut", "zeros", "value", "value", "value"])
+    if kind == "bit":
+        content[at] ^= 1 << random_.randrange(8)
+    elif kind == "cut":
+        del content[at:]
+    elif kind == "zeros":
+        content[at : at + 40] = bytes(len(content[at : at + 40]))
+    elif file.name == "metrics.jsonl":
+        lines = content.decode().splitlines()
+        lines[0] = json.dumps(replaced(random_, json.loads(lines[0])))
+        content = bytearray("".join(f"{line}\n" for line in lines).encode())
+    elif file.name == "manifest.json":
+        content = bytearray(manifests.manifest(replaced(random_, json.loads(content)["content"])))
+    else:
+        content = bytearray(json.dumps(replaced(random_, json.loads(content))).encode())
+    file.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_67_damage_at_random_is_answered_without_a_traceback(finished, tmp_path, capsys):
+    run = shutil.copytree(finished[0] / STRANGE_NAME, tmp_path / "run")
+    record = {"epoch": 1, "step": 2, "causes": ["kl"], "rows": [3], "checkpoint": "nonfinite/1"}
+    (run / "nonfinite.json").write_text(json.dumps(record))
+    names = ["config.json", "summary.json", "metrics.jsonl", "nonfinite.json"]
+    files = [*(run / name for name in names), *run.glob("checkpoints/*/manifest.json")]
+    contents = {file: file.read_bytes() for file in files}
+    config = runs.Config(**json.loads(contents[files[0]])["flags"]).replace(epochs=3)
+    source = sources.read(run, "source")
+    random_, answers = random.Random(0), collections.Counter()
+    for _ in range(1000 if SOAK else 30):
+        file = random_.choice(files)
+        at_random(random_, file)
+        try:
+            checkpoint = resume.unfinished(config, run, "vae_mnist", source)
+            resume.complete(config, run, checkpoint)
+            answers["accepted"] += 1
+        except (RunError, checkpoints.CheckpointError) as error:
+            answers[type(error).__name__] += 1
+        assert doctor.main([str(run)]) in (0, 4)
+        file.write_bytes(contents[file])
+    assert "Traceback" not in "".join(capsys.readouterr())
+    tell("damage at random", **answers)
+    assert answers["CheckpointError"] > answers["accepted"] / 2
 
 
 def edited(finished, tmp_path: Path, old: str, new: str, *more: str) -> tuple[Path, list]:

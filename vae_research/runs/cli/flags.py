@@ -8,7 +8,7 @@ the same name. Importing this module defines no flag.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -369,6 +369,18 @@ def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Con
         except (TypeError, ValueError) as error:
             raise UsageError(f"flag {name}={value!r}: {error}") from error
     return _with_data_defaults(config)
+
+
+def invalid_flag(values: Mapping[str, Any]) -> str | None:
+    """Returns in words the first standard flag whose saved value no command could have given."""
+    define_standard_flags()
+    for name, flag in _defined[_STANDARD].items():
+        if name in values and (values[name] is not None or flag.default is not None):
+            try:
+                flag.parser.parse(values[name])
+            except (TypeError, ValueError) as error:
+                return f"flag {name}={values[name]!r}: {error}"
+    return None
 
 
 def _with_data_defaults(values: dict[str, Any]) -> Config:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vae_research import checkpoints, manifests
 from vae_research.data import Data, DataError, load_data
 from vae_research.runs.cli.errors import RunError, UsageError
-from vae_research.runs.cli.flags import Config, experiment_file
+from vae_research.runs.cli.flags import Config, experiment_file, invalid_flag
 from vae_research.runs.session import directory, provenance
 from vae_research.runs.session.kept_modules import KeptSource
 
@@ -105,9 +105,7 @@ def rebuild(
     description = directory.read_config(path)
     folder = source or description.get("source")
     kept = None if folder is None else KeptSource(path, folder)
-    # The tuples of flags are lists in JSON.
-    values = description["flags"].items()
-    config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
+    config = _saved_config(path, description["flags"])
     if not isinstance(data, Data):
         if data is None and description["data"].get("made_by") is not None:
             data = _kept(path, description, kept, "data")
@@ -120,6 +118,33 @@ def rebuild(
     finally:
         keras.config.set_dtype_policy(policy)  # restore the caller's policy
     return model, data, config, description
+
+
+class _MissingFlagError(checkpoints.CheckpointError, AttributeError):
+    """A flag that is read is not in config.json."""
+
+
+class _SavedConfig(Config):
+    """The flags of config.json."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _MissingFlagError(
+            f"config.json has no flag {name!r}: it was edited, or the run is of another version of "
+            "this package."
+        )
+
+
+def _saved_config(path: Path, values: dict[str, Any]) -> Config:
+    """Returns the flags of a run.
+
+    Raises:
+        CheckpointError: a flag has a value that no command could have given.
+    """
+    problem = invalid_flag(values)
+    if problem is not None:
+        raise checkpoints.CheckpointError(f"{path / directory.CONFIG} was edited: {problem}")
+    # The tuples of flags are lists in JSON.
+    return _SavedConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _kept(

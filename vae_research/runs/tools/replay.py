@@ -64,6 +64,10 @@ def replay(run_dir: Path) -> int:
             f"the rows of {run_dir} came from a tf.data pipeline and cannot be read again; the "
             f"state before the step is in {run_dir / record['checkpoint']}."
         )
+    if max(record["rows"], default=0) >= len(data.train) or min(record["rows"], default=0) < 0:
+        raise CheckpointError(
+            f"{run_dir / directory.NONFINITE} names rows that the data do not have"
+        )
     found = checkpoints.load(run_dir / record["checkpoint"], model)
     batches = data.train.on_device(config.batch_size, config.seed, names=names_read(model, data))
     step = Step(
