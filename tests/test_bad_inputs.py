@@ -32,7 +32,7 @@ from tests.proofs import SOAK, tell
 from vae_research import checkpoints, load_run, manifests, runs
 from vae_research.data import Data
 from vae_research.runs.cli.errors import RunError
-from vae_research.runs.session import resume, sources
+from vae_research.runs.session import directory, resume, sources
 from vae_research.runs.tools import doctor
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -558,6 +558,12 @@ DAMAGES = [
     damaged("67-config-no-object", "config.json", lambda found: [found], "it is a list"),
     damaged("67-config-without-data", "config.json", lambda x: x | {"data": {}}, "fingerprint"),
     damaged("67-config-type", "config.json", lambda x: x | {"flags": [1]}, "flags is a list"),
+    Damage(
+        "67-config-with-another-flag",
+        with_json("config.json", lambda x: x | {"flags": x["flags"] | {"importance_samples": 9}}),
+        CHECKPOINT,
+        ["config.json has changed since it was written (checksum)", "remove its entry sha256"],
+    ),
     damaged("67-summary-type", "summary.json", lambda x: x | {"epochs": "2"}, "epochs is a str"),
     damaged("67-summary-not-utf-8", "summary.json", b'{"status": "\xff"}', "utf-8"),
     Damage(
@@ -652,7 +658,7 @@ def test_67_damage_at_random_is_answered_without_a_traceback(finished, tmp_path,
     names = ["config.json", "summary.json", "metrics.jsonl", "nonfinite.json"]
     files = [*(run / name for name in names), *run.glob("checkpoints/*/manifest.json")]
     contents = {file: file.read_bytes() for file in files}
-    config = runs.Config(**json.loads(contents[files[0]])["flags"]).replace(epochs=3)
+    config = runs.Config(**directory.read_config(run)["flags"]).replace(epochs=3)
     source = sources.read(run, "source")
     random_, answers = random.Random(0), collections.Counter()
     for _ in range(1000 if SOAK else 30):

@@ -466,9 +466,9 @@ def test_a_moved_run_loads_and_is_complete(finished, loaded, images, tmp_path, w
 def copy_with(run_dir, target, **changes):
     """A copy of a run with other entries in its config.json."""
     copy = shutil.copytree(run_dir, target / "copy")
-    config = read_json(copy / "config.json")
+    config = directory.read_config(copy)
     config["flags"] |= changes.pop("flags", {})
-    directory.write_json(copy / "config.json", config | changes)
+    directory.write_config(copy, config | changes)
     return copy
 
 

@@ -291,8 +291,7 @@ def test_going_on_without_a_study(place, study):
 def test_the_directory_of_another_experiment(place, study, finished):
     other = place / "other"
     other.mkdir()
-    config = read_json(finished[0] / "config.json") | {"experiment": "vae_mnist"}
-    directory.write_json(other / "config.json", config)
+    directory.write_config(other, directory.read_config(finished[0]) | {"experiment": "vae_mnist"})
     assert "holds a run of vae_mnist, not of tiny_study" in refusal(study("other"), 2)
     foreign = place / "foreign"
     foreign.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json",
 # The step at which a run diverged.
 NONFINITE = "nonfinite.json"
 
+_CHECKSUM = "sha256"
 _FILES = 100  # that a run makes, with room to spare: checkpoints, event files, figures
 _RESTORE = "Restore it from a copy; nothing was changed."
 _CONFIG_SCHEMA = {
@@ -191,6 +193,12 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     description = read_json(run_dir / CONFIG, _CONFIG_SCHEMA)
     if description is None:
         raise UsageError(f"{run_dir} holds no run: there is no {CONFIG}.")
+    expected = description.pop(_CHECKSUM, None)
+    if expected not in (None, _checksum(description)):
+        raise CheckpointError(
+            f"{run_dir / CONFIG} has changed since it was written (checksum). Restore it from a "
+            f"copy. If you have edited it, remove its entry {_CHECKSUM}."
+        )
     return description
 
 
@@ -217,9 +225,14 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     files.replace(path, (json.dumps(_finite(values), indent=2) + "\n").encode())
 
 
+def write_config(run_dir: Path, description: dict[str, Any]) -> None:
+    """Replaces config.json, with a checksum: it says how a run is built again."""
+    write_json(run_dir / CONFIG, {**description, _CHECKSUM: _checksum(_finite(description))})
+
+
 def update_config(run_dir: Path, **values: Any) -> None:
     """Replaces entries of the config.json of a run."""
-    write_json(run_dir / CONFIG, read_config(run_dir) | values)
+    write_config(run_dir, read_config(run_dir) | values)
 
 
 def read_metrics(path: Path, length: int | None = None) -> list[dict[str, Any]]:
@@ -315,6 +328,10 @@ def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
         stream.write(f"process {os.getpid()} on {os.uname().nodename} since {now}")
         stream.flush()
         yield
+
+
+def _checksum(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _finite(values: Any) -> Any:

@@ -51,7 +51,7 @@ def carry_out(
             "source": kept,
             "sessions": [*earlier, provenance.session(file.parent, kept)],
         }
-        directory.write_json(run_dir / directory.CONFIG, description)
+        directory.write_config(run_dir, description)
         if config.verbose:
             screen.print_data(data)
             print(f"Device: {device}")
@@ -74,7 +74,7 @@ def carry_out(
             {**results, "status": "done", "seconds_of_last_session": seconds},
         )
         description["sessions"] = provenance.ended(description["sessions"])
-        directory.write_json(run_dir / directory.CONFIG, description)
+        directory.write_config(run_dir, description)
         if config.verbose:
             names = [*(["tables.md"] if tables else []), *(f"figures/{p.name}" for p in pictures)]
             print(f"\n{tables}\nWritten to {run_dir}: {', '.join(names)}", flush=True)

@@ -201,7 +201,7 @@ class Session:
             "reproducibility": {"claim": self.claim, "profile": self.progress["profile"]},
             "has_checkpoint": self.checkpoint is not None,
         }
-        directory.write_json(self.run_dir / directory.CONFIG, self.description)
+        directory.write_config(self.run_dir, self.description)
         short = logs.rewind(self.run_dir, self.progress.get("logs", {}))
         problems = [f"{problem}; it is skipped and kept aside" for _, problem in found.damaged]
         problems += [f"{name} has lost lines since the checkpoint was taken" for name in short]
