@@ -7,12 +7,12 @@ import contextlib
 
 
 def slots_dropped():
-    """Checkpoints without the optimizer's momenta."""
+    """Checkpoints without the slots of the optimizer."""
     from vae_research import checkpoints
 
     saved_by_group = checkpoints.saved_by_group
     checkpoints.saved_by_group = lambda model: [
-        found for found in saved_by_group(model) if "velocity" not in found[1].path
+        found for found in saved_by_group(model) if "momentum" not in found[1].path
     ]
 
 

@@ -199,7 +199,7 @@ def trained(data, epochs=3):
     networks = vr.dense_encoder(data.shape, 2, hidden_units=(4,)), vr.GaussianBottleneck(2)
     decoder = vr.dense_decoder(data.shape, 2, hidden_units=(4,))
     model = vr.VAE(*networks, decoder, [vr.Bernoulli(), vr.KLDivergence()])
-    model.compile(keras.optimizers.Adam(0.01), steps_per_execution=3)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), steps_per_execution=3)
     validation = data.validation.on_device(4)
     history = model.fit(
         data.train.on_device(9, seed=0), epochs=epochs, validation_data=validation, verbose=0
@@ -208,7 +208,7 @@ def trained(data, epochs=3):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("binarize", ["dynamic", "static"])
+@pytest.mark.parametrize("binarize", ["dynamic", "static"] if proofs.SOAK else ["dynamic"])
 def test_training_on_a_stream_is_training_on_the_array(binarize):
     found = []
     for values in (IMAGES, rows_of_array(IMAGES)):

@@ -108,7 +108,7 @@ def killed_with_lines_that_wait(disk, dataset, **how):
     return go_on(path / "run", dataset, *FLAGS, **how | {"kill_at": None})
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_lines_that_wait_survive_a_kill(disk, dataset, unbroken):
     assert killed_with_lines_that_wait(disk, dataset) == unbroken("dense")
 
