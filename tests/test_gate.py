@@ -301,7 +301,7 @@ PLACES = [0, 1, 4, 5, 9]
 WHERE, COMPILED = list(INJECTIONS), ["graph", "XLA"]
 # Each injection, each place and each mode: the gate looks at the state between calls alone, however
 # they were compiled, and eager steps need no tracing. `--soak` has all with all.
-MODE_OF = {where: "graph" for where in ("likelihood", "gradient", "slot")}
+MODE_OF = dict.fromkeys(("likelihood", "gradient", "slot"), "graph")
 CASES = [
     *(
         (where, MODE_OF.get(where, "eager"), PLACES[number % len(PLACES)])
