@@ -167,7 +167,7 @@ def test_training_reads_what_is_augmented_and_corrupted():
         data().train.batches(8, 0),
     ):
         keras.utils.set_random_seed(0)
-        model = build_model(build, config, seen)
+        model = build_model(build, config_of(run_eagerly=True), seen)
         model.fit(batches, epochs=2, verbose=0)
         weights.append(np.concatenate([value.ravel() for value in model.get_weights()]))
     np.testing.assert_array_equal(weights[0], weights[1])
