@@ -1,9 +1,12 @@
 """The layer that draws z: its noise is a function of the seed and the training step alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.proofs import SOAK
 from vae_research import (
     VAE,
     AddLossModel,
@@ -88,18 +91,17 @@ def test_noise_is_the_same_when_compiled(training):
         assert int(layer.counter) == 7 + training
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"run_eagerly": True},
-        {"jit_compile": False},
-        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
-    ],
-    ids=["eager", "graph", "xla"],
-)
-@pytest.mark.parametrize("place", ["top", "encoder", "model"])
-def test_counter_counts_training_steps_and_nothing_else(formulate, place, settings):
-    formulation = formulate(place, *networks(), 1.0).compile("sgd", **settings)
+# Each place and each mode; all with all has nothing more to show.
+MODES = {"eager": {"run_eagerly": True}, "graph": {"jit_compile": False}}
+MODES["xla"] = {"jit_compile": True}
+CASES = [("top", "graph"), ("encoder", "eager"), ("model", "xla")]
+CASES = list(itertools.product(("top", "encoder", "model"), MODES)) if SOAK else CASES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "mode"), CASES)
+def test_counter_counts_training_steps_and_nothing_else(formulate, place, mode):
+    formulation = formulate(place, *networks(), 1.0).compile("sgd", **MODES[mode])
     model, counter = formulation.model, formulation.sampling.counter
     x = IMAGES[:4]
     arrays = (x, x) if place == "encoder" else (x,)
