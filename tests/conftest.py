@@ -13,6 +13,7 @@ of command. Compiling by XLA and writing for TensorBoard are most of a tiny run,
 which they do not matter have `--jit=off --notensorboard`.
 """
 
+import gc
 import math
 import os
 import time
@@ -33,6 +34,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     from tests import forks, proofs
 
+    gc.disable()  # until all is imported: nothing of that is garbage
     proofs.SOAK = config.getoption("--soak")
     forks.flush_nothing()
     file = config.getoption("--fast-first")
@@ -50,18 +52,24 @@ def pytest_collection_modifyitems(config, items):
         items[:] = fast_first(items, workers)
 
 
-def fast_first(items, workers):
-    """Orders tests so that each worker begins with its share of the fast ones.
+def pytest_collection_finish():
+    """What has been imported stays, and is not looked through for garbage in every test."""
+    gc.freeze()
+    gc.enable()
 
-    pytest-xdist gives the first worker the first half of the tests, if there are two.
+
+def fast_first(items, workers):
+    """Orders tests so that each worker begins with the fast ones of its share.
+
+    pytest-xdist gives the first worker the first half of the tests, if there are two. A file is in
+    one share as a whole, fast and slow, so that what its tests have in common is made once.
     """
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    fast = [item for item in items if not item.get_closest_marker("slow")]
-    ordered = []
+    ordered, at = [], 0
     for left in range(workers, 0, -1):
-        count, share = (len(fast) + len(slow)) // left, len(fast) // left
-        ordered += fast[:share] + slow[: count - share]
-        del fast[:share], slow[: count - share]
+        end = at + (len(items) - at) // left
+        share = items[at:end]
+        ordered += sorted(share, key=lambda item: item.get_closest_marker("slow") is not None)
+        at = end
     return ordered
 
 

@@ -363,9 +363,11 @@ def split(parts):
     """Imports what the parts of a server need, and serves each of them in a process of its own."""
     flush_nothing()
     for at, (number, modules) in reversed(list(enumerate(parts))):
+        gc.disable()  # nothing of what is imported is garbage
         for module in modules:
             importlib.import_module(module)
         gc.freeze()
+        gc.enable()
         if at == 0 or fork() == 0:
             for other, _ in parts[:at]:
                 os.close(other)

@@ -18,6 +18,7 @@ from vae_research.data import DATASETS, Data, DataError
 from vae_research.runs.cli import signals, streams
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import Config, WatchedConfig, experiment_file, is_given, parse
+from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume, sources
 from vae_research.runs.session.loading import Run, data_of, load_run, refuse_unknown_place
 
@@ -156,7 +157,7 @@ def _train_experiment(
         description = directory.read_config(run_dir)
         directory.refuse_changed_data(run_dir, description, data)
     signals.wait_for_steps()
-    with streams.hide_startup_output():
+    with streams.hide_startup_output(), without_garbage_collection():
         from vae_research.runs.session.building import choose_device
         from vae_research.runs.session.training import Session
 
@@ -206,7 +207,7 @@ def _carry_out_study(
     if check is not None:
         check(config, data)
     signals.wait_for_steps()
-    with streams.hide_startup_output():
+    with streams.hide_startup_output(), without_garbage_collection():
         from vae_research.runs.session.building import choose_device
         from vae_research.runs.session.studies import carry_out
 
