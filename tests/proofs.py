@@ -34,6 +34,7 @@ STATES = {
     "conditional_vae": ["--latent_dim=2", "--hidden_units=8"],
     "denoising": ["--latent_dim=2", "--hidden_units=8"],
     "streamed": ["--network=dense", "--stream"],
+    "semi_supervised": ["--latent_dim=2", "--hidden_units=8", "--labels_per_class=1"],
     "sigma_vae": ["--latent_dim=2", "--variance=learned", "--binarize=none"],
 }
 WITH_CRITIC = ["with_critic", "factor_vae", "wae_gan"]

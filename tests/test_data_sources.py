@@ -283,16 +283,21 @@ def test_what_cannot_be_streamed_is_refused(name):
 
 
 @pytest.mark.slow
-def test_a_streamed_run_that_is_killed_goes_on(folder, tmp_path):
-    flags = [f"--dataset={folder / 'images'}", *proofs.COMMON, "--epochs=2", "--notensorboard"]
-    flags += ["--checkpoint_steps=6", "--jit=off", "--steps_per_call=3"]
-    wanted = proofs.go_on(tmp_path / "in memory", *flags)
+@pytest.mark.parametrize("name", [None, "own_data"])
+def test_a_streamed_run_that_is_killed_goes_on(name, folder, tmp_path):
+    flags = [f"--dataset={folder / 'images'}", "--epochs=2", "--notensorboard"]
+    flags += ["--checkpoint_minutes=0", "--checkpoint_steps=6", "--jit=off", "--steps_per_call=3"]
+    if name is None:
+        flags.append("--binarize=dynamic")
+    else:  # mirrored, and by default a stream
+        flags += ["--latent_dim=2", "--filters=2", "--hidden_units=4"]
+    wanted = proofs.go_on(tmp_path / "in memory", *flags, "--nostream", experiment=name)
     flags.append("--stream")
     for number in range(20 if proofs.SOAK else 1):
         run_dir = tmp_path / f"streamed{number}"
-        result = trials.run(run_dir, *flags, kill_in_call=2 + number % 3)
+        result = trials.run(run_dir, *flags, kill_in_call=2 + number % 3, experiment=name)
         assert result["status"] == -9, result
-        assert proofs.go_on(run_dir, *flags) == wanted
-    again = trials.run(run_dir, *flags[:-1])
+        assert proofs.go_on(run_dir, *flags, experiment=name) == wanted
+    again = trials.run(run_dir, *flags[:-1], "--nostream", experiment=name)
     assert again["status"] == 2
     assert "--stream" in again["stderr"]

@@ -54,15 +54,21 @@ SMALLER = {
     "rounds": "1",
     "block_steps": "1",
     "draws": "4",
+    "labels_per_class": "2",
 }
 # Compiling is most of what is left: with `--soak` everything is compiled as the header has it. XLA
 # compiles vae_mnist in test_runs.py.
 COMPILE_LESS = {
     "conditional_vae": {"jit": "off"},
     "denoising": {"jit": "off"},
+    "own_data": {"jit": "off"},
+    "semi_supervised": {"jit": "off"},
     "kl_formulations": {"timed": "loss in a function,loss in call"},
     "latent_space": {"kl_factors": "6.5e-4,1e-4"},
 }
+
+# Of those that stream their data; the others have arrays with labels.
+DATASETS = {"own_data": "pictures"}
 
 # Their codes have no noise, and there is no ELBO.
 WITHOUT_ELBO = {"wae_gan"}
@@ -105,6 +111,16 @@ print(json.dumps(parse({path.stem}.{entry}, sys.argv[1:]).as_dict()))
     return json.loads(process.stdout)
 
 
+def save_pictures(folder):
+    """Saves PNG files of 8x8 pixels, in part transparent: 32 to train, 16 for each other split."""
+    from PIL import Image
+
+    for split, count in {"train": 32, "validation": 16, "test": 16}.items():
+        (folder / split).mkdir(parents=True)
+        for number, pixels in enumerate(RANDOM.integers(0, 256, (count, 8, 8, 4), np.uint8)):
+            Image.fromarray(pixels).save(folder / split / f"{number:02}.png")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, without_tensorflow):
     """Runs an experiment as its header says, but smaller: once, however many tests ask."""
@@ -113,6 +129,7 @@ def finished(tmp_path_factory, without_tensorflow):
     arrays = {"train": images[0], "validation": images[1][:16], "test": images[2][:16]}
     labels = {f"{name}_labels": 3 + np.arange(len(array)) % 4 for name, array in arrays.items()}
     np.savez(folder / "images.npz", **arrays, **labels)
+    save_pictures(folder / "pictures")
     runs = {}
 
     def run(path, as_module=False):
@@ -123,7 +140,7 @@ def finished(tmp_path_factory, without_tensorflow):
             ours = {name: value for name, value in SMALLER.items() if name in known}
             if not SOAK:
                 ours |= COMPILE_LESS.get(path.stem, {}) | ({"jit": "off"} if "jit" in known else {})
-            ours |= {"dataset": folder / "images.npz", "run_dir": run_dir}
+            ours |= {"dataset": folder / DATASETS.get(path.stem, "images.npz"), "run_dir": run_dir}
             flags = [flag for flag in flags if flag.lstrip("-").partition("=")[0] not in ours]
             flags += [f"--{name}={value}" for name, value in ours.items()]
             program = ["-m", f"experiments.{path.stem}"] if as_module else [path]
@@ -474,7 +491,8 @@ def test_the_own_term_is_trained_with_its_weight(own):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "further"), [("conditional_vae", "labels"), ("denoising", "targets")]
+    ("name", "further"),
+    [("conditional_vae", "labels"), ("denoising", "targets"), ("semi_supervised", "labels")],
 )
 def test_a_run_that_reads_more_than_images_is_loaded(name, further, finished):
     from vae_research import checkpoints, estimate, load_run
@@ -492,3 +510,75 @@ def test_a_run_that_reads_more_than_images_is_loaded(name, further, finished):
     if name == "conditional_vae":
         assert (run_dir / "figures" / "classes.png").is_file()
         assert run.model.sample(3, labels=test["labels"][:3]).shape == (3, 8, 8, 1)
+
+
+@pytest.mark.slow
+def test_training_sees_few_labels_and_the_accuracy_is_that_of_all_test_labels(finished):
+    from vae_research import load_run
+
+    run_dir, _ = finished(CHECKOUT / "experiments" / "semi_supervised.py")
+    run = load_run(run_dir)
+    labels = run.data.train.labels
+    seen, counts = np.unique(labels[labels >= 0], return_counts=True)
+    assert (seen.tolist(), counts.tolist()) == ([3, 4, 5, 6], [100, 100, 100, 100])
+    rows = run.data.train.raw[labels >= 0]
+    assert len(np.unique(rows, axis=0)) == 8
+    assert np.count_nonzero(labels < 0) == 24
+    test = run.data.test
+    predicted = run.model.posterior(test.prepare())["class_logits"].numpy().argmax(axis=1)
+    accuracy = run.summary["test"]["accuracy"]
+    assert (accuracy["value"], accuracy["count"]) == (np.mean(predicted == test.labels), 16)
+
+
+@pytest.mark.slow
+def test_the_bound_without_a_label_is_the_sum_over_classes(finished):
+    """Also: with q(y|x) it is below the logarithm of the sum of p(x,y|z), and above any one."""
+    from vae_research import Bernoulli, load_run
+
+    run_dir, _ = finished(CHECKOUT / "experiments" / "semi_supervised.py")
+    run = load_run(run_dir)
+    inputs = run.data.test.prepare()
+    tensors = run.model.forward({"inputs": inputs, "labels": np.full(len(inputs), -1)})
+    likelihood = run.model.objective.likelihood
+    log_p = np.stack(
+        [
+            Bernoulli().log_likelihood(inputs, tensors["logits"][:, each]).numpy()
+            for each in range(10)
+        ],
+        axis=1,
+    ) - np.log(10)
+    q = np.exp(tensors["class_logits"].numpy().astype(np.float64))
+    q /= q.sum(axis=1, keepdims=True)
+    bound = -likelihood(tensors).numpy()
+    np.testing.assert_allclose(bound, (q * (log_p - np.log(q))).sum(axis=1), rtol=1e-5)
+    assert (bound <= np.logaddexp.reduce(log_p, axis=1) + 1e-4).all()
+    known = {**tensors, "labels": np.full(len(inputs), 3)}
+    np.testing.assert_allclose(-likelihood(known).numpy(), log_p[:, 3], rtol=1e-5)
+
+
+# ---------------------------------------------------------------- images of one's own
+
+
+@pytest.mark.slow
+def test_images_are_streamed_and_their_figures_are_bits(finished):
+    from vae_research import load_run
+
+    run_dir, process = finished(CHECKOUT / "experiments" / "own_data.py")
+    run = load_run(run_dir)
+    assert run.data.train.is_streamed
+    assert run.data.shape == (32, 32, 3)
+    for name in ("elbo", "negative_log_likelihood"):
+        bits = abs(run.summary["test"][name]["value"]) / np.log(2.0) / (32 * 32 * 3)
+        assert f"{name}: {bits:.3f} bits per dimension" in process.stdout
+
+
+@pytest.mark.parametrize("largest", [1, 15, 255])
+def test_the_probabilities_of_rounded_levels_add_up_to_one(largest):
+    from experiments.own_data import RoundedLogistic
+
+    levels = (np.arange(largest + 1) / largest).astype(np.float32)[:, np.newaxis]
+    for mean in (-0.3, 0.0, 0.47, 1.0, 1.8):
+        for log_var in (-12.0, -3.0, 2.0):
+            x_mean, x_log_var = (np.full_like(levels, value) for value in (mean, log_var))
+            found = RoundedLogistic(largest=largest).log_likelihood(levels, x_mean, x_log_var)
+            assert np.exp(found.numpy().astype(np.float64)).sum() == pytest.approx(1.0, abs=1e-4)

@@ -1,0 +1,80 @@
+"""A convolutional VAE on colour images of your own, read from their folder while it trains.
+
+Paper: Salimans et al. 2017 (arXiv:1701.05517, PixelCNN++), equation 2, with one component: levels
+of pixels have a rounded logistic distribution, no density, so that bits per dimension compare with
+those of other models. The images of the figures are emoji:
+  npm pack emoji-datasource-twitter@16.0.0  # or, without npm:
+  curl -O https://registry.npmjs.org/emoji-datasource-twitter/-/emoji-datasource-twitter-16.0.0.tgz
+  tar xzf emoji-datasource-twitter-16.0.0.tgz package/img/twitter/64
+
+Command: scripts/run experiments/own_data.py --dataset=package/img/twitter/64 --background=white \
+    --image_size=32
+Time: TODO
+Expect: TODO
+"""
+
+import math
+
+import tensorflow as tf
+from keras import ops
+
+import vae_research as vr
+from vae_research import runs
+
+runs.set_defaults(stream=True, epochs=30, batch_size=32, latent_dim=64)
+runs.define_integers("filters", (32, 64, 64), "channels of the convolutions; each halves the size")
+runs.define_integers("hidden_units", (256,), "units of the dense layers, from the image to z")
+
+
+def data(config):
+    """Returns the data set that the flags name; half of the training images are mirrored."""
+
+    def mirrored(batch, key):
+        images = batch["inputs"]
+        draw = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], key, alg="philox")
+        return {"inputs": tf.where(draw < 0.5, images[:, :, ::-1], images)}
+
+    return runs.load_data(config).augmented(mirrored)
+
+
+class RoundedLogistic(vr.Likelihood):
+    """A logistic distribution around `x_mean`, rounded to the levels 0, 1 / largest, ..., 1."""
+
+    support = (0.0, 1.0)
+    largest: float
+
+    def log_likelihood(self, targets, x_mean, x_log_var):
+        inverse_scale = math.pi / math.sqrt(3.0) * ops.exp(-0.5 * x_log_var)
+        middle, half = (targets - x_mean) * inverse_scale, 0.5 / self.largest * inverse_scale
+        above = ops.where(targets < 1.0, middle + half, 1e6)
+        below = ops.where(targets > 0.0, middle - half, -1e6)
+        # log(sigmoid(above) - sigmoid(below)); the outermost levels have all that is beyond.
+        outside = ops.log_sigmoid(above) + ops.log_sigmoid(-below)
+        return vr.sum_over_event(outside + ops.log(-ops.expm1(below - above)))
+
+    def mean(self, x_mean):
+        return ops.clip(x_mean, 0.0, 1.0)
+
+
+def build(config, data):
+    """Returns the model."""
+    if data.train.raw.dtype.kind != "u" or (data.rescale, data.binarize) != ("unit", "none"):
+        raise runs.UsageError(f"{data.name} has no levels; experiments/sigma_vae.py needs none.")
+    size, filters, units = config.latent_dim, config.filters, config.hidden_units
+    backwards = {"filters": filters[::-1], "hidden_units": units[::-1]}
+    outputs = ["x_mean", "x_log_var"]
+    encoder = vr.convolutional_encoder(data.shape, size, filters=filters, hidden_units=units)
+    decoder = vr.convolutional_decoder(data.shape, size, outputs=outputs, **backwards)
+    terms = [RoundedLogistic(largest=float(data.train.scaling.divisor)), vr.KLDivergence()]
+    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.seed)
+
+
+def print_bits(run):
+    """Prints the test figures per pixel and channel."""
+    for name in ("elbo", "negative_log_likelihood"):
+        bits = abs(run.summary["test"][name]["value"]) / math.log(2.0)
+        print(f"{name}: {bits / math.prod(run.data.shape):.3f} bits per dimension")
+
+
+if __name__ == "__main__":
+    runs.main(build, data=data, after=print_bits)
