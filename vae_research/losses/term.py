@@ -39,11 +39,13 @@ class LossTerm(Settings, abc.ABC):
     `batch_statistic = True` in the class means that the term is a statistic of the whole batch: it
     returns a scalar instead of one value per example. `adds_log_posterior = True` means that the
     value is `log_posterior` plus something that does not depend on it; gradient estimators need
-    such a term.
+    such a term. `unit` is what the table of test figures says behind the value, for a term that is
+    logged and not measured in nats.
     """
 
     batch_statistic: ClassVar[bool] = False
     adds_log_posterior: ClassVar[bool] = False
+    unit: ClassVar[str] = "nats"
     default_name: ClassVar[str | None] = None
 
     weight: float | Schedule | Controller | Callable[[Any], Any] | None = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vae_research.checkpoints import Checkpoint
 from vae_research.data import Data
 from vae_research.evaluation.estimates import Estimate
 
-_UNITS = {"active_units": "latent dimensions"}
+_UNITS = {"active_units": "latent dimensions"}  # of the figures that are not those of a term
 
 
 def print_start(
@@ -75,11 +76,21 @@ def print_place(run_dir: Path) -> None:
     )
 
 
-def print_figures(figures: dict[str, Estimate], notes: list[str], num_samples: int) -> None:
-    """Prints the test figures as a table, followed by the notes on them."""
+def print_figures(
+    figures: dict[str, Estimate], notes: list[str], num_samples: int, units: Mapping[str, str]
+) -> None:
+    """Prints the test figures as a table, followed by the notes on them.
+
+    Args:
+        figures: by name.
+        notes: one line each.
+        num_samples: with which the NLL was estimated.
+        units: of the loss terms, by name.
+    """
+    units = {**units, **_UNITS}
     for name, figure in figures.items():
         error = "" if figure.standard_error is None else f" +- {figure.standard_error:.2f}"
-        unit = _UNITS.get(name, "nats")
+        unit = units.get(name, "nats")
         if name == "negative_log_likelihood":
             unit += f" ({num_samples} importance samples)"
         print(f"  {name:<24} {figure.value:9.2f}{error:<9} {unit}, {figure.count:,} examples")

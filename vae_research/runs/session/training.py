@@ -328,7 +328,8 @@ class Session:
         kept += outputs.save_networks(run_dir, model)
         directory.write_json(run_dir / directory.SUMMARY, summary)
         if self.config.verbose:
-            screen.print_figures(estimates, notes, self.config.importance_samples)
+            units = {term.label: term.unit for term in self.model.objective.terms}
+            screen.print_figures(estimates, notes, self.config.importance_samples, units)
             print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
 
 
