@@ -22,7 +22,7 @@ import vae_research as vr
 from vae_research import runs
 
 runs.set_defaults(stream=True, epochs=30, batch_size=32, latent_dim=64)
-runs.define_integers("filters", (32, 64, 64), "channels of the convolutions; each halves the size")
+runs.define_integers("filters", (16, 32, 64), "channels of the convolutions; each halves the size")
 runs.define_integers("hidden_units", (256,), "units of the dense layers, from the image to z")
 
 

@@ -516,7 +516,7 @@ def test_a_run_that_reads_more_than_images_is_loaded(name, further, finished):
 def test_training_sees_few_labels_and_the_accuracy_is_that_of_all_test_labels(finished):
     from vae_research import load_run
 
-    run_dir, _ = finished(CHECKOUT / "experiments" / "semi_supervised.py")
+    run_dir, process = finished(CHECKOUT / "experiments" / "semi_supervised.py")
     run = load_run(run_dir)
     labels = run.data.train.labels
     seen, counts = np.unique(labels[labels >= 0], return_counts=True)
@@ -527,7 +527,9 @@ def test_training_sees_few_labels_and_the_accuracy_is_that_of_all_test_labels(fi
     test = run.data.test
     predicted = run.model.posterior(test.prepare())["class_logits"].numpy().argmax(axis=1)
     accuracy = run.summary["test"]["accuracy"]
-    assert (accuracy["value"], accuracy["count"]) == (np.mean(predicted == test.labels), 16)
+    assert accuracy["value"] == pytest.approx(100 * np.mean(predicted == test.labels))
+    assert f"{accuracy['value']:.2f} +- {accuracy['standard_error']:.2f}" in process.stdout
+    assert " percent, 16 examples\n" in process.stdout
 
 
 @pytest.mark.slow
