@@ -544,7 +544,7 @@ def test_the_bound_without_a_label_is_the_sum_over_classes(finished):
     likelihood = run.model.objective.likelihood
     log_p = np.stack(
         [
-            Bernoulli().log_likelihood(inputs, tensors["logits"][:, each]).numpy()
+            Bernoulli().log_likelihood(tensors["targets"], tensors["logits"][:, each]).numpy()
             for each in range(10)
         ],
         axis=1,
