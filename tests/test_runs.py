@@ -305,7 +305,7 @@ def test_config_json(finished, images):
     }
     assert config["versions"]["python"] == platform.python_version()
     (session,) = config["sessions"]
-    assert config["identity"].startswith(f"vae_mnist {session['started']}")
+    assert re.fullmatch(r"vae_mnist \d{4}-\d\d-\d\dT\S+ [0-9a-f]{8}", config["identity"])
     assert session["started"] <= session["ended"]
     assert session["command"].endswith(f"--run_dir={run_dir}")
     assert (session["host"], session["source"]) == (platform.node(), config["source"])
