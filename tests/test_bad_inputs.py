@@ -764,6 +764,22 @@ def test_64_a_complete_run_without_checkpoints_is_left_alone(
     assert contents(run) == before
 
 
+@pytest.mark.slow
+def test_64_an_unfinished_run_without_checkpoints_starts_again_when_asked(finished, tmp_path):
+    run, asked = edited(finished, tmp_path, *DOCUMENTATION, "--epochs=1", "--resume=scratch")
+    unfinish(run)
+    before = directory.read_config(run)["identity"]
+    asked[1] += ["--notensorboard"]
+    process = command(*asked)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert len((run / "metrics.jsonl").read_text("utf-8").splitlines()) == 1
+    config = directory.read_config(run)
+    assert config["identity"] != before
+    assert config["has_checkpoint"]
+    assert config["sessions"][0]["source"] == "source"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["0000000004"]
+
+
 # Numbers that have their test in another file, which must be there.
 ELSEWHERE = {
     17: "test_runs.py::test_refused_by_the_model_or_the_machine",
