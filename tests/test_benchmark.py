@@ -3,6 +3,7 @@
 That the figures of a table are right is asserted here; how large they are is not.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -18,7 +19,6 @@ from benchmarks import sections, streams, tables
 from benchmarks.contenders import BY_NAME, CONTENDERS, Contender, ContenderError, Worker
 from benchmarks.works import CONVOLUTIONAL, DENSE_20, DENSE_128, WORKS, as_float
 from tests import forks
-from tests.proofs import SOAK
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MACHINE = {"processor": "p", "memory": "m", "system": "s", "tcmalloc": "none"}
@@ -29,12 +29,7 @@ PROGRAM = [sys.executable, "-m", "benchmarks"]
 def results(tmp_path_factory):
     """Of the program, with few images and two contenders, as a shell starts it."""
     folder = tmp_path_factory.mktemp("benchmark")
-    flags = [
-        f"--only={'dense_128,nll' if SOAK else 'dense_128'}",
-        "--contenders=ours,keras_fit",
-        "--rounds=1",
-        "--images=2000",
-    ]
+    flags = ["--only=dense_128,nll", "--contenders=ours,keras_fit", "--rounds=1", "--images=2000"]
     flags += ["--seconds=0.1", "--epochs=2", "--nll_images=5", f"--output={folder}"]
     done = subprocess.run([*PROGRAM, *flags], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -43,7 +38,7 @@ def results(tmp_path_factory):
     return json.loads((written / "results.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_both_train_the_same_model(results):
     section = results["sections"]["dense_128"]
     ours, keras = (section["lines"][name]["losses"] for name in ("ours", "keras_fit"))
@@ -53,7 +48,50 @@ def test_both_train_the_same_model(results):
     assert tables.disagreeing(section) == []
 
 
+SMALL = dataclasses.replace(DENSE_128, hidden_units=(50,), images=2000)
+# Two epochs of each contender in one process, without XLA.
+BOTH = """
+import json
+import sys
+from benchmarks.keras_fit import KerasFit
+from benchmarks.ours import Ours
+from benchmarks.works import Work
+
+losses = []
+for contender, variant in ((Ours, {"jit": "off"}), (KerasFit, {"jit_compile": False})):
+    go_on = iter([True, True, False])
+    built = contender(Work.from_json(json.loads(sys.argv[1])), variant)
+    losses.append(built.train(lambda: next(go_on), None))
+print(json.dumps(losses))
+"""
+
+
 @pytest.mark.slow
+def test_both_train_the_same_small_model():
+    work = json.dumps(dataclasses.asdict(SMALL))
+    done = forks.run("-c", BOTH, work, cwd=CHECKOUT)
+    assert done.returncode == 0, done.stderr
+    ours, keras = json.loads(done.stdout.splitlines()[-1])
+    assert len(ours) == len(keras) == 2
+    # 16 steps each from other weights, in another order.
+    np.testing.assert_allclose(ours, keras, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_a_process_trains_whole_epochs_in_a_turn():
+    contender = dataclasses.replace(BY_NAME["keras_fit"], variant={"jit_compile": False})
+    with Worker(contender) as worker:
+        prepared = worker.prepare(SMALL, 1)
+        measured = worker.ask("measure", seconds=0.01)
+        assert {"python", "tensorflow", "keras"} == worker.ask("versions")["versions"].keys()
+    assert measured["images"] >= 2000
+    assert measured["images"] % 2000 == 0
+    assert measured["seconds"] >= 0.01
+    assert measured["loss"] < prepared["losses"][-1]
+    assert measured["peak_memory"] > 2**27
+
+
+@pytest.mark.soak
 def test_every_turn_trains_whole_epochs(results):
     for line in results["sections"]["dense_128"]["lines"].values():
         assert len(line["measured"]) == 1
@@ -72,7 +110,7 @@ def test_likelihood_is_above_that_of_pixels_drawn_by_a_coin(results):
     assert 50.0 < lines["ours"]["nll"] < 784 * math.log(2.0)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_tables_have_a_line_for_each_contender(results):
     text = tables.markdown(results)
     for name in ("ours", "keras_fit"):

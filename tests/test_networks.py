@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 import textwrap
 
 import keras
@@ -13,6 +10,7 @@ import pytest
 import scipy.special
 import tensorflow as tf
 
+from tests import forks
 from vae_research import (
     Bernoulli,
     ProbabilitiesToLogits,
@@ -335,14 +333,7 @@ def test_saved_networks_load_and_predict_in_a_process_that_has_no_vae_research(t
         assert "vae_research" not in sys.modules
         print(json.dumps(errors))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forks.run("-c", textwrap.dedent(program), cwd=tmp_path, package=False)
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout.splitlines()[-1])
     assert len(errors) == 8  # four networks with two heads each
