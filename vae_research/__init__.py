@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vae_research import controllers as controllers
     from vae_research import losses as losses
     from vae_research import networks as networks
+    from vae_research import priors as priors
     from vae_research import schedules as schedules
     from vae_research.bottlenecks.bottleneck import Bottleneck as Bottleneck
     from vae_research.bottlenecks.deterministic import (
