@@ -107,7 +107,7 @@ def run_study(config, data, run_dir):
 def train(config, data, run_dir, **changes):
     """Trains one model as a run below the study; returns the run."""
     config = config.replace(**changes)
-    run = runs.train(build, config, data, run_dir / name_of(config))
+    run = runs.train(build, config=config, data=data, run_dir=run_dir / name_of(config))
     if config.verbose and config.kl_factor is not None:
         print(f"KL factor {config.kl_factor:g}: effective beta {beta(run):.3g}", flush=True)
     return run

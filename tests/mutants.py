@@ -26,6 +26,13 @@ def critic_dropped():
     ]
 
 
+def callbacks_dropped():
+    """The callbacks of an experiment begin anew where a run goes on."""
+    from vae_research.runs.session.own_callbacks import OwnCallbacks
+
+    OwnCallbacks.set_state = lambda *arguments: None
+
+
 def position_dropped():
     """A run that goes on within an epoch begins it anew."""
     from vae_research.data import Split
@@ -87,6 +94,7 @@ MUTANTS = {
     for function in (
         slots_dropped,
         critic_dropped,
+        callbacks_dropped,
         position_dropped,
         sums_dropped,
         logs_kept,

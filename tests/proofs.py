@@ -22,10 +22,12 @@ RUNS = {
     "dense": ["--network=dense", "--jit=off", "--steps_per_call=3"],
     "convolutional": ["--network=convolutional", "--jit=off", "--steps_per_call=1"],
 }
-# Other things that have a state: critics, controllers, averages of weights, a learned variance. And
-# those without one, with other data: labels, inputs with noise, rows that are streamed.
+# Other things that have a state: critics, callbacks, controllers, averages of weights, a learned
+# variance. And those without one, with other data: labels, inputs with noise, streamed rows.
 STATES = {
-    "with_critic": ["--ema=0.9"],
+    # Callbacks of both stop them after four epochs.
+    "with_critic": ["--ema=0.9", "--epochs=6"],
+    "with_callbacks": ["--epochs=6"],
     "factor_vae": ["--critic_units=4", "--latent_dim=2"],
     "wae_gan": ["--critic_units=4", "--latent_dim=2"],
     "beta_tcvae": ["--latent_dim=2"],

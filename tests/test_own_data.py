@@ -181,14 +181,16 @@ def test_a_study_trains_on_arrays_of_its_own(tmp_path):
     config = runs.configure(build, **flags, jit="off", tensorboard=False, device="cpu")
     images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
     data = vr.Data.from_arrays(images)
-    run = runs.train(build, config, data, tmp_path / "run")
+    run = runs.train(build, config=config, data=data, run_dir=tmp_path / "run")
     assert run.data is data
     assert run.summary["epochs"] == 1
     other = vr.Data.from_arrays(255 - images)
     longer = config.replace(epochs=2)
     for given in (config, longer):
         with pytest.raises(checkpoints.CheckpointError, match="has changed"):
-            runs.train(build, given, other, tmp_path / "run")
-    assert runs.train(build, longer, data, tmp_path / "run").summary["epochs"] == 2
+            runs.train(build, config=given, data=other, run_dir=tmp_path / "run")
+    assert (
+        runs.train(build, config=longer, data=data, run_dir=tmp_path / "run").summary["epochs"] == 2
+    )
     loaded = vr.load_run(tmp_path / "run", build, data)
     assert checkpoints.weights_sha256(loaded.model) == loaded.summary["weights_sha256"]

@@ -4,14 +4,12 @@ import json
 import os
 from types import SimpleNamespace
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from vae_research.runs.cli.errors import DivergedError, FileSystemError, UsageError
 from vae_research.runs.session import directory, logs, reproducibility
-from vae_research.runs.session.callback_states import get_states, set_states
 from vae_research.runs.session.saving import Saving
 from vae_research.runs.session.stopping import StopWhenDiverged, WarnOfCollapse
 from vae_research.runs.tools import replay
@@ -56,24 +54,6 @@ def test_logs_are_cut_off_at_the_checkpoint(tmp_path):
     assert logs.rewind(tmp_path, lengths) == ["metrics.jsonl", "train/events.out.tfevents.1"]
 
 
-def test_callbacks_of_keras_remember_what_they_compare_with():
-    before = [
-        keras.callbacks.EarlyStopping(patience=3),
-        keras.callbacks.ReduceLROnPlateau(),
-        keras.callbacks.EarlyStopping(patience=9),
-    ]
-    before[0].wait, before[0].best, before[1].cooldown_counter, before[2].wait = 2, 1.5, 4, 7
-    after = [
-        keras.callbacks.EarlyStopping(),
-        before[1].__class__(),
-        keras.callbacks.EarlyStopping(),
-    ]
-    set_states(after, get_states(before))
-    assert (after[0].wait, after[0].best, after[2].wait) == (2, 1.5, 7)
-    assert after[1].cooldown_counter == 4
-    set_states(after, {})  # callbacks that were not there before begin anew
-
-
 def test_a_kl_divergence_of_nothing_is_warned_of_once(recwarn):
     callback = WarnOfCollapse()
     for divergence in (0.001, 0.001, 5.0, 0.001, 0.001):
@@ -97,7 +77,9 @@ def test_out_of_memory_is_one_line_with_a_hint(tmp_path):
 
 def test_a_run_directory_that_is_removed_is_not_made_again(tmp_path):
     saving = Saving(tmp_path / "run", [], None, None, {})
-    saving.set_model(SimpleNamespace(step=3, steps_per_epoch=5, running_sums=list))
+    saving.set_model(
+        SimpleNamespace(step=3, steps_per_epoch=5, running_sums=list, stop_training=False)
+    )
     with pytest.raises(FileSystemError, match=r"run was removed or renamed while") as raised:
         saving.on_train_end()
     assert raised.value.exit_code == 7

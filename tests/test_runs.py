@@ -271,7 +271,7 @@ def test_everything_of_the_contract_is_there_and_nothing_else(finished):
     run_dir, _ = finished
     assert {path.name for path in run_dir.iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock", "source"),
-        *("train", "validation", "run", "figures", "model.keras", "decoder.keras"),
+        *("train", "validation", "run", "figures", "figures.npz", "model.keras", "decoder.keras"),
     }
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["0000000004"]
     for split in ("train", "validation"):

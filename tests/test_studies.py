@@ -61,7 +61,8 @@ def check(config, data):
 def run_study(config, data, run_dir):
     codes = []
     for name, weight in zip("ab", config.kl_weights, strict=True):
-        run = runs.train(build, config.replace(kl_weight=weight), data, run_dir / name)
+        own = config.replace(kl_weight=weight)
+        run = runs.train(build, config=own, data=data, run_dir=run_dir / name)
         codes.append(run.model.encode(data.test.prepare()).numpy())
         if "TERMINATE" in os.environ:
             os.kill(os.getpid(), signal.SIGTERM)  # Ctrl-C is ignored where pytest ignores it
@@ -347,15 +348,17 @@ def test_a_run_that_is_trained_from_python(place, tmp_path):
     config = runs.configure(build, dataset=dataset, verbose=0, **sizes).replace(kl_weight=0.5)
     given = config.as_dict()
     data = vr.load_data(dataset, rescale=config.rescale, binarize=config.binarize)
-    run = runs.train(build, config, data, tmp_path / "run")
+    run = runs.train(build, config=config, data=data, run_dir=tmp_path / "run")
     assert run.summary["weights_sha256"] == weights_sha256(run.model)
     assert config.as_dict() == given
     before = contents(tmp_path)
-    again = runs.train(build, config.replace(resume="never", verbose=2), data, tmp_path / "run")
+    again = runs.train(
+        build, config=config.replace(resume="never", verbose=2), data=data, run_dir=tmp_path / "run"
+    )
     assert contents(tmp_path) == before
     assert weights_sha256(again.model) == weights_sha256(run.model)
     with pytest.raises(runs.UsageError, match=r"--kl_weight was 0.5, now 2.0"):
-        runs.train(build, config.replace(kl_weight=2.0), data, tmp_path / "run")
+        runs.train(build, config=config.replace(kl_weight=2.0), data=data, run_dir=tmp_path / "run")
     assert contents(tmp_path) == before
 
 

@@ -119,13 +119,13 @@ def stateful(dataset, tmp_path_factory):
     def of(name):
         if name not in found:
             own = {flag.partition("=")[0] for flag in STATES[name]}
-            common = [flag for flag in COMMON if flag.partition("=")[0] not in own]
+            common = [f for f in (*COMMON, EPOCHS) if f.partition("=")[0] not in own]
             run_dir = tmp_path_factory.mktemp(name) / "run"
             place = dataset
             if "--stream" in STATES[name]:
                 np.save(run_dir.parent / "rows.npy", proofs.IMAGES)
                 place = f"--dataset={run_dir.parent / 'rows.npy'}"
-            flags = [place, *common, EPOCHS, SELDOM, *STATES[name]]
+            flags = [place, *common, SELDOM, *STATES[name]]
             found[name] = flags, go_on(run_dir, *flags, experiment=name)
         return found[name]
 
@@ -208,6 +208,14 @@ def test_the_proof_notices_a_critic_that_is_lost(name, stateful, tmp_path):
     cut_off(tmp_path / "run", flags, **how)
     result = trials.run(tmp_path / "run", *flags, **how)
     assert result["status"] != 0 or outcome(tmp_path / "run").metrics != wanted.metrics
+
+
+@pytest.mark.soak
+def test_the_proof_notices_callbacks_that_begin_anew(stateful, tmp_path):
+    flags, wanted = stateful("with_callbacks")
+    how = {"experiment": "with_callbacks", "mutant": "callbacks_dropped"}
+    cut_off(tmp_path / "run", flags, **how)
+    assert go_on(tmp_path / "run", *flags, **how) != wanted
 
 
 @pytest.mark.soak

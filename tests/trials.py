@@ -33,7 +33,7 @@ def run(run_dir, *flags, **how):
         error_in: a "term" in the sixth call, a "callback" at the end of the first epoch from the
             third on, or the file of "metrics".
         experiment: the name of one whose `build` makes the model, instead of the one below; or
-            "with_critic", for `build_with_critic`.
+            "with_critic" and "with_callbacks", for what is below.
         failing_steps: at which the loss of that critic is not a number, counted from 0.
         fill_in_call, free_in_call, filler: before which call a file takes all that is left of
             its disk, and before which one it is removed.
@@ -137,6 +137,66 @@ def build_with_critic(config, data):
 
 
 FAILING_STEPS = []  # of its critic, in this process
+
+
+def callbacks(config, data):
+    """Callbacks that train otherwise, and stop at another time, if anything of them is lost."""
+    import keras
+
+    import vae_research as vr
+
+    class Falling(keras.callbacks.Callback):
+        """Lowers the learning rate in every epoch, and in every third call, and at the end."""
+
+        def __init__(self):
+            super().__init__()
+            self.calls, self.rates = 0, []
+
+        def lower(self, factor):
+            rate = self.model.optimizer.learning_rate
+            rate.assign(rate * factor)
+
+        def on_train_begin(self, logs=None):
+            self.lower(0.9)
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.lower(0.8)
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.calls += 1
+            if self.calls % 3 == 0:
+                self.lower(0.7)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.rates.append(float(self.model.optimizer.learning_rate))
+            logs["rate"], logs["val_rates"] = self.rates[-1], sum(self.rates)
+
+    class Kinds(vr.callbacks.EpochCallback):
+        """Remembers a set, which JSON does not know."""
+
+        def __init__(self):
+            super().__init__()
+            self.seen = set()
+
+        def on_record(self, record):
+            self.seen.add(record.step)
+            if len(self.seen) % 2 == 0:
+                self.model.optimizer.learning_rate.assign(0.01 / len(self.seen))
+
+        def get_state(self):
+            return super().get_state() | {"seen": sorted(self.seen)}
+
+        def set_state(self, state):
+            super().set_state(state)
+            self.seen = set(state["seen"])
+
+    small = {"min_delta": 1000.0}  # an improvement that no epoch makes after the first
+    return [
+        Falling(),
+        keras.callbacks.ReduceLROnPlateau("val_elbo", patience=1, **small),
+        keras.callbacks.EarlyStopping("val_elbo", patience=3, **small),
+        Kinds(),
+    ]
 
 
 class Watch:
@@ -289,14 +349,15 @@ def trial(how):
     module = None if own else importlib.import_module(f"experiments.{name}")
     make, data = BUILDS[name] if own else module.build, getattr(module, "data", None)
     try:
-        runs.main(make, [*FLAGS, *how["flags"]], data=data)
+        runs.main(make, [*FLAGS, *how["flags"]], data=data, callbacks=CALLBACKS.get(name))
     finally:
         watch.ended()
         if "hold_for" in how:
             note(how["hold_for"]["folder"])
 
 
-BUILDS = {None: build, "streamed": build, "with_critic": build_with_critic}
+BUILDS = {None: build, "streamed": build, "with_critic": build_with_critic, "with_callbacks": build}
+CALLBACKS = {"with_callbacks": callbacks, "with_critic": callbacks}
 FLAGS = ["--batch_size=8", "--importance_samples=2", "--verbose=0", "--device=cpu"]
 
 if __name__ == "__main__":

@@ -25,7 +25,14 @@ import numpy as np
 from vae_research import files, manifests
 from vae_research.arguments import checked_integer
 from vae_research.epochs import EpochClock
-from vae_research.manifests import Checkpoint, CheckpointError, FormatError, Search, search
+from vae_research.manifests import (
+    Checkpoint,
+    CheckpointError,
+    FormatError,
+    Search,
+    best_in,
+    search,
+)
 from vae_research.state import (
     CONTROLLERS,
     as_array,
@@ -44,6 +51,7 @@ __all__ = [
     "NotFiniteError",
     "Saver",
     "Search",
+    "best_in",
     "load",
     "newest",
     "restore",

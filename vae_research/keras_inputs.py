@@ -16,7 +16,7 @@ from vae_research.data.streams import (
     DeviceDataset,
     was_made_from_batches,
 )
-from vae_research.objective import LossReport
+from vae_research.objective import LARGER_IS_BETTER, LossReport
 from vae_research.schedules import unsettled
 
 
@@ -40,23 +40,43 @@ def _as_list(callbacks: Any) -> list[keras.callbacks.Callback]:
     return [] if callbacks is None else keras.tree.flatten(callbacks)
 
 
+def one_by_one(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks of a `fit`, also those that others hold in a list `callbacks`."""
+    found = []
+    for callback in _as_list(callbacks):
+        inner = getattr(callback, "callbacks", None)
+        found += one_by_one(inner) if isinstance(inner, list) else [callback]
+    return found
+
+
 class ScheduleLengths(keras.callbacks.Callback):
     """Sets the length of an epoch for schedules, and warns of schedules that outlast training.
 
+    It also tells callbacks of Keras with a `monitor` whether its larger or its smaller values are
+    better, and warns of those whose values are of different losses.
+
     Args:
         initial_epoch: the argument of `fit`.
+        monitoring: the callbacks of the user.
     """
 
-    def __init__(self, initial_epoch: int) -> None:
+    def __init__(
+        self, initial_epoch: int, monitoring: Sequence[keras.callbacks.Callback] = ()
+    ) -> None:
         super().__init__()
         self.initial_epoch = initial_epoch
+        self._monitoring = monitoring
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Converts lengths in epochs to steps, before the first step is traced."""
         steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        if steps is not None:
+            self.model.set_steps_per_epoch(steps)
+        for callback in self._monitoring:
+            _set_direction(callback, self.model)
+            _warn_of_different_losses(callback, self.model, steps)
         if steps is None or epochs is None:
             return
-        self.model.set_steps_per_epoch(steps)
         end = self.model.step + steps * (epochs - self.initial_epoch)
         for label, schedules in self.model.objective.schedules().items():
             for schedule in schedules:
@@ -67,6 +87,42 @@ class ScheduleLengths(keras.callbacks.Callback):
                         "Shorten the schedule or train longer.",
                         stacklevel=2,
                     )
+
+
+def _set_direction(callback: keras.callbacks.Callback, model: Any) -> None:
+    """Sets the direction of a monitor whose `mode` is "auto"; Keras knows that of a loss only."""
+    monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+    if mode != "auto" or not isinstance(monitor, str):
+        return
+    name = monitor.removeprefix("val_")
+    if name in LARGER_IS_BETTER:
+        callback.mode = "max"
+    elif name == "kl" or name in model.objective.weights(0):  # they are minimised
+        callback.mode = "min"
+
+
+def _warn_of_different_losses(
+    callback: keras.callbacks.Callback, model: Any, steps: int | None
+) -> None:
+    """Warns of a monitor that compares losses with different weights of their terms."""
+    monitor = getattr(callback, "monitor", None)
+    settled = model.objective.settled_at()
+    first = getattr(callback, "start_from_epoch", 0)  # of EarlyStopping
+    if monitor not in ("loss", "val_loss") or (
+        settled is not None and settled <= max(model.step, first * (steps or 0))
+    ):
+        return
+    until = "during the whole training" if settled is None else f"until step {settled}"
+    warnings.warn(
+        f"{type(callback).__name__} monitors {monitor!r}, and the weights in it change {until}: "
+        "its values are of different losses. The weights of monitor='val_elbo' are always 1"
+        + (
+            "."
+            if settled is None or not steps or not hasattr(callback, "start_from_epoch")
+            else f"; start_from_epoch={-(-settled // steps)} waits for them."
+        ),
+        stacklevel=2,
+    )
 
 
 UNFINISHED = (
@@ -143,7 +199,7 @@ def warn_of_repeated_data(model: Any, x: Any, callbacks: Any) -> None:
         callbacks: those of the user.
     """
     if isinstance(x, DeviceDataset | Batches):
-        for callback in _as_list(callbacks):
+        for callback in one_by_one(callbacks):
             backs_up = isinstance(callback, keras.callbacks.BackupAndRestore)
             if backs_up and callback.save_freq != "epoch":
                 warnings.warn(
@@ -198,7 +254,7 @@ def refuse_class_weight(class_weight: Any) -> None:
 
 def refuse_restored_weights(callbacks: Any) -> None:
     """Raises ValueError if a callback restores weights that averages would then replace."""
-    for callback in _as_list(callbacks):
+    for callback in one_by_one(callbacks):
         if getattr(callback, "restore_best_weights", False):
             raise ValueError(
                 f"{type(callback).__name__}(restore_best_weights=True) restores the weights of an "

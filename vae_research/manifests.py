@@ -11,6 +11,7 @@ imports TensorFlow, and reading a checkpoint cannot run code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -229,6 +230,20 @@ def best(contents: Mapping[Path, Mapping[str, Any]]) -> Path | None:
         path: content["score"] for path, content in contents.items() if content["score"] is not None
     }
     return max(scores, key=lambda path: scores[path]) if scores else None
+
+
+def best_in(folder: Path) -> Checkpoint | None:
+    """Returns the intact checkpoint in a folder with the largest score, None if none has one."""
+    contents = {}
+    for path in listed(folder):
+        with contextlib.suppress(CheckpointError):
+            contents[path] = read_manifest(path)
+    while (found := best(contents)) is not None:
+        content = contents.pop(found)
+        with contextlib.suppress(CheckpointError):
+            verify(found)
+            return Checkpoint(found, content["step"], content["epoch"], content["position"])
+    return None
 
 
 def _values(path: Path, content: dict[str, Any]) -> Iterator[np.ndarray]:

@@ -28,6 +28,8 @@ from vae_research.state import RUNNING_SUMS, load_groups, save_groups
 from vae_research.steps import TrainingSteps
 from vae_research.tensors import SCALARS, Tensors, bind, call_module, repeat_rows
 
+_LIKE_WEIGHTS = {"beta", "kl_weight", "kl_beta", "kl_factor", "kl_loss_weight", "weight_kl"}
+
 _CLOCK, _DATA_EPOCH = "clock", "data_epoch"  # among what Keras saves of the model itself
 
 
@@ -81,6 +83,11 @@ class VAE(TrainingSteps):
         seed: int = 0,
         name: str = "vae",
     ) -> None:
+        if not hasattr(bottleneck, "center") and hasattr(decoder, "center"):
+            raise ValueError(
+                "bottleneck and decoder are in the wrong order: VAE(encoder, bottleneck, decoder, "
+                "terms)."
+            )
         objective = Objective(
             terms,
             num_samples=num_samples,
@@ -100,6 +107,20 @@ class VAE(TrainingSteps):
             bottleneck.prior.use_encoder(self.posterior)
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
         self._has_run = False  # whether a whole forward pass was made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute.
+
+        Raises:
+            AttributeError: it looks like the weight of a loss term, and nothing reads it.
+        """
+        if type(self) is VAE and name in _LIKE_WEIGHTS:
+            raise AttributeError(
+                f"A VAE has no {name!r}, and a number that a callback sets would be frozen in the "
+                "compiled step. The weight of a term is a number, a schedule or a controller: "
+                "KLDivergence(weight=LinearWarmup(epochs=5))."
+            )
+        super().__setattr__(name, value)
 
     # The forward pass.
 

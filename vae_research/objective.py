@@ -28,6 +28,8 @@ ControllerStates = Mapping[str, Mapping[str, Any]]
 
 # Names in the logs that no term may take.
 RESERVED_NAMES = ("loss", "elbo", "regularization", "learning_rate", "importance_weighted_bound")
+# Figures of a model of which the larger is the better one, the more telling one first.
+LARGER_IS_BETTER = ("importance_weighted_bound", "elbo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,8 @@ class LossReport:
         elbo: `[batch]`, log-likelihood minus KL divergence whatever is trained, or None if there is
             no posterior.
         critics: the reports of the critics, by name.
+        importance_weighted_bound: `[batch]`, the bound of log p(x) of K samples with all weights 1
+            (Burda et al. 2016, equation 8), if such a bound is trained, otherwise None.
     """
 
     loss: tf.Tensor
@@ -66,6 +70,7 @@ class LossReport:
     weights: dict[str, tf.Tensor]
     elbo: tf.Tensor | None
     critics: dict[str, CriticReport] = dataclasses.field(default_factory=dict)
+    importance_weighted_bound: tf.Tensor | None = None
 
     @property
     def contributions(self) -> dict[str, tf.Tensor]:
@@ -234,7 +239,9 @@ class Objective:
             # Unless a term has this name, it is the divergence that is part of the ELBO.
             rows.setdefault("kl", divergence)
         values = {name: self._mean_over_samples(value) for name, value in rows.items()}
+        bound = None
         if self.importance_weighted:
+            bound = self._bound(tensors, rows[self.likelihood.label])
             inside = self._inside_importance_weight()
             loss = -join_samples(self._log_weight(rows, weights, inside), True)
             outside = [name for name in weights if name not in inside]
@@ -251,11 +258,17 @@ class Objective:
             values["regularization"] = total
             weights["regularization"] = tf.constant(1.0)
             loss += values["regularization"]
-        report = LossReport(loss, loss, values, weights, elbo)
+        report = LossReport(loss, loss, values, weights, elbo, importance_weighted_bound=bound)
         if self.gradient_estimator is None or path is None:
             return report
         surrogate = self._surrogate(self.gradient_estimator, tensors, path, rows, report)
         return dataclasses.replace(report, surrogate=surrogate)
+
+    def _bound(self, tensors: Tensors, reconstruction: tf.Tensor) -> tf.Tensor | None:
+        if not {"log_posterior", "log_prior"} <= tensors.keys():
+            return None
+        log_ratio = tensors.tap("bound", "log_prior") - tensors.tap("bound", "log_posterior")
+        return join_samples(self._by_sample(log_ratio - reconstruction), True)
 
     def _surrogate(
         self,

@@ -38,6 +38,11 @@ class Settings:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} has an __init__, which its settings replace: write each as an "
+                "annotated attribute, `strength: float = 2.0`, and a check in __post_init__."
+            )
         # `weight = None` in a subclass means the inherited setting; a dataclass would ignore the
         # line and keep the inherited default.
         own = inspect.get_annotations(cls)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,6 +159,19 @@ def all_variables(model: Any) -> list[Any]:
     """
     found = itertools.chain.from_iterable(training_state(model).values())
     return list({id(variable): variable for variable in found}.values())
+
+
+@contextmanager
+def undone(model: Any) -> Iterator[None]:
+    """Gives everything that a step may change its value back at the end."""
+    variables = all_variables(model)
+    # Training replaces the tensor of a variable and never changes it: nothing is copied.
+    before = [variable.value.read_value() for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
 
 
 def step_of(model: Any) -> int:

@@ -41,7 +41,10 @@ class TrainingSteps(Trainer):
         first_states = {
             term: first_state(found) for term, found in _controllers(objective, critics).items()
         }
-        means = RunningMeans(objective.terms, [n for c in critics for n in c.figure_names()])
+        further = [name for critic in critics for name in critic.figure_names()]
+        if objective.importance_weighted:
+            further.append("importance_weighted_bound")
+        means = RunningMeans(objective.terms, further)
         super().__init__(means, critics, first_states, name=name, dtype="float32")
         self.seed = checked_seed(seed)
         self.objective = self._declared_objective = objective
@@ -250,6 +253,8 @@ class TrainingSteps(Trainer):
         figures = {"loss": weighted(report.loss, report, sample_weight)}
         if report.elbo is not None:
             figures["elbo"] = report.elbo
+        if report.importance_weighted_bound is not None:
+            figures["importance_weighted_bound"] = report.importance_weighted_bound
         figures |= report.values
         for name, value in report.contributions.items():
             if f"contribution/{name}" in self.running_means:

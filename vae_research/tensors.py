@@ -196,8 +196,8 @@ def without_captured_tensors(
     """Returns the result of a function that may use no symbolic tensors but its arguments.
 
     Raises:
-        ValueError: it used another symbolic tensor, which has no value here; the message says what
-            to do instead.
+        ValueError: it used another symbolic tensor, which has no value here, or NumPy; the message
+            says what to do instead.
     """
     try:
         results = function(*args, **kwargs)
@@ -205,6 +205,11 @@ def without_captured_tensors(
         named = any(words in str(error) for words in (_KERAS_TENSOR, _OUT_OF_SCOPE))
         if named or _handled_symbolic_tensor(error):
             raise _captured(reader) from error
+        if any(words in str(error) for words in _TO_NUMPY):
+            raise ValueError(
+                f"The {reader} calls NumPy or Python with a tensor, which has no values while a "
+                "step is traced. Use tf or keras.ops: tf.reduce_sum for np.sum."
+            ) from error
         raise
     if any(_has_no_value(result) for result in keras.tree.flatten(results)):
         raise _captured(reader)
@@ -214,6 +219,10 @@ def without_captured_tensors(
 # Keras' class of symbolic tensors, which its messages name; and TensorFlow's words about a tensor
 # of another graph, an error that has no type of its own.
 _KERAS_TENSOR, _OUT_OF_SCOPE = keras.KerasTensor.__name__, "out of scope"
+
+
+# What TensorFlow and Python say of np.sum(tensor) and float(tensor): errors of no own type.
+_TO_NUMPY = "to a numpy array", "not 'SymbolicTensor'"
 
 
 def _handled_symbolic_tensor(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from vae_research.keras_inputs import (
     UNFINISHED,
     DataEpochs,
     ScheduleLengths,
+    one_by_one,
     preceded_by,
     refuse_class_weight,
     refuse_restored_weights,
@@ -247,7 +248,7 @@ class Trainer(keras.Model):
         initial_epoch = kwargs.get("initial_epoch", 0)
         self._initial_epoch = None  # Keras keeps what BackupAndRestore found in an earlier fit
         warn_of_repeated_data(self, x, callbacks)
-        ours: list[Any] = [ScheduleLengths(initial_epoch)]
+        ours: list[Any] = [ScheduleLengths(initial_epoch, one_by_one(callbacks))]
         if self.averaging.momentum is not None:
             refuse_restored_weights(callbacks)
         data_epochs = None

@@ -10,8 +10,12 @@ To write your own, derive from `keras.callbacks.Callback`, or from a class in `b
   of each one with an `EpochRecord`.
 - `StepCallback` counts optimizer steps, however many a compiled call makes: define
   `on_step(self, step)`.
-- `Resumable` marks a callback with state within an epoch: define `get_state` and `set_state`, and a
-  resumed run restores it.
+- `Resumable` marks a callback that says its state: define `get_state` and `set_state`.
+
+A run saves the state of callbacks that it gets by `runs.main(build, callbacks=function)`: what
+`get_state` of their class returns, otherwise every attribute that has changed since training began.
+One that changes and is neither a number nor a string, nor lists or dictionaries of them, is refused
+by name.
 
 >>> from vae_research.callbacks.base import EpochCallback
 >>> class PrintLoss(EpochCallback):

@@ -13,14 +13,18 @@ _VALIDATION = "val_"
 
 
 class Resumable:
-    """Base of callbacks that have a state within an epoch."""
+    """Base of callbacks with a state, which a run saves in its checkpoints."""
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the state as JSON values; empty if the next epoch does not depend on it."""
+        """Returns the state: numbers, strings, and lists and dictionaries of them."""
         return {}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores what `get_state` returned; called after `on_epoch_begin` of a resumed epoch."""
+        """Restores what `get_state` returned.
+
+        Called when a run resumes: between two epochs after `on_train_begin`, within an epoch after
+        `on_epoch_begin` of that epoch.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

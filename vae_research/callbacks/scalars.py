@@ -12,6 +12,7 @@ import tensorflow as tf
 from vae_research.arguments import checked_integer
 from vae_research.callbacks.base import EpochCallback, EpochRecord
 from vae_research.callbacks.tensorboard.summaries import Summaries
+from vae_research.objective import LARGER_IS_BETTER
 
 
 class Scalars(EpochCallback):
@@ -122,7 +123,8 @@ def tagged(figures: dict[str, float], weights: dict[str, float]) -> dict[str, fl
     for name, value in figures.items():
         if name in weights:
             tags[f"weight/{name}"] = weights[name]
-        if name in ("loss", "elbo") or "/" in name:  # a contribution, or a figure of a critic
+        of_all = name == "loss" or name in LARGER_IS_BETTER
+        if of_all or "/" in name:  # a contribution, or a figure of a critic
             tags[name] = value
             continue
         tags[f"terms/{name}"] = value

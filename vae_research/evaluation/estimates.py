@@ -39,11 +39,16 @@ class Estimate:
     """A mean over examples (or a count of units), its standard error, and the number of examples.
 
     The standard error of a single example is None.
+
+    Attributes:
+        values: float32 `[count]`, the value of each example in the order of the data, if
+            `estimate` was asked for them, otherwise None.
     """
 
     value: float
     standard_error: float | None
     count: int
+    values: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
     def mean_of(cls, values: np.ndarray) -> Estimate:
@@ -52,6 +57,10 @@ class Estimate:
         spread = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
         return cls(float(values.mean()), spread, len(values))
 
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Returns value, standard error and count by name, for JSON."""
+        return {"value": self.value, "standard_error": self.standard_error, "count": self.count}
+
 
 def estimate(
     model: VAE,
@@ -59,6 +68,7 @@ def estimate(
     *,
     num_samples: int = 200,
     rows_per_call: int | None = None,
+    per_example: bool = False,
     jit_compile: bool = False,
     verbose: int = 0,
     between_calls: Callable[[], None] | None = None,
@@ -85,6 +95,8 @@ def estimate(
         num_samples: samples of z for each example.
         rows_per_call: examples times samples that are decoded at once, which bounds the memory; by
             default about two million values in data space.
+        per_example: keep the value of each example (`Estimate.values`), of which the value is the
+            mean; not of `active_units`.
         jit_compile: compile with XLA, which takes about a second for each model and size of the
             data.
         verbose: 1 shows a progress bar.
@@ -129,7 +141,12 @@ def estimate(
         bar.update(min(start + examples, count))
     values = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
     codes = values.pop(_CODE)
-    figures = {name: Estimate.mean_of(part) for name, part in values.items()}
+    figures = {}
+    for name, part in values.items():
+        part = part.astype(np.float32)
+        figures[name] = dataclasses.replace(
+            Estimate.mean_of(part), values=part if per_example else None
+        )
     return figures | {"active_units": active_units(codes)} if "elbo" in figures else figures
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 
 from vae_research.arguments import checked_integer
-from vae_research.networks.heads import check_sizes, dense_heads, heads
+from vae_research.networks.heads import check_order, check_sizes, dense_heads, heads
 from vae_research.networks.kernels import narrow_convolution
 
 
@@ -37,6 +37,7 @@ def convolutional_encoder(
     Raises:
         ValueError: a size is not a positive integer, or the shape is not that of an image.
     """
+    check_order("convolutional_encoder", input_shape, latent_dim)
     _check_image(input_shape, filters, kernel_size)
     check_sizes(
         latent_dim=latent_dim,
@@ -84,6 +85,7 @@ def convolutional_decoder(
     Raises:
         ValueError: a size is not a positive integer, or the shape is not that of an image.
     """
+    check_order("convolutional_decoder", output_shape, latent_dim)
     _check_image(output_shape, filters, kernel_size)
     check_sizes(
         latent_dim=latent_dim,

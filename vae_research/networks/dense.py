@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import keras
 
-from vae_research.networks.heads import check_sizes, dense_heads
+from vae_research.networks.heads import check_order, check_sizes, dense_heads
 
 
 def dense_encoder(
@@ -31,6 +31,7 @@ def dense_encoder(
     Raises:
         ValueError: a size is not a positive integer.
     """
+    check_order("dense_encoder", input_shape, latent_dim)
     check_sizes(input_shape=tuple(input_shape), latent_dim=latent_dim, hidden_units=hidden_units)
     inputs = keras.Input(tuple(input_shape), name="inputs")
     features = keras.layers.Flatten()(inputs) if len(input_shape) > 1 else inputs
@@ -61,6 +62,7 @@ def dense_decoder(
     Raises:
         ValueError: a size is not a positive integer.
     """
+    check_order("dense_decoder", output_shape, latent_dim)
     check_sizes(output_shape=tuple(output_shape), latent_dim=latent_dim, hidden_units=hidden_units)
     z = keras.Input((latent_dim,), name="z")
     features = z

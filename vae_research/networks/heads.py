@@ -29,6 +29,15 @@ def check_sizes(*, latent_dim: int, **sequences: Sequence[int]) -> None:
             raise ValueError(f"{name} is empty; an example has at least one axis.")
 
 
+def check_order(function: str, shape: Any, latent_dim: Any) -> None:
+    """Raises ValueError if the first two arguments of a network are in the wrong order."""
+    if isinstance(shape, int) and isinstance(latent_dim, Sequence):
+        raise ValueError(
+            f"{function} takes the shape of one example, then latent_dim: "
+            f"{function}({latent_dim!r}, {shape!r})."
+        )
+
+
 def heads(
     names: Sequence[str], make: Callable[[str], keras.layers.Layer], features: Any
 ) -> dict[str, Any]:

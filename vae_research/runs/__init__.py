@@ -8,12 +8,15 @@
         return vae_research.VAE(...)
 
     if __name__ == "__main__":
-        runs.main(build)  # runs.main(build, data=function) for an experiment that brings its data
+        runs.main(build)  # also data=, callbacks=, evaluate= and after=, functions of yours
+
+In a notebook, `runs.train(build, data=data, run_dir="runs/first", epochs=20)` is the same run.
 
 Where to look, in the order in which a command passes through:
 
     cli/command.py        from the command line to an exit code; cli/flags.py defines the flags
     session/resume.py     what the run directory already holds, and whether it can be resumed
+    session/experiment.py from the functions of an experiment to a run, also without a command
     session/training.py   one run from the data to its results; session/studies.py for several
     report/               what is written and printed: description (config.json), screen, outputs
     tools/                programs that examine a run afterwards: doctor and replay
@@ -38,6 +41,7 @@ from vae_research.runs.cli.flags import (
     define_string,
     set_defaults,
 )
+from vae_research.runs.session.experiment import train
 from vae_research.runs.session.loading import Run, load_run
 from vae_research.runs.session.loading import named_data as load_data
 from vae_research.tables import markdown_table, median_and_range
@@ -70,12 +74,10 @@ __all__ = [
 _LATER = {
     "StopAtSignal": "session.stopping",
     "StopWhenDiverged": "session.stopping",
-    "train": "session.studies",
 }
 
 if TYPE_CHECKING:
     from vae_research.runs.session.stopping import StopAtSignal, StopWhenDiverged
-    from vae_research.runs.session.studies import train
 else:
 
     def __getattr__(name: str) -> Any:

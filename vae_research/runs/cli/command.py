@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from traceback import print_exc
 from typing import Any, NoReturn
@@ -14,21 +13,28 @@ from typing import Any, NoReturn
 from absl import flags
 
 from vae_research import checkpoints
-from vae_research.data import DATASETS, Data, DataError
+from vae_research.data import Data, DataError
 from vae_research.runs.cli import signals, streams
 from vae_research.runs.cli.errors import RunError, UsageError
-from vae_research.runs.cli.flags import Config, WatchedConfig, experiment_file, is_given, parse
+from vae_research.runs.cli.flags import (
+    Config,
+    experiment_file,
+    experiment_name,
+    is_given,
+    parse,
+)
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume, sources
-from vae_research.runs.session.loading import Run, data_of, load_run, refuse_unknown_place
+from vae_research.runs.session.experiment import (
+    complete_run,
+    load_data,
+    with_absolute_dataset,
+    with_reduced_batch_size,
+)
+from vae_research.runs.session.loading import Run, load_run, refuse_unknown_place
+from vae_research.runs.session.parts import Parts
 
 flags.disclaim_key_flags()
-
-# Flags that only say what the data are.
-_OF_DATA = (
-    *("dataset", "data_kind", "image_size", "channels", "bad_images", "background"),
-    *("stream", "rescale", "binarize"),
-)
 
 
 def main(
@@ -36,6 +42,8 @@ def main(
     arguments: list[str] | None = None,
     *,
     data: Callable[[Config], Data] | None = None,
+    callbacks: Callable[[Config, Data], Sequence[Any]] | None = None,
+    evaluate: Callable[[Run], Mapping[str, Any]] | None = None,
     after: Callable[[Run], None] | None = None,
 ) -> None:
     """Runs an experiment from the command line and exits.
@@ -51,7 +59,16 @@ def main(
             level of a file, which is called again when the run is resumed, loaded or replayed. It
             may change what the flags name, `runs.load_data(config)`. A flag of the data that it
             does not read is refused if it is given.
-        after: called with the run when it is complete, for figures of the experiment's own.
+        callbacks: makes Keras callbacks from the flags and the data. `config.run_dir` is then the
+            run directory. They are called before those of the run: what they add to the logs of an
+            epoch, numbers by name, is in metrics.jsonl and TensorBoard. Their state is saved and
+            restored with the run's; see `vae_research.callbacks`.
+        evaluate: returns test figures of the experiment's own by name, of the `Run` that is
+            complete but for them: numbers, or arrays with a value for each test example, of which
+            the mean is taken. They are in summary.json, figures.npz and TensorBoard.
+        after: called with the complete `Run`, as `load_run` returns it, for anything that comes
+            after training: a prior of the codes, an export, figures. It is also called if the run
+            was complete before.
 
     Raises:
         TypeError: `data` is not a function at the top level of a file.
@@ -61,7 +78,8 @@ def main(
     """
     if data is not None:
         refuse_unknown_place(data)
-    _run_to_exit_code(build, functools.partial(_train_experiment, data, after), arguments)
+    parts = Parts(build, data, callbacks, evaluate)
+    _run_to_exit_code(build, functools.partial(_train_experiment, parts, after), arguments)
 
 
 def study(
@@ -108,17 +126,12 @@ def _run_to_exit_code(
         arguments: as for `main`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    experiment = experiment_file(function).stem
+    experiment = experiment_name(function)
     streams.redirect_closed_streams()
     with streams.tolerate_closed_streams():
         try:
             signals.listen()
-            config = parse(function, arguments)
-            dataset = os.path.expanduser(config.dataset)
-            if config.dataset not in DATASETS and os.path.exists(dataset):
-                # The run may be resumed and loaded from another folder.
-                config = config.replace(dataset=os.path.abspath(dataset))
-            command(function, experiment, config)
+            command(function, experiment, with_absolute_dataset(parse(function, arguments)))
         except KeyboardInterrupt:
             message = f"interrupted; {signals.HOW_TO_RESUME}"
             _exit(experiment, 130, message, traceback=False)
@@ -133,47 +146,14 @@ def _run_to_exit_code(
 
 
 def _train_experiment(
-    make: Callable[[Config], Data] | None,
+    parts: Parts,
     after: Callable[[Run], None] | None,
     build: Callable[[Config, Data], Any],
     experiment: str,
     config: Config,
 ) -> None:
     """Starts or resumes the run of an experiment, unless it is complete."""
-    run_dir = directory.choose(config.run_dir, experiment)
-    config = _with_reduced_batch_size(config, run_dir)
-    source = sources.collect(build, *([] if make is None else [experiment_file(make)]))
-    checkpoint = resume.unfinished(config, run_dir, experiment, source)
-    complete = resume.complete(config, run_dir, checkpoint)
-    if complete is not None:
-        print(
-            f"{run_dir} is already complete: {complete['epochs']} epochs. To train longer, give "
-            "more --epochs."
-        )
-        _look_at(run_dir, build, make, after)
-        return
-    config, data = _load_data(config, make)
-    if checkpoint is not None:
-        description = directory.read_config(run_dir)
-        directory.refuse_changed_data(run_dir, description, data)
-    signals.wait_for_steps()
-    with streams.hide_startup_output(), without_garbage_collection():
-        from vae_research.runs.session.building import choose_device
-        from vae_research.runs.session.training import Session
-
-        device = choose_device(config.device)
-    session = Session(build, experiment, config, data, run_dir, checkpoint, device, source)
-    session.run()
-    _look_at(session.run_dir, build, data, after)
-
-
-def _look_at(
-    run_dir: Path,
-    build: Callable[[Config, Data], Any],
-    data: Data | Callable[[Config], Data] | None,
-    after: Callable[[Run], None] | None,
-) -> None:
-    """Calls what an experiment does with its complete run."""
+    run_dir, data = complete_run(parts, experiment, config, _given(config))
     if after is not None:
         with streams.hide_startup_output():
             from vae_research.runs.session.stopping import printed_warnings
@@ -181,6 +161,11 @@ def _look_at(
         with printed_warnings():
             after(load_run(run_dir, build, data))
         signals.raise_if_received()
+
+
+def _given(config: Config) -> set[str]:
+    """Returns the names of the flags on the command line."""
+    return {name for name in config.as_dict() if is_given(name)}
 
 
 def _carry_out_study(
@@ -198,12 +183,12 @@ def _carry_out_study(
             f"{experiment} needs {' and '.join(missing)}: pip install 'vae_research[figures]'."
         )
     run_dir = directory.choose(config.run_dir, experiment)
-    config = _with_reduced_batch_size(config, run_dir)
+    config = with_reduced_batch_size(config, run_dir, _given(config))
     source = sources.collect(run_study, *([] if make is None else [experiment_file(make)]))
     if resume.completed_study(config, run_dir, experiment, source):
         print(f"{run_dir} is already complete.")
         return
-    config, data = _load_data(config, make)
+    config, data = load_data(config, make, _given(config))
     if check is not None:
         check(config, data)
     signals.wait_for_steps()
@@ -213,49 +198,6 @@ def _carry_out_study(
 
         device = choose_device(config.device)
     carry_out(run_study, experiment, config, data, run_dir, device, source)
-
-
-def _load_data(config: Config, make: Callable[[Config], Data] | None) -> tuple[Config, Data]:
-    """Returns the data set, and the flags with a batch size that suits it.
-
-    The experiment makes the data set, or the flags name it.
-
-    Raises:
-        DataError: there is no such data set, or it cannot be used.
-        UsageError: the batch size that was given is larger than the training data, or the
-            experiment brings its data and does not read a flag that was given.
-    """
-    with streams.hide_startup_output():  # Keras may download Fashion-MNIST
-        watched = WatchedConfig(config)
-        data = data_of(watched, make)
-    ignored = [f"--{n}" for n in _OF_DATA if is_given(n) and n not in watched.names_read]
-    if ignored:
-        raise UsageError(
-            f"{' and '.join(ignored)}: this experiment brings its data and does not read "
-            "what these flags say."
-        )
-    rows = len(data.train)
-    if config.batch_size > rows and not is_given("batch_size"):
-        return config.replace(batch_size=rows), data
-    if config.batch_size > rows:
-        raise UsageError(
-            f"--batch_size={config.batch_size} is more than the {rows} training "
-            f"examples of {data.name}."
-        )
-    return config, data
-
-
-def _with_reduced_batch_size(config: Config, run_dir: Path) -> Config:
-    """Returns the flags with the batch size of a run whose data are smaller than the default."""
-    found = directory.read_json(run_dir / directory.CONFIG)
-    if found is None or is_given("batch_size"):
-        return config
-    try:
-        rows, used = found["data"]["counts"]["train"], found["flags"]["batch_size"]
-        reduced = used == rows < config.batch_size
-    except (KeyError, TypeError):  # not written by a run; what follows says so
-        return config
-    return config.replace(batch_size=used) if reduced else config
 
 
 def _exit(experiment: str, code: int, message: str, *, traceback: bool = True) -> NoReturn:

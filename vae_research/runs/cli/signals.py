@@ -3,14 +3,16 @@
 An exception raised at an arbitrary point inside TensorFlow may be swallowed by code that catches
 everything, or come out of a trace as one of TensorFlow's own errors. From `wait_for_steps` on,
 which a command calls before it builds a model, a signal is therefore only recorded and raised
-between two steps. A second signal ends the process at once.
+between two steps. A second signal ends a command at once.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from vae_research.runs.cli.errors import TerminatedError
@@ -18,6 +20,7 @@ from vae_research.runs.cli.errors import TerminatedError
 HOW_TO_RESUME = "to resume a run that has started, repeat the command with its --run_dir."
 
 _received: list[int] = []
+_commands: list[bool] = []  # not empty if the process is a command
 # Closing a terminal sends SIGHUP, which Windows does not have.
 _TERMINATING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -25,13 +28,29 @@ _TERMINATING = tuple(
 
 
 def listen() -> None:
-    """Makes SIGTERM and SIGHUP raise an exception, as Ctrl-C does."""
+    """Makes SIGTERM and SIGHUP raise an exception, as Ctrl-C does; the process is a command."""
+    _commands.append(True)
     _handle(_TERMINATING, _raise_at_once)
 
 
 def wait_for_steps() -> None:
     """From now on, records signals until `raise_if_received` raises them."""
     _handle((*_TERMINATING, signal.SIGINT), _record)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Puts the handlers of signals back at the end, unless the process is a command."""
+    if _commands or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (*_TERMINATING, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        _received.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_received() -> bool:
@@ -48,6 +67,8 @@ def raise_if_received() -> None:
 
 
 def _handle(numbers: Iterable[int], function: Callable[[int, FrameType | None], None]) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python lets no other thread handle signals
     for number in numbers:
         # A shell ignores Ctrl-C for commands in the background; nohup ignores SIGHUP.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -60,6 +81,8 @@ def _raise_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def _record(number: int, frame: FrameType | None) -> None:
-    if _received:
-        os._exit(128 + number)
     _received.append(number)
+    if len(_received) > 1:
+        if _commands:
+            os._exit(128 + number)
+        raise_if_received()

@@ -85,7 +85,7 @@ def print_figures(
         figures: by name.
         notes: one line each.
         num_samples: with which the NLL was estimated.
-        units: of the loss terms, by name.
+        units: of loss terms and of the experiment's own figures, by name; empty if unknown.
     """
     units = {**units, **_UNITS}
     for name, figure in figures.items():
@@ -93,7 +93,8 @@ def print_figures(
         unit = units.get(name, "nats")
         if name == "negative_log_likelihood":
             unit += f" ({num_samples} importance samples)"
-        print(f"  {name:<24} {figure.value:9.2f}{error:<9} {unit}, {figure.count:,} examples")
+        unit += f"{', ' if unit else ''}{figure.count:,} examples"
+        print(f"  {name:<24} {figure.value:9.2f}{error:<9} {unit}")
     for note in notes:
         print(f"  Note: {note}")
 

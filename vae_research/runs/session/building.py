@@ -34,20 +34,16 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
             model = build(config, data)
         if not isinstance(model, VAE):
             raise TypeError(f"build() returned {model!r}; it must return a VAE.")
+        steps = data.train.steps(config.batch_size)
         if not model.compiled:
             average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
-            model.compile(
-                keras.optimizers.Adam(config.learning_rate, **average),
-                run_eagerly=config.run_eagerly,
-            )
-        elif config.ema:
-            raise ValueError(
-                f"--ema={config.ema:g}, and build() compiles the model itself; give its optimizer "
-                "use_ema=True and ema_momentum."
-            )
+            rate = learning_rate(config, steps)
+            model.compile(keras.optimizers.Adam(rate, **average), run_eagerly=config.run_eagerly)
+        else:
+            _refuse_flags_of_optimizer(config)
         # A forward pass makes every variable, and finds what does not fit before anything is
         # written.
-        model.set_steps_per_epoch(data.train.steps(config.batch_size))
+        model.set_steps_per_epoch(steps)
         model.data_read(data.validation.tensors(slice(0, 2), data.names))
     except MissingTensorError as error:
         why = data.why_missing(error.name)
@@ -61,6 +57,45 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
             split.array(name)  # raises if values are not finite
     model.build_optimizer()
     return model
+
+
+def learning_rate(
+    config: Config, steps: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """Returns the learning rate of Adam, or its schedule over all epochs.
+
+    Cosine: Loshchilov and Hutter 2017 (arXiv:1608.03983), equation 5, without restarts. Steps: the
+    divisions by 10 at a half and at three quarters of He et al. 2016 (arXiv:1512.03385, section
+    4.2).
+
+    Args:
+        config: the flags.
+        steps: in an epoch.
+    """
+    rate, total = config.learning_rate, config.epochs * steps
+    if config.learning_rate_schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(rate, total)
+    if config.learning_rate_schedule == "steps":
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            # The boundary is the last step with the larger rate.
+            [total // 2 - 1, total * 3 // 4 - 1],
+            [rate, rate / 10, rate / 100],
+        )
+    return rate
+
+
+def _refuse_flags_of_optimizer(config: Config) -> None:
+    """Raises ValueError if a flag would be for the optimizer, which `build` has made."""
+    if config.ema:
+        raise ValueError(
+            f"--ema={config.ema:g}, and build() compiles the model itself; give its optimizer "
+            "use_ema=True and ema_momentum."
+        )
+    if config.learning_rate_schedule != "constant":
+        raise ValueError(
+            f"--learning_rate_schedule={config.learning_rate_schedule}, and build() compiles the "
+            "model itself; give its optimizer one of keras.optimizers.schedules."
+        )
 
 
 def names_read(model: VAE, data: Data) -> tuple[str, ...]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,7 +11,7 @@ import tensorflow as tf
 from vae_research.critics import Critic
 from vae_research.model import VAE
 from vae_research.objective import LossReport
-from vae_research.state import all_variables, optimizers, training_state
+from vae_research.state import optimizers, training_state, undone
 from vae_research.tensors import Tensors
 
 
@@ -29,11 +28,11 @@ def causes(model: VAE, data: Mapping[str, tf.Tensor]) -> list[str]:
     Updates that critics make alone are repeated one by one. Afterwards, all variables have the
     values that they had before.
     """
-    with _undone(model):
+    with undone(model):
         found = _before_the_update(model, data)
     if found:
         return found
-    with _undone(model):
+    with undone(model):
         model.training_step(data)
         return failed_update(model)
 
@@ -53,23 +52,11 @@ def not_finite(variables: Sequence[Any]) -> list[str]:
     return [variable.path for variable in variables if not _is_finite(variable.value)]
 
 
-@contextlib.contextmanager
-def _undone(model: VAE) -> Iterator[None]:
-    """Gives all variables of the training state their values back at the end."""
-    variables = all_variables(model)
-    before = [tf.identity(variable.value) for variable in variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
-
-
 def _before_the_update(model: VAE, data: Mapping[str, tf.Tensor]) -> list[str]:
     """Returns what is not finite before the last update of a step; makes those before it."""
     alone = model.updates_of_critics()
     for number, (critics, key) in enumerate(alone, start=1):
-        with _undone(model):  # a forward pass changes what layers keep
+        with undone(model):  # a forward pass changes what layers keep
             found = _in_losses(model, data, critics, key)
         if not found:
             model.train_critics(critics, data, key)

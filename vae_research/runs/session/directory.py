@@ -113,6 +113,12 @@ def create(path: Path, *, may_exist: bool) -> Path:
             free = path.with_name(f"{path.name}-{number}")
 
 
+def remove_unused(path: Path) -> None:
+    """Removes a run directory in which nothing but a lock has been written; keeps any other."""
+    if {found.name for found in path.iterdir()} <= {LOCK}:
+        shutil.rmtree(path)
+
+
 def refuse_full_disk(path: Path, needed: int) -> None:
     """Raises FileSystemError unless the disk of a run directory has room for a run.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vae_research import checkpoints, manifests
 from vae_research.data import Data, DataError, load_data
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import Config, experiment_file, invalid_flag
+from vae_research.runs.cli.functions import bound
 from vae_research.runs.session import directory, provenance
 from vae_research.runs.session.kept_modules import KeptSource
 
@@ -24,10 +25,11 @@ class Run:
 
     Attributes:
         path: the run directory.
-        model: the model, with the values of the newest intact checkpoint.
+        model: the model with its trained weights.
         data: the data set.
         config: the flags.
         summary: the contents of summary.json, None if the run is not finished.
+        checkpoint: where the values of the model are from, None if from no checkpoint.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class Run:
     data: Data
     config: Config
     summary: dict[str, Any] | None
+    checkpoint: checkpoints.Checkpoint | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,6 +49,8 @@ def load_run(
     path: str | Path,
     build: Callable[[Config, Data], VAE] | None = None,
     data: Data | Callable[[Config], Data] | None = None,
+    *,
+    which: Literal["best", "last"] = "last",
 ) -> Run:
     """Returns the model, the data and the flags of a run.
 
@@ -59,15 +64,32 @@ def load_run(
         data: the data of the run, or a function from its flags to them, to be used instead of what
             the kept source makes; needed if a study trained on arrays of its own.
 
+        which: the newest intact checkpoint, of which the test figures and saved networks are if the
+            run is complete; or, of those that were saved, the one that was best on validation data:
+            by its importance-weighted bound if the model is trained with one, otherwise by its ELBO
+            (by its loss without a posterior). With `--checkpoint_epochs=1` or `--early_stopping`
+            the best epoch is always saved.
+
     Raises:
+        ValueError: `which` is neither of the two.
         UsageError: there is no run, or it keeps no source that builds the model.
         DataError: its data set is gone or cannot be used.
         CheckpointError: there is no checkpoint, it is of another model or of another run, the kept
             source is damaged, or the data set has changed.
     """
     path = Path(path).expanduser().absolute()
+    if which not in ("best", "last"):
+        raise ValueError(f"which must be 'best' or 'last', got {which!r}.")
     description = directory.read_config(path)  # "holds no run" comes before "has no checkpoint"
-    checkpoint = checkpoints.newest(path / "checkpoints")
+    folder = path / "checkpoints"
+    checkpoint = checkpoints.newest(folder)
+    if checkpoint is not None and which == "best":
+        checkpoint = checkpoints.best_in(folder)
+        if checkpoint is None:
+            raise checkpoints.CheckpointError(
+                f"no checkpoint of {path} was taken at the end of an epoch, after validation; "
+                'which="last" loads the newest.'
+            )
     if checkpoint is None:
         runs = sorted(found.parent.name for found in path.glob(f"*/{directory.CONFIG}"))
         raise checkpoints.CheckpointError(
@@ -80,7 +102,7 @@ def load_run(
     model, found, config, _ = rebuild(path, build, data, progress.get("source"))
     checkpoints.restore(model, checkpoint)
     model.averaging.put()
-    return Run(path, model, found, config, directory.read_summary(path))
+    return Run(path, model, found, config, directory.read_summary(path), checkpoint)
 
 
 def rebuild(
@@ -114,7 +136,10 @@ def rebuild(
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
     try:
-        model = build_model(build or _kept(path, description, kept, "build"), config, data)
+        if build is None:
+            kept_build = _kept(path, description, kept, "build")
+            build = bound(kept_build, description.get("build_arguments"))
+        model = build_model(build, config, data)
     finally:
         keras.config.set_dtype_policy(policy)  # restore the caller's policy
     return model, data, config, description

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vae_research import checkpoints, manifests
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.cli.flags import Config
+from vae_research.runs.cli.flags import Config, may_change, standard_names
 from vae_research.runs.session import directory, provenance, sources
 from vae_research.runs.session.sources import Source
-
-# Flags that may differ between an unfinished run and the command that resumes it.
-MAY_CHANGE = {"epochs", "run_dir", "resume", "verbose", "debug", "log_every_steps", "device"}
-MAY_CHANGE |= {"on_nonfinite", "checkpoint_minutes", "checkpoint_epochs", "checkpoint_steps"}
-MAY_CHANGE |= {"importance_samples", "evaluation_rows", "run_eagerly", "jit", "steps_per_call"}
-MAY_CHANGE |= {"tensorboard", "profile_steps", "gradients_every_steps"}
 
 
 def unfinished(
@@ -30,7 +25,10 @@ def unfinished(
         CheckpointError: there is no checkpoint but `--resume=must`, none is intact, the newest was
             saved by another run, or by another source and not `--resume=changed`.
     """
-    found = _held(config, run_dir, experiment, MAY_CHANGE)
+    harmless = may_change()
+    if config.learning_rate_schedule != "constant":
+        harmless -= {"epochs"}  # the length of the schedule
+    found = _held(config, run_dir, experiment, harmless)
     checkpoint = checkpoints.newest(run_dir / "checkpoints") if found is not None else None
     if checkpoint is None and config.resume == "must":
         raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} has no checkpoint.")
@@ -51,7 +49,7 @@ def complete(
 ) -> dict[str, Any] | None:
     """Returns the summary of a run that has all that `config` asks for, else None.
 
-    That is all the epochs, and the test figures by the same flags.
+    That is all the epochs, unless a callback has ended it, and the test figures by the same flags.
     """
     summary = directory.read_summary(run_dir)
     if summary is None or "epochs" not in summary:
@@ -62,12 +60,31 @@ def complete(
             return summary
         return None
     evaluated = summary.get("evaluation", evaluation_flags(config)) == evaluation_flags(config)
-    return summary if checkpoint.epoch >= config.epochs and evaluated else None
+    content = manifests.read_manifest(checkpoint.path)
+    stopped = has_stopped(config, provenance.progress_of(content, checkpoint.path))
+    return summary if (checkpoint.epoch >= config.epochs or stopped) and evaluated else None
 
 
 def evaluation_flags(config: Config) -> dict[str, Any]:
     """Returns the flags that test figures depend on; summary.json names them."""
     return {"importance_samples": config.importance_samples, "rows": config.evaluation_rows}
+
+
+def stops_with(config: Config) -> dict[str, Any]:
+    """Returns the flags that may change on resume and decide whether a callback ends a run."""
+    own = may_change() - standard_names()
+    values = {name: v for name, v in config.as_dict().items() if name in {"early_stopping", *own}}
+    return directory.as_plain(values)
+
+
+def has_stopped(config: Config, progress: Mapping[str, Any]) -> bool:
+    """Returns whether a callback has ended a run, and would end it with these flags as well.
+
+    Args:
+        config: the flags.
+        progress: of a checkpoint.
+    """
+    return progress.get("stopped_with") == stops_with(config)
 
 
 def completed_study(config: Config, run_dir: Path, experiment: str, source: Source) -> bool:

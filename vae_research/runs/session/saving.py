@@ -14,10 +14,13 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research import checkpoints, files
+from vae_research.callbacks.base import Resumable
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import DivergedError, FileSystemError, RunError
 from vae_research.runs.cli.flags import Config
 from vae_research.runs.session import callback_states, directory, logs
+from vae_research.runs.session.resume import has_stopped, stops_with
+from vae_research.runs.session.scores import score
 
 # What every checkpoint of a session says of its run.
 _OF_THE_RUN = ("identity", "source", "profile", "claim")
@@ -33,7 +36,7 @@ class Saving(keras.callbacks.Callback):
 
     Args:
         run_dir: the run directory.
-        callbacks: those of the run and its gate, whose states are saved.
+        callbacks: whose states are saved; the gate of the run may be among them.
         config: says when to save.
         checkpoint: what the run resumes from, None at its beginning.
         progress: what was saved beside the variables of that checkpoint, `profile` and `claim` of
@@ -44,7 +47,7 @@ class Saving(keras.callbacks.Callback):
     def __init__(
         self,
         run_dir: Path,
-        callbacks: Sequence[Any],
+        callbacks: Sequence[Resumable],
         config: Config,
         checkpoint: checkpoints.Checkpoint | None,
         progress: dict[str, Any],
@@ -60,17 +63,33 @@ class Saving(keras.callbacks.Callback):
         # The progress at the end of an epoch's training part, until the epoch is over.
         self._training_part: dict[str, Any] | None = None
         self._score: float | None = None
+        self._best_score: float | None = progress.get("best_score")  # of the states that were saved
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Restores the states of callbacks when a run resumes between two epochs."""
+        if self._checkpoint is not None and not self._checkpoint.position:
+            self._restore()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Restores the states of callbacks and running means when a run resumes."""
+        """Restores states of callbacks and running means when a run resumes within an epoch."""
         if self._checkpoint is None:
             self._place = (epoch, 0)
+            return
+        self._restore()
+        # A callback may have ended the training in the last step that was saved.
+        self.model.stop_training = has_stopped(self._config, self._progress)
+
+    def _restore(self) -> None:
+        """Restores the states of callbacks, and running means within an epoch."""
+        if self._checkpoint is None:
             return
         path, position, self._checkpoint = self._checkpoint.path, self._checkpoint.position, None
         try:
             callback_states.set_states(self._callbacks, self._progress.get("callbacks", {}))
             if position:
                 self.model.set_running_sums(self._progress["running_sums"])
+        except checkpoints.CheckpointError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
             raise checkpoints.CheckpointError(f"{path} does not fit this run ({what})") from error
@@ -99,7 +118,7 @@ class Saving(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves if a save is due or a signal was received."""
         self._place, self._training_part = (epoch + 1, 0), None
-        self._score = _score(logs or {})
+        self._score = score(logs or {}, "val_")
         if signals.is_received():
             self.save_now()
             signals.raise_if_received()
@@ -161,6 +180,9 @@ class Saving(keras.callbacks.Callback):
                 self._saved_at = time.monotonic()  # the next attempt is when a save is due by time
                 return error
         epoch, position = self._place
+        if self._is_best():
+            self._best_score = self._score
+        progress["best_score"] = self._best_score
         self._saver.save(
             self.model,
             epoch=epoch,
@@ -203,6 +225,8 @@ class Saving(keras.callbacks.Callback):
             saved_epoch // config.checkpoint_epochs
         ):
             return True
+        if config.early_stopping and self._is_best():
+            return True  # the epoch from which its patience is counted
         if config.checkpoint_steps:
             now, last = epoch * steps + position, saved_epoch * steps + saved_position
             if now // config.checkpoint_steps > last // config.checkpoint_steps:
@@ -212,21 +236,21 @@ class Saving(keras.callbacks.Callback):
         seconds = max(60 * config.checkpoint_minutes, _TIMES_A_SAVE * self._saver.seconds)
         return time.monotonic() - self._saved_at >= seconds
 
+    def _is_best(self) -> bool:
+        """Returns whether validation has just been better than in all states that were saved."""
+        if self._place[1] or self._score is None:
+            return False
+        return self._best_score is None or self._score > self._best_score
+
     def _progress_now(self) -> dict[str, Any]:
         sums = [np.asarray(variable.value).tolist() for variable in self.model.running_sums()]
         return {
             "running_sums": sums,
             "callbacks": callback_states.get_states(self._callbacks),
+            "stopped_with": stops_with(self._config) if self.model.stop_training else None,
             "logs": logs.lengths(self._run_dir),
             **{name: self._progress[name] for name in _OF_THE_RUN if name in self._progress},
         }
-
-
-def _score(logs: dict[str, Any]) -> float | None:
-    """Returns the score of the model on validation data; larger is better."""
-    if "val_elbo" in logs:
-        return float(logs["val_elbo"])
-    return -float(logs["val_loss"]) if "val_loss" in logs else None
 
 
 def _warn_of(error: OSError | None) -> None:

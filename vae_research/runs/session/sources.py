@@ -241,7 +241,9 @@ def _without(contents: Mapping[str, bytes], name: str) -> dict[str, bytes]:
 
 def _name_of(function: Callable[..., Any]) -> str:
     """Returns the name of a function at the top level of its file; empty if it has none."""
-    module = sys.modules.get(getattr(function, "func", function).__module__)
+    while isinstance(function, functools.partial):  # config.json has what it gives
+        function = function.func
+    module = sys.modules.get(function.__module__)
     names = vars(module) if module is not None else {}
     return next((name for name, value in names.items() if value is function), "")
 

@@ -1,6 +1,6 @@
 """Studies: several models and their comparison. Imports TensorFlow: the flags are valid by now.
 
-A model of a study that is trained by `train` is a run of its own, in a folder below the study's.
+A model that `runs.train` trains for a study is a run of its own, in a folder below the study's.
 """
 
 from __future__ import annotations
@@ -15,17 +15,13 @@ import tensorflow as tf
 
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
-from vae_research.model import VAE
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.flags import Config, experiment_file
 from vae_research.runs.report import screen
 from vae_research.runs.report.description import describe
-from vae_research.runs.session import directory, provenance, resume, sources
-from vae_research.runs.session.building import choose_device
-from vae_research.runs.session.loading import Run, load_run
+from vae_research.runs.session import directory, provenance, sources
 from vae_research.runs.session.sources import Source
 from vae_research.runs.session.stopping import printed_warnings
-from vae_research.runs.session.training import Session
 
 
 def carry_out(
@@ -78,38 +74,6 @@ def carry_out(
         if config.verbose:
             names = [*(["tables.md"] if tables else []), *(f"figures/{p.name}" for p in pictures)]
             print(f"\n{tables}\nWritten to {run_dir}: {', '.join(names)}", flush=True)
-
-
-def train(build: Callable[[Config, Data], VAE], config: Config, data: Data, run_dir: Path) -> Run:
-    """Trains a model as a run of its own, resumes it, or loads it if it is complete.
-
-    Seed and precision of the config become those of Keras.
-
-    Args:
-        build: makes the model.
-        config: the flags of the run; `run_dir` is not used, and of `resume` only `changed`.
-        data: the data of the study, or arrays of your own.
-        run_dir: the folder of the run.
-
-    Raises:
-        UsageError: the folder holds a run with other flags.
-        CheckpointError: the folder holds a run on other data.
-    """
-    run_dir = Path(run_dir).expanduser().absolute()
-    allowed = "changed" if config.resume == "changed" else "auto"
-    config = config.replace(run_dir=str(run_dir), resume=allowed)
-    experiment = experiment_file(build).stem
-    source = sources.collect(build, *([Path(data.made_by[0])] if data.made_by else []))
-    checkpoint = resume.unfinished(config, run_dir, experiment, source)
-    if checkpoint is not None:
-        directory.refuse_changed_data(run_dir, directory.read_config(run_dir), data)
-    if resume.complete(config, run_dir, checkpoint) is None:
-        device = choose_device(config.device)
-        Session(build, experiment, config, data, run_dir, checkpoint, device, source).run()
-    elif config.verbose:
-        print(f"{run_dir} is already complete.")
-    signals.raise_if_received()
-    return load_run(run_dir, build, data)
 
 
 def _show(pictures: list[Path], run_dir: Path) -> None:

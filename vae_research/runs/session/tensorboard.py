@@ -19,8 +19,7 @@ from vae_research.callbacks.scalars import Scalars
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
 from vae_research.evaluation.estimates import Estimate
-from vae_research.runs.cli.flags import Config
-from vae_research.runs.session.resume import MAY_CHANGE
+from vae_research.runs.cli.flags import Config, may_change
 
 # Validation examples that are encoded after every epoch.
 _EXAMPLES = 500
@@ -49,7 +48,8 @@ def tensorboard_callbacks(
     if not config.tensorboard:
         return [*profile]
     settings = {k: v for k, v in description.items() if k not in ("flags", "sessions")}
-    row = {k: v for k, v in config.as_dict().items() if k not in MAY_CHANGE}
+    changing = may_change()
+    row = {k: v for k, v in config.as_dict().items() if k not in changing}
     rows = slice(0, _EXAMPLES)
     validation = data.validation.tensors(rows, names)
     inference = Inference(validation, _EXAMPLES)

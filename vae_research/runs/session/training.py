@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import keras
 
 from vae_research import checkpoints
+from vae_research.callbacks.base import Resumable
 from vae_research.callbacks.console import Console
 from vae_research.callbacks.metrics_file import MetricsFile, append
 from vae_research.data import Data
@@ -29,20 +30,30 @@ from vae_research.model import VAE
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError
 from vae_research.runs.cli.flags import Config, experiment_file
+from vae_research.runs.cli.functions import arguments_of
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import describe, describe_model, notes_of
-from vae_research.runs.session import directory, logs, provenance, reproducibility, sources
+from vae_research.runs.session import directory, logs, provenance, reproducibility, resume, sources
 from vae_research.runs.session.building import (
     build_model,
     choose_execution,
     names_read,
     refuse_values_outside_support,
 )
+from vae_research.runs.session.figures import own_figures, save_values
 from vae_research.runs.session.gate import FiniteGate
-from vae_research.runs.session.resume import evaluation_flags
+from vae_research.runs.session.loading import Run
+from vae_research.runs.session.own_callbacks import OwnCallbacks
+from vae_research.runs.session.parts import Parts
 from vae_research.runs.session.saving import Saving
+from vae_research.runs.session.scores import score
 from vae_research.runs.session.sources import Source
-from vae_research.runs.session.stopping import StopWhenDiverged, WarnOfCollapse, printed_warnings
+from vae_research.runs.session.stopping import (
+    StopEarly,
+    StopWhenDiverged,
+    WarnOfCollapse,
+    printed_warnings,
+)
 from vae_research.runs.session.tensorboard import tensorboard_callbacks, write_test_figures
 from vae_research.state import saved_variables
 
@@ -55,7 +66,7 @@ class Session:
     """A run in progress: what the command gave, and what the phases of the run add to it.
 
     Attributes:
-        build: makes the model; its file is the experiment.
+        parts: the functions of the experiment; the file of its `build` is the experiment.
         experiment: name of the experiment.
         config: the flags.
         data: the data set.
@@ -63,15 +74,18 @@ class Session:
         checkpoint: the checkpoint to resume from, None for a new run.
         device: what the run computes on, in words.
         source: what `build` and the data are made by.
+        unitless: names of test figures of the experiment's own, added by `test`.
         model: added by `build_model`.
         execution: how its steps run, added by `build_model`.
+        own: the callbacks of the experiment, added by `make_callbacks`.
+        has_stopped: whether a callback has ended the training before all epochs.
         progress: what was saved beside the variables of the checkpoint, the profile and claim of
             `reproducibility`, and the identity of the run; added by `restore`. The folder of the
             kept source is added by `describe`.
         description: the contents of config.json, added by `describe`.
     """
 
-    build: Callable[[Config, Data], VAE]
+    parts: Parts
     experiment: str
     config: Config
     data: Data
@@ -79,8 +93,11 @@ class Session:
     checkpoint: checkpoints.Checkpoint | None
     device: str
     source: Source
+    unitless: tuple[str, ...] = ()
+    has_stopped: bool = False
     model: VAE = dataclasses.field(init=False)
     execution: Execution = dataclasses.field(init=False)
+    own: OwnCallbacks = dataclasses.field(init=False)
     progress: dict[str, Any] = dataclasses.field(init=False)
     description: dict[str, Any] = dataclasses.field(init=False, default_factory=dict)
 
@@ -98,6 +115,7 @@ class Session:
         """
         self.build_model()
         with self.locked_directory() as found:
+            self.make_callbacks()
             self.restore()
             checkpoints.set_aside(found)
             self.describe(found)
@@ -128,7 +146,7 @@ class Session:
         config, data = self.config, self.data
         keras.utils.set_random_seed(config.seed)
         keras.config.set_dtype_policy(config.precision)
-        self.model = build_model(self.build, config, data)
+        self.model = build_model(self.parts.build, config, data)
         signals.raise_if_received()
         refuse_values_outside_support(self.model, data)
         self.execution = choose_execution(self.model, config, data)
@@ -160,6 +178,27 @@ class Session:
                     with suppress(OSError, RunError, checkpoints.CheckpointError):
                         directory.update_config(self.run_dir, sessions=sessions)
 
+    def make_callbacks(self) -> None:
+        """Makes the callbacks of the experiment, which may write into the run directory.
+
+        Raises:
+            UsageError: one of them cannot be part of a run; a directory without a run is removed.
+        """
+        make, config = self.parts.callbacks, self.config.replace(run_dir=str(self.run_dir))
+        resumed = self.checkpoint
+        try:
+            with printed_warnings():
+                made = [] if make is None else make(config, self.data)
+            self.own = OwnCallbacks(
+                made,
+                resumes=resumed is not None,
+                position=0 if resumed is None else resumed.position,
+            )
+            self.own.refuse_unsettable_learning_rate(self.model)
+        except Exception:
+            directory.remove_unused(self.run_dir)
+            raise
+
     def restore(self) -> None:
         """Restores the model from the checkpoint, and decides what may be claimed of the run."""
         progress: dict[str, Any] = {"identity": provenance.new_identity(self.experiment)}
@@ -175,6 +214,7 @@ class Session:
             [each.what for each in changed],
             rows_have_numbers=self.data.train.is_repeatable,
         )
+        self.has_stopped = resume.has_stopped(self.config, progress)
         self.progress = progress | {"profile": profile, "claim": claim}
         if self.epochs_before < self.config.epochs:
             for name in (directory.SUMMARY, directory.NONFINITE):  # they describe other weights
@@ -187,7 +227,7 @@ class Session:
             found: the checkpoints of the run directory; damaged ones are reported.
         """
         config, data = self.config, self.data
-        file = experiment_file(self.build)
+        file = experiment_file(self.parts.build)
         self.progress["source"] = sources.keep(self.run_dir, self.source)
         sessions = []
         if self.checkpoint is not None:
@@ -196,6 +236,7 @@ class Session:
             "identity": self.progress.get("identity"),
             **describe(self.experiment, file, config, data, self.device),
             **describe_model(self.model, self.execution),
+            "build_arguments": arguments_of(self.parts.build),
             "source": self.progress["source"],
             "sessions": [*sessions, provenance.session(file.parent, self.progress["source"])],
             "reproducibility": {"claim": self.claim, "profile": self.progress["profile"]},
@@ -222,12 +263,12 @@ class Session:
             DivergedError, FileSystemError: as `run`.
         """
         config, data, model = self.config, self.data, self.model
-        if self.epochs_before >= config.epochs:
+        position = 0 if self.checkpoint is None else self.checkpoint.position
+        if self.epochs_before >= config.epochs or (self.has_stopped and not position):
             # Nothing is left, but a full disk may have kept lines of the log back.
             kept_back = self.progress.get("callbacks", {}).get(MetricsFile.__name__, {})
             append(self.run_dir / directory.METRICS, kept_back.get("waiting", ""))
             return
-        position = 0 if self.checkpoint is None else self.checkpoint.position
         batches = data.train.on_device(
             config.batch_size, config.seed, self.epochs_before, self.names, position
         )
@@ -237,12 +278,16 @@ class Session:
         callbacks: list[keras.callbacks.Callback] = [
             StopWhenDiverged(self.run_dir),
             WarnOfCollapse(),
+            self.own,  # before those that log: it may add to the figures of an epoch
             *tensorboard_callbacks(config, data, self.names, self.run_dir, self.description),
             metrics,
         ]
+        if config.early_stopping:
+            callbacks.insert(0, StopEarly(config.early_stopping))
         if config.verbose:
             callbacks.append(Console(bar=None if config.verbose == 1 else False))
-        saving = Saving(self.run_dir, [gate, *callbacks], config, self.checkpoint, self.progress)
+        stateful = [gate, *(found for found in callbacks if isinstance(found, Resumable))]
+        saving = Saving(self.run_dir, stateful, config, self.checkpoint, self.progress)
         try:
             with printed_warnings(), saving.after_an_error():
                 model.fit(
@@ -257,6 +302,9 @@ class Session:
                 )
         finally:
             model.guard = None  # it belongs to these batches
+        self.has_stopped = model.stop_training
+        if self.has_stopped and config.verbose:
+            print(f"Training ended early, after {model.step} steps.", flush=True)
         if metrics.waiting:
             raise FileSystemError(
                 f"{metrics.path} cannot be written. All is saved: the same command writes its "
@@ -264,7 +312,11 @@ class Session:
             )
 
     def test(self) -> dict[str, Estimate]:
-        """Returns the test figures, and writes them for TensorBoard."""
+        """Returns the test figures, and writes them for TensorBoard.
+
+        Raises:
+            UsageError: the experiment's own cannot be figures.
+        """
         config = self.config
         if config.verbose:
             print("Test figures:", flush=True)
@@ -273,11 +325,17 @@ class Session:
             self.data.test.tensors_by_block(self.names),
             num_samples=config.importance_samples,
             rows_per_call=config.evaluation_rows,
+            per_example=True,
             # Compiling takes longer than it saves: the time is spent in large matrix products.
             jit_compile=config.jit == "on",
             between_calls=signals.raise_if_received,
             verbose=int(config.verbose == 1 and sys.stdout.isatty()),
         )
+        if self.parts.evaluate is not None:
+            run = Run(self.run_dir, self.model, self.data, config, None)
+            own = own_figures(self.parts.evaluate(run), len(self.data.test), estimates.keys())
+            self.unitless, estimates = tuple(own), estimates | own
+            signals.raise_if_received()
         if config.tensorboard:
             write_test_figures(self.run_dir, estimates, self.model.step)
         return estimates
@@ -295,12 +353,17 @@ class Session:
         if before is not None:  # only the test figures are new
             seconds = before.get("seconds", seconds)
         records = directory.read_metrics(run_dir / directory.METRICS)
-        best = max(
-            records,
-            key=lambda found: found.get("validation/elbo", -found["validation/loss"]),
-            default={"epoch": None},
-        )
+        last = max([self.epochs_before, *(found["epoch"] for found in records)])
+        scores = {found["epoch"]: score(found, "validation/") for found in records}
+        best = max(scores, key=lambda epoch: _or_least(scores[epoch]), default=None)
+        saved = checkpoints.best_in(run_dir / "checkpoints")
         notes = notes_of(model, data)
+        if best not in (None, last) and saved is not None:
+            notes.append(
+                f"Figures and saved networks are of the last epoch, {last}; on validation data "
+                f"epoch {best} was the best. load_run(path, which='best') has the best one that "
+                f"was saved, epoch {saved.epoch}."
+            )
         bad = [name for name, figure in estimates.items() if not math.isfinite(figure.value)]
         if bad:
             notes.append(
@@ -310,9 +373,12 @@ class Session:
             state = checkpoints.state_sha256(model)
         summary = {
             "status": "done",
-            "epochs": max([self.epochs_before, *(found["epoch"] for found in records)]),
+            "epochs": last,
             "steps": model.step,
-            "best_epoch": best["epoch"],
+            "stopped_early": self.has_stopped,
+            "best_epoch": best,
+            "best_checkpoint_epoch": None if saved is None else saved.epoch,
+            "test_figures_of_epoch": last,
             "seconds": round(seconds, 3),
             "images_per_second": _median([found.get("images_per_second") for found in records]),
             "effective_beta": model.effective_beta(),
@@ -321,16 +387,22 @@ class Session:
             "state_sha256": state,
             "reproducibility": self.claim,
             "notes": notes,
-            "evaluation": evaluation_flags(self.config),
-            "test": {name: vars(value) for name, value in estimates.items()},
+            "evaluation": resume.evaluation_flags(self.config),
+            "test": {name: value.as_dict() for name, value in estimates.items()},
         }
-        kept = outputs.save_figures(run_dir / "figures", model, data, self.names, records)
+        kept = [save_values(run_dir, estimates)]
+        kept += outputs.save_figures(run_dir / "figures", model, data, self.names, records)
         kept += outputs.save_networks(run_dir, model)
         directory.write_json(run_dir / directory.SUMMARY, summary)
         if self.config.verbose:
             units = {term.label: term.unit for term in self.model.objective.terms}
+            units |= dict.fromkeys(self.unitless, "")
             screen.print_figures(estimates, notes, self.config.importance_samples, units)
             print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
+
+
+def _or_least(value: float | None) -> float:
+    return -math.inf if value is None else value
 
 
 def _median(values: list[float | None]) -> float | None:

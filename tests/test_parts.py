@@ -1,0 +1,313 @@
+"""What an experiment may replace of a run: callbacks, test figures, and when training ends."""
+
+import json
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import vae_research as vr
+from vae_research import checkpoints, runs
+from vae_research.evaluation.estimates import Estimate
+from vae_research.keras_inputs import ScheduleLengths, one_by_one
+from vae_research.runs.cli import signals
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.session.building import learning_rate
+from vae_research.runs.session.figures import own_figures
+from vae_research.runs.session.own_callbacks import OwnCallbacks
+from vae_research.runs.session.resume import has_stopped, stops_with
+from vae_research.runs.session.scores import score
+from vae_research.runs.session.stopping import StopEarly
+
+FLAGS = {
+    "batch_size": 8,
+    "latent_dim": 2,
+    "importance_samples": 10,
+    "verbose": 0,
+    "jit": "off",
+    "tensorboard": False,
+    "device": "cpu",
+    "checkpoint_minutes": 0.0,
+}
+DATA = vr.Data.from_arrays(np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8))
+
+
+def build(config, data):
+    return vr.VAE(
+        vr.dense_encoder(data.shape, config.latent_dim, hidden_units=(4,)),
+        vr.GaussianBottleneck(config.latent_dim),
+        vr.dense_decoder(data.shape, config.latent_dim, hidden_units=(4,)),
+        [vr.Bernoulli(), vr.MonteCarloKL()],
+        num_samples=2,
+        importance_weighted=True,
+        seed=config.seed,
+    )
+
+
+class Worsens(keras.callbacks.Callback):
+    """Adds a figure of its own, and spoils the decoder from the second epoch on."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch:
+            self.model.decoder.trainable_variables[-1].assign_add(tf.fill([16], 5.0))
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_twice"] = 2 * logs["val_loss"]
+
+
+def callbacks(config, data):
+    assert config.run_dir.endswith("run")
+    # Keras asks which direction is the better one, and raises an error if it is not told.
+    return [Worsens(), keras.callbacks.ReduceLROnPlateau("val_elbo", patience=50)]
+
+
+def evaluate(run):
+    images = run.data.test.prepare()
+    errors = np.abs(run.model.reconstruct(images).numpy() - images).mean(axis=(1, 2, 3))
+    return {"error": errors, "largest_error": errors.max()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("parts") / "run"
+    return runs.train(
+        build,
+        data=DATA,
+        run_dir=path,
+        callbacks=callbacks,
+        evaluate=evaluate,
+        epochs=9,
+        early_stopping=2,
+        **FLAGS,
+    )
+
+
+@pytest.mark.slow
+def test_a_run_in_python_has_what_the_command_gives_it(run):
+    assert keras.config.dtype_policy().name == "float32"
+    assert run.config.as_dict().keys() == runs.configure(build).as_dict().keys()
+    found = json.loads((run.path / "config.json").read_text("utf-8"))
+    assert (found["flags"]["epochs"], found["experiment"]) == (9, "test_parts")
+    assert run.summary["weights_sha256"] == checkpoints.weights_sha256(run.model)
+    again = runs.train(build, data=DATA, run_dir=run.path, epochs=9, early_stopping=2, **FLAGS)
+    assert again.summary == run.summary  # it was complete, and was not trained again
+
+
+@pytest.mark.slow
+def test_early_stopping_ends_a_run_and_keeps_its_best_epoch(run):
+    summary = run.summary
+    assert (summary["epochs"], summary["stopped_early"], summary["best_epoch"]) == (3, True, 1)
+    assert (summary["best_checkpoint_epoch"], summary["test_figures_of_epoch"]) == (1, 3)
+    assert any("of the last epoch, 3; on validation data epoch 1" in n for n in summary["notes"])
+    assert run.checkpoint.epoch == 3
+    best = vr.load_run(run.path, build, DATA, which="best")
+    assert best.checkpoint.epoch == 1
+    records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    bound = "validation/importance_weighted_bound"
+    values = best.model.evaluate(DATA.validation.on_device(4), return_dict=True, verbose=0)
+    np.testing.assert_allclose(values["importance_weighted_bound"], records[0][bound], rtol=1e-5)
+    assert records[0][bound] > records[2][bound]
+    for record in records:  # what a callback adds to the logs is a figure of the epoch
+        assert record["validation/twice"] == 2 * record["validation/loss"]
+        # The bound of two samples is at least the mean of both, and is the loss of this model.
+        assert record[bound] >= record["validation/elbo"]
+        assert record[bound] == pytest.approx(-record["validation/loss"], rel=1e-6)
+    with pytest.raises(ValueError, match="which must be 'best' or 'last', got 'first'"):
+        vr.load_run(run.path, build, DATA, which="first")
+
+
+@pytest.mark.slow
+def test_every_test_example_keeps_its_values(run):
+    values, figures = np.load(run.path / "figures.npz"), run.summary["test"]
+    named = {"reconstruction", "kl", "elbo", "negative_log_likelihood", "error"}
+    assert set(values) == {*named, "importance_weighted_bound"}
+    for name in values:
+        assert (values[name].dtype, values[name].shape) == (np.float32, (len(DATA.test),))
+        exact = values[name].astype(np.float64)
+        assert figures[name]["value"] == exact.mean()
+        error = exact.std(ddof=1) / np.sqrt(len(exact))
+        assert figures[name]["standard_error"] == pytest.approx(error, rel=1e-12)
+    np.testing.assert_array_equal(values["error"], evaluate(run)["error"])
+    count = len(DATA.test)
+    largest = {"value": float(values["error"].max()), "standard_error": None, "count": count}
+    assert figures["largest_error"] == largest
+    # In the order of the test set: one example at a time gives the same reconstruction error.
+    images = DATA.test.prepare()
+    ones = [run.model.reconstruct(images[i : i + 1]).numpy()[0] for i in range(count)]
+    errors = [np.abs(one - image).mean() for one, image in zip(ones, images, strict=True)]
+    np.testing.assert_allclose(values["error"], errors, rtol=1e-5)
+
+
+def test_a_study_says_where_its_run_is():
+    with pytest.raises(TypeError, match="needs run_dir"):
+        runs.train(build, config=runs.configure(build))
+
+
+def test_data_that_are_arrays_are_answered_with_the_function_that_takes_them(tmp_path):
+    with pytest.raises(UsageError, match=r"data=ndarray: give a Data, which vr\.Data\.from_arrays"):
+        runs.train(build, data=np.zeros((9, 4, 4)), run_dir=tmp_path / "run")
+
+
+def test_ctrl_c_in_a_notebook_ends_a_run_and_not_the_process():
+    before = signal.getsignal(signal.SIGINT)
+    with signals.restored():
+        signals.wait_for_steps()
+        signal.raise_signal(signal.SIGINT)
+        assert signals.is_received()  # the next step saves and raises
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not signals.is_received()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"latent_dims": 2}, "there is no flag 'latent_dims'. Did you mean 'latent_dim'"),
+        ({"epochs": 0}, "flag epochs=0: must be an integer >= 1"),
+        ({"batch_size": 99}, "--batch_size=99 is more than the 32 training"),
+        ({"rescale": "unit"}, "--rescale: this experiment brings its data"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(values, words, tmp_path):
+    with pytest.raises(UsageError, match=words):
+        runs.train(build, data=DATA, run_dir=tmp_path / "run", **values)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ([1.0], "returned list; it must return a dictionary"),
+        ({"a b": 1.0}, "a figure called 'a b'"),
+        ({"elbo": 1.0}, "a figure called 'elbo'. .* that is not one of elbo, kl"),
+        ({"a": "b"}, "no number as 'a'"),
+        ({"a": np.zeros(4)}, r"'a' of shape \(4,\); .* each of the 3 test examples, \(3,\)"),
+        ({"a": [1.0, np.nan, 2.0]}, "'a' that are not finite"),
+        ({"a": float("inf")}, "'a' that are not finite"),
+    ],
+)
+def test_what_is_no_test_figure_is_refused(returned, words):
+    with pytest.raises(UsageError, match=words):
+        own_figures(returned, 3, ["elbo", "kl"])
+
+
+def test_test_figures_are_numbers_and_means():
+    found = own_figures({"a": 2, "b": [1, 2, 6], "c": tf.constant([0.5] * 3)}, 3, [])
+    assert found["a"] == Estimate(2.0, None, 3)
+    assert found["b"].value == 3.0
+    assert found["b"].standard_error == pytest.approx(np.sqrt(7.0 / 3.0))  # variance 7, n = 3
+    assert found["c"] == Estimate(0.5, 0.0, 3)
+    assert found["b"].values.dtype == np.float32
+
+
+def test_what_is_trained_decides_which_epoch_is_the_best():
+    figures = {"val_loss": 1.0, "val_elbo": -3.0, "val_importance_weighted_bound": -2.0}
+    assert score(figures, "val_") == -2.0
+    assert score({"val_loss": 1.0, "val_elbo": -3.0}, "val_") == -3.0
+    assert score({"val_loss": 1.0}, "val_") == -1.0
+    assert score({"loss": 1.0}, "val_") is None
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "steps"])
+def test_learning_rate_schedules(name):
+    config = runs.configure(build, learning_rate=0.1, learning_rate_schedule=name, epochs=4)
+    schedule = learning_rate(config, 10)
+    rates = [float(schedule(step)) if callable(schedule) else schedule for step in range(40)]
+    expected = {
+        "constant": [0.1] * 40,
+        "cosine": [0.05 * (1 + np.cos(np.pi * step / 40)) for step in range(40)],
+        "steps": [0.1] * 20 + [0.01] * 10 + [0.001] * 10,
+    }
+    np.testing.assert_allclose(rates, expected[name], rtol=1e-4)
+
+
+class Warming:
+    """As much of a model as `StopEarly` asks for: 10 steps an epoch, a warm-up of 25 steps."""
+
+    steps_per_epoch = 10
+
+    def __init__(self, settled):
+        self.objective = self
+        self.settled, self.stop_training = settled, False
+
+    def settled_at(self):
+        return self.settled
+
+
+@pytest.fixture(scope="module")
+def warming():
+    """A model whose KL weight rises for 25 steps; an epoch has 10."""
+    model = vr.VAE(
+        vr.dense_encoder([2], 1, hidden_units=(2,)),
+        vr.GaussianBottleneck(1),
+        vr.dense_decoder([2], 1, hidden_units=(2,)),
+        [vr.Bernoulli(), vr.KLDivergence(weight=vr.LinearWarmup(steps=25))],
+    )
+    model.compile("adam")
+    return model
+
+
+def begins(model, *callbacks):
+    """Begins a training with callbacks, some of them inside of others."""
+    lengths = ScheduleLengths(0, one_by_one(list(callbacks)))
+    lengths.set_model(model)
+    lengths.set_params({"steps": 10, "epochs": 9})
+    lengths.on_train_begin()
+
+
+def test_callbacks_of_keras_are_told_what_is_better(warming):
+    names = {"val_elbo": "max", "elbo": "max", "val_importance_weighted_bound": "max"}
+    names |= {"val_kl": "min", "val_reconstruction": "min", "own": "auto"}
+    monitors = {name: keras.callbacks.EarlyStopping(name) for name in names}
+    given = keras.callbacks.EarlyStopping("val_elbo", mode="min")
+    inside = OwnCallbacks(monitors.values(), resumes=False, position=0)
+    begins(warming, inside, [given])
+    assert {name: found.mode for name, found in monitors.items()} == names
+    assert given.mode == "min"
+
+
+def test_a_monitor_of_a_loss_whose_weights_change_is_warned_of(warming, recwarn):
+    early = keras.callbacks.EarlyStopping
+    with pytest.warns(UserWarning, match="EarlyStopping monitors 'val_loss'") as found:
+        begins(warming, early("val_loss", start_from_epoch=2))
+    assert len(found) == 1
+    text = str(found[0].message)
+    assert "the weights in it change until step 25" in text
+    assert text.endswith("always 1; start_from_epoch=3 waits for them.")
+    with pytest.warns(UserWarning, match=r"ReduceLROnPlateau monitors 'loss'.* always 1\.$"):
+        begins(warming, keras.callbacks.ReduceLROnPlateau("loss"))
+    recwarn.clear()
+    begins(warming, early("val_loss", start_from_epoch=3), early("val_elbo"))
+    assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize(("settled", "last"), [(0, 2), (20, 3), (25, 4), (31, 5)])
+def test_early_stopping_waits_for_warm_ups(settled, last):
+    callback = StopEarly(2)
+    callback.set_model(Warming(settled))
+    callback.on_train_begin()
+    for epoch in range(9):
+        callback.on_epoch_end(epoch, {"val_elbo": -float(epoch), "val_loss": 1.0})
+        if callback.model.stop_training:
+            break
+    # The epoch in which the warm-up settles is the best one of those that count; two are waited.
+    assert epoch == last
+
+
+def test_early_stopping_says_that_it_cannot_wait():
+    callback = StopEarly(2)
+    callback.set_model(Warming(None))
+    with pytest.warns(UserWarning, match="counts from the first epoch"):
+        callback.on_train_begin()
+
+
+def test_a_run_that_stopped_goes_on_with_other_flags_of_its_callbacks():
+    config = runs.configure(build, early_stopping=3)
+    progress = {"stopped_with": stops_with(config)}
+    assert has_stopped(config.replace(epochs=99), progress)
+    assert not has_stopped(config.replace(early_stopping=4), progress)
+    assert not has_stopped(config, {"stopped_with": None})
+    assert not has_stopped(config, {})

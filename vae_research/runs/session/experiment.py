@@ -1,0 +1,212 @@
+"""How the functions of an experiment become a run.
+
+Imports TensorFlow only when a run is about to start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_research.data import DATASETS, Data
+from vae_research.runs.cli import signals, streams
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.flags import (
+    Config,
+    WatchedConfig,
+    configure,
+    experiment_file,
+    experiment_name,
+)
+from vae_research.runs.cli.functions import arguments_of
+from vae_research.runs.cli.startup import without_garbage_collection
+from vae_research.runs.session import directory, resume, sources
+from vae_research.runs.session.loading import Run, data_of, load_run
+from vae_research.runs.session.parts import Parts
+
+if TYPE_CHECKING:
+    import keras
+
+    from vae_research.model import VAE
+
+# Flags that only say what the data are.
+_OF_DATA = (
+    *("dataset", "data_kind", "image_size", "channels", "bad_images", "background"),
+    *("stream", "rescale", "binarize"),
+)
+
+
+def complete_run(
+    parts: Parts, experiment: str, config: Config, given: Collection[str]
+) -> tuple[Path, Data | Callable[[Config], Data] | None]:
+    """Starts or resumes the run of an experiment, unless it is complete.
+
+    Args:
+        parts: of the experiment.
+        experiment: its name.
+        config: the flags.
+        given: names of the flags that were given, and are not defaults.
+
+    Returns:
+        The run directory; and the data, or what makes them if they have not been needed.
+    """
+    arguments_of(parts.build)  # raises if a run could not be loaded
+    run_dir = directory.choose(config.run_dir, experiment)
+    config = with_reduced_batch_size(config, run_dir, given)
+    source = sources.collect(parts.build, *_files_of(parts))
+    checkpoint = resume.unfinished(config, run_dir, experiment, source)
+    complete = resume.complete(config, run_dir, checkpoint)
+    if complete is not None:
+        if config.verbose:
+            longer = (
+                "A callback ended it; a larger --early_stopping trains longer"
+                if complete.get("stopped_early")
+                else "To train longer, give more --epochs"
+            )
+            print(f"{run_dir} is already complete: {complete['epochs']} epochs. {longer}.")
+        return run_dir, parts.data
+    config, data = load_data(config, parts.data, given)
+    if checkpoint is not None:
+        directory.refuse_changed_data(run_dir, directory.read_config(run_dir), data)
+    signals.wait_for_steps()
+    with streams.hide_startup_output(), without_garbage_collection():
+        from vae_research.runs.session.building import choose_device
+        from vae_research.runs.session.training import Session
+
+        device = choose_device(config.device)
+    session = Session(parts, experiment, config, data, run_dir, checkpoint, device, source)
+    session.run()
+    return session.run_dir, data
+
+
+def _files_of(parts: Parts) -> list[Path]:
+    """Returns the files that are executed beside that of `build`."""
+    made_by = (
+        [Path(parts.data.made_by[0])] if isinstance(parts.data, Data) and parts.data.made_by else []
+    )
+    functions = [parts.data, parts.callbacks, parts.evaluate]
+    return [*made_by, *(experiment_file(each) for each in functions if callable(each))]
+
+
+def train(
+    build: Callable[[Config, Data], VAE],
+    *,
+    config: Config | None = None,
+    data: Data | Callable[[Config], Data] | None = None,
+    run_dir: str | Path | None = None,
+    callbacks: Callable[[Config, Data], Sequence[keras.callbacks.Callback]] | None = None,
+    evaluate: Callable[[Run], Mapping[str, Any]] | None = None,
+    **values: Any,
+) -> Run:
+    """Trains a model as a run of its own, resumes it, or loads it if it is complete.
+
+    For a notebook, and for a study, which trains several. The run has what the command of an
+    experiment gives it; what is wrong raises the error of which the command prints the message.
+
+        run = runs.train(build, data=data, run_dir="runs/first", epochs=20, latent_dim=8)
+
+    Args:
+        build: makes the model from the flags and the data.
+        config: the flags of a study; `run_dir` is not used, and of `resume` only `changed`. By
+            default the flags have their defaults.
+        data: the data, or a function from the flags to them; by default the flags name them.
+        run_dir: the folder of the run; by default that of a command. A study must give it.
+        callbacks, evaluate: as for `main`.
+        values: flags that differ from `config` or from their defaults.
+
+    Raises:
+        UsageError: there is no such flag, a value is not valid, or the folder holds a run with
+            other flags.
+        DataError: the data cannot be used.
+        CheckpointError: the folder holds a run on other data.
+        DirectoryInUseError, DivergedError, FileSystemError, TerminatedError: as a command.
+    """
+    if config is not None and run_dir is None:
+        raise TypeError("train(build, config=...) of a study needs run_dir=... for its run.")
+    found = configure(build, **values)
+    if config is not None:
+        config = config.replace(resume="changed" if config.resume == "changed" else "auto")
+        found = config.replace(**{name: getattr(found, name) for name in values})
+    if run_dir is not None:
+        found = found.replace(run_dir=str(Path(run_dir).expanduser().absolute()))
+    parts = Parts(build, data, callbacks, evaluate)
+    with streams.hide_startup_output():
+        import keras
+
+        from vae_research.runs.session.stopping import printed_warnings
+    policy = keras.config.dtype_policy()
+    with signals.restored(), printed_warnings():
+        try:
+            found = with_absolute_dataset(found)
+            path, used = complete_run(parts, experiment_name(build), found, values.keys())
+            signals.raise_if_received()
+        finally:
+            if config is None:
+                keras.config.set_dtype_policy(policy)
+        return load_run(path, build, used)
+
+
+def load_data(
+    config: Config, make: Callable[[Config], Data] | Data | None, given: Collection[str]
+) -> tuple[Config, Data]:
+    """Returns the data set, and the flags with a batch size that suits it.
+
+    Args:
+        config: the flags.
+        make: the data, or what makes them; None if the flags name them.
+        given: names of the flags that were given.
+
+    Raises:
+        DataError: there is no such data set, or it cannot be used.
+        UsageError: the batch size that was given is larger than the training data, or the
+            experiment brings its data and does not read a flag that was given.
+    """
+    watched = WatchedConfig(config)
+    if isinstance(make, Data):
+        data = make
+    elif make is not None and not callable(make):
+        raise UsageError(
+            f"data={type(make).__name__}: give a Data, which vr.Data.from_arrays(arrays) makes, or "
+            "a function from the flags to it."
+        )
+    else:
+        with streams.hide_startup_output():  # Keras may download Fashion-MNIST
+            data = data_of(watched, make)
+    ignored = [f"--{name}" for name in _OF_DATA if name in given and name not in watched.names_read]
+    if ignored:
+        raise UsageError(
+            f"{' and '.join(ignored)}: this experiment brings its data and does not read "
+            "what these flags say."
+        )
+    rows = len(data.train)
+    if config.batch_size > rows and "batch_size" not in given:
+        return config.replace(batch_size=rows), data
+    if config.batch_size > rows:
+        raise UsageError(
+            f"--batch_size={config.batch_size} is more than the {rows} training "
+            f"examples of {data.name}."
+        )
+    return config, data
+
+
+def with_absolute_dataset(config: Config) -> Config:
+    """Returns the flags with which a run may be resumed and loaded from another folder."""
+    dataset = os.path.expanduser(config.dataset)
+    if config.dataset in DATASETS or not os.path.exists(dataset):
+        return config
+    return config.replace(dataset=os.path.abspath(dataset))
+
+
+def with_reduced_batch_size(config: Config, run_dir: Path, given: Collection[str]) -> Config:
+    """Returns the flags with the batch size of a run whose data are smaller than the default."""
+    found = directory.read_json(run_dir / directory.CONFIG)
+    if found is None or "batch_size" in given:
+        return config
+    try:
+        rows, used = found["data"]["counts"]["train"], found["flags"]["batch_size"]
+        reduced = used == rows < config.batch_size
+    except (KeyError, TypeError):  # not written by a run; what follows says so
+        return config
+    return config.replace(batch_size=used) if reduced else config

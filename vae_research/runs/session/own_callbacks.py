@@ -1,0 +1,186 @@
+"""The callbacks of an experiment, with which a run resumes bit for bit. Imports TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from vae_research.callbacks.base import Resumable
+from vae_research.checkpoints import CheckpointError
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.session import callback_states
+from vae_research.state import undone
+
+# What Keras' own callbacks would do twice, or what a run does by itself.
+_REFUSED = {
+    keras.callbacks.BackupAndRestore: "a run saves and resumes by itself (--checkpoint_minutes)",
+    keras.callbacks.CSVLogger: "it writes an epoch twice if a run resumes; metrics.jsonl has them",
+    keras.callbacks.TensorBoard: "a run writes for TensorBoard; add figures to the logs instead",
+    keras.callbacks.SwapEMAWeights: "--ema averages the weights, for validation and test as well",
+}
+
+
+class OwnCallbacks(keras.callbacks.Callback, Resumable):
+    """Calls the callbacks of an experiment, and holds their states.
+
+    Keras begins a training that resumes as if it were a new one: it calls `on_train_begin`, then
+    `on_epoch_begin` for the interrupted epoch as well, and `on_train_batch_end` for the calls of
+    that epoch that an earlier session made. The callbacks do not see the latter, and what they do
+    to variables when a training or an interrupted epoch begins is undone: the checkpoint has it.
+
+    Args:
+        callbacks: of the experiment.
+        resumes: whether a checkpoint has been restored.
+        position: steps of the epoch that were done before it.
+
+    Raises:
+        UsageError: one is not a callback, or cannot be part of a run.
+    """
+
+    def __init__(
+        self, callbacks: Iterable[keras.callbacks.Callback], *, resumes: bool, position: int
+    ) -> None:
+        super().__init__()
+        if not isinstance(callbacks, Iterable):
+            raise UsageError(
+                f"callbacks() returned {callbacks!r}; it must return a list of instances of "
+                "keras.callbacks.Callback."
+            )
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            _refuse(callback)
+        self._resumes, self._position = resumes, position
+        self._begun: list[callback_states.Contents] = []
+
+    def refuse_unsettable_learning_rate(self, model: keras.Model) -> None:
+        """Raises UsageError if a callback sets a learning rate that follows a schedule."""
+        schedules = keras.optimizers.schedules.LearningRateSchedule
+        setting = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
+        if not isinstance(getattr(model.optimizer, "_learning_rate", None), schedules):
+            return
+        for callback in self.callbacks:
+            if isinstance(callback, setting):
+                raise UsageError(
+                    f"{type(callback).__name__} sets the learning rate, which follows a schedule. "
+                    "Leave out one of the two; --learning_rate_schedule=constant has none."
+                )
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the states by name.
+
+        Raises:
+            UsageError: a callback has a state that no checkpoint can hold.
+        """
+        named = callback_states.named(self.callbacks)
+        return {
+            name: callback_states.own_state(name, callback, begun)
+            for (name, callback), begun in zip(named, self._begun, strict=True)
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores the states.
+
+        Raises:
+            CheckpointError: they are those of other callbacks.
+        """
+        named = dict(callback_states.named(self.callbacks))
+        if state.keys() != named.keys():
+            raise CheckpointError(
+                f"the checkpoint is of a run with the callbacks {', '.join(state) or 'none'}, and "
+                f"the experiment has now {', '.join(named) or 'none'}. Give another --run_dir."
+            )
+        for name, callback in named.items():
+            callback_states.set_own_state(callback, state[name])
+
+    def set_model(self, model: keras.Model) -> None:
+        """Keras calls it before the training."""
+        super().set_model(model)
+        for callback in self.callbacks:
+            callback.set_model(model)
+
+    def set_params(self, params: Any) -> None:
+        """Keras calls it before the training."""
+        super().set_params(params)
+        for callback in self.callbacks:
+            callback.set_params(params)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Calls them, and notes with which contents they begin."""
+        with undone(self.model) if self._resumes else contextlib.nullcontext():
+            for callback in self.callbacks:
+                callback.on_train_begin(logs)
+        self._begun = [callback_states.Contents(callback) for callback in self.callbacks]
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls them."""
+        with undone(self.model) if self._position else contextlib.nullcontext():
+            for callback in self.callbacks:
+                callback.on_epoch_begin(epoch, logs)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls them, unless all steps of the call were done before."""
+        for callback in self._new(batch + self.model.steps_per_execution):
+            callback.on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls them, unless all steps of the call were done before."""
+        for callback in self._new(batch + 1):
+            callback.on_train_batch_end(batch, logs)
+
+    def _new(self, done: int) -> Iterator[keras.callbacks.Callback]:
+        """Yields the callbacks if the first `done` steps of the epoch are not all old."""
+        if not self._position or min(done, self.model.steps_per_epoch) > self._position:
+            yield from self.callbacks
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Calls them."""
+        for callback in self.callbacks:
+            callback.on_test_begin(logs)
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls them."""
+        for callback in self.callbacks:
+            callback.on_test_batch_begin(batch, logs)
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls them."""
+        for callback in self.callbacks:
+            callback.on_test_batch_end(batch, logs)
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Calls them."""
+        for callback in self.callbacks:
+            callback.on_test_end(logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Calls them, and refuses at the first epoch what could not be saved."""
+        self._position = 0
+        for callback in self.callbacks:
+            callback.on_epoch_end(epoch, logs)
+        self.get_state()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Calls them."""
+        for callback in self.callbacks:
+            callback.on_train_end(logs)
+
+
+def _refuse(callback: Any) -> None:
+    """Raises UsageError if something cannot be a callback of a run."""
+    name = type(callback).__name__
+    if not isinstance(callback, keras.callbacks.Callback):
+        raise UsageError(
+            f"callbacks() returned a list with {callback!r}; it must return a list of instances of "
+            "keras.callbacks.Callback."
+        )
+    for kind, why in _REFUSED.items():
+        if isinstance(callback, kind):
+            raise UsageError(f"{name} cannot be a callback of a run: {why}.")
+    if getattr(callback, "restore_best_weights", False):
+        raise UsageError(
+            f"{name}(restore_best_weights=True) keeps weights that no checkpoint holds. Leave it "
+            'out: a run keeps its best checkpoint, load_run(path, which="best").'
+        )
