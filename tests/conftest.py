@@ -43,6 +43,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and "keras_losses" in item.nodeid:
+            item.add_marker(pytest.mark.slow)  # these train
     if not config.getoption("--soak"):
         left_out = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=left_out)

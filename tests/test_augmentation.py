@@ -56,6 +56,7 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(one[name], other[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [vr.Data.augmented, vr.Data.corrupted])
 @pytest.mark.parametrize("binarize", ["none", "dynamic"])
 def test_stream_and_device_give_the_same_batches(make, binarize):
@@ -72,6 +73,7 @@ def test_stream_and_device_give_the_same_batches(make, binarize):
     assert not np.array_equal(other["inputs"], stream[0]["inputs"])
 
 
+@pytest.mark.slow
 def test_augmentation_changes_training_batches_only_and_what_belongs_together():
     plain, augmented = data(), data().augmented(flipped)
     assert augmented.fingerprint == plain.fingerprint

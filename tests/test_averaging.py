@@ -95,6 +95,7 @@ def test_validation_judges_the_averages(trained):
     ] == pytest.approx(history["val_loss"][-1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_next_fit_continues_from_the_trained_weights():
     model = make()
     fit(model, epochs=1)
@@ -103,6 +104,7 @@ def test_the_next_fit_continues_from_the_trained_weights():
     assert_equal(seen.at_end, whole.at_end)
 
 
+@pytest.mark.slow
 def test_a_saved_model_continues_from_the_trained_weights(tmp_path):
     model = make()
     fit(model, epochs=1)
@@ -115,6 +117,7 @@ def test_a_saved_model_continues_from_the_trained_weights(tmp_path):
     assert_equal(seen.at_end, whole.at_end, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_optimizer_starts_from_the_weights_in_place():
     model = make()
     fit(model, epochs=2)
@@ -132,6 +135,7 @@ def test_best_weights_and_averages_are_refused_together():
         make().fit(IMAGES, callbacks=[stop], verbose=0)
 
 
+@pytest.mark.slow
 def test_weights_that_somebody_gave_are_trained_instead():
     model = make(momentum=0.5)
     fit(model, epochs=1)

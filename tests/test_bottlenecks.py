@@ -43,6 +43,7 @@ def test_same_seed_draws_the_same_noise_with_xla():
     assert compiled_noise(jit_compile=True) < 1e-5
 
 
+@pytest.mark.slow
 def test_tensorflow_agrees_with_xla_about_random_bits_and_not_about_normal_numbers():
     # Why the noise is not taken from stateless_normal: the mutant of the tests above, as observed
     # with TensorFlow 2.21 on a CPU.

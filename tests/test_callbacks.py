@@ -291,6 +291,7 @@ def test_what_is_only_watched_has_a_value_and_no_weight(tmp_path):
         assert found["loss"][0][1] == pytest.approx(-found["elbo"][0][1], **ENOUGH)
 
 
+@pytest.mark.slow
 def test_regularization_counts_with_weight_one(tmp_path):
     def encoder():
         inputs = keras.Input(SHAPE, name="inputs")

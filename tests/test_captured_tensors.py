@@ -153,6 +153,7 @@ def traced_codes():
     return kept[0]
 
 
+@pytest.mark.slow
 def test_tensor_that_was_kept_while_a_step_was_traced():
     kept = traced_codes()
     for use in (lambda z: kept[:, 0], lambda z: tf.reduce_sum(kept * z, axis=-1)):

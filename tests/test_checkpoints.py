@@ -493,6 +493,7 @@ def test_another_architecture_is_refused_by_name_and_shape_before_anything_is_ch
     assert model.step == 0
 
 
+@pytest.mark.slow
 def test_a_difference_in_the_last_slot_changes_nothing_in_the_first(original):
     """As many variables, and all but the last of one shape: a loop that checks and assigns by turns
     would have changed the weights by the time that it finds out."""
@@ -509,6 +510,7 @@ def test_a_difference_in_the_last_slot_changes_nothing_in_the_first(original):
     assert values_of(model) == before
 
 
+@pytest.mark.slow
 def test_slots_of_another_optimizer_are_refused_where_shapes_agree(tmp_path):
     model = make(optimizer=keras.optimizers.RMSprop(0.01))
     train(model, 1)

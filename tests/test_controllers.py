@@ -296,6 +296,7 @@ def compiled(mode):
 every_mode = pytest.mark.parametrize("mode", ["eager", "graph", "XLA"])
 
 
+@pytest.mark.slow
 @every_controller
 @every_mode
 def test_functions_are_pure_and_the_same_when_compiled(controller, mode):

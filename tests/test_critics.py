@@ -302,6 +302,7 @@ class Elsewhere(vr.GaussianBottleneck):
         return 5.0 + 0.1 * super().sample_prior(count, seed)
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_prior_is_another_one_in_each_step_and_the_same_in_each_evaluation():
     model = make(judge(), bottleneck=Elsewhere(LATENT), num_samples=3)
     log = seen(model, lambda: [step(model), step(model)])

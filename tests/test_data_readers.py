@@ -249,6 +249,7 @@ def test_npy_is_one_array(tmp_path):
 # More than there should be
 
 
+@pytest.mark.slow
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

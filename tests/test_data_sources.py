@@ -221,6 +221,7 @@ def test_training_on_a_stream_is_training_on_the_array(binarize):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_while_rows_are_read_is_what_fit_raises():
     def read(numbers):
         if len(asked) > 2:

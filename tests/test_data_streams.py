@@ -219,6 +219,7 @@ def test_a_loaded_model_continues(how, after, tmp_path):
     assert_same_weights(loaded, after(3))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_within_an_epoch_continues_with_the_next(after, tmp_path):
     vae = compiled()
     vae.load_checkpoint(checkpoints.save(tmp_path, after(2), epoch=1, position=2))
@@ -299,6 +300,7 @@ def test_backups_within_an_epoch_are_not_exact_and_say_so(tmp_path):
 # What else fit accepts, and what it refuses.
 
 
+@pytest.mark.slow
 def test_a_derived_dataset_that_begins_again_is_told():
     vae = recording()
     derived = stream(numbered()).prefetch(1)
@@ -310,6 +312,7 @@ def test_a_derived_dataset_that_begins_again_is_told():
     assert not was_made_from_batches(tf.data.Dataset.range(3))
 
 
+@pytest.mark.slow
 def test_it_is_a_dataset_for_everyone_else():
     batches = mapped(numbered(), first_epoch=2)
     assert isinstance(batches, tf.data.Dataset)

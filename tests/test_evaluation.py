@@ -311,6 +311,7 @@ def test_the_bound_that_is_trained_is_that_of_groups_of_its_samples(cut, trained
     assert figure.standard_error == pytest.approx(bounds.std(ddof=1) / math.sqrt(11), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_only_an_importance_weighted_model_has_its_bound(trained):
     assert "importance_weighted_bound" not in estimate(trained, IMAGES, num_samples=NUM_SAMPLES)
 
@@ -394,6 +395,7 @@ def test_no_call_decodes_more_rows_than_are_allowed(rows, trained, monkeypatch):
     assert 0 < max(decoded) <= rows
 
 
+@pytest.mark.slow
 def test_what_needs_no_noise_does_not_depend_on_how_the_work_is_cut(trained, monkeypatch):
     whole = estimate(trained, IMAGES, num_samples=NUM_SAMPLES)
     for values_per_call, _ in CUTS.values():
@@ -406,6 +408,7 @@ def test_what_needs_no_noise_does_not_depend_on_how_the_work_is_cut(trained, mon
             assert figures[name].value == pytest.approx(whole[name].value, rel=0.1)
 
 
+@pytest.mark.slow
 def test_every_call_draws_noise_of_its_own(trained, monkeypatch):
     """Copies of one example: with the same noise in two calls, two of them had the same figures."""
     keys = []
@@ -480,6 +483,7 @@ def test_own_terms_have_a_figure_by_their_name():
     assert figures["spread"].standard_error == pytest.approx(expected.standard_error, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_elbo_is_what_keras_validates_with(trained):
     """One sample of z a batch: the same key, so the very same figure."""
     keras_figures = trained.evaluate(IMAGES, batch_size=32, verbose=0, return_dict=True)
@@ -550,6 +554,7 @@ def test_a_mean_does_not_lose_its_digits_in_float32():
     assert Estimate.mean_of(values).value == (2.0**24 + 999.0) / 1000.0
 
 
+@pytest.mark.slow
 def test_one_example_has_no_standard_error(trained):
     figures = estimate(trained, IMAGES[:1], num_samples=3)
     wanted = recomputed(trained, IMAGES[:1], 3)
@@ -601,6 +606,7 @@ def test_the_error_of_active_units_is_that_of_the_probability_to_be_above():
     assert np.mean(found) == pytest.approx(wanted, rel=0.02)
 
 
+@pytest.mark.slow
 def test_active_units_of_the_data_come_from_posterior_means(trained):
     # One dimension of the encoder's means is made constant; its variances stay as they were.
     vae = dense_vae()
@@ -667,6 +673,7 @@ def with_bottleneck(trained, *writes):
     )
 
 
+@pytest.mark.slow
 def test_without_a_closed_form_the_divergence_is_that_of_the_samples(trained):
     figures = estimate(
         with_bottleneck(trained, "log_posterior", "log_prior"), IMAGES, num_samples=NUM_SAMPLES
@@ -683,6 +690,7 @@ def test_without_a_closed_form_the_divergence_is_that_of_the_samples(trained):
     )
 
 
+@pytest.mark.slow
 def test_without_densities_there_is_no_importance_weighted_figure(trained):
     figures = estimate(with_bottleneck(trained, "kl"), IMAGES, num_samples=NUM_SAMPLES)
     assert figures.keys() == {"elbo", "reconstruction", "kl", "active_units"}
@@ -690,6 +698,7 @@ def test_without_densities_there_is_no_importance_weighted_figure(trained):
     assert figures["elbo"].value == pytest.approx(wanted["elbo"].mean(), rel=ENOUGH)
 
 
+@pytest.mark.slow
 def test_dropout_is_off(trained):
     keras.utils.set_random_seed(3)
     inputs = keras.Input(SHAPE, name="inputs")
@@ -707,6 +716,7 @@ def test_dropout_is_off(trained):
 # Forms of data.
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_inputs_is_the_array(trained):
     wanted = estimate(trained, IMAGES, num_samples=3)
     assert estimate(trained, {"inputs": IMAGES}, num_samples=3) == wanted
@@ -758,6 +768,7 @@ def test_vectors_are_data_too():
 # What is refused, and what is shown.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "num_samples", "message"),
     [
@@ -772,12 +783,14 @@ def test_no_samples_or_no_examples_are_refused(trained, images, num_samples, mes
         estimate(trained, images, num_samples=num_samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [0, 1.5])
 def test_calls_without_a_whole_number_of_rows_are_refused(trained, rows):
     with pytest.raises(ValueError, match=f"rows_per_call must be an integer >= 1, got {rows}"):
         estimate(trained, IMAGES, rows_per_call=rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_a_bar_is_shown_where_it_is_asked_for(trained, verbose, capsys):
     estimate(trained, IMAGES, num_samples=1, verbose=verbose)

@@ -200,6 +200,7 @@ class Counted(vr.VAE):
 counts = {"traces": 0, "calls": 0, "reads": 0}
 
 
+@pytest.mark.slow
 def test_between_two_calls_python_does_next_to_nothing(monkeypatch):
     """The guard of the speed: counters, which unlike a clock do not depend on the machine."""
     data = grey_images()
@@ -260,6 +261,7 @@ def step_of(model):
     return TracedStep(compiled(**MODELS[model]).training_step, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "jit", "wanted"),
     [

@@ -443,6 +443,7 @@ UPDATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", UPDATES)
 def test_update_in_which_a_critic_fails_is_named(case):
     injection, named = UPDATES[case]
@@ -528,6 +529,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(tmp_path):
         fit(model, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_state_that_was_not_finite_before_is_said_to_be_so(tmp_path):
     model = make(eagerly=True)
     model.encoder.get_layer("z_mean").bias.assign([np.nan, 0.0])

@@ -683,6 +683,7 @@ def test_estimator_is_its_settings(estimator):
     assert repr(again) == f"{type(estimator).__name__}()"
 
 
+@pytest.mark.slow
 def test_estimator_is_saved_with_the_model(tmp_path):
     vae = dense_vae(DReG())
     expected = gradients(vae)

@@ -93,6 +93,7 @@ def refused(model):
     return hidden_state(model, step.graph, step.operations())
 
 
+@pytest.mark.slow
 def test_all_that_may_have_a_state_is_in_the_list():
     model = everything()
     assert refused(model) == []
@@ -103,6 +104,7 @@ def test_all_that_may_have_a_state_is_in_the_list():
     ]
 
 
+@pytest.mark.slow
 def test_a_step_touches_nothing_but_the_list_and_nearly_all_of_it():
     """Each variable of the list is there because a step may change it."""
     model = everything()
@@ -150,6 +152,7 @@ HIDDEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HIDDEN)
 def test_a_term_with_hidden_state_is_refused_by_name(case):
     term, name = HIDDEN[case]

@@ -165,6 +165,7 @@ def test_closed_form_divergence_inside_the_log_mean_exceeds_log_p():
         wrong_vae(CLOSED, num_samples=50, importance_weighted=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("terms", "settings"),
     [(SAMPLED, {}), (CLOSED, {}), (SAMPLED, {"num_samples": 5, "importance_weighted": True})],

@@ -197,6 +197,7 @@ def test_slots_and_step_matter_for_the_next_step(tmp_path):
     assert any(np.any(one != other) for one, other in pairs)
 
 
+@pytest.mark.slow
 def test_what_compile_was_given_comes_back(tmp_path):
     vae = build()
     vae.compile(keras.optimizers.SGD(0.25, momentum=0.5), jit_compile=True)
@@ -208,6 +209,7 @@ def test_what_compile_was_given_comes_back(tmp_path):
     assert loaded.jit_compile is True
 
 
+@pytest.mark.slow
 def test_a_model_that_was_never_compiled_is_saved_too(tmp_path):
     vae = build()
     wanted = vae.predict(IMAGES, verbose=0)
@@ -437,6 +439,7 @@ def test_a_schedule_goes_on_after_loading(tmp_path):
     assert_goes_on_alike(vae, through_a_file(vae, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_length_in_epochs_continues_after_loading(tmp_path):
     """The first epoch had 2 steps, and the nine that are left have 4."""
     terms = [Bernoulli(), KLDivergence(weight=LinearWarmup(epochs=10))]
@@ -492,6 +495,7 @@ def test_weights_load_into_a_compiled_model_that_was_not_trained(called, tmp_pat
     assert_goes_on_alike(vae, fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Skipping variable loading")
 def test_weights_of_functional_networks_load_into_a_model_that_saw_no_data(tmp_path):
     vae = trained()

@@ -47,6 +47,7 @@ def unbroken():
     return losses(make(), 8)
 
 
+@pytest.mark.slow
 def test_every_micro_batch_has_noise_of_its_own(unbroken):
     model = make(optimizer=keras.optimizers.SGD(0.0, gradient_accumulation_steps=4))
     assert losses(model, 8) == unbroken
@@ -61,6 +62,7 @@ def test_a_warm_up_keeps_its_length_under_accumulation():
     assert kl_weight(model) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["the same", "another"])
 def test_compile_again_continues_noise_and_warm_up(optimizer, unbroken):
     model = make(weight=vr.LinearWarmup(steps=8))
@@ -72,6 +74,7 @@ def test_compile_again_continues_noise_and_warm_up(optimizer, unbroken):
     assert [*first, *losses(model, 4)] == unbroken
 
 
+@pytest.mark.slow
 def test_freezing_continues_noise_and_warm_up(unbroken):
     model = make(weight=vr.LinearWarmup(steps=8))
     first = losses(model, 4)
@@ -81,6 +84,7 @@ def test_freezing_continues_noise_and_warm_up(unbroken):
     assert kl_weight(model) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model", "weights"])
 def test_loading_continues_noise_and_warm_up(kind, unbroken, tmp_path):
     model = make(weight=vr.LinearWarmup(epochs=4))
@@ -119,6 +123,7 @@ def test_a_step_written_by_hand_is_the_step(unbroken):
     assert losses(make(Own), 8) == unbroken
 
 
+@pytest.mark.slow
 def test_figures_of_an_own_step_reach_logs_and_metrics_jsonl(tmp_path):
     model = make(Own, run_eagerly=False)
     metrics = vr.MetricsFile(tmp_path / "metrics.jsonl")

@@ -726,6 +726,7 @@ def test_learning_rate_scheduler_reaches_the_traced_step():
     assert_same_weights(*weights)
 
 
+@pytest.mark.slow
 def test_a_ready_callback_list_is_taken_as_it_is():
     vae = standing([Bernoulli(), KLDivergence(weight=LinearWarmup(epochs=1))])
     seen = []

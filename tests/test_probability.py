@@ -115,6 +115,7 @@ def test_standard_normal_is_the_normal_density_with_mean_0_and_variance_1():
     np.testing.assert_allclose(gradient, -values, rtol=FLOAT32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-6, 0.3, 0.99, 1.01, 7.0])
 def test_continuous_bernoulli_agrees_with_tensorflow_probability(size):
     import tensorflow_probability as tfp

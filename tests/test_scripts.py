@@ -274,6 +274,7 @@ def test_killed_installation_begins_with_an_empty_environment(fresh):
     assert fresh.take_log() == ["venv", "pip .[figures]", fresh.started("vae_mnist.py")]
 
 
+@pytest.mark.slow
 def test_killed_with_its_pip_begins_with_an_empty_environment(fresh):
     process = fresh.start("experiments/vae_mnist.py", STUB_PIP_SECONDS="1")
     deadline = time.monotonic() + PATIENCE

@@ -107,6 +107,7 @@ def test_what_needs_only_the_mean_needs_no_targets(variance):
     assert model.sample(5).shape == (5, 4, 4, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["learned", "optimal"])
 def test_the_likelihood_of_given_codes_has_the_variance_of_the_module(variance):
     model = build(variance)
