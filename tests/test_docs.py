@@ -191,7 +191,11 @@ def test_tests_that_are_named_exist():
 
 
 def make_lighter(few):
-    """In the process of a page: MNIST is the images of a file, and Keras does not choose XLA."""
+    """In the process of a page: MNIST is the images of a file, and little is traced or compiled.
+
+    Keras does not choose XLA. The few steps of a VAE run eagerly unless a page asks for XLA, and
+    gradient descent is a third of the operations of "adam".
+    """
     import keras
 
     import vae_research
@@ -201,11 +205,14 @@ def make_lighter(few):
     def load_few(name, **options):
         return load(few if name == "mnist" else name, **options)
 
-    def compile_without_xla(model, *arguments, jit_compile="auto", **options):
+    def compile_lightly(model, optimizer="rmsprop", *arguments, jit_compile="auto", **options):
         chosen = False if jit_compile == "auto" else jit_compile
-        compiled(model, *arguments, jit_compile=chosen, **options)
+        if isinstance(model, vae_research.VAE) and not chosen:
+            options = {"run_eagerly": True} | options
+        optimizer = "sgd" if isinstance(optimizer, str) else optimizer  # not that of a run
+        compiled(model, optimizer, *arguments, jit_compile=chosen, **options)
 
-    vae_research.load_data, keras.Model.compile = load_few, compile_without_xla
+    vae_research.load_data, keras.Model.compile = load_few, compile_lightly
 
 
 if __name__ == "__main__":  # the process of a page

@@ -42,7 +42,7 @@ QUICKLY = ["--jit=off", "--notensorboard"]
 CLOCK = {"seconds", "images_per_second"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "images.npz"
     np.savez(path, train=TRAIN, validation=HELD_OUT[0], test=HELD_OUT[1])
@@ -251,7 +251,8 @@ def test_help_is_given_beside_bad_flags_too(form, tmp_path, without_tensorflow):
 # ---------------------------------------------------------------- a finished run
 
 
-@pytest.fixture(scope="module")
+# Of the session: between the fast tests of this file and its slow ones come those of other files.
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory, images):
     """The directory of a run of two epochs, and what its command printed."""
     folder = tmp_path_factory.mktemp("finished")
@@ -263,7 +264,7 @@ def finished(tmp_path_factory, images):
     return folder / "run", process.stdout
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def loaded(finished):
     return load_run(finished[0])
 
