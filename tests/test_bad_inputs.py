@@ -357,7 +357,7 @@ CASES = [
 
 
 # One of each kind is also started as a shell does it, and not in a fork.
-ALONE = {"1-latent_dim-zero", "43-nan", "61-term-name-with-space"}
+ALONE = {"1-latent_dim-zero", "43-nan"}
 
 
 def command(experiment: str | Path, flags: list[str], cwd: Path, first: Path | None = None):
@@ -425,6 +425,7 @@ def test_20_run_dir_in_a_folder_without_permission(tmp_path, without_tensorflow)
     assert list((tmp_path / "closed").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_20_run_dir_where_nobody_can_write(tmp_path):
     if not Path("/proc/self").exists():
         pytest.skip("this system has no /proc")
@@ -914,7 +915,13 @@ def test_58_without_the_package_tensorboard_a_run_is_told_so_once(tmp_path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("closed", ["pipes whose reader has gone", "from the beginning"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        "pipes whose reader has gone",
+        pytest.param("from the beginning", marks=pytest.mark.soak),  # and the test above
+    ],
+)
 def test_56_a_run_goes_on_when_nobody_listens(closed, tmp_path):
     (tmp_path / "images.npz").write_bytes(FILES["images.npz"]())
     experiment = CHECKOUT / "experiments/vae_mnist.py"

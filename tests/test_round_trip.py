@@ -495,10 +495,9 @@ def exported(vae, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:[\\s\\S]*tf.lite.Interpreter is deprecated")
 def test_a_model_is_exported_after_fit_and_after_it_was_loaded(tmp_path):
     vae = build(Corrected(LATENT))  # never called
-    vae.compile("adam")
+    vae.compile("adam", run_eagerly=True)
     vae.fit(Data.from_arrays(IMAGES).train.on_device(7, seed=0), verbose=0)
     assert len(vae.optimizer.variables) == 2 + 2 * len(vae.trainable_variables)
     wanted = vae.reconstruct(IMAGES)
@@ -507,7 +506,14 @@ def test_a_model_is_exported_after_fit_and_after_it_was_loaded(tmp_path):
         for count in (1, 3):
             found = program.serve(tf.constant(IMAGES[:count]))
             np.testing.assert_allclose(found, wanted[:count], rtol=1e-5)
-    # For phones, by the command of `docs/runs.md`.
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*tf.lite.Interpreter is deprecated")
+def test_a_model_is_exported_for_phones(tmp_path):
+    """By the command of `docs/runs.md`."""
+    vae = build(Corrected(LATENT))
+    wanted = vae.reconstruct(IMAGES)
     vae.export(tmp_path / "model.tflite", format="litert", verbose=False)
     runner = tf.lite.Interpreter(str(tmp_path / "model.tflite")).get_signature_runner()
     (found,) = runner(inputs=IMAGES[:5]).values()

@@ -107,13 +107,12 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(place, without_tensorflow):
-    """Runs the study's command on a run directory; `quick` without TensorFlow, or not in a fork."""
+    """Runs the study's command on a run directory; `quick` without TensorFlow."""
 
-    def run(name, *arguments, quick=True, alone=False, dataset="images.npz", **environment):
+    def run(name, *arguments, quick=True, dataset="images.npz", **environment):
         flags = [f"--dataset={place / dataset}", f"--run_dir={place / name}", *arguments]
         first = without_tensorflow if quick else None
-        python = forks.alone if alone else forks.run
-        return python(place / "tiny_study.py", *flags, cwd=place, first=first, **environment)
+        return forks.run(place / "tiny_study.py", *flags, cwd=place, first=first, **environment)
 
     return run
 
@@ -121,7 +120,7 @@ def study(place, without_tensorflow):
 @pytest.fixture(scope="module")
 def finished(place, study):
     """The directory of a study that ran through, and what its command printed."""
-    process = study("finished", quick=False, alone=True)  # as a shell does it
+    process = study("finished", quick=False)
     assert (process.returncode, process.stderr) == (0, "")
     return place / "finished", process.stdout
 
