@@ -195,7 +195,7 @@ def test_the_runs_of_a_study_can_be_loaded(finished, name, weight):
     assert run.config.kl_weights == (0.5, 2.0)
     assert {path.name for path in (run_dir / name).iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock", "source"),
-        *("train", "validation", "run", "figures", "model.keras", "decoder.keras"),
+        *("train", "validation", "run", "figures", "figures.npz", "model.keras", "decoder.keras"),
     }
 
 
@@ -245,7 +245,7 @@ def test_an_interrupted_study_has_one_run_and_no_summary(interrupted):
 @pytest.mark.slow
 def test_a_study_goes_on_after_its_last_model(continued, finished):
     run_dir, before, output = continued
-    assert f"{run_dir / 'a'} is already complete.\n" in output
+    assert f"{run_dir / 'a'} is already complete: 1 epochs." in output
     now = contents(run_dir)
     of_a = {path: found for path, found in before.items() if path.is_relative_to(run_dir / "a")}
     assert of_a.items() <= now.items()
