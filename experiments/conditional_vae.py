@@ -51,7 +51,7 @@ def build(config, data):
 
 def number_of_classes(data):
     """Returns how many classes there are, counted from 0."""
-    return 1 + max(int(split.labels.max()) for split in data.splits)
+    return 1 + max(int(split.labels[:].max()) for split in data.splits)
 
 
 def draw_classes(run):

@@ -51,7 +51,7 @@ ONLY = {
     "objective": ("losses.term", "gradient_estimators", *BOTTOM),
     "model": (
         *("objective", "critics", "gradient_estimators", "checkpoints", "steps"),
-        *("serialization", "round_trip", "priors"),
+        *("serialization", "round_trip", "priors", "suitability"),
         *BOTTOM,
     ),
 }

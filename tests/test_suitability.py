@@ -81,3 +81,25 @@ def test_fit_looks_at_its_data_once():
     assert model.step == 0
     model.fit(VALUES, verbose=0)
     model.fit(BYTES, verbose=0, epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (tf.data.Dataset.from_tensors(VALUES), r"inputs are a _TensorDataset. fit, evaluate and"),
+        (vr.Data.from_arrays(VALUES).train.on_device(4), "inputs are a DeviceDataset. fit, eval"),
+        ([VALUES, VALUES[:3]], "inputs are a list that forms no array"),
+        (np.array(["a", None], object), "inputs are a ndarray that forms no array"),
+        (
+            np.arange(32),
+            r"inputs have shape \(32,\), and this .* shape \(4,\): give it \[rows, 4\]",
+        ),
+        (VALUES[0], r"inputs have shape \(4,\), .* one example is values\[numpy.newaxis\]"),
+    ],
+)
+def test_what_is_no_array_is_refused_with_the_cure(values, words):
+    model = model_with("tanh")
+    model.encode(VALUES[:1])
+    for method in (model.encode, model.posterior, model.reconstruct):
+        with pytest.raises(ValueError, match=words):
+            method(values)

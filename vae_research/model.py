@@ -26,6 +26,7 @@ from vae_research.priors.vamp import VampPrior
 from vae_research.randomness import fold_in
 from vae_research.state import RUNNING_SUMS, load_groups, save_groups
 from vae_research.steps import TrainingSteps
+from vae_research.suitability import as_tensor, refuse_other_shape
 from vae_research.tensors import SCALARS, Tensors, bind, call_module, repeat_rows
 
 _LIKE_WEIGHTS = {"beta", "kl_weight", "kl_beta", "kl_factor", "kl_loss_weight", "weight_kl"}
@@ -166,10 +167,12 @@ class VAE(TrainingSteps):
 
     def _start(self, data: Any, seed: tf.Tensor | None = None) -> Tensors:
         data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
-        data = {name: tf.convert_to_tensor(value) for name, value in data.items()}
+        data = {name: as_tensor(name, value) for name, value in data.items()}
         if "inputs" not in data:
             raise ValueError(f"The data have no 'inputs'; got {', '.join(sorted(data))}.")
         specs = {name: (tuple(value.shape[1:]), value.dtype.name) for name, value in data.items()}
+        if "inputs" in self._input_specs:
+            refuse_other_shape(data["inputs"].shape, self._input_specs["inputs"][0])
         if specs.keys() >= self._input_specs.keys():  # encode() may have been given a part
             self._input_specs = specs
         data.setdefault("targets", data["inputs"])

@@ -53,6 +53,40 @@ def refuse_unsuitable_data(likelihood: Likelihood, x: Any, y: Any = None) -> Non
             )
 
 
+def as_tensor(name: str, values: Any) -> tf.Tensor:
+    """Returns data that a model is called with as a tensor.
+
+    Raises:
+        ValueError: they form no array.
+    """
+    if isinstance(values, tf.data.Dataset | DeviceDataset):
+        raise ValueError(
+            f"{name} are a {type(values).__name__}. fit, evaluate and predict take data sets; give "
+            "other methods an array or one batch of it, [rows, ...]."
+        )
+    try:
+        return tf.convert_to_tensor(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} are a {type(values).__name__} that forms no array [rows, ...]: all rows need "
+            "one shape and type; numpy.stack(rows) makes an array of a list of equal ones."
+        ) from error
+
+
+def refuse_other_shape(given: tf.TensorShape, known: tuple[int | None, ...]) -> None:
+    """Raises ValueError if inputs are not those that a model has seen.
+
+    Args:
+        given: shape of the inputs, `[rows, ...]`.
+        known: shape of one example.
+    """
+    if not given.is_compatible_with([None, *known]):
+        raise ValueError(
+            f"inputs have shape {given}, and this model has seen examples of shape {known}: give "
+            f"it [rows, {', '.join(map(str, known))}]; one example is values[numpy.newaxis]."
+        )
+
+
 def _cure(low: float, high: float) -> str:
     if low >= -1.0 and high <= 1.0:
         return "map them to [0, 1] by (values + 1) / 2, or "

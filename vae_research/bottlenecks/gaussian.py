@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -32,21 +33,19 @@ class GaussianBottleneck(Bottleneck):
 
     def __init__(self, latent_dim: int, *, prior: Prior | None = None, **kwargs: Any) -> None:
         super().__init__(latent_dim, **kwargs)
+        if isinstance(prior, Mapping):  # of a saved configuration
+            prior = keras.saving.deserialize_keras_object(prior)
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"prior must be a Prior, for example MixturePrior(10), got {prior!r}.")
         self.prior = StandardNormalPrior() if prior is None else prior
         self.prior.build_for((self.latent_dim,))
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the settings."""
+        """Returns the settings; the default prior is none, which a subclass need not take."""
+        if type(self.prior) is StandardNormalPrior:
+            return super().get_config()
         prior = keras.saving.serialize_keras_object(self.prior)
         return {**super().get_config(), "prior": prior}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> GaussianBottleneck:
-        """Returns the bottleneck that `get_config` described."""
-        prior = config.get("prior")
-        return cls(**{**config, "prior": prior and keras.saving.deserialize_keras_object(prior)})
 
     def call(
         self, z_mean: tf.Tensor, z_log_var: tf.Tensor, seed: tf.Tensor

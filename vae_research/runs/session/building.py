@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from vae_research.data import Data, DataError
+from vae_research.data.scaling import extremes
 from vae_research.execution import Execution, TracedStep, choose_jit, steps_per_call
 from vae_research.model import VAE
 from vae_research.runs.cli.errors import UsageError
@@ -186,9 +187,8 @@ def refuse_values_outside_support(model: VAE, data: Data) -> None:
     support = model.objective.likelihood.support
     low, high = data.value_range()
     if "targets" in names_read(model, data):
-        targets = [split.arrays["targets"] for split in data.splits]
-        low = min(float(array.min()) for array in targets)
-        high = max(float(array.max()) for array in targets)
+        ranges = [extremes(split.arrays["targets"]) for split in data.splits]
+        low, high = float(min(found[0] for found in ranges)), float(max(f[1] for f in ranges))
     if support[0] <= low and high <= support[1]:
         return
     advice = (
