@@ -141,5 +141,5 @@ def test_a_function_with_arguments_is_found_and_bound_again():
     arguments = json.loads(json.dumps(arguments_of(partial)))
     assert bound(build, arguments)(None, None) == (3, (4, 5))
     assert bound(build, None) is build
-    with pytest.raises(UsageError, match=r"gives build values that config\.json cannot hold"):
+    with pytest.raises(UsageError, match=r"gives build values that a run cannot keep"):
         arguments_of(functools.partial(build, width=object()))

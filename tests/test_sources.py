@@ -1,11 +1,13 @@
 """What made a run: which edits make another source of it, and what is executed on loading it."""
 
+import functools
 import importlib
 import sys
 
 import pytest
 
 from vae_research.checkpoints import CheckpointError
+from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session import sources
 from vae_research.runs.session.kept_modules import KeptSource
 
@@ -146,6 +148,30 @@ def test_another_function_of_the_same_file_is_another_source(collect, tmp_path):
     now = sources.collect(sys.modules["experiment"].load)
     (found,) = sources.changes_since(tmp_path, "source", now)
     assert found.what == "the model was made by 'build', now by 'load'"
+
+
+def enclosing(weight):
+    def build(config, data):
+        return weight
+
+    return build
+
+
+def test_what_a_function_is_given_beside_its_text_is_compared_and_given_again(collect, tmp_path):
+    build = sys.modules["experiment"].load
+    before = sources.collect(functools.partial(build, rate=1.0, units=(4, 5)))
+    sources.keep(tmp_path, before)
+    assert sources.changes_since(tmp_path, "source", before) == []
+    now = sources.collect(functools.partial(build, rate=25.0, units=(4, 5)))
+    (found,) = sources.changes_since(tmp_path, "source", now)
+    assert found.what == ("load was given rate=1.0, units=[4, 5], now rate=25.0, units=[4, 5]")
+    assert sources.keep(tmp_path, now) == "source-2"
+    for folder, rate in ("source", 1.0), ("source-2", 25.0):
+        assert KeptSource(tmp_path, folder).build().keywords == {"rate": rate, "units": (4, 5)}
+    (found,) = sources.differences(*(sources.collect(enclosing(each)) for each in (1.0, 25.0)))
+    assert found.what == "build was given weight=1.0, now weight=25.0"
+    with pytest.raises(UsageError, match="gives build values that a run cannot keep"):
+        sources.collect(enclosing(object()))
 
 
 def test_two_runs_have_the_modules_that_made_them(collect, tmp_path, monkeypatch):

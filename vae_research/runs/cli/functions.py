@@ -20,23 +20,34 @@ def function_of(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def arguments_of(build: Callable[..., Any]) -> dict[str, Any] | None:
-    """Returns what `functools.partial` has given an experiment's function, None without it.
+    """Returns the values that an experiment's function has beside its text, None without any.
+
+    `functools.partial` gives it arguments, and the function around it the variables that it uses.
 
     Raises:
-        UsageError: JSON cannot hold it, so that a run that is loaded could not build its model.
+        UsageError: JSON cannot hold them, so that they could neither be compared nor given again.
     """
-    if not isinstance(build, functools.partial):
+    function = function_of(build)
+    cells = function.__closure__ or ()
+    if not isinstance(build, functools.partial) and not cells:
         return None
-    found = {"positional": list(build.args), "keywords": dict(build.keywords)}
+    given = build if isinstance(build, functools.partial) else functools.partial(build)
     try:
-        json.dumps(found, allow_nan=False)
+        found = {
+            "positional": given.args,
+            "keywords": given.keywords,
+            "enclosed": {
+                name: cell.cell_contents
+                for name, cell in zip(function.__code__.co_freevars, cells, strict=True)
+            },
+        }
+        return json.loads(json.dumps(found, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"functools.partial gives {function_of(build).__name__} values that config.json cannot "
-            f"hold ({error}), and a run that is loaded needs them. Give numbers, strings, lists of "
-            "them, or use flags."
+            f"functools.partial, or a function around it, gives {function.__name__} values that a "
+            f"run cannot keep ({error}), and another command could not be compared with it. Give "
+            "numbers, strings, lists of them, or use flags."
         ) from error
-    return found
 
 
 def bound(build: Callable[..., Any], arguments: Mapping[str, Any] | None) -> Callable[..., Any]:

@@ -20,7 +20,6 @@ from vae_research.runs.cli.flags import (
     experiment_file,
     experiment_name,
 )
-from vae_research.runs.cli.functions import arguments_of
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume, sources
 from vae_research.runs.session.loading import Run, data_of, load_run
@@ -52,7 +51,6 @@ def complete_run(
     Returns:
         The run directory; and the data, or what makes them if they have not been needed.
     """
-    arguments_of(parts.build)  # raises if a run could not be loaded
     run_dir = directory.choose(config.run_dir, experiment)
     config = with_reduced_batch_size(config, run_dir, given)
     source = sources.collect(parts.build, *_files_of(parts))

@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import flags
 
+from vae_research.runs.cli.functions import bound
 from vae_research.runs.session import sources
 
 flags.disclaim_key_flags()
@@ -49,7 +50,8 @@ class KeptSource:
         """
         if not self._source.build:
             raise LookupError("its build function was not at the top level of a file")
-        return self._function(self._source.main, self._source.build)
+        build = self._function(self._source.main, self._source.build)
+        return bound(build, self._source.arguments)
 
     def data(self, file: str, name: str) -> Callable[..., Any]:
         """Returns the function that makes the data.

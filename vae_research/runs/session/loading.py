@@ -11,7 +11,6 @@ from vae_research import checkpoints, manifests
 from vae_research.data import Data, DataError, load_data
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import Config, experiment_file, invalid_flag
-from vae_research.runs.cli.functions import bound
 from vae_research.runs.session import directory, provenance
 from vae_research.runs.session.kept_modules import KeptSource
 
@@ -137,8 +136,7 @@ def rebuild(
     keras.config.set_dtype_policy(config.precision)
     try:
         if build is None:
-            kept_build = _kept(path, description, kept, "build")
-            build = bound(kept_build, description.get("build_arguments"))
+            build = _kept(path, description, kept, "build")
         model = build_model(build, config, data)
     finally:
         keras.config.set_dtype_policy(policy)  # restore the caller's policy

@@ -33,6 +33,7 @@ from typing import Any
 from vae_research import files
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.flags import experiment_file
+from vae_research.runs.cli.functions import arguments_of
 from vae_research.runs.session.provenance import git
 from vae_research.runs.session.syntax import changed_lines, same
 
@@ -54,6 +55,7 @@ class Source:
         files: contents by name, a path relative to the folder of the run's source.
         origins: the path from which each file was taken, by name.
         package: contents of the files of this package, by path.
+        arguments: values that the function has beside its text; see `functions.arguments_of`.
     """
 
     main: str
@@ -61,6 +63,7 @@ class Source:
     files: Mapping[str, bytes]
     origins: Mapping[str, str]
     package: Mapping[str, bytes]
+    arguments: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,9 @@ def collect(build: Callable[..., Any], *more: Path) -> Source:
         build: the experiment's `build`, or a study's `run_study`. In a notebook it is defined in a
             cell, which is no file; then there is only the text of the cell.
         more: other files that are executed: the one that makes the data.
+
+    Raises:
+        UsageError: `build` has arguments that a run cannot keep.
     """
     experiment = experiment_file(build)
     waiting = [(path.name, path) for path in dict.fromkeys((experiment, *more))]
@@ -99,7 +105,7 @@ def collect(build: Callable[..., Any], *more: Path) -> Source:
     contents = {name: _content(path) for name, path in found.items()}
     origins = {name: str(path) for name, path in found.items()}
     name = _name_of(build) if experiment.is_file() else ""
-    return Source(experiment.name, name, contents, origins, _package())
+    return Source(experiment.name, name, contents, origins, _package(), arguments_of(build))
 
 
 def now_of(kept: Source) -> Source:
@@ -123,7 +129,18 @@ def differences(before: Source, now: Source) -> list[Difference]:
     found = [Difference(f"{n} has changed", changed_lines(*contents)) for n, *contents in pairs]
     if before.build != now.build:
         found.append(Difference(f"the model was made by {before.build!r}, now by {now.build!r}"))
+    if before.arguments != now.arguments:
+        words = [_given(each.arguments) for each in (before, now)]
+        found.append(Difference(f"{now.build or 'build'} was given {words[0]}, now {words[1]}"))
     return found
+
+
+def _given(arguments: Mapping[str, Any] | None) -> str:
+    """Returns values that a function has beside its text, in words."""
+    found = arguments or {}
+    named = {**found.get("keywords", {}), **found.get("enclosed", {})}
+    words = [repr(value) for value in found.get("positional", ())]
+    return ", ".join([*words, *(f"{name}={value!r}" for name, value in named.items())]) or "nothing"
 
 
 def changes_since(run_dir: Path, folder: str | None, now: Source) -> list[Difference]:
@@ -173,7 +190,12 @@ def keep(run_dir: Path, source: Source) -> str:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         written = files.write(aside / name, functools.partial(_write, content))
         sums[name] = written.sha256
-    record = {"main": source.main, "build": source.build, "origins": dict(source.origins)}
+    record = {
+        "main": source.main,
+        "build": source.build,
+        "arguments": source.arguments,
+        "origins": dict(source.origins),
+    }
     text = json.dumps({**record, "sha256": sums}, indent=2).encode() + b"\n"
     files.write(aside / RECORD, functools.partial(_write, text))
     files.rename(aside, target)
@@ -203,7 +225,8 @@ def read(run_dir: Path, name: str) -> Source:
         kept = {name: contents[name] for name in origins}
         if main not in kept or not isinstance(build, str):
             raise ValueError(f"{RECORD} names no experiment")
-        return Source(main, build, kept, origins, _unzipped(contents[PACKAGE]))
+        package = _unzipped(contents[PACKAGE])
+        return Source(main, build, kept, origins, package, record["arguments"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder} is damaged ({type(error).__name__}: {error})") from error
     except zipfile.BadZipFile as error:
@@ -241,7 +264,7 @@ def _without(contents: Mapping[str, bytes], name: str) -> dict[str, bytes]:
 
 def _name_of(function: Callable[..., Any]) -> str:
     """Returns the name of a function at the top level of its file; empty if it has none."""
-    while isinstance(function, functools.partial):  # config.json has what it gives
+    while isinstance(function, functools.partial):  # the source has what it gives
         function = function.func
     module = sys.modules.get(function.__module__)
     names = vars(module) if module is not None else {}

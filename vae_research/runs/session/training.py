@@ -30,7 +30,6 @@ from vae_research.model import VAE
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError
 from vae_research.runs.cli.flags import Config, experiment_file
-from vae_research.runs.cli.functions import arguments_of
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import describe, describe_model, notes_of
 from vae_research.runs.session import directory, logs, provenance, reproducibility, resume, sources
@@ -236,7 +235,6 @@ class Session:
             "identity": self.progress.get("identity"),
             **describe(self.experiment, file, config, data, self.device),
             **describe_model(self.model, self.execution),
-            "build_arguments": arguments_of(self.parts.build),
             "source": self.progress["source"],
             "sessions": [*sessions, provenance.session(file.parent, self.progress["source"])],
             "reproducibility": {"claim": self.claim, "profile": self.progress["profile"]},
