@@ -18,7 +18,6 @@ from vae_research.runs.cli import signals, streams
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import (
     Config,
-    experiment_file,
     experiment_name,
     is_given,
     parse,
@@ -31,7 +30,7 @@ from vae_research.runs.session.experiment import (
     with_absolute_dataset,
     with_reduced_batch_size,
 )
-from vae_research.runs.session.loading import Run, load_run, refuse_unknown_place
+from vae_research.runs.session.loading import Run, load_run, made_by, refuse_unknown_place
 from vae_research.runs.session.parts import Parts
 
 flags.disclaim_key_flags()
@@ -184,7 +183,7 @@ def _carry_out_study(
         )
     run_dir = directory.choose(config.run_dir, experiment)
     config = with_reduced_batch_size(config, run_dir, _given(config))
-    source = sources.collect(run_study, *([] if make is None else [experiment_file(make)]))
+    source = sources.collect(run_study, data=made_by(make))
     if resume.completed_study(config, run_dir, experiment, source):
         print(f"{run_dir} is already complete.")
         return

@@ -23,7 +23,7 @@ from absl import flags
 from vae_research.arguments import LARGEST_SEED
 from vae_research.data import DATASETS
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.cli.functions import function_of
+from vae_research.runs.cli.functions import function_of, is_users
 from vae_research.runs.cli.parsers import Auto, Choice, Number, Numbers, Range, Serializer
 from vae_research.settings import did_you_mean
 
@@ -594,11 +594,7 @@ def _modules_of(build: Callable[..., Any]) -> list[str]:
 def _is_of_user(name: str) -> bool:
     """Returns whether a module is neither Python's nor one of an installed package or of ours."""
     file = getattr(sys.modules.get(name), "__file__", None)
-    package = name.partition(".")[0]
-    ours_or_python = {*sys.stdlib_module_names, _STANDARD.partition(".")[0]} - {"__main__"}
-    return name == "__main__" or bool(
-        file and package not in ours_or_python and "site-packages" not in file
-    )
+    return name == "__main__" or bool(file and is_users(Path(file)))
 
 
 def _defaults_of(build: Callable[..., Any], known: dict[str, flags.Flag]) -> dict[str, Any]:

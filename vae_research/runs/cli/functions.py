@@ -1,14 +1,18 @@
-"""The functions of an experiment, as they are given: plain, or wrapped by `functools.partial`."""
+"""The functions of an experiment, plain or wrapped by `functools.partial`, and whose files are."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import json
+import sysconfig
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from vae_research.runs.cli.errors import UsageError
+
+_OUR_FOLDER = Path(__file__).resolve().parents[2]
 
 
 def function_of(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -17,6 +21,16 @@ def function_of(build: Callable[..., Any]) -> Callable[..., Any]:
         build = build.func
     build = inspect.unwrap(build)
     return build if hasattr(build, "__code__") else type(build).__call__
+
+
+@functools.cache
+def is_users(file: Path) -> bool:
+    """Returns whether a file belongs to no installed package, to Python, or to this package."""
+    file = file.resolve()
+    if {"site-packages", "dist-packages"} & set(file.parts):
+        return False
+    others = [_OUR_FOLDER, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+    return not any(file.is_relative_to(other.resolve()) for other in others)
 
 
 def arguments_of(build: Callable[..., Any]) -> dict[str, Any] | None:

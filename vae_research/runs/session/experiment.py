@@ -22,7 +22,7 @@ from vae_research.runs.cli.flags import (
 )
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume, sources
-from vae_research.runs.session.loading import Run, data_of, load_run
+from vae_research.runs.session.loading import Run, data_of, load_run, made_by, refuse_unknown_place
 from vae_research.runs.session.parts import Parts
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def complete_run(
     """
     run_dir = directory.choose(config.run_dir, experiment)
     config = with_reduced_batch_size(config, run_dir, given)
-    source = sources.collect(parts.build, *_files_of(parts))
+    functions = (parts.callbacks, parts.evaluate)
+    more = [experiment_file(each) for each in functions if each is not None]
+    source = sources.collect(parts.build, *more, data=made_by(parts.data))
     checkpoint = resume.unfinished(config, run_dir, experiment, source)
     complete = resume.complete(config, run_dir, checkpoint)
     if complete is not None:
@@ -77,15 +79,6 @@ def complete_run(
     session = Session(parts, experiment, config, data, run_dir, checkpoint, device, source)
     session.run()
     return session.run_dir, data
-
-
-def _files_of(parts: Parts) -> list[Path]:
-    """Returns the files that are executed beside that of `build`."""
-    made_by = (
-        [Path(parts.data.made_by[0])] if isinstance(parts.data, Data) and parts.data.made_by else []
-    )
-    functions = [parts.data, parts.callbacks, parts.evaluate]
-    return [*made_by, *(experiment_file(each) for each in functions if callable(each))]
 
 
 def train(
@@ -115,6 +108,7 @@ def train(
         values: flags that differ from `config` or from their defaults.
 
     Raises:
+        TypeError: `data` is a function, and not at the top level of a file or cell.
         UsageError: there is no such flag, a value is not valid, or the folder holds a run with
             other flags.
         DataError: the data cannot be used.
@@ -123,6 +117,8 @@ def train(
     """
     if config is not None and run_dir is None:
         raise TypeError("train(build, config=...) of a study needs run_dir=... for its run.")
+    if callable(data):
+        refuse_unknown_place(data)
     found = configure(build, **values)
     if config is not None:
         config = config.replace(resume="changed" if config.resume == "changed" else "auto")

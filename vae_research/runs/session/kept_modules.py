@@ -53,20 +53,15 @@ class KeptSource:
         build = self._function(self._source.main, self._source.build)
         return bound(build, self._source.arguments)
 
-    def data(self, file: str, name: str) -> Callable[..., Any]:
+    def data(self) -> Callable[..., Any]:
         """Returns the function that makes the data.
-
-        Args:
-            file: the path of its file when the run was made.
-            name: its name.
 
         Raises:
             LookupError: there is none; the message says why.
         """
-        kept = [each for each, path in self._source.origins.items() if path == file]
-        if not kept:
-            raise LookupError(f"{file}, which made the data, is not in {self._folder}")
-        return self._function(kept[0], name)
+        if self._source.data is None:
+            raise LookupError(f"{self._folder} has no function that makes the data")
+        return self._function(*self._source.data)
 
     def _function(self, file: str, name: str) -> Callable[..., Any]:
         finder = _Finder(self._folder, self._source.files)
@@ -76,7 +71,7 @@ class KeptSource:
             sys.meta_path.append(finder)
         try:
             with _flags_may_be_defined_again():
-                module = importlib.import_module(f"{finder.package}.{_dotted(file)}")
+                module = importlib.import_module(f"{finder.package}.{sources.dotted(file)}")
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             raise LookupError(f"{self._folder / file} cannot be executed ({what})") from error
@@ -99,11 +94,6 @@ def _flags_may_be_defined_again() -> Iterator[None]:
             flag.allow_override = may_override
 
 
-def _dotted(name: str) -> str:
-    """Returns the name by which a file of a source is imported."""
-    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
 class _Finder(MetaPathFinder):
     """Finds the modules of one kept source.
 
@@ -114,7 +104,7 @@ class _Finder(MetaPathFinder):
     def __init__(self, folder: Path, files: Mapping[str, bytes]) -> None:
         digest = hashlib.sha256(repr(sorted(files.items())).encode())
         self.package = f"run_{digest.hexdigest()[:16]}"
-        self._files = {_dotted(name): (folder / name, files[name]) for name in files}
+        self._files = {sources.dotted(name): (folder / name, files[name]) for name in files}
         self._tops = {name.partition(".")[0] for name in self._files}
 
     def find_spec(

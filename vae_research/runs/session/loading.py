@@ -189,7 +189,7 @@ def _kept(
         problem = f"vae_research {version}, which made this run, did not keep the source of runs"
     else:
         try:
-            return kept.build() if wanted == "build" else kept.data(*description["data"]["made_by"])
+            return kept.build() if wanted == "build" else kept.data()
         except LookupError as error:
             problem = str(error.args[0])
     raise UsageError(f"{path}: {problem}. Give the function: load_run(path, {wanted}=...).")
@@ -217,7 +217,14 @@ def data_of(config: Config, make: Callable[[Config], Data] | None = None) -> Dat
         ) from error
     if not isinstance(data, Data):
         raise UsageError(f"{where} returned {type(data).__name__}; it must return a Data.")
-    return dataclasses.replace(data, made_by=(str(experiment_file(make)), make.__name__))
+    return dataclasses.replace(data, made_by=made_by(make))
+
+
+def made_by(data: Callable[[Config], Data] | Data | None) -> tuple[str, str] | None:
+    """Returns file and name of the function that makes a data set, None if none does."""
+    if isinstance(data, Data):
+        return data.made_by
+    return (str(experiment_file(data)), data.__name__) if callable(data) else None
 
 
 def refuse_unknown_place(make: Callable[[Config], Data]) -> None:

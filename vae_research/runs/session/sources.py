@@ -21,19 +21,21 @@ import importlib.util
 import io
 import json
 import linecache
+import os
 import re
 import sys
-import sysconfig
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vae_research import files
 from vae_research.checkpoints import CheckpointError
+from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import experiment_file
-from vae_research.runs.cli.functions import arguments_of
+from vae_research.runs.cli.functions import arguments_of, is_users
 from vae_research.runs.session.provenance import git
 from vae_research.runs.session.syntax import changed_lines, same
 
@@ -56,6 +58,8 @@ class Source:
         origins: the path from which each file was taken, by name.
         package: contents of the files of this package, by path.
         arguments: values that the function has beside its text; see `functions.arguments_of`.
+        data: the name of the file of the function that makes the data, and of the function; None if
+            the flags name the data, or they were given.
     """
 
     main: str
@@ -64,6 +68,7 @@ class Source:
     origins: Mapping[str, str]
     package: Mapping[str, bytes]
     arguments: Mapping[str, Any] | None = None
+    data: tuple[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Difference:
     lines: Sequence[str] = ()
 
 
-def collect(build: Callable[..., Any], *more: Path) -> Source:
+def collect(build: Callable[..., Any], *more: Path, data: tuple[str, str] | None = None) -> Source:
     """Returns the source that the run of an experiment executes, as it is on disk now.
 
     Imports are read from the syntax trees, wherever they stand, and followed through modules that
@@ -88,24 +93,40 @@ def collect(build: Callable[..., Any], *more: Path) -> Source:
     Args:
         build: the experiment's `build`, or a study's `run_study`. In a notebook it is defined in a
             cell, which is no file; then there is only the text of the cell.
-        more: other files that are executed: the one that makes the data.
+        more: other files that are executed.
+        data: the file of the function that makes the data, and its name.
 
     Raises:
-        UsageError: `build` has arguments that a run cannot keep.
+        UsageError: `build` has arguments that a run cannot keep, two files have one name, or a file
+            cannot be placed in its package.
     """
     experiment = experiment_file(build)
-    waiting = [(path.name, path) for path in dict.fromkeys((experiment, *more))]
+    given = [experiment, *([] if data is None else [Path(data[0])]), *more]
+    names = _names(dict.fromkeys(given))
+    root = _root(names[experiment], experiment)
+    waiting = [(name, path) for path, name in names.items()]
+    waiting += [each for name, path in waiting for each in _packages_around(name, path)]
     found: dict[str, Path] = {}
     while waiting:
         name, path = waiting.pop(0)
         if name not in found:
             found[name] = path
-            imported = _imported(name, _content(path), experiment.parent)
+            imported = _imported(name, _content(path), root)
             waiting += [(each, where) for each, where in imported if where != experiment]
-    contents = {name: _content(path) for name, path in found.items()}
-    origins = {name: str(path) for name, path in found.items()}
-    name = _name_of(build) if experiment.is_file() else ""
-    return Source(experiment.name, name, contents, origins, _package(), arguments_of(build))
+        elif found[name].resolve() != path.resolve():
+            raise UsageError(
+                f"{found[name]} and {path} are both imported as {dotted(name)}, and a run keeps "
+                "one file of each name. Rename one of them."
+            )
+    return Source(
+        main=names[experiment],
+        build=_name_of(build) if experiment.is_file() else "",
+        files={name: _content(path) for name, path in found.items()},
+        origins={name: str(path) for name, path in found.items()},
+        package=_package(),
+        arguments=arguments_of(build),
+        data=None if data is None else (names[Path(data[0])], data[1]),
+    )
 
 
 def now_of(kept: Source) -> Source:
@@ -171,7 +192,8 @@ def keep(run_dir: Path, source: Source) -> str:
     folders = _folders(run_dir)
     for folder in reversed(folders):
         try:
-            if not differences(read(run_dir, folder.name), source):
+            kept = read(run_dir, folder.name)
+            if not differences(kept, source) and _placed_as(kept, source):
                 return folder.name
         except CheckpointError:  # a damaged one is left as it is
             continue
@@ -194,12 +216,19 @@ def keep(run_dir: Path, source: Source) -> str:
         "main": source.main,
         "build": source.build,
         "arguments": source.arguments,
+        "data": source.data,
         "origins": dict(source.origins),
     }
     text = json.dumps({**record, "sha256": sums}, indent=2).encode() + b"\n"
     files.write(aside / RECORD, functools.partial(_write, text))
     files.rename(aside, target)
     return target.name
+
+
+def _placed_as(kept: Source, source: Source) -> bool:
+    """Returns whether two sources have the same names for everything that a run looks up."""
+    names = (kept.main, kept.data, kept.files.keys())
+    return names == (source.main, source.data, source.files.keys())
 
 
 def read(run_dir: Path, name: str) -> Source:
@@ -225,8 +254,11 @@ def read(run_dir: Path, name: str) -> Source:
         kept = {name: contents[name] for name in origins}
         if main not in kept or not isinstance(build, str):
             raise ValueError(f"{RECORD} names no experiment")
+        data = None if record["data"] is None else (record["data"][0], record["data"][1])
+        if data is not None and data[0] not in kept:
+            raise ValueError(f"{RECORD} names {data[0]}, which is not there")
         package = _unzipped(contents[PACKAGE])
-        return Source(main, build, kept, origins, package, record["arguments"])
+        return Source(main, build, kept, origins, package, record["arguments"], data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder} is damaged ({type(error).__name__}: {error})") from error
     except zipfile.BadZipFile as error:
@@ -260,6 +292,67 @@ def _without(contents: Mapping[str, bytes], name: str) -> dict[str, bytes]:
 
 
 # What a source consists of.
+
+
+def _names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Returns the name of each file in a source: that by which it is imported.
+
+    Cells of a notebook are numbered: their own names change with every edit.
+
+    Raises:
+        UsageError: a file is a part of a package in which it does not lie.
+    """
+    modules: dict[str, list[ModuleType]] = {}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if isinstance(file, str):
+            modules.setdefault(os.path.abspath(file), []).append(module)
+    found: dict[Path, str] = {}
+    for path in paths:
+        if path.is_file():
+            found[path] = _name_in_package(path, modules.get(os.path.abspath(path), []))
+        else:
+            number = sum(not other.is_file() for other in found)
+            found[path] = f"cell-{number + 1}.py"
+    return found
+
+
+def _name_in_package(path: Path, modules: Sequence[ModuleType]) -> str:
+    """Returns the path of a file relative to the folder from which its outermost package is.
+
+    Args:
+        path: of the file.
+        modules: those that were made from it.
+    """
+    executed = [module for module in modules if module.__name__ == "__main__"] or modules
+    package = max((module.__package__ or "" for module in executed), key=len, default="")
+    parts = [*(package.split(".") if package else []), path.name]
+    if list(path.parts[-len(parts) :]) != parts:
+        raise UsageError(
+            f"{path} is imported as a part of the package {package}, and does not lie in a folder "
+            "of that name, so that a run cannot keep it. Move it there."
+        )
+    return "/".join(parts)
+
+
+def _root(name: str, path: Path) -> Path:
+    """Returns the folder to which the name of a file is relative."""
+    return path.parents[name.count("/")]
+
+
+def _packages_around(name: str, path: Path) -> Iterator[tuple[str, Path]]:
+    """Yields name and path of the packages in which a file lies, which are imported before it."""
+    parts = name.split("/")[:-1]
+    for depth in range(len(parts), 0, -1):
+        inner = "/".join([*parts[:depth], "__init__.py"])
+        file = _root(name, path) / inner
+        if file.is_file():
+            yield inner, file
+
+
+def dotted(name: str) -> str:
+    """Returns the name by which a file of a source is imported."""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -302,7 +395,7 @@ def _imported(name: str, content: bytes, folder: Path) -> Iterator[tuple[str, Pa
         elif isinstance(node, ast.ImportFrom):
             above = len(package) - node.level + 1 if node.level else 0
             if above < 0:
-                continue  # beyond the folder of the source
+                continue  # beyond its outermost package, which Python refuses as well
             parts = [*package[:above], *(node.module or "").split(".")]
             base = ".".join(filter(None, parts))
             modules = [base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)]
@@ -323,7 +416,7 @@ def _files_of(module: str, folder: Path) -> Iterator[tuple[str, Path]]:
         places = spec.submodule_search_locations
         if spec.origin is not None and spec.has_location:
             path = Path(spec.origin)
-            if path.suffix != ".py" or not _is_users(path):
+            if path.suffix != ".py" or not is_users(path):
                 return
             inner = "/__init__.py" if places is not None else ".py"
             yield "/".join(parts[:depth]) + inner, path.absolute()
@@ -348,15 +441,6 @@ def _spec_of(module: str, places: Sequence[str] | None, folder: Path) -> ModuleS
         return beside or importlib.util.find_spec(module)
     except (ImportError, ValueError, AttributeError):
         return None
-
-
-def _is_users(path: Path) -> bool:
-    """Returns whether a file belongs to no installed package, to Python, or to this package."""
-    path = path.resolve()
-    if {"site-packages", "dist-packages"} & set(path.parts):
-        return False
-    others = [_OUR_FOLDER, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
-    return not any(path.is_relative_to(other.resolve()) for other in others)
 
 
 def _zipped(contents: Mapping[str, bytes]) -> bytes:
