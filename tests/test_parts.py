@@ -1,6 +1,8 @@
 """What an experiment may replace of a run: callbacks, test figures, and when training ends."""
 
+import dataclasses
 import json
+import shutil
 import signal
 
 import keras
@@ -9,11 +11,12 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
-from vae_research import checkpoints, runs
+from vae_research import checkpoints, manifests, runs
 from vae_research.evaluation.estimates import Estimate
 from vae_research.keras_inputs import ScheduleLengths, one_by_one
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.session import resume, sources
 from vae_research.runs.session.building import learning_rate
 from vae_research.runs.session.figures import own_figures
 from vae_research.runs.session.own_callbacks import OwnCallbacks
@@ -32,6 +35,10 @@ FLAGS = {
     "checkpoint_minutes": 0.0,
 }
 DATA = vr.Data.from_arrays(np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8))
+
+
+runs.define_float("largest_value", 1.0, "of the test figures", may_change=True)
+runs.define_integer("patience", 1, "of a callback", may_change=True)
 
 
 def build(config, data):
@@ -66,6 +73,8 @@ def callbacks(config, data):
 def evaluate(run):
     images = run.data.test.prepare()
     errors = np.abs(run.model.reconstruct(images).numpy() - images).mean(axis=(1, 2, 3))
+    if run.config.largest_value < 1.0:
+        raise ValueError("the experiment's own evaluation fails")
     return {"error": errors, "largest_error": errors.max()}
 
 
@@ -116,6 +125,37 @@ def test_early_stopping_ends_a_run_and_keeps_its_best_epoch(run):
         assert record[bound] == pytest.approx(-record["validation/loss"], rel=1e-6)
     with pytest.raises(ValueError, match="which must be 'best' or 'last', got 'first'"):
         vr.load_run(run.path, build, DATA, which="first")
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_early_is_evaluated_again_and_keeps_its_results_until_then(run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run.path, path)
+    assert run.summary["evaluation"]["flags"] == {"largest_value": 1.0}
+    before = (path / "summary.json").read_bytes()
+    given = FLAGS | {"epochs": 9, "early_stopping": 2}
+    functions = {"callbacks": callbacks, "evaluate": evaluate}
+    with pytest.raises(ValueError, match="own evaluation fails"):  # and has not trained on
+        runs.train(build, data=DATA, run_dir=path, largest_value=0.5, **given, **functions)
+    assert (path / "summary.json").read_bytes() == before
+
+    config = runs.configure(build, run_dir=str(path), **given)
+    source = sources.collect(build)
+    checkpoint = checkpoints.newest(path / "checkpoints")
+
+    def complete(**values):
+        return resume.complete(config.replace(**values), path, checkpoint, source) is not None
+
+    assert complete()
+    assert complete(epochs=99, resume="changed")
+    assert not complete(largest_value=2.0)
+    assert not complete(patience=2)
+    progress = manifests.read_manifest(checkpoint.path)["progress"]
+    assert has_stopped(config.replace(largest_value=2.0), progress, {"largest_value"})
+    assert not has_stopped(config.replace(patience=2), progress, {"largest_value"})
+    edited = source.files | {source.main: b"def evaluate(run):\n    return {}\n"}
+    source = dataclasses.replace(source, files=edited)
+    assert not complete(resume="changed")
 
 
 @pytest.mark.slow

@@ -43,6 +43,11 @@ _NONFINITE_SCHEMA = {
     "rows?": [int],
     "checkpoint?": str,
 }
+_SUMMARY_SCHEMA = {
+    "status": str,
+    "epochs?": int,
+    "evaluation?": {"flags?": dict, "source?": TEXT_OR_NOTHING},
+}
 _METRICS_SCHEMA = {"epoch": int, "step": int, "validation/loss": NUMBER}
 _FIGURES_SCHEMA = {str: (*NUMBER, type(None))}
 
@@ -214,7 +219,7 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it is damaged.
     """
-    return read_json(run_dir / SUMMARY, {"status": str, "epochs?": int, "evaluation?": dict})
+    return read_json(run_dir / SUMMARY, _SUMMARY_SCHEMA)
 
 
 def read_nonfinite(run_dir: Path) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ def complete_run(
     more = [experiment_file(each) for each in functions if each is not None]
     source = sources.collect(parts.build, *more, data=made_by(parts.data))
     checkpoint = resume.unfinished(config, run_dir, experiment, source)
-    complete = resume.complete(config, run_dir, checkpoint)
+    complete = resume.complete(config, run_dir, checkpoint, source)
     if complete is not None:
         if config.verbose:
             longer = (

@@ -25,6 +25,7 @@ _PROGRESS = {
     "profile?": {str: str},
     "running_sums?": list,
     "source?": TEXT_OR_NOTHING,
+    "stopped_with?": (dict, type(None)),
 }
 # Besides Python: what this package requires or can use.
 _PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "pillow", "absl-py", "matplotlib")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,12 @@ def unfinished(
 
 
 def complete(
-    config: Config, run_dir: Path, checkpoint: checkpoints.Checkpoint | None
+    config: Config, run_dir: Path, checkpoint: checkpoints.Checkpoint | None, source: Source
 ) -> dict[str, Any] | None:
     """Returns the summary of a run that has all that `config` asks for, else None.
 
-    That is all the epochs, unless a callback has ended it, and the test figures by the same flags.
+    That is all the epochs, unless a callback has ended it, and the test figures by the same flags
+    and, with `--resume=changed`, by the same source.
     """
     summary = directory.read_summary(run_dir)
     if summary is None or "epochs" not in summary:
@@ -59,32 +60,60 @@ def complete(
             print(f"warning: {run_dir} has no checkpoint any more", file=sys.stderr)
             return summary
         return None
-    evaluated = summary.get("evaluation", evaluation_flags(config)) == evaluation_flags(config)
+    done = summary.get("evaluation", {})
+    read, folder = done.get("flags", {}), done.get("source")
+    if done and done != evaluation(config, read, folder):
+        return None
+    if config.resume == "changed" and sources.changes_since(run_dir, folder, source):
+        return None
     content = manifests.read_manifest(checkpoint.path)
-    stopped = has_stopped(config, provenance.progress_of(content, checkpoint.path))
-    return summary if (checkpoint.epoch >= config.epochs or stopped) and evaluated else None
+    stopped = has_stopped(config, provenance.progress_of(content, checkpoint.path), read)
+    return summary if checkpoint.epoch >= config.epochs or stopped else None
 
 
-def evaluation_flags(config: Config) -> dict[str, Any]:
-    """Returns the flags that test figures depend on; summary.json names them."""
-    return {"importance_samples": config.importance_samples, "rows": config.evaluation_rows}
+def evaluation(config: Config, read: Collection[str], source: str | None) -> dict[str, Any]:
+    """Returns what test figures depend on; summary.json says it.
+
+    Args:
+        config: the flags.
+        read: names of the flags that the experiment's `evaluate` reads; its own ones count.
+        source: the name of the folder of the kept source.
+    """
+    own = {name: value for name, value in _own(config).items() if name in read}
+    return {
+        "importance_samples": config.importance_samples,
+        "rows": config.evaluation_rows,
+        "flags": directory.as_plain(own),
+        "source": source,
+    }
 
 
 def stops_with(config: Config) -> dict[str, Any]:
-    """Returns the flags that may change on resume and decide whether a callback ends a run."""
-    own = may_change() - standard_names()
-    values = {name: v for name, v in config.as_dict().items() if name in {"early_stopping", *own}}
-    return directory.as_plain(values)
+    """Returns the flags that decide whether a callback ends a run, and may change on resume."""
+    return directory.as_plain({"early_stopping": config.early_stopping, **_own(config)})
 
 
-def has_stopped(config: Config, progress: Mapping[str, Any]) -> bool:
+def has_stopped(
+    config: Config, progress: Mapping[str, Any], read_by_evaluation: Collection[str] = ()
+) -> bool:
     """Returns whether a callback has ended a run, and would end it with these flags as well.
 
     Args:
         config: the flags.
         progress: of a checkpoint.
+        read_by_evaluation: names of flags on which test figures depend, and no training.
     """
-    return progress.get("stopped_with") == stops_with(config)
+    before = progress.get("stopped_with")
+    return before is not None and all(
+        name in read_by_evaluation or before.get(name) == value
+        for name, value in stops_with(config).items()
+    )
+
+
+def _own(config: Config) -> dict[str, Any]:
+    """Returns the values of the experiment's own flags."""
+    standard = standard_names()
+    return {name: value for name, value in config.as_dict().items() if name not in standard}
 
 
 def completed_study(config: Config, run_dir: Path, experiment: str, source: Source) -> bool:

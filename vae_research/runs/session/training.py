@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError
-from vae_research.runs.cli.flags import Config, experiment_file
+from vae_research.runs.cli.flags import Config, WatchedConfig, experiment_file
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import describe, describe_model, notes_of
 from vae_research.runs.session import directory, logs, provenance, reproducibility, resume, sources
@@ -74,6 +74,7 @@ class Session:
         device: what the run computes on, in words.
         source: what `build` and the data are made by.
         unitless: names of test figures of the experiment's own, added by `test`.
+        read_by_evaluation: names of the flags that its `evaluate` read, added by `test`.
         model: added by `build_model`.
         execution: how its steps run, added by `build_model`.
         own: the callbacks of the experiment, added by `make_callbacks`.
@@ -93,6 +94,7 @@ class Session:
     device: str
     source: Source
     unitless: tuple[str, ...] = ()
+    read_by_evaluation: Collection[str] = ()
     has_stopped: bool = False
     model: VAE = dataclasses.field(init=False)
     execution: Execution = dataclasses.field(init=False)
@@ -129,6 +131,12 @@ class Session:
     def epochs_before(self) -> int:
         """Epochs that were finished when this session began."""
         return 0 if self.checkpoint is None else self.checkpoint.epoch
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether nothing was left to train when this session began."""
+        position = 0 if self.checkpoint is None else self.checkpoint.position
+        return self.epochs_before >= self.config.epochs or (self.has_stopped and not position)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -213,9 +221,12 @@ class Session:
             [each.what for each in changed],
             rows_have_numbers=self.data.train.is_repeatable,
         )
-        self.has_stopped = resume.has_stopped(self.config, progress)
         self.progress = progress | {"profile": profile, "claim": claim}
-        if self.epochs_before < self.config.epochs:
+        done = (directory.read_summary(self.run_dir) or {}).get("evaluation", {})
+        self.has_stopped = resume.has_stopped(self.config, progress, done.get("flags", ()))
+        if self.has_stopped:
+            self.progress["stopped_with"] = resume.stops_with(self.config)
+        if not self.is_trained:
             for name in (directory.SUMMARY, directory.NONFINITE):  # they describe other weights
                 (self.run_dir / name).unlink(missing_ok=True)
 
@@ -262,7 +273,7 @@ class Session:
         """
         config, data, model = self.config, self.data, self.model
         position = 0 if self.checkpoint is None else self.checkpoint.position
-        if self.epochs_before >= config.epochs or (self.has_stopped and not position):
+        if self.is_trained:
             # Nothing is left, but a full disk may have kept lines of the log back.
             kept_back = self.progress.get("callbacks", {}).get(MetricsFile.__name__, {})
             append(self.run_dir / directory.METRICS, kept_back.get("waiting", ""))
@@ -330,9 +341,11 @@ class Session:
             verbose=int(config.verbose == 1 and sys.stdout.isatty()),
         )
         if self.parts.evaluate is not None:
-            run = Run(self.run_dir, self.model, self.data, config, None)
+            watched = WatchedConfig(config)
+            run = Run(self.run_dir, self.model, self.data, watched, None)
             own = own_figures(self.parts.evaluate(run), len(self.data.test), estimates.keys())
             self.unitless, estimates = tuple(own), estimates | own
+            self.read_by_evaluation = watched.names_read
             signals.raise_if_received()
         if config.tensorboard:
             write_test_figures(self.run_dir, estimates, self.model.step)
@@ -385,7 +398,9 @@ class Session:
             "state_sha256": state,
             "reproducibility": self.claim,
             "notes": notes,
-            "evaluation": resume.evaluation_flags(self.config),
+            "evaluation": resume.evaluation(
+                self.config, self.read_by_evaluation, self.progress["source"]
+            ),
             "test": {name: value.as_dict() for name, value in estimates.items()},
         }
         kept = [save_values(run_dir, estimates)]
