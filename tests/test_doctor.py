@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from types import ModuleType
 
 import keras
 import pytest
 
 from vae_research import checkpoints
-from vae_research.runs.session import directory
+from vae_research.runs.session import directory, sources
 from vae_research.runs.tools import doctor
 
 
@@ -21,9 +22,14 @@ def original(tmp_path_factory):
     """An unfinished run with checkpoints after its first and second epoch."""
     run_dir = tmp_path_factory.mktemp("doctor") / "run"
     run_dir.mkdir()
+    experiment = run_dir.parent / "vae_mnist.py"
+    experiment.write_text("def build(config, data):\n    return 1.0\n")
+    module = ModuleType("vae_mnist")
+    exec(compile(experiment.read_text(), experiment, "exec"), vars(module))
     config = {
         "experiment": "vae_mnist",
-        "file": "/x/vae_mnist.py",
+        "file": str(experiment),
+        "source": sources.keep(run_dir, sources.collect(module.build)),
         "flags": {"epochs": 9, "batch_size": 8, "precision": "float32"},
         "data": {"fingerprint": "0", "streamed": False},
         "versions": {"vae_research": "0.1"},
@@ -37,8 +43,9 @@ def original(tmp_path_factory):
         model.optimizer.iterations.assign(10 * epoch)
         metrics.write_text("".join(json.dumps(record(n + 1)) + "\n" for n in range(epoch)))
         logs = {"metrics.jsonl": metrics.stat().st_size}
+        progress = {"logs": logs, "source": "source"}
         checkpoints.save(
-            run_dir / "checkpoints", model, epoch=epoch, score=score, progress={"logs": logs}
+            run_dir / "checkpoints", model, epoch=epoch, score=score, progress=progress
         )
     return run_dir
 
@@ -72,6 +79,31 @@ def test_an_unfinished_run(run_dir):
 def test_a_finished_run(run_dir):
     directory.write_json(run_dir / "summary.json", {"status": "done"})
     assert examined(run_dir)[0].endswith("nothing, the run is complete.")
+
+
+def test_what_a_command_refuses_is_not_said_to_resume(run_dir, original):
+    experiment = original.parent / "vae_mnist.py"
+    text = experiment.read_text()
+    experiment.write_text(text.replace("1.0", "2.0"))
+    found, exit_code = examined(run_dir)
+    assert exit_code == 4
+    assert "  vae_mnist.py has changed since\n" in found
+    assert "or resume with --resume=changed" in found.splitlines()[-1]
+    experiment.write_text(text)
+    assert examined(run_dir)[1] == 0
+
+    other = run_dir / "checkpoints/0000000030"
+    shutil.copytree(run_dir / "checkpoints/0000000020", other)
+    content = json.loads((other / "manifest.json").read_text())
+    content["progress"]["identity"] = "another"
+    (other / "manifest.json").write_text(json.dumps(content))
+    found, exit_code = examined(run_dir)
+    assert (exit_code, "what is damaged or not of this run." in found) == (4, True)
+    shutil.rmtree(other)
+
+    (run_dir / "source/vae_mnist.py").write_text("")
+    found, exit_code = examined(run_dir)
+    assert (exit_code, "remove, what is damaged" in found) == (4, True)
 
 
 def test_one_checkpoint_is_damaged_and_a_save_was_interrupted(run_dir):

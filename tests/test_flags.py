@@ -2,12 +2,14 @@
 
 import functools
 import json
+import sys
+from types import ModuleType
 
 import pytest
 
 from tests import forks
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.cli.flags import experiment_file
+from vae_research.runs.cli.flags import configure, experiment_file, may_change
 from vae_research.runs.cli.functions import arguments_of, bound, function_of
 
 SHARED = '''"""Flags of several experiments."""
@@ -49,7 +51,7 @@ def build(config, data, width):
 
 
 def data(config):
-    found = config.as_dict() | {"units": units(config), "changing": sorted(may_change())}
+    found = config.as_dict() | {"units": units(config), "changing": sorted(may_change(build))}
     print(json.dumps(found))
     sys.exit(0)
 
@@ -143,3 +145,21 @@ def test_a_function_with_arguments_is_found_and_bound_again():
     assert bound(build, None) is build
     with pytest.raises(UsageError, match=r"gives build values that a run cannot keep"):
         arguments_of(functools.partial(build, width=object()))
+
+
+def test_what_may_change_is_a_matter_of_one_experiment(tmp_path, monkeypatch):
+    found = {}
+    configure(build)  # defines the standard flags
+    for name, changing in (("changes_rate", True), ("keeps_rate", False)):
+        found[name] = module = ModuleType(name)
+        module.__file__ = str(tmp_path / f"{name}.py")
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(
+            "from vae_research import runs\n"
+            f"runs.define_float('rate_of_two', 1.0, 'help', may_change={changing})\n"
+            "def build(config, data): pass\n",
+            vars(module),
+        )
+    assert "rate_of_two" in may_change(found["changes_rate"].build)
+    assert "rate_of_two" not in may_change(found["keeps_rate"].build)
+    assert "rate_of_two" in may_change(build)  # a study has it, and its run's config too

@@ -159,6 +159,17 @@ def test_a_run_that_ended_early_is_evaluated_again_and_keeps_its_results_until_t
 
 
 @pytest.mark.slow
+def test_a_run_without_its_source_is_loaded_by_what_is_given(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    (kept,) = (tmp_path / "run/source").rglob("test_parts.py")
+    kept.write_text("damaged")
+    found = vr.load_run(tmp_path / "run", build, DATA)
+    assert checkpoints.weights_sha256(found.model) == run.summary["weights_sha256"]
+    with pytest.raises(checkpoints.CheckpointError, match=r"test_parts\.py has changed"):
+        vr.load_run(tmp_path / "run", data=DATA)
+
+
+@pytest.mark.slow
 def test_every_test_example_keeps_its_values(run):
     values, figures = np.load(run.path / "figures.npz"), run.summary["test"]
     named = {"reconstruction", "kl", "elbo", "negative_log_likelihood", "error"}

@@ -4,6 +4,9 @@ The study trains two tiny models on 32 images of 8 x 8 pixels and draws one pict
 written by a fixture. What needs no TensorFlow runs with one that ends the process.
 """
 
+import dataclasses
+import gc
+import importlib
 import json
 import re
 from pathlib import Path
@@ -17,7 +20,9 @@ import vae_research as vr
 from tests import forks
 from vae_research import runs
 from vae_research.checkpoints import CheckpointError, weights_sha256
-from vae_research.runs.session import directory
+from vae_research.runs.cli.flags import may_change
+from vae_research.runs.cli.startup import without_garbage_collection
+from vae_research.runs.session import directory, experiment, resume, sources
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RANDOM = np.random.default_rng(0)
@@ -267,9 +272,8 @@ def test_a_study_goes_on_after_its_last_model(continued, finished):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--epochs=2"], 2, "--epochs was 1, now 2"),
+        (["--latent_dim=3"], 2, "--latent_dim was 2, now 3"),
         (["--kl_weights=0.5,3"], 2, r"--kl_weights was \[0.5, 2.0\], now \[0.5, 3.0\]"),
-        (["--importance_samples=3"], 2, "--importance_samples was 2, now 3"),
         (["--resume=never"], 2, "holds a run already"),
         (["--kl_weight=2"], 2, "unknown flag --kl_weight.*'kl_weights'"),
     ],
@@ -279,6 +283,54 @@ def test_a_study_with_other_flags_is_refused(finished, study, arguments, code, m
     before = contents(finished[0])
     assert re.search(message, refusal(study("finished", *arguments), code))
     assert contents(finished[0]) == before
+
+
+def test_a_study_is_complete_with_flags_that_change_no_result(tmp_path):
+    config = runs.configure(build, run_dir=str(tmp_path))
+    source = sources.collect(build)
+    description = {"experiment": "tiny", "file": "tiny.py", "flags": config.as_dict()}
+    description |= {"data": {"fingerprint": "", "streamed": False}, "versions": {}}
+    description["source"] = sources.keep(tmp_path, source)
+    directory.write_config(tmp_path, description)
+    evaluation = resume.results_of_study(config, description["source"])
+    directory.write_json(tmp_path / "summary.json", {"status": "done", "evaluation": evaluation})
+
+    def complete(source=source, **values):
+        given, harmless = config.replace(**values), may_change(build)
+        return resume.completed_study(given, tmp_path, "tiny", source, harmless)
+
+    assert complete()
+    assert complete(tensorboard=False, jit="off", checkpoint_minutes=9.0, resume="changed")
+    assert not complete(epochs=99)
+    assert not complete(importance_samples=3)
+    with pytest.raises(runs.UsageError, match="--latent_dim was 20, now 3"):
+        complete(latent_dim=3)
+    edited = dataclasses.replace(source, files=source.files | {source.main: b"x = 1\n"})
+    with pytest.raises(CheckpointError, match=r"test_studies\.py has changed"):
+        complete(edited)
+    assert not complete(edited, resume="changed")
+
+
+@pytest.mark.parametrize("given", ["auto", "never", "must", "changed", "scratch"])
+def test_what_a_study_allows_its_runs_are_allowed(given, tmp_path, monkeypatch):
+    found = []
+
+    def complete_run(parts, name, config, given):
+        found.append(config.resume)
+        raise runs.UsageError("enough")
+
+    monkeypatch.setattr(experiment, "complete_run", complete_run)
+    config = runs.configure(build, resume=given)
+    with pytest.raises(runs.UsageError, match="enough"):
+        runs.train(build, config=config, run_dir=tmp_path / "run")
+    assert found == [given if given in ("changed", "scratch") else "auto"]
+
+
+def test_what_a_study_has_made_is_searched_for_garbage(monkeypatch):
+    importlib.import_module("vae_research.runs.session.training")
+    monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("models would never be freed"))
+    with without_garbage_collection():
+        assert gc.isenabled()
 
 
 def test_going_on_without_a_study(place, study):

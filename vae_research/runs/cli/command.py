@@ -20,6 +20,7 @@ from vae_research.runs.cli.flags import (
     Config,
     experiment_name,
     is_given,
+    may_change,
     parse,
 )
 from vae_research.runs.cli.startup import without_garbage_collection
@@ -184,7 +185,7 @@ def _carry_out_study(
     run_dir = directory.choose(config.run_dir, experiment)
     config = with_reduced_batch_size(config, run_dir, _given(config))
     source = sources.collect(run_study, data=made_by(make))
-    if resume.completed_study(config, run_dir, experiment, source):
+    if resume.completed_study(config, run_dir, experiment, source, may_change(run_study)):
         print(f"{run_dir} is already complete.")
         return
     config, data = load_data(config, make, _given(config))

@@ -525,13 +525,21 @@ def standard_names() -> set[str]:
     return set(_defined[_STANDARD])
 
 
-def may_change() -> set[str]:
-    """Returns the names of the flags that may differ between a run and the command to resume it."""
+def may_change(build: Callable[..., Any]) -> set[str]:
+    """Returns the flags that may differ between a run of an experiment and its resumption.
+
+    Flags of the study that trains the run are among them; of two flags of one name, that of the
+    experiment counts.
+
+    Args:
+        build: the experiment's function.
+    """
+    known = _flags_of(build)
     return {
         name
         for module in _defined.values()
         for name, defined in module.items()
-        if defined.may_change
+        if defined.may_change and known.get(name, defined.flag) is defined.flag
     }
 
 

@@ -19,6 +19,7 @@ from vae_research.runs.cli.flags import (
     configure,
     experiment_file,
     experiment_name,
+    may_change,
 )
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume, sources
@@ -56,7 +57,8 @@ def complete_run(
     functions = (parts.callbacks, parts.evaluate)
     more = [experiment_file(each) for each in functions if each is not None]
     source = sources.collect(parts.build, *more, data=made_by(parts.data))
-    checkpoint = resume.unfinished(config, run_dir, experiment, source)
+    harmless = may_change(parts.build)
+    checkpoint = resume.unfinished(config, run_dir, experiment, source, harmless)
     complete = resume.complete(config, run_dir, checkpoint, source)
     if complete is not None:
         if config.verbose:
@@ -100,8 +102,8 @@ def train(
 
     Args:
         build: makes the model from the flags and the data.
-        config: the flags of a study; `run_dir` is not used, and of `resume` only `changed`. By
-            default the flags have their defaults.
+        config: the flags of a study; `run_dir` is not used, and of `resume` only `changed` and
+            `scratch`. By default the flags have their defaults.
         data: the data, or a function from the flags to them; by default the flags name them.
         run_dir: the folder of the run; by default that of a command. A study must give it.
         callbacks, evaluate: as for `main`.
@@ -121,7 +123,8 @@ def train(
         refuse_unknown_place(data)
     found = configure(build, **values)
     if config is not None:
-        config = config.replace(resume="changed" if config.resume == "changed" else "auto")
+        allowed = config.resume if config.resume in ("changed", "scratch") else "auto"
+        config = config.replace(resume=allowed)
         found = config.replace(**{name: getattr(found, name) for name in values})
     if run_dir is not None:
         found = found.replace(run_dir=str(Path(run_dir).expanduser().absolute()))

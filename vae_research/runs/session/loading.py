@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,7 +126,7 @@ def rebuild(
 
     description = directory.read_config(path)
     folder = source or description.get("source")
-    kept = None if folder is None else KeptSource(path, folder)
+    kept = functools.cache(lambda: None if folder is None else KeptSource(path, folder))
     config = _saved_config(path, description["flags"])
     if not isinstance(data, Data):
         if data is None and description["data"].get("made_by") is not None:
@@ -171,19 +172,21 @@ def _saved_config(path: Path, values: dict[str, Any]) -> Config:
 
 
 def _kept(
-    path: Path, description: dict[str, Any], kept: KeptSource | None, wanted: str
+    path: Path, description: dict[str, Any], read: Callable[[], KeptSource | None], wanted: str
 ) -> Callable[..., Any]:
     """Returns the function that builds the model of a run, or that makes its data.
 
     Args:
         path: the run directory.
         description: the contents of its config.json.
-        kept: its source.
+        read: returns its source, None if it keeps none.
         wanted: `build` or `data`, the argument of `load_run` that is used instead.
 
     Raises:
         UsageError: there is none.
+        CheckpointError: the source is damaged.
     """
+    kept = read()
     if kept is None:
         version = description.get("versions", {}).get("vae_research")
         problem = f"vae_research {version}, which made this run, did not keep the source of runs"

@@ -9,15 +9,22 @@ from typing import Any
 
 from vae_research import checkpoints, manifests
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.cli.flags import Config, may_change, standard_names
+from vae_research.runs.cli.flags import Config, standard_names
 from vae_research.runs.session import directory, provenance, sources
 from vae_research.runs.session.sources import Source
 
 
 def unfinished(
-    config: Config, run_dir: Path, experiment: str, source: Source
+    config: Config, run_dir: Path, experiment: str, source: Source, harmless: Collection[str]
 ) -> checkpoints.Checkpoint | None:
     """Returns the checkpoint to resume from, None for a new run.
+
+    Args:
+        config: the flags.
+        run_dir: the run directory.
+        experiment: the name of the experiment.
+        source: of the command.
+        harmless: names of the flags that may change.
 
     Raises:
         UsageError: the directory holds something else, or a run with other flags.
@@ -25,9 +32,6 @@ def unfinished(
         CheckpointError: there is no checkpoint but `--resume=must`, none is intact, the newest was
             saved by another run, or by another source and not `--resume=changed`.
     """
-    harmless = may_change()
-    if config.learning_rate_schedule != "constant":
-        harmless -= {"epochs"}  # the length of the schedule
     found = _held(config, run_dir, experiment, harmless)
     checkpoint = checkpoints.newest(run_dir / "checkpoints") if found is not None else None
     if checkpoint is None and config.resume == "must":
@@ -116,8 +120,13 @@ def _own(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.as_dict().items() if name not in standard}
 
 
-def completed_study(config: Config, run_dir: Path, experiment: str, source: Source) -> bool:
+def completed_study(
+    config: Config, run_dir: Path, experiment: str, source: Source, harmless: Collection[str]
+) -> bool:
     """Returns whether the directory holds this study and it is complete.
+
+    Args:
+        config, run_dir, experiment, source, harmless: as for `unfinished`.
 
     Raises:
         UsageError: the directory holds something else, or a study with other flags.
@@ -125,12 +134,29 @@ def completed_study(config: Config, run_dir: Path, experiment: str, source: Sour
         CheckpointError: there is no study but `--resume=must`, or its source differs and not
             `--resume=changed`.
     """
-    found = _held(config, run_dir, experiment, {"run_dir", "resume", "verbose", "debug", "device"})
+    found = _held(config, run_dir, experiment, harmless)
     if found is None and config.resume == "must":
         raise checkpoints.CheckpointError(f"--resume=must, and {run_dir} holds no study.")
     if found is not None:
         _refuse_changed_source(config, run_dir, found.get("source"), source)
-    return found is not None and directory.read_summary(run_dir) is not None
+    summary = None if found is None else directory.read_summary(run_dir)
+    if summary is None:
+        return False
+    done = summary.get("evaluation", {})
+    folder = done.get("source")
+    changed = config.resume == "changed" and sources.changes_since(run_dir, folder, source)
+    return done == results_of_study(config, folder) and not changed
+
+
+def results_of_study(config: Config, source: str | None) -> dict[str, Any]:
+    """Returns what the results of a study depend on; its summary.json says it.
+
+    Args:
+        config: the flags.
+        source: the name of the folder of the kept source.
+    """
+    deciding = {"epochs": config.epochs} | stops_with(config)
+    return evaluation(config, (), source) | {"flags": deciding}
 
 
 def _refuse_lost_checkpoints(config: Config, run_dir: Path, found: dict[str, Any]) -> None:
@@ -174,7 +200,7 @@ def _refuse_changed_source(
 
 
 def _held(
-    config: Config, run_dir: Path, experiment: str, harmless: set[str]
+    config: Config, run_dir: Path, experiment: str, harmless: Collection[str]
 ) -> dict[str, Any] | None:
     """Returns the config.json of what the directory holds, None if it holds nothing."""
     directory.refuse_links(run_dir)
@@ -198,6 +224,8 @@ def _held(
             f"{run_dir} holds a run of {found.get('experiment')}, not of {experiment}. Give "
             "another --run_dir."
         )
+    if config.learning_rate_schedule != "constant":
+        harmless = set(harmless) - {"epochs"}  # the length of the schedule
     before, now = found["flags"], directory.as_plain(config.as_dict())
     changed = [
         f"--{name} was {before.get(name)}, now {now.get(name)}"

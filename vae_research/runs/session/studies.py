@@ -19,7 +19,7 @@ from vae_research.runs.cli import signals
 from vae_research.runs.cli.flags import Config, experiment_file
 from vae_research.runs.report import screen
 from vae_research.runs.report.description import describe
-from vae_research.runs.session import directory, provenance, sources
+from vae_research.runs.session import directory, provenance, resume, sources
 from vae_research.runs.session.sources import Source
 from vae_research.runs.session.stopping import printed_warnings
 
@@ -67,7 +67,12 @@ def carry_out(
         _show(pictures, run_dir)
         directory.write_json(
             run_dir / directory.SUMMARY,
-            {**results, "status": "done", "seconds_of_last_session": seconds},
+            {
+                **results,
+                "status": "done",
+                "seconds_of_last_session": seconds,
+                "evaluation": resume.results_of_study(config, kept),
+            },
         )
         description["sessions"] = provenance.ended(description["sessions"])
         directory.write_config(run_dir, description)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vae_research.callbacks.scalars import Scalars
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
 from vae_research.evaluation.estimates import Estimate
-from vae_research.runs.cli.flags import Config, may_change
+from vae_research.runs.cli.flags import Config
 
 # Validation examples that are encoded after every epoch.
 _EXAMPLES = 500
@@ -34,6 +34,7 @@ def tensorboard_callbacks(
     names: Sequence[str],
     run_dir: Path,
     description: dict[str, Any],
+    changing: Collection[str],
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that write for TensorBoard; none with `--notensorboard`.
 
@@ -43,12 +44,12 @@ def tensorboard_callbacks(
         names: the further arrays that the model reads.
         run_dir: the run directory.
         description: the contents of config.json.
+        changing: names of the flags that may change when the run resumes.
     """
     profile = [Profile(run_dir, *config.profile_steps)] if config.profile_steps else []
     if not config.tensorboard:
         return [*profile]
     settings = {k: v for k, v in description.items() if k not in ("flags", "sessions")}
-    changing = may_change()
     row = {k: v for k, v in config.as_dict().items() if k not in changing}
     rows = slice(0, _EXAMPLES)
     validation = data.validation.tensors(rows, names)

@@ -29,7 +29,7 @@ from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError
-from vae_research.runs.cli.flags import Config, WatchedConfig, experiment_file
+from vae_research.runs.cli.flags import Config, WatchedConfig, experiment_file, may_change
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import describe, describe_model, notes_of
 from vae_research.runs.session import directory, logs, provenance, reproducibility, resume, sources
@@ -288,7 +288,14 @@ class Session:
             StopWhenDiverged(self.run_dir),
             WarnOfCollapse(),
             self.own,  # before those that log: it may add to the figures of an epoch
-            *tensorboard_callbacks(config, data, self.names, self.run_dir, self.description),
+            *tensorboard_callbacks(
+                config,
+                data,
+                self.names,
+                self.run_dir,
+                self.description,
+                may_change(self.parts.build),
+            ),
             metrics,
         ]
         if config.early_stopping:

@@ -53,18 +53,21 @@ def examine(run_dir: Path) -> tuple[list[str], int]:
     lines = [f"{run_dir}: {description['experiment']}, --epochs={flags['epochs']}"]
     in_use = _in_use(run_dir)
     lines.append(f"in use: {in_use or 'no'}")
-    found, newest = _checkpoints(run_dir, description)
-    lines += found
-    lines += _source(run_dir, description)
     problems: list[str] = []
+    found, newest = _checkpoints(run_dir, description, problems)
+    lines += found
+    is_another: list[str] = []
+    lines += _told(problems, lambda: _source(run_dir, description, newest, is_another))
     lines += _told(problems, lambda: _logs(run_dir, newest))
     summary: dict[str, Any] = {}
     lines += _told(problems, lambda: _summary(run_dir, summary))
     lines += _left_over(run_dir)
     lines += _told(problems, lambda: _divergence(run_dir))
-    advice, exit_code = _advice(description, in_use, bool(found[1:]), newest, summary)
+    advice, exit_code = _advice(
+        description, in_use, bool(found[1:]), newest, summary, bool(is_another)
+    )
     if problems and not in_use:
-        advice, exit_code = "restore from a copy, or remove, what is damaged.", 4
+        advice, exit_code = "restore from a copy, or remove, what is damaged or not of this run.", 4
     return [*lines, f"What to do: {advice}"], exit_code
 
 
@@ -95,21 +98,39 @@ def _divergence(run_dir: Path) -> list[str]:
     return [f"{line}; scripts/replay {run_dir} repeats it" if "checkpoint" in found else line]
 
 
-def _source(run_dir: Path, description: dict[str, Any]) -> list[str]:
-    """Returns a line on the kept source, and one for each file that has changed since."""
-    folder = description.get("source")
+def _source(
+    run_dir: Path,
+    description: dict[str, Any],
+    newest: dict[str, Any] | None,
+    is_another: list[str],
+) -> list[str]:
+    """Returns a line on the kept source, and one for each file that has changed since.
+
+    Args:
+        run_dir: the run directory.
+        description: the contents of its config.json.
+        newest: the content of the newest checkpoint, which names its source.
+        is_another: gets what differs, for which a command asks for `--resume=changed`.
+
+    Raises:
+        CheckpointError: it is damaged, and the run has a checkpoint to resume.
+    """
+    folder = (description if newest is None else newest["progress"]).get("source")
     if folder is None:
+        is_another.append("unknown")
         return ["source: not kept by the vae_research that made the run"]
     try:
         kept = sources.read(run_dir, folder)
     except CheckpointError as error:
+        if newest is not None:
+            raise
         return [f"source: {error}"]
     found = sources.differences(kept, sources.now_of(kept))
+    is_another += [each.what for each in found]
     lines = [f"source: {folder}/{kept.main}, {len(kept.files)} files and vae_research"]
     if kept.origins[kept.main] != description["file"]:
         lines.append(f"  config.json names {description['file']}, which is not executed")
-    lines += [f"  {each.what} since; --resume=changed would resume with it" for each in found]
-    return lines
+    return [*lines, *(f"  {each.what} since" for each in found)]
 
 
 def _in_use(run_dir: Path) -> str | None:
@@ -122,9 +143,15 @@ def _in_use(run_dir: Path) -> str | None:
 
 
 def _checkpoints(
-    run_dir: Path, description: dict[str, Any]
+    run_dir: Path, description: dict[str, Any], found: list[str]
 ) -> tuple[list[str], dict[str, Any] | None]:
-    """Returns a line for each checkpoint, and the content of the newest that can be resumed."""
+    """Returns a line for each checkpoint, and the content of the newest that can be resumed.
+
+    Args:
+        run_dir: the run directory.
+        description: the contents of its config.json.
+        found: gets why a command refuses an intact checkpoint, instead of skipping it.
+    """
     folder = run_dir / "checkpoints"
     intact: dict[Path, dict[str, Any]] = {}
     problems: dict[Path, CheckpointError] = {}
@@ -132,11 +159,17 @@ def _checkpoints(
     for path in paths:
         try:
             content = manifests.verify(path)
+        except CheckpointError as error:
+            problems[path] = error
+            continue
+        try:
             progress = provenance.progress_of(content, path)
             provenance.refuse_other_run(run_dir, description, progress, path)
             intact[path] = content
         except CheckpointError as error:
             problems[path] = error
+            if not intact:
+                found.append(str(error))
     best = manifests.best(intact)
     lines = []
     for path in paths:
@@ -194,8 +227,18 @@ def _advice(
     has_checkpoints: bool,
     newest: dict[str, Any] | None,
     summary: dict[str, Any],
+    is_another: bool,
 ) -> tuple[str, int]:
-    """Returns what to do and the exit code."""
+    """Returns what to do and the exit code.
+
+    Args:
+        description: the contents of config.json.
+        in_use: which process writes to the run directory.
+        has_checkpoints: whether there are any.
+        newest: the content of the newest that can be resumed.
+        summary: the contents of summary.json.
+        is_another: whether the source has changed.
+    """
     command = f"{description['file']} with the flags of config.json"
     if in_use:
         return "wait for the process that writes to this directory.", 0
@@ -217,6 +260,13 @@ def _advice(
         )
     if newest is None:
         return f"it ended before its first checkpoint: {command} starts it again.", 0
+    if is_another:
+        return (
+            f"the source has changed, so that the command refuses to resume at step "
+            f"{newest['step']}. Undo that, or resume with --resume=changed: the run is then valid "
+            "and not bit-exact.",
+            4,
+        )
     return f"{command} resumes at step {newest['step']}.", 0
 
 
