@@ -7,7 +7,7 @@ from types import ModuleType
 import keras
 import pytest
 
-from vae_research import checkpoints
+from vae_research import checkpoints, manifests
 from vae_research.runs.session import directory, sources
 from vae_research.runs.tools import doctor
 
@@ -94,9 +94,9 @@ def test_what_a_command_refuses_is_not_said_to_resume(run_dir, original):
 
     other = run_dir / "checkpoints/0000000030"
     shutil.copytree(run_dir / "checkpoints/0000000020", other)
-    content = json.loads((other / "manifest.json").read_text())
+    content = manifests.read_manifest(other)
     content["progress"]["identity"] = "another"
-    (other / "manifest.json").write_text(json.dumps(content))
+    (other / "manifest.json").write_bytes(manifests.manifest(content))
     found, exit_code = examined(run_dir)
     assert (exit_code, "what is damaged or not of this run." in found) == (4, True)
     shutil.rmtree(other)

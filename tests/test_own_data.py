@@ -1,5 +1,6 @@
 """Experiments and studies that bring their data: `runs.main(build, data=...)`."""
 
+import functools
 import json
 import re
 
@@ -159,6 +160,9 @@ def test_a_function_that_could_not_be_found_again_is_refused():
     for function in (nested, lambda config: None):
         with pytest.raises(TypeError, match="a function at the top level of a file"):
             runs.main(build, [], data=function)
+    for function in (nested, functools.partial(named)):
+        with pytest.raises(TypeError, match="a function at the top level of a file"):
+            runs.train(build, data=function)
 
 
 def named(config):

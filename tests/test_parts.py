@@ -17,7 +17,7 @@ from vae_research.keras_inputs import ScheduleLengths, one_by_one
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session import resume, sources
-from vae_research.runs.session.building import learning_rate
+from vae_research.runs.session.building import choose_device, learning_rate
 from vae_research.runs.session.figures import own_figures
 from vae_research.runs.session.own_callbacks import OwnCallbacks
 from vae_research.runs.session.resume import has_stopped, stops_with
@@ -189,6 +189,29 @@ def test_every_test_example_keeps_its_values(run):
     ones = [run.model.reconstruct(images[i : i + 1]).numpy()[0] for i in range(count)]
     errors = [np.abs(one - image).mean() for one, image in zip(ones, images, strict=True)]
     np.testing.assert_allclose(values["error"], errors, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "visible", "expected"),
+    [("cpu", ["G"], "A100"), ("auto", ["G"], "A100"), ("auto", [], "CPU (the GPU is hidden)")],
+)
+def test_a_process_that_computes_keeps_its_devices(wanted, visible, expected, monkeypatch, capsys):
+    """As in a notebook: TensorFlow refuses to change them, which is not an error of the run."""
+
+    def refuse(*arguments):
+        raise RuntimeError("cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["G"])
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: visible)
+    monkeypatch.setattr(tf.config, "set_visible_devices", refuse)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", refuse)
+    details = {"device_name": "A100"}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    assert choose_device(wanted) == expected
+    assert f"warning: --device={wanted}: TensorFlow has begun" in capsys.readouterr().err
+    if not visible:
+        with pytest.raises(UsageError, match="this process hides the GPU"):
+            choose_device("gpu")
 
 
 def test_a_study_says_where_its_run_is():

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import linecache
 import sys
 
 import pytest
@@ -290,3 +291,26 @@ def test_what_is_not_the_kept_source_is_not_executed(attack, collect, tmp_path):
 def test_a_run_of_before_has_no_source(collect, tmp_path):
     (found,) = sources.changes_since(tmp_path, None, collect())
     assert found.what == "its source was not kept by the vae_research that made it"
+
+
+def test_cells_of_a_notebook_are_compared_by_their_syntax_trees(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_package", lambda: PACKAGE)
+
+    def collect(*texts):
+        """As IPython compiles cells: the name of a file depends on its text."""
+        names = {}
+        for text in texts:
+            file = f"/tmp/ipykernel_1/{hash(text)}.py"
+            linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+            exec(compile(text, file, "exec"), names)
+        return sources.collect(names["build"], data=made_by(names["load"]))
+
+    cells = ["def build(config, data):\n    return 1\n", "def load(config):\n    return 2\n"]
+    before = collect(*cells)
+    assert before.is_of_notebook
+    assert set(before.files) == {"cell-1.py", "cell-2.py"}
+    sources.keep(tmp_path, before)
+    commented = collect(cells[0], "# A comment.\n" + cells[1])
+    assert sources.changes_since(tmp_path, "source", commented) == []
+    (found,) = sources.changes_since(tmp_path, "source", collect(cells[0], cells[1][:-2] + "3\n"))
+    assert found.what == "cell-2.py has changed"

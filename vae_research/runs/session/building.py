@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 
 import keras
@@ -207,7 +208,7 @@ def choose_device(wanted: str) -> str:
     """Returns what the run computes on, in words.
 
     Raises:
-        UsageError: a GPU is asked for and TensorFlow finds none.
+        UsageError: a GPU is asked for, and TensorFlow finds none or this process hides it.
     """
     found = tf.config.list_physical_devices("GPU")
     if wanted == "gpu" and not found:
@@ -215,13 +216,27 @@ def choose_device(wanted: str) -> str:
             "--device=gpu, and TensorFlow finds no GPU. pip install 'vae_research[gpu]' brings "
             "its CUDA libraries; --device=cpu runs without."
         )
-    if wanted == "cpu" or not found:
-        tf.config.set_visible_devices([], "GPU")
-        reason = "--device=cpu" if wanted == "cpu" else "no GPU found"
+    try:
+        if wanted == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        else:
+            for gpu in found:
+                tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError:
+        print(
+            f"warning: --device={wanted}: TensorFlow has begun to compute in this process, whose "
+            "devices and memory stay as they are; restart it to change them",
+            file=sys.stderr,
+        )
+    used = tf.config.get_visible_devices("GPU")
+    if wanted == "gpu" and not used:
+        raise UsageError("--device=gpu, and this process hides the GPU. Restart it.")
+    if not used:
+        reason = (
+            "--device=cpu" if wanted == "cpu" else "the GPU is hidden" if found else "no GPU found"
+        )
         return f"CPU ({reason})"
-    for gpu in found:
-        tf.config.experimental.set_memory_growth(gpu, True)
     names = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in found
+        tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in used
     ]
     return ", ".join(names)

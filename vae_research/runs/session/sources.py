@@ -51,7 +51,7 @@ class Source:
     """The files of a run's source.
 
     Attributes:
-        main: the name of the experiment's file.
+        main: the name of the experiment's file; `cell-1.py` in a notebook.
         build: the name of the function in it that makes the model; empty if it has none at the top
             level of the file.
         files: contents by name, a path relative to the folder of the run's source.
@@ -69,6 +69,11 @@ class Source:
     package: Mapping[str, bytes]
     arguments: Mapping[str, Any] | None = None
     data: tuple[str, str] | None = None
+
+    @property
+    def is_of_notebook(self) -> bool:
+        """Whether it is the text of cells, of which what they use from other cells is no part."""
+        return Path(self.origins[self.main]).name != Path(self.main).name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,16 +209,19 @@ class Session:
     def restore(self) -> None:
         """Restores the model from the checkpoint, and decides what may be claimed of the run."""
         progress: dict[str, Any] = {"identity": provenance.new_identity(self.experiment)}
-        changed = []
+        changes: list[str] = []
         if self.checkpoint is not None:
             progress = checkpoints.restore(self.model, self.checkpoint)
-            changed = sources.changes_since(self.run_dir, progress.get("source"), self.source)
+            found = sources.changes_since(self.run_dir, progress.get("source"), self.source)
+            changes = [each.what for each in found]
+            if self.source.is_of_notebook:
+                changes.append("other cells of the notebook are not compared")
         profile = reproducibility.profile(self.execution, self.config, self.device)
         claim = reproducibility.claim(
             profile,
             progress.get("profile", {}),
             progress.get("claim", ""),
-            [each.what for each in changed],
+            changes,
             rows_have_numbers=self.data.train.is_repeatable,
         )
         self.progress = progress | {"profile": profile, "claim": claim}
