@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import linecache
 import sys
 
@@ -255,6 +256,15 @@ def test_two_runs_have_the_modules_that_made_them(collect, tmp_path, monkeypatch
     assert names == {*FILES, "source.json", "vae_research.zip", "lab"} - {
         *("unrelated.py", "lab/__init__.py", "lab/nets.py", "lab/sizes.py")
     }
+
+
+@pytest.mark.parametrize(("length", "said"), [(9, "kept"), (2**21, "left out: 2097152 characters")])
+def test_a_diff_of_git_is_kept_or_said_to_be_missing(length, said, collect, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "git", lambda *arguments: "+" * length)
+    sources.keep(tmp_path, collect())
+    record = json.loads((tmp_path / "source/source.json").read_text())
+    assert record["git_diff"] == said
+    assert (tmp_path / "source/git.diff").exists() is (said == "kept")
 
 
 def test_a_source_that_cannot_be_executed_says_so(collect, tmp_path):

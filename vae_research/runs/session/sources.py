@@ -210,7 +210,8 @@ def keep(run_dir: Path, source: Source) -> str:
     aside.mkdir()
     contents = {**source.files, PACKAGE: _zipped(source.package)}
     difference = git(Path(source.origins[source.main]).parent, "diff", "HEAD") or ""
-    if 0 < len(difference) <= _LARGEST_DIFF:
+    left_out = len(difference) > _LARGEST_DIFF
+    if difference and not left_out:
         contents[_DIFF] = f"{difference}\n".encode("utf-8", "surrogateescape")
     sums = {}
     for name, content in contents.items():
@@ -222,6 +223,7 @@ def keep(run_dir: Path, source: Source) -> str:
         "build": source.build,
         "arguments": source.arguments,
         "data": source.data,
+        "git_diff": f"left out: {len(difference)} characters" if left_out else "kept",
         "origins": dict(source.origins),
     }
     text = json.dumps({**record, "sha256": sums}, indent=2).encode() + b"\n"
