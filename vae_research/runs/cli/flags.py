@@ -522,6 +522,7 @@ def is_given(name: str) -> bool:
 
 def standard_names() -> set[str]:
     """Returns the names of the standard flags."""
+    define_standard_flags()
     return set(_defined[_STANDARD])
 
 
