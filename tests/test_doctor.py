@@ -89,8 +89,14 @@ def test_what_a_command_refuses_is_not_said_to_resume(run_dir, original):
     assert exit_code == 4
     assert "  vae_mnist.py has changed since\n" in found
     assert "or resume with --resume=changed" in found.splitlines()[-1]
-    experiment.write_text(text)
+    moved = experiment.rename(run_dir.parent / "vae_mnist.py")
+    assert "vae_mnist.py is not there, and is not compared" in examined(run_dir)[0]
+    config = directory.read_config(run_dir) | {"file": str(moved)}
+    directory.write_json(run_dir / "config.json", config)
+    assert examined(run_dir)[1] == 4
+    moved.write_text(text)
     assert examined(run_dir)[1] == 0
+    experiment.write_text(text)
 
     other = run_dir / "checkpoints/0000000030"
     shutil.copytree(run_dir / "checkpoints/0000000020", other)

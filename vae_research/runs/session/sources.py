@@ -134,9 +134,20 @@ def collect(build: Callable[..., Any], *more: Path, data: tuple[str, str] | None
     )
 
 
-def now_of(kept: Source) -> Source:
-    """Returns the files of a kept source as they are now at the places they were taken from."""
-    contents = {name: _content(Path(kept.origins[name])) for name in kept.files}
+def now_of(kept: Source, experiment: Path) -> Source:
+    """Returns the files of a kept source as they are now at the places they were taken from.
+
+    Args:
+        kept: the source.
+        experiment: where the experiment's file is now; others may have been moved with it.
+    """
+    before = _root(kept.main, Path(kept.origins[kept.main]))
+    now = _root(kept.main, experiment)
+    origins = {name: Path(path) for name, path in kept.origins.items()}
+    contents = {
+        name: _content(now / path.relative_to(before) if path.is_relative_to(before) else path)
+        for name, path in origins.items()
+    }
     return dataclasses.replace(kept, files=contents, package=_package())
 
 

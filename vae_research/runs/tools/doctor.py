@@ -125,11 +125,14 @@ def _source(
         if newest is not None:
             raise
         return [f"source: {error}"]
-    found = sources.differences(kept, sources.now_of(kept))
-    is_another += [each.what for each in found]
     lines = [f"source: {folder}/{kept.main}, {len(kept.files)} files and vae_research"]
-    if kept.origins[kept.main] != description["file"]:
-        lines.append(f"  config.json names {description['file']}, which is not executed")
+    experiment = Path(description["file"])
+    if not experiment.is_file():
+        return [*lines, f"  {experiment} is not there, and is not compared"]
+    if kept.main.rpartition("/")[2] != experiment.name:
+        return [*lines, f"  config.json names {experiment}, which is not executed"]
+    found = sources.differences(kept, sources.now_of(kept, experiment))
+    is_another += [each.what for each in found]
     return [*lines, *(f"  {each.what} since" for each in found)]
 
 
