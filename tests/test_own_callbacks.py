@@ -1,17 +1,24 @@
 """Callbacks of an experiment: what a run saves of them, what it refuses, and what they see."""
 
 import collections
+import functools
+import json
 import random
+import threading
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn.cluster import KMeans
 
 import vae_research as vr
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session.own_callbacks import OwnCallbacks
+
+DATA = vr.Data.from_arrays(np.zeros((40, 4, 4), np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +136,18 @@ class Tracker:
         self.inner = [np.zeros(2)]
 
 
+class Slots:
+    """Of a user, without a dictionary of attributes."""
+
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+    def step(self):
+        self.count += 1
+
+
 def in_place(function):
     def change(value):
         function(value)
@@ -151,6 +170,21 @@ CHANGES = {
     "layer": (keras.layers.Normalization(), in_place(lambda found: found.adapt(np.eye(2)))),
     "metric": (keras.metrics.Mean(), in_place(lambda found: found.update_state(1.0))),
     "object": (Tracker(), in_place(lambda found: found.inner[0].fill(2.0))),
+    "slots": (Slots(), in_place(Slots.step)),
+    "random state": (np.random.RandomState(0), in_place(lambda found: found.normal())),
+    "seeds of Keras": (keras.random.SeedGenerator(0), in_place(lambda found: found.next())),
+    "generator of TensorFlow": (
+        tf.random.Generator.from_seed(0),
+        in_place(lambda found: found.normal([])),
+    ),
+    "iterator": (iter([1, 2]), in_place(next)),
+    "estimator": (KMeans(2, n_init=1), in_place(lambda found: found.fit(np.eye(2)))),
+    "objects": (np.array([[], 1], object), in_place(lambda found: found[0].append(1))),
+    "masked": (np.ma.zeros(2), in_place(lambda found: found.__setitem__(0, np.ma.masked))),
+    "in another package's": (
+        functools.partial(next, Slots()),
+        in_place(lambda f: f.args[0].step()),
+    ),
 }
 
 
@@ -166,6 +200,27 @@ def test_a_state_that_no_checkpoint_holds_is_refused_by_name(kind, model):
     )
     with pytest.raises(UsageError, match=message):
         own.on_epoch_end(0, LOGS[0])
+
+
+def test_what_cannot_be_compared_is_refused_by_name(model):
+    held = SimpleNamespace(draws=(draw for draw in range(3)))
+    message = "callback Changes: kept holds a SimpleNamespace, whose changes cannot be noticed"
+    with pytest.raises(UsageError, match=message):
+        begun(model, [Changes(held, lambda found: found)])
+
+
+def test_what_does_not_change_is_not_refused(model, tmp_path):
+    around = [tmp_path, threading.Lock(), np, len, keras.losses.MeanSquaredError(), KMeans(2)]
+    cyclic = SimpleNamespace(around=around)
+    tracker = Tracker()
+    tracker.inner, cyclic.inner = cyclic, tracker
+    writer = tf.summary.create_file_writer(str(tmp_path / "own"))
+    with open(tmp_path / "file", "w") as file:
+        kept = [cyclic, writer, file, DATA, tf.function(lambda: model), tf.constant(1.0)]
+        own = begun(model, [Changes(kept, lambda found: found)])
+        file.write("line")
+        own.on_epoch_end(0, LOGS[0])
+    assert own.get_state()["Changes"]["attributes"] == {}
 
 
 def test_what_a_closure_remembers_is_refused(model):
@@ -195,6 +250,38 @@ class Knows(keras.callbacks.Callback, vr.callbacks.Resumable):
 
     def set_state(self, state):
         self.state = state
+
+
+class Duck(keras.callbacks.Callback):
+    """Says its state itself, and derives from nothing that says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.add(epoch)
+
+    def get_state(self):
+        return {"seen": sorted(self.seen)}
+
+    def set_state(self, state):
+        self.seen = set(state["seen"])
+
+
+def test_a_state_needs_two_methods_and_no_base_class(model):
+    before, after = begun(model, [Duck()]), begun(model, [Duck()])
+    before.on_epoch_end(4, LOGS[0])
+    after.set_state(json.loads(json.dumps(before.get_state())))
+    assert after.callbacks[0].seen == {4}
+
+
+@pytest.mark.parametrize("base", [keras.callbacks.Callback, vr.callbacks.EpochCallback])
+@pytest.mark.parametrize("names", [("get_state", "set_state"), ("set_state", "get_state")])
+def test_half_a_state_is_refused_by_name(base, names):
+    half = type("Half", (base,), {names[0]: getattr(Duck, names[0])})
+    with pytest.raises(UsageError, match=f"callback Half defines {names[0]} and not {names[1]}"):
+        OwnCallbacks([half()], resumes=False, position=0)
 
 
 def test_a_state_that_is_none_is_refused_by_name(model):

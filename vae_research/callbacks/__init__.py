@@ -10,12 +10,12 @@ To write your own, derive from `keras.callbacks.Callback`, or from a class in `b
   of each one with an `EpochRecord`.
 - `StepCallback` counts optimizer steps, however many a compiled call makes: define
   `on_step(self, step)`.
-- `Resumable` marks a callback that says its state: define `get_state` and `set_state`.
+- `Resumable` is the type of callbacks with a state: define `get_state` and `set_state`.
 
 A run saves the state of callbacks that it gets by `runs.main(build, callbacks=function)`: what
-`get_state` of their class returns, otherwise every attribute that has changed since training began.
-One that changes and is neither a number nor a string, nor lists or dictionaries of them, is refused
-by name.
+`get_state` returns if their class defines it and `set_state`, derived from `Resumable` or not;
+otherwise every attribute that has changed since training began. One that changes and is neither a
+number nor a string, nor lists or dictionaries of them, is refused by name.
 
 >>> from vae_research.callbacks.base import EpochCallback
 >>> class PrintLoss(EpochCallback):

@@ -112,7 +112,10 @@ class OwnCallbacks(keras.callbacks.Callback, Resumable):
         with undone(self.model) if self._resumes else contextlib.nullcontext():
             for callback in self.callbacks:
                 callback.on_train_begin(logs)
-        self._begun = [callback_states.Contents(callback) for callback in self.callbacks]
+        self._begun = [
+            callback_states.Contents(name, callback)
+            for name, callback in callback_states.named(self.callbacks)
+        ]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Calls them."""
@@ -184,3 +187,4 @@ def _refuse(callback: Any) -> None:
             f"{name}(restore_best_weights=True) keeps weights that no checkpoint holds. Leave it "
             'out: a run keeps its best checkpoint, load_run(path, which="best").'
         )
+    callback_states.refuse_half_a_state(callback)
