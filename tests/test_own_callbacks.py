@@ -14,9 +14,13 @@ import tensorflow as tf
 from sklearn.cluster import KMeans
 
 import vae_research as vr
+from vae_research import checkpoints, manifests, runs
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.session import directory, provenance
 from vae_research.runs.session.own_callbacks import OwnCallbacks
+from vae_research.runs.session.resume import has_stopped
+from vae_research.runs.session.saving import Saving
 
 DATA = vr.Data.from_arrays(np.zeros((40, 4, 4), np.uint8))
 
@@ -375,3 +379,73 @@ def test_a_learning_rate_that_follows_a_schedule_cannot_be_set(model):
     other.compile(keras.optimizers.Adam(schedule))
     with pytest.raises(UsageError, match="ReduceLROnPlateau sets the learning rate, which follows"):
         own.refuse_unsettable_learning_rate(other)
+
+
+class Stops(keras.callbacks.Callback):
+    """Ends training within the second epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.model.step > 5:
+            self.model.stop_training = True
+
+
+@pytest.fixture
+def saved_run(tmp_path, model):
+    """The least that a save needs of a run: its directory, and its flags."""
+    model.step_counter.assign(0)
+    flags = {"epochs": 3, "batch_size": 4, "precision": "float32"}
+    data = {"fingerprint": "", "streamed": False}
+    description = {"experiment": "", "file": "", "flags": flags, "data": data, "versions": {}}
+    directory.write_config(tmp_path, description)
+    return tmp_path, runs.configure(begun, checkpoint_steps=1, checkpoint_minutes=0.0)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ended_within_an_epoch_ends_after_it(model, saved_run):
+    run_dir, config = saved_run
+    own = OwnCallbacks([Stops()], resumes=False, position=0)
+    saving = Saving(run_dir, [own], config, None, {})
+    model.fit(np.zeros((20, 2)), batch_size=4, epochs=3, callbacks=[own, saving], verbose=0)
+    assert (model.step, model.stop_training) == (10, True)
+    kept = [checkpoints.load(path, model) for path in manifests.listed(run_dir / "checkpoints")]
+    assert [(found.epoch, found.position) for found in kept[:2]] == [(2, 0), (1, 3)]
+    # A run that resumes within that epoch ends after it as well.
+    progress = checkpoints.restore(model, kept[1])
+    assert has_stopped(config, progress)
+    saving = Saving(run_dir, [], config, kept[1], progress)
+    saving.set_model(model)
+    saving.on_train_begin()
+    model.stop_training = False
+    saving.on_epoch_begin(1)
+    asked = []
+    for batch in (2, 4):
+        saving.on_train_batch_end(batch)
+        asked.append(model.stop_training)
+    assert asked == [False, True]
+
+
+class Late(keras.callbacks.Callback):
+    """Has a state that JSON can hold, until the second epoch ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.ended = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.ended.append(epoch)
+        if epoch:
+            self.ended.append({epoch})
+
+
+@pytest.mark.slow
+def test_a_state_that_becomes_unsavable_costs_no_training(model, saved_run):
+    run_dir, config = saved_run
+    own = OwnCallbacks([Late()], resumes=False, position=0)
+    saving = Saving(run_dir, [own], config.replace(checkpoint_steps=0), None, {})
+    with pytest.raises(UsageError, match="Late: ended changes"), saving.after_an_error():
+        model.fit(np.zeros((20, 2)), batch_size=4, epochs=3, callbacks=[own, saving], verbose=0)
+    newest = checkpoints.newest(run_dir / "checkpoints")
+    assert (newest.epoch, newest.position) == (1, 5)
+    progress = provenance.progress_of(manifests.read_manifest(newest.path), newest.path)
+    # Of the time before the epoch ended.
+    assert progress["callbacks"]["OwnCallbacks"]["Late"]["attributes"] == {"ended": [0]}

@@ -9,6 +9,7 @@ changes, or holds something whose changes cannot be noticed.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dis
 import hashlib
 import io
@@ -101,7 +102,7 @@ class Contents:
 
 
 def own_state(name: str, callback: keras.callbacks.Callback, begun: Contents) -> dict[str, Any]:
-    """Returns the state of a callback of an experiment.
+    """Returns the state of a callback of an experiment, as it is now.
 
     Args:
         name: for messages.
@@ -125,7 +126,8 @@ def own_state(name: str, callback: keras.callbacks.Callback, begun: Contents) ->
                 f"{type(value).__name__}, which no checkpoint holds: a resumed run would differ in "
                 f"silence. {_CURE}; or keep {_PLAIN} in the attribute."
             )
-    return {"returned": dict(returned), "attributes": attributes}
+    # A copy: it may be saved after a later call of the callback.
+    return copy.deepcopy({"returned": dict(returned), "attributes": attributes})
 
 
 def set_own_state(callback: keras.callbacks.Callback, state: Mapping[str, Any]) -> None:

@@ -54,6 +54,8 @@ class OwnCallbacks(keras.callbacks.Callback, Resumable):
             _refuse(callback)
         self._resumes, self._position = resumes, position
         self._begun: list[callback_states.Contents] = []
+        # Their states at the end of an epoch, until the next one begins.
+        self._between: dict[str, Any] | None = None
 
     def refuse_unsettable_learning_rate(self, model: keras.Model) -> None:
         """Raises UsageError if a callback sets a learning rate that follows a schedule."""
@@ -74,6 +76,8 @@ class OwnCallbacks(keras.callbacks.Callback, Resumable):
         Raises:
             UsageError: a callback has a state that no checkpoint can hold.
         """
+        if self._between is not None:
+            return self._between
         named = callback_states.named(self.callbacks)
         return {
             name: callback_states.own_state(name, callback, begun)
@@ -86,6 +90,7 @@ class OwnCallbacks(keras.callbacks.Callback, Resumable):
         Raises:
             CheckpointError: they are those of other callbacks.
         """
+        self._between = None
         named = dict(callback_states.named(self.callbacks))
         if state.keys() != named.keys():
             raise CheckpointError(
@@ -119,6 +124,7 @@ class OwnCallbacks(keras.callbacks.Callback, Resumable):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Calls them."""
+        self._between = None
         with undone(self.model) if self._position else contextlib.nullcontext():
             for callback in self.callbacks:
                 callback.on_epoch_begin(epoch, logs)
@@ -159,11 +165,11 @@ class OwnCallbacks(keras.callbacks.Callback, Resumable):
             callback.on_test_end(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Calls them, and refuses at the first epoch what could not be saved."""
-        self._position = 0
+        """Calls them, and raises UsageError if their states cannot be saved."""
+        self._position, self._between = 0, None
         for callback in self.callbacks:
             callback.on_epoch_end(epoch, logs)
-        self.get_state()
+        self._between = self.get_state()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Calls them."""

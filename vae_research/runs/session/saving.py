@@ -16,7 +16,7 @@ import tensorflow as tf
 from vae_research import checkpoints, files
 from vae_research.callbacks.base import Resumable
 from vae_research.runs.cli import signals
-from vae_research.runs.cli.errors import DivergedError, FileSystemError, RunError
+from vae_research.runs.cli.errors import DivergedError, FileSystemError, RunError, UsageError
 from vae_research.runs.cli.flags import Config
 from vae_research.runs.session import callback_states, directory, logs
 from vae_research.runs.session.resume import has_stopped, stops_with
@@ -33,6 +33,7 @@ class Saving(keras.callbacks.Callback):
 
     It must be the last callback. A state is saved between two calls of the compiled steps, with
     everything that is needed to resume there: running sums, states of callbacks, lengths of logs.
+    If a callback sets `stop_training` within an epoch, training ends after the epoch.
 
     Args:
         run_dir: the run directory.
@@ -62,6 +63,7 @@ class Saving(keras.callbacks.Callback):
         self._has_saved, self._is_noted = False, checkpoint is not None
         # The progress at the end of an epoch's training part, until the epoch is over.
         self._training_part: dict[str, Any] | None = None
+        self._stops = False  # whether a callback has asked for it within this epoch
         self._score: float | None = None
         self._best_score: float | None = progress.get("best_score")  # of the states that were saved
 
@@ -76,8 +78,7 @@ class Saving(keras.callbacks.Callback):
             self._place = (epoch, 0)
             return
         self._restore()
-        # A callback may have ended the training in the last step that was saved.
-        self.model.stop_training = has_stopped(self._config, self._progress)
+        self._stops = has_stopped(self._config, self._progress)
 
     def _restore(self) -> None:
         """Restores the states of callbacks, and running means within an epoch."""
@@ -100,6 +101,9 @@ class Saving(keras.callbacks.Callback):
         steps = self.model.steps_per_epoch
         # In a resumed epoch the first calls, which have nothing to do, count as well.
         self._place = epoch, max(before, min(batch + 1, steps))
+        # Keras would leave out the rest of the epoch, which the place of a checkpoint counts.
+        self._stops = self._stops or self.model.stop_training
+        self.model.stop_training = self._stops and self._place[1] == steps
         if self._place[1] == steps:
             self._training_part = self._progress_now()
         if signals.is_received():
@@ -117,7 +121,7 @@ class Saving(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves if a save is due or a signal was received."""
-        self._place, self._training_part = (epoch + 1, 0), None
+        self._place, self._training_part, self._stops = (epoch + 1, 0), None, False
         self._score = score(logs or {}, "val_")
         if signals.is_received():
             self.save_now()
@@ -153,6 +157,10 @@ class Saving(keras.callbacks.Callback):
         """Saves before an error of the user's code is raised; completes a save in any case."""
         try:
             yield
+        except UsageError:  # a callback has a state that no checkpoint holds
+            if self._training_part is not None and self._place[0]:
+                self.save_now()  # the first epoch is not worth it
+            raise
         except (RunError, KeyboardInterrupt):
             raise
         except tf.errors.ResourceExhaustedError as error:
@@ -244,10 +252,11 @@ class Saving(keras.callbacks.Callback):
 
     def _progress_now(self) -> dict[str, Any]:
         sums = [np.asarray(variable.value).tolist() for variable in self.model.running_sums()]
+        stops = self._stops or self.model.stop_training
         return {
             "running_sums": sums,
             "callbacks": callback_states.get_states(self._callbacks),
-            "stopped_with": stops_with(self._config) if self.model.stop_training else None,
+            "stopped_with": stops_with(self._config) if stops else None,
             "logs": logs.lengths(self._run_dir),
             **{name: self._progress[name] for name in _OF_THE_RUN if name in self._progress},
         }
