@@ -17,7 +17,7 @@ import vae_research as vr
 from vae_research import checkpoints, manifests, runs
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.session import directory, provenance
+from vae_research.runs.session import directory, provenance, training
 from vae_research.runs.session.own_callbacks import OwnCallbacks
 from vae_research.runs.session.resume import has_stopped
 from vae_research.runs.session.saving import Saving
@@ -295,13 +295,59 @@ def test_a_state_that_is_none_is_refused_by_name(model):
         begun(model, [Knows({"seen": {1}})]).get_state()
 
 
-def test_the_states_of_other_callbacks_are_refused(model):
-    state = begun(model, [Plain(1), Plain(2)]).get_state()
-    assert list(state) == ["Plain", "Plain-2"]
+class Session(training.Session):
+    """What a session has when it makes its callbacks."""
+
+    def __init__(self, made, run_dir, resume, checkpoint=None, states=()):
+        self.parts = SimpleNamespace(callbacks=lambda config, data: made)
+        self.config, self.data = runs.configure(begun, resume=resume), None
+        self.run_dir, self.checkpoint = run_dir, checkpoint
+        self.model = SimpleNamespace(optimizer=None)
+        saved = {"OwnCallbacks": dict(states)}
+        self.progress = {"source": "source", "callbacks": saved, "claim": "bit-exact"}
+
+
+def test_other_callbacks_are_refused_before_anything_is_written(model, tmp_path):
+    before = begun(model, [Plain(1), Plain(2)])
+    before.on_epoch_end(0, LOGS[0])
+    states, checkpoint = before.get_state(), SimpleNamespace(position=0)
+    assert list(states) == ["Plain", "Plain-2"]
+    callbacks = [Plain(1), Knows({})]
+    session = Session(callbacks, tmp_path, "auto", checkpoint, states)
     with pytest.raises(
-        CheckpointError, match=r"callbacks Plain, Plain-2, and .* has now Plain, Kno"
+        CheckpointError, match="callbacks were Plain, Plain-2, now Plain, Knows.*--resume=changed"
     ):
-        begun(model, [Plain(1), Knows({})]).set_state(state)
+        session.make_callbacks()
+    assert list(tmp_path.iterdir()) == []
+    session = Session(callbacks, tmp_path, "changed", checkpoint, states)
+    session.make_callbacks()
+    assert session.claim == "valid, not bit-exact: callbacks were Plain, Plain-2, now Plain, Knows"
+    session.own.set_state(states)
+    assert (callbacks[0].epochs, callbacks[1].state) == (1, {})
+    session = Session([Plain(1), Plain(2)], tmp_path, "auto", checkpoint, states)
+    session.make_callbacks()
+    assert session.claim == "bit-exact"
+
+
+@pytest.mark.parametrize(
+    ("is_new", "others", "left"),
+    [
+        (True, [], None),
+        (False, [], []),  # the user has made the folder
+        (True, ["figure.png"], ["config.json", "figure.png", "lock", "source"]),
+    ],
+)
+def test_callbacks_that_fail_do_not_block_their_directory(is_new, others, left, tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / "source").mkdir(parents=True)
+    for name in ("config.json", "lock", *others):
+        (run_dir / name).touch()
+    session = Session(None, run_dir, "auto")
+    session.is_new_directory = is_new
+    with pytest.raises(UsageError, match="must return a list"):
+        session.make_callbacks()
+    found = sorted(path.name for path in run_dir.iterdir()) if run_dir.exists() else None
+    assert found == left
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -66,6 +67,10 @@ class Worsens(keras.callbacks.Callback):
 
 def callbacks(config, data):
     assert config.run_dir.endswith("run")
+    # If this is killed, the directory holds a run that has not begun, and not something else.
+    assert (
+        json.loads(Path(config.run_dir, "config.json").read_text("utf-8"))["flags"]["epochs"] == 9
+    )
     # Keras asks which direction is the better one, and raises an error if it is not told.
     return [Worsens(), keras.callbacks.ReduceLROnPlateau("val_elbo", patience=50)]
 

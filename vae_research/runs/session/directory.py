@@ -118,10 +118,23 @@ def create(path: Path, *, may_exist: bool) -> Path:
             free = path.with_name(f"{path.name}-{number}")
 
 
-def remove_unused(path: Path) -> None:
-    """Removes a run directory in which nothing but a lock has been written; keeps any other."""
-    if {found.name for found in path.iterdir()} <= {LOCK}:
+def remove_unused(path: Path, source: str, *, keep_folder: bool) -> None:
+    """Removes what a run has written before its first step, unless its directory has more.
+
+    Args:
+        path: the run directory.
+        source: name of the folder of the kept source in it.
+        keep_folder: remove what is in it only.
+    """
+    names = {found.name for found in path.iterdir()}
+    if not names <= {LOCK, CONFIG, source}:
+        return
+    if not keep_folder:
         shutil.rmtree(path)
+        return
+    shutil.rmtree(path / source, ignore_errors=True)
+    for name in (CONFIG, LOCK):
+        (path / name).unlink(missing_ok=True)
 
 
 def refuse_full_disk(path: Path, needed: int) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 
 from vae_research.callbacks.base import Resumable
-from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session import callback_states
 from vae_research.state import undone
@@ -84,21 +83,23 @@ class OwnCallbacks(keras.callbacks.Callback, Resumable):
             for (name, callback), begun in zip(named, self._begun, strict=True)
         }
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores the states.
+    def difference_from(self, states: Mapping[str, Any]) -> str | None:
+        """Returns how the callbacks differ from those with these saved states; None if by nothing.
 
-        Raises:
-            CheckpointError: they are those of other callbacks.
+        They are compared by their names.
         """
+        names = dict(callback_states.named(self.callbacks))
+        if states.keys() == names.keys():
+            return None
+        before, now = (", ".join(found) or "none" for found in (states, names))
+        return f"callbacks were {before}, now {now}"
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores the states; a callback that has none starts from scratch."""
         self._between = None
-        named = dict(callback_states.named(self.callbacks))
-        if state.keys() != named.keys():
-            raise CheckpointError(
-                f"the checkpoint is of a run with the callbacks {', '.join(state) or 'none'}, and "
-                f"the experiment has now {', '.join(named) or 'none'}. Give another --run_dir."
-            )
-        for name, callback in named.items():
-            callback_states.set_own_state(callback, state[name])
+        for name, callback in callback_states.named(self.callbacks):
+            if name in state:
+                callback_states.set_own_state(callback, state[name])
 
     def set_model(self, model: keras.Model) -> None:
         """Keras calls it before the training."""

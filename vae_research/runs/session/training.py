@@ -73,6 +73,7 @@ class Session:
         checkpoint: the checkpoint to resume from, None for a new run.
         device: what the run computes on, in words.
         source: what `build` and the data are made by.
+        is_new_directory: whether this session has created the run directory.
         unitless: names of test figures of the experiment's own, added by `test`.
         read_by_evaluation: names of the flags that its `evaluate` read, added by `test`.
         model: added by `build_model`.
@@ -93,6 +94,7 @@ class Session:
     checkpoint: checkpoints.Checkpoint | None
     device: str
     source: Source
+    is_new_directory: bool = False
     unitless: tuple[str, ...] = ()
     read_by_evaluation: Collection[str] = ()
     has_stopped: bool = False
@@ -116,10 +118,14 @@ class Session:
         """
         self.build_model()
         with self.locked_directory() as found:
-            self.make_callbacks()
             self.restore()
-            checkpoints.set_aside(found)
-            self.describe(found)
+            if self.checkpoint is None:
+                self.describe()  # whatever callbacks() leaves is then part of a run
+                self.make_callbacks()
+            else:
+                self.make_callbacks()  # nothing is written if they are not those of the checkpoint
+                self.describe()
+            self.rewind(found)
             started = time.perf_counter()
             self.train()
             seconds = time.perf_counter() - started
@@ -168,6 +174,7 @@ class Session:
             DirectoryInUseError: another process writes to it, or has written to it meanwhile.
         """
         directory.refuse_full_disk(self.run_dir, bytes_of_checkpoints(self.model))
+        self.is_new_directory = self.config.run_dir is None or not self.run_dir.exists()
         self.run_dir = directory.create(self.run_dir, may_exist=self.config.run_dir is not None)
         with directory.locked(self.run_dir):
             found = checkpoints.search(self.run_dir / "checkpoints")
@@ -188,8 +195,11 @@ class Session:
     def make_callbacks(self) -> None:
         """Makes the callbacks of the experiment, which may write into the run directory.
 
+        If that fails, what a new run has written is removed, unless the directory has more.
+
         Raises:
-            UsageError: one of them cannot be part of a run; a directory without a run is removed.
+            UsageError: one of them cannot be part of a run.
+            CheckpointError: the checkpoint is of a run with others, and not `--resume=changed`.
         """
         make, config = self.parts.callbacks, self.config.replace(run_dir=str(self.run_dir))
         resumed = self.checkpoint
@@ -203,8 +213,22 @@ class Session:
             )
             self.own.refuse_unsettable_learning_rate(self.model)
         except Exception:
-            directory.remove_unused(self.run_dir)
+            if resumed is None:
+                directory.remove_unused(
+                    self.run_dir, self.progress["source"], keep_folder=not self.is_new_directory
+                )
             raise
+        if resumed is None:
+            return
+        saved = self.progress.get("callbacks", {}).get(OwnCallbacks.__name__, {})
+        difference = self.own.difference_from(saved)
+        if difference is not None and config.resume != "changed":
+            raise checkpoints.CheckpointError(
+                f"{self.run_dir} cannot be resumed: {difference}. Give another --run_dir, or "
+                "resume with --resume=changed: callbacks without a saved state start from scratch."
+            )
+        if difference is not None and self.claim == "bit-exact":
+            self.progress["claim"] = f"valid, not bit-exact: {difference}"
 
     def restore(self) -> None:
         """Restores the model from the checkpoint, and decides what may be claimed of the run."""
@@ -229,17 +253,13 @@ class Session:
         self.has_stopped = resume.has_stopped(self.config, progress, done.get("flags", ()))
         if self.has_stopped:
             self.progress["stopped_with"] = resume.stops_with(self.config)
-        if not self.is_trained:
-            for name in (directory.SUMMARY, directory.NONFINITE):  # they describe other weights
-                (self.run_dir / name).unlink(missing_ok=True)
 
-    def describe(self, found: checkpoints.Search) -> None:
-        """Writes config.json, rewinds the logs to the checkpoint, and prints what follows.
-
-        Args:
-            found: the checkpoints of the run directory; damaged ones are reported.
-        """
+    def describe(self) -> None:
+        """Writes config.json, and removes what describes other weights."""
         config, data = self.config, self.data
+        if not self.is_trained:
+            for name in (directory.SUMMARY, directory.NONFINITE):
+                (self.run_dir / name).unlink(missing_ok=True)
         file = experiment_file(self.parts.build)
         self.progress["source"] = sources.keep(self.run_dir, self.source)
         sessions = []
@@ -255,6 +275,15 @@ class Session:
             "has_checkpoint": self.checkpoint is not None,
         }
         directory.write_config(self.run_dir, self.description)
+
+    def rewind(self, found: checkpoints.Search) -> None:
+        """Rewinds checkpoints and logs to the checkpoint that is resumed; prints what follows.
+
+        Args:
+            found: the checkpoints of the run directory; damaged ones are reported.
+        """
+        config, data = self.config, self.data
+        checkpoints.set_aside(found)
         short = logs.rewind(self.run_dir, self.progress.get("logs", {}))
         problems = [f"{problem}; it is skipped and kept aside" for _, problem in found.damaged]
         problems += [f"{name} has lost lines since the checkpoint was taken" for name in short]
