@@ -315,7 +315,7 @@ def test_other_callbacks_are_refused_before_anything_is_written(model, tmp_path)
     callbacks = [Plain(1), Knows({})]
     session = Session(callbacks, tmp_path, "auto", checkpoint, states)
     with pytest.raises(
-        CheckpointError, match="callbacks were Plain, Plain-2, now Plain, Knows.*--resume=changed"
+        CheckpointError, match=r"callbacks were Plain, Plain-2, now Plain, Knows.*--resume=changed"
     ):
         session.make_callbacks()
     assert list(tmp_path.iterdir()) == []

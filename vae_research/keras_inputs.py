@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from vae_research.arguments import checked_integer
+from vae_research.controllers import Controller
 from vae_research.data.streams import (
     LAST_EPOCH,
     Batches,
@@ -17,7 +19,7 @@ from vae_research.data.streams import (
     was_made_from_batches,
 )
 from vae_research.objective import LARGER_IS_BETTER, LossReport
-from vae_research.schedules import unsettled
+from vae_research.schedules import Cosine, Cyclical, LinearWarmup, unsettled, value_at
 
 
 def preceded_by(ours: Sequence[keras.callbacks.Callback], callbacks: Any) -> Any:
@@ -73,7 +75,7 @@ class ScheduleLengths(keras.callbacks.Callback):
         if steps is not None:
             self.model.set_steps_per_epoch(steps)
         for callback in self._monitoring:
-            _set_direction(callback, self.model)
+            _set_direction(callback, self.model, (steps or 0) * (epochs or 0))
             _warn_of_different_losses(callback, self.model, steps)
         if steps is None or epochs is None:
             return
@@ -89,16 +91,35 @@ class ScheduleLengths(keras.callbacks.Callback):
                     )
 
 
-def _set_direction(callback: keras.callbacks.Callback, model: Any) -> None:
+def _set_direction(callback: keras.callbacks.Callback, model: Any, last: int) -> None:
     """Sets the direction of a monitor whose `mode` is "auto"; Keras knows that of a loss only."""
     monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
     if mode != "auto" or not isinstance(monitor, str):
         return
     name = monitor.removeprefix("val_")
+    weights = {term.label: term.weight for term in model.objective.terms if term.weight is not None}
     if name in LARGER_IS_BETTER:
         callback.mode = "max"
-    elif name == "kl" or name in model.objective.weights(0):  # they are minimised
+    elif name in weights:
+        callback.mode = _direction(weights[name], last)
+    elif name == "kl":
         callback.mode = "min"
+
+
+def _direction(weight: Any, last: int) -> str:
+    """Returns what training does to a loss term with this weight until a step: "min" or "max".
+
+    Returns "auto" if the weight changes its sign, or may do so.
+    """
+    if isinstance(weight, Controller):
+        return "min" if getattr(weight, "minimum", -1.0) >= 0.0 else "auto"
+    if isinstance(weight, LinearWarmup | Cosine | Cyclical):
+        values = [weight.start, weight.peak]
+    else:
+        values = [float(value_at(weight, step)) for step in np.linspace(0, last, 9)]
+    if min(values) >= 0.0:
+        return "min"
+    return "max" if max(values) <= 0.0 else "auto"
 
 
 def _warn_of_different_losses(

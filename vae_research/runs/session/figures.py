@@ -29,7 +29,7 @@ def own_figures(returned: Any, count: int, taken: Collection[str]) -> dict[str, 
         taken: names of other figures.
 
     Raises:
-        UsageError: it is anything else, or a value is not finite.
+        UsageError: it is anything else.
     """
     if not isinstance(returned, Mapping):
         raise UsageError(
@@ -54,10 +54,9 @@ def own_figures(returned: Any, count: int, taken: Collection[str]) -> dict[str, 
                 f"evaluate() returned {name!r} of shape {values.shape}; it must be a number, or "
                 f"have a value for each of the {count} test examples, ({count},)."
             )
-        if not np.isfinite(values).all():
-            raise UsageError(f"evaluate() returned values for {name!r} that are not finite.")
         if values.ndim:
-            found[name] = dataclasses.replace(Estimate.mean_of(values), values=values)
+            with np.errstate(invalid="ignore"):  # a figure that is not finite is noted
+                found[name] = dataclasses.replace(Estimate.mean_of(values), values=values)
         else:
             found[name] = Estimate(float(values), None, count)
     return found
