@@ -21,6 +21,7 @@ from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session import resume, sources
 from vae_research.runs.session.building import choose_device, learning_rate
+from vae_research.runs.session.experiment import _how_to_train_longer
 from vae_research.runs.session.figures import own_figures
 from vae_research.runs.session.own_callbacks import OwnCallbacks
 from vae_research.runs.session.resume import has_stopped, stops_with
@@ -409,6 +410,19 @@ def test_early_stopping_says_that_it_cannot_wait():
     callback.set_model(Warming(None))
     with pytest.warns(UserWarning, match="counts from the first epoch"):
         callback.on_train_begin()
+
+
+def test_a_run_that_its_own_callback_ended_is_not_explained_by_early_stopping():
+    config = runs.configure(build)
+    said = {
+        (patience, stopped): _how_to_train_longer(
+            config.replace(early_stopping=patience), stopped=stopped
+        )
+        for patience in (0, 3)
+        for stopped in (False, True)
+    }
+    assert [key for key, words in said.items() if "--early_stopping" in words] == [(3, True)]
+    assert [key for key, words in said.items() if "--epochs" in words] == [(0, False), (3, False)]
 
 
 def test_a_run_that_stopped_goes_on_with_other_flags_of_its_callbacks():

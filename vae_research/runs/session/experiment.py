@@ -62,12 +62,10 @@ def complete_run(
     complete = resume.complete(config, run_dir, checkpoint, source)
     if complete is not None:
         if config.verbose:
-            longer = (
-                "A callback ended it; a larger --early_stopping trains longer"
-                if complete.get("stopped_early")
-                else "To train longer, give more --epochs"
+            print(
+                f"{run_dir} is already complete: {complete['epochs']} epochs. "
+                f"{_how_to_train_longer(config, stopped=complete.get('stopped_early', False))}."
             )
-            print(f"{run_dir} is already complete: {complete['epochs']} epochs. {longer}.")
         return run_dir, parts.data
     config, data = load_data(config, parts.data, given)
     if checkpoint is not None:
@@ -81,6 +79,15 @@ def complete_run(
     session = Session(parts, experiment, config, data, run_dir, checkpoint, device, source)
     session.run()
     return session.run_dir, data
+
+
+def _how_to_train_longer(config: Config, *, stopped: bool) -> str:
+    """Returns a sentence about a complete run, which a callback may have stopped."""
+    if not stopped:
+        return "To train longer, give more --epochs"
+    if config.early_stopping:
+        return "A callback ended it; if that was --early_stopping, a larger value trains longer"
+    return "A callback of the experiment ended it"
 
 
 def train(
