@@ -85,7 +85,7 @@ class WatchedConfig(Config):
         names_read: names of the values; all of them if they were read together.
     """
 
-    __slots__ = ("names_read",)  # it is none of the values
+    __slots__ = ("names_read",)  # which is no flag
 
     def __init__(self, config: Config) -> None:
         self.names_read: set[str] = set()
