@@ -3,8 +3,7 @@
 Paper: Salimans et al. 2017 (arXiv:1701.05517, PixelCNN++), equation 2, with one component: levels
 of pixels have a rounded logistic distribution, no density, so that bits per dimension compare with
 those of other models. The images of the figures are emoji:
-  npm pack emoji-datasource-twitter@16.0.0  # or, without npm:
-  curl -O https://registry.npmjs.org/emoji-datasource-twitter/-/emoji-datasource-twitter-16.0.0.tgz
+  npm pack emoji-datasource-twitter@16.0.0
   tar xzf emoji-datasource-twitter-16.0.0.tgz package/img/twitter/64
 
 Command: scripts/run experiments/own_data.py --dataset=package/img/twitter/64 --background=white \
