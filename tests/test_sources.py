@@ -310,7 +310,7 @@ def test_cells_of_a_notebook_are_compared_by_their_syntax_trees(tmp_path, monkey
         """As IPython compiles cells: the name of a file depends on its text."""
         names = {}
         for text in texts:
-            file = f"/tmp/ipykernel_1/{hash(text)}.py"
+            file = f"/nowhere/ipykernel_1/{hash(text)}.py"
             linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
             exec(compile(text, file, "exec"), names)
         return sources.collect(names["build"], data=made_by(names["load"]))

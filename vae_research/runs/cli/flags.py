@@ -85,7 +85,7 @@ class WatchedConfig(Config):
         names_read: names of the values; all of them if they were read together.
     """
 
-    __slots__ = ("names_read",)  # which is no flag
+    __slots__ = ("names_read",)  # not one of the flags
 
     def __init__(self, config: Config) -> None:
         self.names_read: set[str] = set()

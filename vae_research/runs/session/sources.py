@@ -72,7 +72,7 @@ class Source:
 
     @property
     def is_of_notebook(self) -> bool:
-        """Whether it is the text of cells, of which what they use from other cells is no part."""
+        """Whether it is the text of notebook cells; what they use of other cells is not kept."""
         return Path(self.origins[self.main]).name != Path(self.main).name
 
 
