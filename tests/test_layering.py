@@ -25,7 +25,7 @@ ROOT = "vae_research"
 # and every part of the lines before its own, but none of its own line.
 LAYERS = (
     ("settings", "arguments", "tables", "version", "randomness", "files", "lazy", "epochs"),
-    ("schemas",),
+    ("schemas", "levels"),
     ("probability", "schedules", "tensors", "manifests", "state"),
     ("controllers",),
     ("priors",),
@@ -67,6 +67,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[2]} | {
     "lazy": set(),
     "epochs": set(),
     "schemas": set(),
+    "levels": set(),
     "controllers": {"tensorflow"},
     "manifests": {"numpy"},
     "randomness": {"tensorflow"},

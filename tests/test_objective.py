@@ -478,7 +478,7 @@ def test_densities_of_a_second_level_are_inside_the_importance_weight():
     tensors |= {LEVELS[n]: top[n] for n in ("log_posterior", "log_prior")}
     rename = {n: LEVELS[n] for n in ("log_posterior", "log_prior")}
     objective = Objective(
-        [Given(), MonteCarloKL(), MonteCarloKL(name="kl_top", rename=rename)],
+        [Given(), MonteCarloKL(latent="z"), MonteCarloKL(name="kl_top", rename=rename)],
         num_samples=3,
         importance_weighted=True,
     )

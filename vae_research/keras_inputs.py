@@ -102,7 +102,7 @@ def _set_direction(callback: keras.callbacks.Callback, model: Any, last: int) ->
         callback.mode = "max"
     elif name in weights:
         callback.mode = _direction(weights[name], last)
-    elif name == "kl":
+    elif name == "kl" or name.startswith("kl_"):
         callback.mode = "min"
 
 

@@ -18,10 +18,11 @@ from vae_research.gradient_estimators import (
     WeightedSamples,
     join_samples,
 )
+from vae_research.levels import OF_LEVELS, level_of, levels
 from vae_research.losses.term import Likelihood, LossTerm
 from vae_research.probability import sum_over_event
 from vae_research.schedules import Schedule, value_at
-from vae_research.tensors import Tensors, graph_scope
+from vae_research.tensors import Tensors, graph_scope, sum_in_order
 
 # The state of each controller, by the name of its term: scalars by name.
 ControllerStates = Mapping[str, Mapping[str, Any]]
@@ -139,6 +140,9 @@ class Objective:
                 f"Gaussian(); got {found} among the terms {terms}."
             )
         check_labels(self.terms)
+        for term in self.terms:
+            if term.weight is not None:
+                _check_levels(term)
 
     def in_steps(self, steps_per_epoch: int, ahead: float = 0.0) -> Self:
         """Returns a copy with all lengths in epochs converted to steps; see `Settings.in_steps`."""
@@ -205,7 +209,8 @@ class Objective:
     ) -> float | None:
         """Returns the weight of the KL divergence over that of the likelihood, at a step.
 
-        None if no term called `kl` is trained or the likelihood has no weight.
+        None if no term called `kl`, which is about all latents, is trained, or if the likelihood
+        has no weight.
 
         Args:
             step, states: as for `weights`.
@@ -234,10 +239,15 @@ class Objective:
         self._check_rows(rows)
         weights = self.weights(tensors["step"], states)
         elbo = None
-        if (divergence := _divergence(tensors)) is not None:
+        if divergences := _divergences(tensors):
+            divergence = sum_in_order(list(divergences.values()))
             elbo = self._mean_over_samples(-rows[self.likelihood.label] - divergence)
             # Unless a term has this name, it is the divergence that is part of the ELBO.
             rows.setdefault("kl", divergence)
+            if len(divergences) > 1:
+                self._check_name_of_all(list(divergences))
+                for latent, value in divergences.items():
+                    rows.setdefault(f"kl_{latent}", value)
         values = {name: self._mean_over_samples(value) for name, value in rows.items()}
         bound = None
         if self.importance_weighted:
@@ -265,9 +275,8 @@ class Objective:
         return dataclasses.replace(report, surrogate=surrogate)
 
     def _bound(self, tensors: Tensors, reconstruction: tf.Tensor) -> tf.Tensor | None:
-        if not {"log_posterior", "log_prior"} <= tensors.keys():
+        if (log_ratio := log_prior_ratio("bound", tensors)) is None:
             return None
-        log_ratio = tensors.tap("bound", "log_prior") - tensors.tap("bound", "log_posterior")
         return join_samples(self._by_sample(log_ratio - reconstruction), True)
 
     def _surrogate(
@@ -278,7 +287,16 @@ class Objective:
         rows: Mapping[str, tf.Tensor],
         report: LossReport,
     ) -> tf.Tensor:
-        """Returns the surrogate of the estimated terms, plus all others as they are reported."""
+        """Returns the surrogate of the estimated terms, plus all others as they are reported.
+
+        Raises:
+            ValueError: there are several latents.
+        """
+        if len(latents := levels(tensors)) > 1:
+            raise ValueError(
+                f"{estimator!r} differentiates along the path of one latent; the forward pass has "
+                f"{', '.join(latents)}. Train without a gradient_estimator."
+            )
         weights, inside = report.weights, [term.label for term in self._estimated()]
         divergences = [term for term in self._estimated() if term is not self.likelihood]
         with path.densities_in(tensors), graph_scope("gradient_estimator"):
@@ -304,6 +322,16 @@ class Objective:
             if name not in inside:
                 surrogate = plus(surrogate, weight, report.values[name])
         return surrogate
+
+    def _check_name_of_all(self, latents: list[str]) -> None:
+        """Raises ValueError for a term that is about one of several latents and is called `kl`."""
+        for term in self.terms:
+            if term.label == "kl" and term.renamed().keys() & {*OF_LEVELS}:
+                raise ValueError(
+                    f"Loss term 'kl' ({term!r}) is about one latent of {', '.join(latents)}, and "
+                    "'kl' in the logs is the divergence of all. Give it another name, or use "
+                    f"{type(term).__name__}(latent='NAME'), which is called kl_NAME."
+                )
 
     def _check_rows(self, rows: Mapping[str, tf.Tensor]) -> None:
         """Raises ValueError for a value with another number of rows, which would broadcast."""
@@ -462,7 +490,7 @@ def controllers_of(terms: Iterable[LossTerm]) -> dict[str, Controller]:
 
 def _meanings(term: LossTerm) -> set[str]:
     """Returns the names that a term reads, before and after `rename`."""
-    return term.reads() | set(term.rename or {})
+    return term.reads() | set(term.renamed())
 
 
 def _adds_log_posterior(term: LossTerm) -> bool:
@@ -471,10 +499,60 @@ def _adds_log_posterior(term: LossTerm) -> bool:
     return term.adds_log_posterior and reads_it and not term.batch_statistic
 
 
-def _divergence(tensors: Tensors) -> tf.Tensor | None:
-    """Returns the KL divergence in the ELBO, `[rows]`, in closed form if there is one."""
-    if "kl" in tensors:
-        return sum_over_event(tensors.tap("ELBO", "kl"))
-    if "log_posterior" in tensors and "log_prior" in tensors:
-        return tensors.tap("ELBO", "log_posterior") - tensors.tap("ELBO", "log_prior")
-    return None
+def _check_levels(term: LossTerm) -> None:
+    """Raises ValueError for a trained divergence that would be missing in the ELBO."""
+    renamed = term.renamed()
+    pair = {"log_posterior", "log_prior"} if term.adds_log_posterior else set()
+    read = ({"kl"} | pair) & (term.reads() | renamed.keys())
+    if not read & renamed.keys():
+        return
+    found = {name: level_of(renamed.get(name, name)) for name in sorted(read)}
+    latents = {of[1] if of and of[0] == name else None for name, of in found.items()}
+    if None in latents or len(latents) > 1:
+        names = " and ".join(repr(renamed.get(name, name)) for name in found)
+        raise ValueError(
+            f"Loss term {term.label!r} trains {names}, which would not be part of the ELBO. The "
+            "divergence of a latent NAME is kl_NAME, or log_posterior_NAME minus log_prior_NAME: "
+            f"call the tensors so, and use {type(term).__name__}(latent='NAME'). What is no "
+            "divergence of a latent is a term of another class."
+        )
+
+
+def _divergences(tensors: Tensors) -> dict[str, tf.Tensor]:
+    """Returns the KL divergences in the ELBO by latent, `[rows]`, in closed form if it is known."""
+    found = {}
+    for latent, level in levels(tensors).items():
+        if "kl" in level:
+            found[latent] = sum_over_event(tensors.tap("ELBO", level["kl"]))
+        else:
+            log_posterior = _density("ELBO", level["log_posterior"], tensors)
+            found[latent] = log_posterior - _density("ELBO", level["log_prior"], tensors)
+    return found
+
+
+def log_prior_ratio(reader: str, tensors: Tensors) -> tf.Tensor | None:
+    """Returns log p(z) - log q(z|x) of all latents, `[rows]`, nats, or None if one lacks a density.
+
+    Args:
+        reader: what to call the reader in a message.
+        tensors: of a forward pass.
+    """
+    found = levels(tensors).values()
+    if not found or any(not {"log_posterior", "log_prior"} <= level.keys() for level in found):
+        return None
+    ratios = []
+    for level in found:
+        log_prior = _density(reader, level["log_prior"], tensors)
+        ratios.append(log_prior - _density(reader, level["log_posterior"], tensors))
+    return sum_in_order(ratios)
+
+
+def _density(reader: str, name: str, tensors: Tensors) -> tf.Tensor:
+    """Returns a log-density; raises ValueError if it is not `[rows]` and would broadcast."""
+    density = tensors.tap(reader, name)
+    if density.shape.rank not in (1, None):
+        raise ValueError(
+            f"{name!r} has the shape {density.shape}; a density has one value for each row, [rows] "
+            "(sum_over_event adds up the other axes)."
+        )
+    return density

@@ -13,9 +13,16 @@ read them, and a name is written once. The names that every part of the package 
 | `z_mean`, `z_log_var` | `[batch, latent]` | encoder |
 | `z` | `[rows, latent]` | bottleneck |
 | `log_posterior`, `log_prior` | `[rows]`, nats | bottleneck |
-| `kl` | `[rows, latent]`, nats | bottleneck with a closed form |
+| `kl` | `[rows, ...]`, nats: its shape is that of the divergence | bottleneck with a closed form |
+| `kl_NAME`, `log_posterior_NAME`, `log_prior_NAME` | as these three | bottleneck, module |
 | `logits`; `x_mean`, `x_log_var` | as `targets` | decoder |
 | `reconstruction` | as `targets`, in data space | the likelihood's mean |
+
+Levels: with one latent, its divergence and densities have no suffix. With several, each latent NAME
+has its own, written by the bottleneck or by a module behind it: `kl_NAME` in closed form, or both
+`log_posterior_NAME` and `log_prior_NAME`, or all three. All of them are part of the ELBO. A loss
+term that reads `kl`, `log_posterior` or `log_prior` gets that of all levels: divergences side by
+side, `[rows, values]`, and the sum of the densities.
 
 With K samples a batch, every tensor after the encoder has `rows = K * batch` rows, the K samples
 of one example next to each other.
@@ -26,13 +33,14 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from vae_research.levels import OF_LEVELS, WITHOUT_SUFFIX, level_of, levels
 from vae_research.randomness import fold_in
 from vae_research.settings import declared_names, did_you_mean
 
@@ -51,7 +59,9 @@ class MissingTensorError(ValueError):
     def __init__(self, reader: str, name: str, written: Mapping[str, Any]) -> None:
         self.reader, self.name = reader, name
         hint = did_you_mean(name, written)
-        if name == "kl" and {"log_posterior", "log_prior"} <= written.keys():
+        part, latent = level_of(name) or ("", "")
+        level = levels(written, complete=False).get(latent, {})
+        if part == "kl" and {"log_posterior", "log_prior"} <= level.keys():
             hint = " Posterior and prior have no divergence in closed form: use MonteCarloKL()."
         super().__init__(
             f"The {reader} reads {name!r}, but the forward pass wrote "
@@ -115,6 +125,45 @@ class Tensors(dict[str, tf.Tensor]):
         return self[name]
 
 
+def of_all_levels(reader: str, part: str, tensors: Tensors) -> tf.Tensor:
+    """Returns `kl` `[rows, ...]`, `log_posterior` or `log_prior` `[rows]`, nats, of all latents.
+
+    Of several latents the divergences are side by side, `[rows, values]`, and the densities are
+    added up: their sum is the density of all latents together.
+
+    Args:
+        reader: what to call the reader in a message.
+        part: one of these three names.
+        tensors: of the forward pass.
+
+    Raises:
+        MissingTensorError: a latent does not have it.
+    """
+    found = levels(tensors)
+    if found.keys() <= {WITHOUT_SUFFIX}:
+        names = [found.get(WITHOUT_SUFFIX, {}).get(part, part)]
+    else:
+        names = [level.get(part, f"{part}_{latent}") for latent, level in found.items()]
+    values = [tensors.tap(reader, name) for name in names]
+    if len(values) == 1:
+        return values[0]
+    if part == "kl":
+        return tf.concat([tf.reshape(value, [tf.shape(value)[0], -1]) for value in values], axis=1)
+    return sum_in_order(values)
+
+
+def sum_in_order(values: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns the sum of one or more tensors, added up from the first to the last.
+
+    Without XLA, TensorFlow turns a chain of additions into one AddN, whose order depends on which
+    of its inputs is freed first. It leaves subtractions as they are.
+    """
+    total, *rest = values
+    for value in rest:
+        total = total - (-value)
+    return total
+
+
 def bind(
     reader: str,
     function: Callable[..., Any],
@@ -123,6 +172,7 @@ def bind(
     key: str | None = None,
     rename: Mapping[str, str] | None = None,
     only_input: str | None = None,
+    joined_levels: bool = False,
 ) -> dict[str, tf.Tensor]:
     """Returns the tensors that a reader needs, by its own parameter names.
 
@@ -137,6 +187,8 @@ def bind(
         rename: from a parameter's name to the name that is read in its place.
         only_input: what a network with a single input reads, unless the name of its input says
             otherwise. (`inputs` is what Keras calls the argument of any layer.)
+        joined_levels: `kl`, `log_posterior` and `log_prior` are those of all latents, unless they
+            are in `rename`; see `of_all_levels`.
 
     Raises:
         ValueError: a name was not written.
@@ -151,7 +203,13 @@ def bind(
         names = declared_names(function)
     elif len(names) == 1 and only_input and _is_unnamed(function, names[0], tensors):
         rename = {names[0]: only_input, **rename}
-    return {name: tensors.tap(reader, rename.get(name, name), key=key) for name in names}
+    joined = [name for name in OF_LEVELS if joined_levels and name not in rename]
+    return {
+        name: of_all_levels(reader, name, tensors)
+        if name in joined
+        else tensors.tap(reader, rename.get(name, name), key=key)
+        for name in names
+    }
 
 
 def _is_unnamed(network: keras.layers.Layer, name: str, tensors: Mapping[str, tf.Tensor]) -> bool:

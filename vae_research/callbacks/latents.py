@@ -38,7 +38,8 @@ class Latents(keras.callbacks.Callback):
 
     - `latent/active_units`: number of dimensions whose posterior mean has a variance above 0.01
       (Burda et al. 2016, arXiv:1509.00519, section 5.2).
-    - `latent/kl_total`, if `fit` validates: the mean KL divergence of the validation data.
+    - `latent/kl_total`, if `fit` validates: the mean KL divergence of the validation data; and
+      `latent/kl/NAME`, its part of each of several latents.
     - `latent/permuted_code_gap`: log p(x|z) with the example's own code minus that with the code
       of another example.
     - `latent/mutual_information`, for a `GaussianBottleneck`: a lower bound of the mutual
@@ -85,6 +86,8 @@ class Latents(keras.callbacks.Callback):
         values = {"latent/active_units": active_units(found["code"]).value}
         if "val_elbo" in logs:
             values["latent/kl_total"] = float(logs["val_kl"])
+            for latent in latents_in(logs):
+                values[f"latent/kl/{latent}"] = float(logs[f"val_kl_{latent}"])
         values["latent/permuted_code_gap"] = gap.value
         self._summaries.scalars("validation", values, step)
         self._write_posterior(found, step)
@@ -144,6 +147,12 @@ class Latents(keras.callbacks.Callback):
             self._last_names = names
             lines = [f"- **{diagnosis.name}**: {diagnosis.reason}" for diagnosis in self.diagnoses]
             self._summaries.text("validation", "latent/diagnosis", "\n".join(lines), step)
+
+
+def latents_in(logs: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the latents whose own divergences are among the logs of an epoch."""
+    start = "val_kl_"
+    return [name.removeprefix(start) for name in logs if name.startswith(start)]
 
 
 def unfinished_warm_ups(model: VAE, last_step: int) -> list[WarmUp]:

@@ -30,6 +30,7 @@ _CHARTS = {
         "dimensions in use": ["latent/active_units"],
         "information in z (nats)": [
             "latent/kl_total",
+            "latent/kl/.*",
             "latent/mutual_information",
             "latent/permuted_code_gap",
         ],

@@ -62,6 +62,7 @@ Change: TypeAlias = "Callable[[dict[str, tf.Tensor], tf.Tensor], Mapping[str, tf
 # Names that a forward pass writes, or passes to a network itself.
 _OF_CODES = ("z", "z_mean", "z_log_var", "z_prior", "kl", "log_posterior", "log_prior")
 _OF_DECODER = ("logits", "x_mean", "x_log_var", "reconstruction")
+_OF_LEVELS = ("kl_", "log_posterior_", "log_prior_")  # the beginnings of such names
 _WRITTEN = {"step", "seed", "training", *_OF_CODES, *_OF_DECODER}
 
 
@@ -578,7 +579,8 @@ def _checked_further(
 
 
 def _check_name(label: object, where: str) -> None:
-    if label in _WRITTEN:
+    of_level = isinstance(label, str) and label.startswith(_OF_LEVELS)
+    if label in _WRITTEN or of_level:
         raise DataError(f"{where}: a forward pass writes {label!r} itself; give another name")
     if not isinstance(label, str) or not label.isidentifier():
         raise DataError(f"{where}: {label!r} cannot be the name of a parameter; give another name")

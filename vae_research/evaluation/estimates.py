@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research.arguments import checked_integer
+from vae_research.levels import levels
 from vae_research.model import VAE
-from vae_research.objective import Objective
+from vae_research.objective import Objective, log_prior_ratio
 from vae_research.probability import log_mean_exp
 
 # How many values one tensor in data space may have in a call: 8 MB, so that temporaries fit in the
@@ -82,8 +83,8 @@ def estimate(
     - `importance_weighted_bound`, if the model trains with such a bound of K samples: the bound of
       log p(x) with all weights 1, mean over the groups of K samples that fit in calls. Omitted if
       `num_samples` or `rows_per_call` is below K.
-    - `reconstruction` and `kl`, the two parts of the ELBO, and every other term with a value per
-      example, unweighted, by its name.
+    - `reconstruction` and `kl`, the two parts of the ELBO, `kl_NAME` of each of several latents,
+      and every other term with a value per example, unweighted, by its name.
     - `active_units`: latent dimensions whose posterior mean has a variance above 0.01 over the
       data.
 
@@ -235,10 +236,11 @@ def _new_pass(model: VAE, jit_compile: bool) -> _Pass:
         rows["reconstruction"] = report.values[likelihood.label]
         if report.elbo is not None:
             rows |= {"elbo": report.elbo, "kl": report.values["kl"]}
+            by_latent = [f"kl_{latent}" for latent in levels(tensors)]
+            rows |= {name: report.values[name] for name in by_latent if name in report.values}
         samples = {name: tf.reshape(value, [-1, num_samples]) for name, value in rows.items()}
         values = {name: tf.reduce_mean(value, axis=1) for name, value in samples.items()}
-        if {"log_posterior", "log_prior"} <= tensors.keys():
-            log_ratio = tensors["log_prior"] - tensors["log_posterior"]
+        if (log_ratio := log_prior_ratio("bound", tensors)) is not None:
             log_weight = tf.reshape(log_ratio, [-1, num_samples]) - samples["reconstruction"]
             values[_LOG_SUM_WEIGHT] = tf.reduce_logsumexp(log_weight, axis=1)
             size = objective.num_samples

@@ -36,6 +36,9 @@ class LossTerm(Settings, abc.ABC):
         name: in logs and TensorBoard; by default the class name in snake case.
         rename: `{"kl": "kl_top"}` passes the tensor `kl_top` as the parameter `kl`.
 
+    The parameters `kl`, `log_posterior` and `log_prior` are those of all latents; see
+    `vae_research.tensors`.
+
     `batch_statistic = True` in the class means that the term is a statistic of the whole batch: it
     returns a scalar instead of one value per example. `adds_log_posterior = True` means that the
     value is `log_posterior` plus something that does not depend on it; gradient estimators need
@@ -83,8 +86,16 @@ class LossTerm(Settings, abc.ABC):
         return self._renamed(self._reader())
 
     def _renamed(self, method: Callable[..., Any]) -> set[str]:
-        rename = self.rename or {}
-        return {rename.get(name, name) for name in declared_names(method)}
+        renamed = self.renamed()
+        return {renamed.get(name, name) for name in declared_names(method)}
+
+    def renamed(self) -> Mapping[str, str]:
+        """Returns the names of the tensors that are passed as parameters of another name."""
+        return self.rename or {}
+
+    def renamed_in(self, tensors: Mapping[str, tf.Tensor]) -> Mapping[str, str]:
+        """Returns `renamed()`, by the names that a forward pass wrote."""
+        return self.renamed()
 
     def _reader(self) -> Callable[..., Any]:
         return self.per_example
@@ -121,7 +132,8 @@ class LossTerm(Settings, abc.ABC):
         # Equal to the message today, but not one: another key is other noise for a term that reads
         # `seed`.
         key = f"loss term {self.label!r}"
-        arguments = bind(reader, method, tensors, key=key, rename=self.rename)
+        renamed = self.renamed_in(tensors)
+        arguments = bind(reader, method, tensors, key=key, rename=renamed, joined_levels=True)
         return without_captured_tensors(reader, method, **arguments)
 
     def _checked(self, values: Any) -> tf.Tensor:
