@@ -1,12 +1,25 @@
 """Latents of any shape and number: their levels in every figure, and what looks at their codes."""
 
+from typing import ClassVar
+
+import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 
 import vae_research as vr
+from vae_research import callbacks
+from vae_research.callbacks.inference import Inference
+from vae_research.codes import CodeLayout
 from vae_research.levels import level_of, levels
 from vae_research.tensors import Tensors, of_all_levels
+
+SHAPE = (4, 4, 1)
+IMAGES = np.random.default_rng(0).integers(0, 2, (24, *SHAPE)).astype(np.float32)
+register = keras.saving.register_keras_serializable(package="test_latents")
 
 
 def drawn(*names, rows=6, seed=0):
@@ -176,3 +189,317 @@ def test_a_sum_of_levels_that_no_gradient_could_reorder():
     tensors.update({f"log_posterior_{i}": x[tf.newaxis] for i, x in enumerate(values)})
     # From the first to the last: 1e8 + 1 is 1e8 in float32.
     assert float(of_all_levels("test", "log_prior", tensors)[0]) == 0.0
+
+
+# Two levels with a known log p(x).
+
+# p(z_2) = N(0, 1), p(z_1|z_2) = N(a z_2, r^2) and p(x|z_1) = N(W z_1, s^2 I), so that p(x) is
+# N(0, (a^2 + r^2) W W^T + s^2 I); the exact posterior is q(z_1|x) q(z_2|z_1), normal both.
+A, R, S, W = 1.5, 0.6, 0.5, np.array([[2.0, -1.0, 0.5, 0.25]])
+V = A**2 + R**2
+P = 1.0 / (1.0 / V + (W**2).sum() / S**2)
+X = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
+
+
+@register
+class LinearLevels(vr.Bottleneck):
+    """The posterior of the model above; `mistake` moves the mean of q(z_2|z_1)."""
+
+    latents: ClassVar = {"z_1": (1,), "z_2": (1,)}
+
+    def __init__(self, mistake=0.0, closed_form=False, **kwargs):
+        super().__init__(**kwargs)
+        self.mistake, self.closed_form = mistake, closed_form
+
+    def call(self, z_mean, z_log_var, seed):
+        z_1 = sample(z_mean, z_log_var, vr.fold_in(seed, 1))
+        mean, log_var = self.mistake + A / V * z_1, tf.math.log([R**2 / V])
+        z_2 = sample(mean, log_var, vr.fold_in(seed, 2))
+        found = {"z_1": z_1, "z_2": z_2}
+        if self.closed_form:
+            found["kl_z_2"] = 0.5 * (mean**2 + tf.exp(log_var) - log_var - 1.0)
+        return found | {
+            "log_posterior_z_1": density(z_1, z_mean, z_log_var),
+            "log_posterior_z_2": density(z_2, mean, log_var),
+            "log_prior_z_1": density(z_1, A * z_2, tf.math.log([R**2])),
+            "log_prior_z_2": density(z_2, 0.0, [0.0]),
+        }
+
+    def center(self, z_mean):
+        return {"z_1": z_mean, "z_2": A / V * z_mean}
+
+    def sample_prior(self, count, seed):
+        z_2 = vr.standard_normal([count, 1], vr.fold_in(seed, 1))
+        return {"z_1": A * z_2 + R * vr.standard_normal([count, 1], seed), "z_2": z_2}
+
+
+def sample(mean, log_var, key):
+    return mean + tf.exp(0.5 * log_var) * vr.standard_normal(tf.shape(mean), key)
+
+
+def density(z, mean, log_var):
+    return vr.sum_over_event(vr.normal_log_density(z, mean, log_var))
+
+
+def linear_model(**settings):
+    inputs, z = keras.Input((4,), name="inputs"), keras.Input((1,), name="z_1")
+    heads = {name: keras.layers.Dense(1, name=name) for name in ("z_mean", "z_log_var")}
+    encoder = keras.Model(inputs, {name: head(inputs) for name, head in heads.items()})
+    decoder = keras.Model(z, {"x_mean": keras.layers.Dense(4, use_bias=False, name="x")(z)})
+    heads["z_mean"].set_weights([P / S**2 * W.T, np.zeros(1)])
+    heads["z_log_var"].set_weights([np.zeros([4, 1]), np.log([P])])
+    decoder.get_layer("x").set_weights([W])
+    terms = [vr.Gaussian(standard_deviation=S), vr.MonteCarloKL()]
+    return vr.VAE(encoder, LinearLevels(**settings), decoder, terms)
+
+
+def log_p(x):
+    return scipy.stats.multivariate_normal(cov=V * W.T @ W + S**2 * np.eye(4)).logpdf(x)
+
+
+def test_elbo_and_nll_of_two_exact_levels_are_log_p():
+    vae = linear_model()
+    _, report = vae.report(X)
+    np.testing.assert_allclose(report.elbo, log_p(X), rtol=1e-4)
+    np.testing.assert_allclose(-report.loss, log_p(X), rtol=1e-4)
+    found = vr.estimate(vae, X, num_samples=2, per_example=True)
+    np.testing.assert_allclose(found["elbo"].values, log_p(X), rtol=1e-4)
+    np.testing.assert_allclose(found["negative_log_likelihood"].values, -log_p(X), rtol=1e-4)
+    assert found["kl"].value == pytest.approx(found["kl_z_1"].value + found["kl_z_2"].value)
+
+
+def test_closed_form_of_one_level_and_samples_of_the_other_have_one_mean():
+    # q(z_2|z_1) is 0.2 off: log p(x) minus ELBO is KL(q(z_2|z_1) || p(z_2|z_1)) = 0.2^2 / (2 var).
+    exact = log_p(X).mean() - 0.5 * 0.2**2 / (R**2 / V)
+    for closed_form in (False, True):
+        vae = linear_model(mistake=0.2, closed_form=closed_form)
+        _, report = vae.report(np.repeat(X, 4000, axis=0))
+        by_example = report.elbo.numpy().astype(np.float64).reshape(5, -1)
+        error = np.sqrt(by_example.var(axis=1).mean() / by_example.size)
+        assert by_example.mean() == pytest.approx(exact, abs=4.0 * error)
+
+
+def test_codes_of_several_latents_are_named():
+    vae = linear_model()
+    codes = vae.encode(X)
+    assert {name: tuple(code.shape) for name, code in codes.items()} == {
+        "z_1": (5, 1),
+        "z_2": (5, 1),
+    }
+    np.testing.assert_allclose(codes["z_1"][:, 0], P / S**2 * (X @ W[0]), rtol=1e-5)
+    np.testing.assert_array_equal(vae.decode(codes), vae.reconstruct(X))
+    assert vae.sample(3).shape == (3, 4)
+    with pytest.raises(ValueError, match=r"latents are z_1, z_2\. A dictionary"):
+        vae.decode(codes["z_1"])
+    with pytest.raises(ValueError, match="z_2 is missing"):
+        vae.decode({"z_1": codes["z_1"]})
+
+
+# Columns of codes.
+
+
+def test_codes_are_flattened_in_one_place_and_back():
+    layout = CodeLayout({"a": (2, 1, 2), "b": (3,)})
+    codes = {
+        "a": tf.reshape(tf.range(8), [2, 2, 1, 2]),
+        "b": tf.reshape(tf.range(100, 106), [2, 3]),
+    }
+    flat = layout.flatten(codes)
+    assert flat.numpy().tolist() == [[0, 1, 2, 3, 100, 101, 102], [4, 5, 6, 7, 103, 104, 105]]
+    assert layout.size == len(layout.labels) == 7
+    assert layout.labels[1:5] == ["a[0,0,1]", "a[1,0,0]", "a[1,0,1]", "b[0]"]
+    for name, value in layout.unflatten(flat).items():
+        np.testing.assert_array_equal(value, codes[name])
+
+
+def test_a_flat_code_is_its_own_columns():
+    codes, layout = tf.ones([3, 2]), CodeLayout({"z": (2,)})
+    assert layout.flatten(codes) is codes
+    assert layout.unflatten(codes) is codes
+
+
+@pytest.mark.parametrize(
+    "latents", [{}, None, {"z": ()}, {"z": 3}, {"z": (0,)}, {"z": (2.0,)}, {"my z": (2,)}, [3]]
+)
+def test_latents_that_are_no_shapes_are_refused_when_a_model_is_made(latents):
+    class Own(vr.GaussianBottleneck):
+        pass
+
+    bottleneck = Own(2)
+    Own.latents = latents
+    with pytest.raises(ValueError, match=r"Own declares latents = .*\"z\": \(20,\)"):
+        vr.VAE(vr.dense_encoder(SHAPE, 2), bottleneck, vr.dense_decoder(SHAPE, 2), [vr.Bernoulli()])
+
+
+@register
+class Undeclared(vr.Bottleneck):
+    """Writes another shape than it says."""
+
+    def call(self, z_mean):
+        return {"z": z_mean[:, tf.newaxis]}
+
+
+def test_a_code_of_another_shape_is_refused_in_the_first_pass():
+    model = vr.VAE(
+        vr.dense_encoder(SHAPE, 2, outputs=["z_mean"]),
+        Undeclared(2),
+        vr.dense_decoder(SHAPE, 2),
+        [vr.Bernoulli()],
+    )
+    model.compile("adam")
+    message = r"'z' with the shape .*\(2,\) for each row.*latents = \{'z': \(1, 2\)\}"
+    with pytest.raises(ValueError, match=message):
+        model.fit(IMAGES, verbose=0)
+    assert model.step == 0
+
+
+def test_the_encoder_writes_codes_of_the_shape_that_a_gaussian_has():
+    flat = tf.zeros([3, 2])
+    with pytest.raises(ValueError, match=r"needs the shape \(2, 1\) for each row"):
+        vr.GaussianBottleneck((2, 1))(flat, flat, tf.constant([0, 0], tf.int64))
+
+
+@pytest.mark.parametrize("bad", [(), (2, 0), (2, 2.5), ("2",)])
+def test_a_shape_has_positive_integers(bad):
+    with pytest.raises(ValueError, match="latent_dim must be an integer >= 1"):
+        vr.GaussianBottleneck(bad)
+
+
+# Models.
+
+
+def spatial_model(prior=None):
+    """A Gaussian code of shape (2, 2, 3), which convolutions write and read."""
+    inputs, z = keras.Input(SHAPE, name="inputs"), keras.Input((2, 2, 3), name="z")
+    heads = {n: keras.layers.Conv2D(3, 2, 2, name=n)(inputs) for n in ("z_mean", "z_log_var")}
+    logits = keras.layers.Conv2DTranspose(1, 2, 2)(z)
+    return vr.VAE(
+        keras.Model(inputs, heads),
+        vr.GaussianBottleneck((2, 2, 3), prior=prior),
+        keras.Model(z, {"logits": logits}),
+        [vr.Bernoulli(), vr.KLDivergence() if prior is None else vr.MonteCarloKL()],
+    )
+
+
+@register
+class TwoLevels(vr.Bottleneck):
+    """A map z_1 whose prior depends on a vector z_2; the decoder reads both, and that mean."""
+
+    latents: ClassVar = {"z_1": (2, 2, 1), "z_2": (3,)}
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.down = keras.layers.Dense(4)
+
+    def mean_1(self, z_2):
+        return tf.reshape(self.down(z_2), [-1, 2, 2, 1])
+
+    def call(self, mean_1, mean_2, seed):
+        zero = tf.zeros([])
+        z_1 = sample(mean_1, zero, vr.fold_in(seed, 1))
+        z_2 = sample(mean_2, zero, vr.fold_in(seed, 2))
+        prior_mean = self.mean_1(z_2)
+        return {"z_1": z_1, "z_2": z_2, "kl_z_2": 0.5 * tf.square(mean_2), "hint": prior_mean} | {
+            "log_posterior_z_1": density(z_1, mean_1, zero),
+            "log_prior_z_1": density(z_1, prior_mean, zero),
+            "log_posterior_z_2": density(z_2, mean_2, zero),
+            "log_prior_z_2": density(z_2, zero, zero),
+        }
+
+    def center(self, mean_1, mean_2):
+        return {"z_1": mean_1, "z_2": mean_2, "hint": self.mean_1(mean_2)}
+
+    def sample_prior(self, count, seed):
+        z_2 = vr.standard_normal([count, 3], vr.fold_in(seed, 2))
+        mean = self.mean_1(z_2)
+        return {"z_1": sample(mean, 0.0, vr.fold_in(seed, 1)), "z_2": z_2, "hint": mean}
+
+
+def two_level_model():
+    inputs = keras.Input(SHAPE, name="inputs")
+    means = {
+        "mean_1": keras.layers.Conv2D(1, 2, 2)(inputs),
+        "mean_2": keras.layers.Dense(3)(keras.layers.Flatten()(inputs)),
+    }
+    shapes = {"z_1": (2, 2, 1), "z_2": (3,), "hint": (2, 2, 1)}
+    read = {name: keras.Input(shape, name=name) for name, shape in shapes.items()}
+    flat = [keras.layers.Flatten()(value) for value in read.values()]
+    logits = keras.layers.Dense(16)(keras.layers.Concatenate()(flat))
+    decoder = keras.Model(read, {"logits": keras.layers.Reshape(SHAPE)(logits)})
+    terms = [vr.Bernoulli(), vr.KLDivergence(latent="z_2"), vr.MonteCarloKL(latent="z_1")]
+    return vr.VAE(keras.Model(inputs, means), TwoLevels(), decoder, terms)
+
+
+def scalars_in(folder):
+    events = EventAccumulator(str(folder)).Reload()
+    found = {tag: events.Tensors(tag) for tag in events.Tags()["tensors"]}
+    numbers = {
+        tag: [tensor_util.make_ndarray(event.tensor_proto) for event in written]
+        for tag, written in found.items()
+        if tag.startswith("latent/kl")
+    }
+    return {tag: values for tag, values in numbers.items() if np.ndim(values[0]) == 0}
+
+
+def fitted(vae, folder, *more):
+    """Trains a model for an epoch with callbacks; returns what they found, and the figures."""
+    shared = Inference(IMAGES)
+    watching = [
+        callbacks.Latents(folder, shared),
+        callbacks.Pictures(folder, shared, columns=4),
+        callbacks.Projector(folder, shared),
+        callbacks.Scalars(folder),
+        *more,
+    ]
+    vae.compile("adam", jit_compile=False)
+    figures = vae.fit(
+        *(IMAGES, None, 8), validation_data=IMAGES, callbacks=watching, verbose=0
+    ).history
+    found, size = shared(vae), vae.code_layout.size
+    assert found["code"].shape == found["z"].shape == (24, size)
+    assert (found["own"] != found["permuted"]).any()
+    (points,) = (folder / "validation").rglob("codes.tsv")
+    assert np.loadtxt(points).shape == (24, size)
+    elbo = -np.add(figures["val_reconstruction"], figures["val_kl"])
+    assert figures["val_elbo"] == pytest.approx(elbo)
+    assert scalars_in(folder / "validation")["latent/kl_total"] == pytest.approx(figures["val_kl"])
+    assert vae.sample(3).shape == vae.reconstruct(IMAGES[:3]).shape == (3, *SHAPE)
+    vae.save(folder / "model.keras")  # which loads it, and compares variables and ELBO
+    return found, {name: values[-1] for name, values in figures.items()}
+
+
+@pytest.mark.slow
+def test_a_spatial_code_is_trained_watched_tested_saved_and_loaded(tmp_path):
+    vae = spatial_model()
+    more = callbacks.Overview(tmp_path, IMAGES[:2]), callbacks.Gradients(tmp_path, IMAGES)
+    found, figures = fitted(vae, tmp_path, *more)
+    assert found["kl_of_columns"].shape == (24, 12)
+    assert found["kl"].sum(axis=1).mean() == pytest.approx(figures["val_kl"])
+    estimated = vr.estimate(vae, IMAGES, num_samples=4)
+    assert estimated["kl"].value == pytest.approx(figures["val_kl"])
+    assert estimated["negative_log_likelihood"].value < -estimated["elbo"].value
+    assert estimated["active_units"].count == 24
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.code_layout == vae.code_layout
+    np.testing.assert_array_equal(loaded.sample(2, seed=1), vae.sample(2, seed=1))
+
+
+@pytest.mark.slow
+def test_two_levels_are_trained_watched_and_saved(tmp_path):
+    vae = two_level_model()
+    found, figures = fitted(vae, tmp_path)
+    assert "kl" not in found  # one level has no closed form
+    assert figures["val_kl"] == pytest.approx(figures["val_kl_z_1"] + figures["val_kl_z_2"])
+    written = scalars_in(tmp_path / "validation")
+    for name in ("z_1", "z_2"):
+        assert written[f"latent/kl/{name}"] == pytest.approx([figures[f"val_kl_{name}"]])
+    # The weight of either level is 1, so that the loss is minus the ELBO.
+    assert figures["val_loss"] == pytest.approx(-figures["val_elbo"])
+
+
+def test_a_prior_of_another_family_has_the_shape_of_the_code():
+    vae = spatial_model(vr.MixturePrior(3))
+    _, report = vae.report(IMAGES)
+    assert report.elbo.shape == (24,)
+    assert vae.encode(IMAGES).shape == (24, 2, 2, 3)
+    assert vae.bottleneck.sample_prior(5, tf.constant([0, 1])).shape == (5, 2, 2, 3)

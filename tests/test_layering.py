@@ -26,7 +26,7 @@ ROOT = "vae_research"
 LAYERS = (
     ("settings", "arguments", "tables", "version", "randomness", "files", "lazy", "epochs"),
     ("schemas", "levels"),
-    ("probability", "schedules", "tensors", "manifests", "state"),
+    ("probability", "schedules", "tensors", "codes", "manifests", "state"),
     ("controllers",),
     ("priors",),
     ("losses", "bottlenecks", "networks", "data", "gradient_estimators"),

@@ -170,8 +170,15 @@ def check_densities(estimator: GradientEstimator, bottleneck: Any) -> None:
 
     Raises:
         ValueError: it lacks `log_prob` or `prior_log_prob`, one of them does not read `z`, or both
-            are inherited while `call` is not.
+            are inherited while `call` is not; or its latent is not `z` alone.
     """
+    latents = list(bottleneck.latents)
+    if latents != ["z"]:
+        raise ValueError(
+            f"{estimator!r} differentiates along the path of one latent, z; "
+            f"{type(bottleneck).__name__} has {', '.join(latents)}. Train without a "
+            "gradient_estimator."
+        )
     for method, density in _DENSITIES.items():
         function = getattr(bottleneck, method, None)
         if function is None or "z" not in declared_names(function):

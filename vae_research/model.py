@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research import checkpoints, round_trip, serialization
+from vae_research.codes import CodeLayout, Codes
 from vae_research.critics import Critic
 from vae_research.epochs import EpochClock
 from vae_research.gradient_estimators import GradientEstimator, SampledPath, check_densities
@@ -54,7 +55,7 @@ class VAE(TrainingSteps):
 
     Raises:
         ValueError: the terms do not make an objective (see `Objective`), critics are not apart, or
-            the bottleneck lacks a density that the gradient estimator needs.
+            the bottleneck declares no latents or lacks a density that the gradient estimator needs.
         TypeError: a critic is not a `Critic`, or the gradient estimator is not one.
 
     >>> from vae_research import dense_decoder, dense_encoder, GaussianBottleneck
@@ -104,6 +105,7 @@ class VAE(TrainingSteps):
         self.bottleneck = bottleneck
         self.decoder = decoder
         self.further_modules = list(modules)
+        CodeLayout.of(bottleneck)  # which refuses latents that are not declared
         if isinstance(getattr(bottleneck, "prior", None), VampPrior):
             bottleneck.prior.use_encoder(self.posterior)
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
@@ -163,7 +165,14 @@ class VAE(TrainingSteps):
             for name in [name for name in tensors if name not in SCALARS]:
                 tensors[name] = repeat_rows(tensors[name], num_samples)
         call_module("bottleneck", self.bottleneck, tensors, training=training)
+        written = {name: tensors[name] for name in tensors if tensors.writers.get(name)}
+        self.code_layout.checked(f"The bottleneck {self.bottleneck.name!r}", written)
         return tensors
+
+    @property
+    def code_layout(self) -> CodeLayout:
+        """Names and shapes of the latents, and the columns that their values are shown in."""
+        return CodeLayout.of(self.bottleneck)
 
     def _start(self, data: Any, seed: tf.Tensor | None = None) -> Tensors:
         data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
@@ -187,7 +196,8 @@ class VAE(TrainingSteps):
         self, tensors: Tensors, *, training: bool, until: Set[str] | None = None
     ) -> None:
         """Runs decoder and further modules, all of them or until the names `until` are written."""
-        call_module("decoder", self.decoder, tensors, training=training, only_input="z")
+        latent = self.code_layout.only or "z"
+        call_module("decoder", self.decoder, tensors, training=training, only_input=latent)
         self._write_reconstruction(tensors)
         for index, module in enumerate(self.further_modules):
             if until is not None and until <= tensors.keys():
@@ -196,10 +206,13 @@ class VAE(TrainingSteps):
             self._write_reconstruction(tensors)
 
     def _run_critics(self, tensors: Tensors, *, training: bool) -> None:
-        if any("z_prior" in critic.reads(tensors) for critic in self.critics):
+        layout = self.code_layout
+        of_prior = {f"{name}_prior": name for name in layout.shapes}
+        if any(of_prior.keys() & set(critic.reads(tensors)) for critic in self.critics):
             key = fold_in(tensors["seed"], "sample of the prior")
-            rows = tf.shape(tensors["z"])[0]
-            tensors.write("bottleneck", {"z_prior": self.bottleneck.sample_prior(rows, key)})
+            rows = tf.shape(tensors[next(iter(layout.shapes))])[0]
+            codes = self.codes_from_prior(rows, key)
+            tensors.write("bottleneck", {name: codes[of] for name, of in of_prior.items()})
         for critic in self.critics:
             critic.run(tensors, training=training)
         self._has_run = True  # encoder and bottleneck, decoder and modules, critics
@@ -223,14 +236,17 @@ class VAE(TrainingSteps):
         call_module("encoder", self.encoder, tensors, training=False, only_input="inputs")
         return tensors
 
-    def decode(self, z: tf.Tensor, **tensors: tf.Tensor) -> tf.Tensor:
+    def decode(self, z: Codes, **tensors: tf.Tensor) -> tf.Tensor:
         """Returns the mean of p(x|z) in data space, `[rows, ...]`.
 
         Args:
-            z: `[rows, latent]`.
+            z: codes, `[rows, latent]` or of another shape; by name if there are several latents.
             tensors: further named tensors that decoder or modules read, for example `labels`.
+
+        Raises:
+            ValueError: a latent is missing.
         """
-        return self._decoded(self._tensors({"z": tf.convert_to_tensor(z), **tensors}))
+        return self._decoded(self._tensors({**self.code_layout.named("decode(z)", z), **tensors}))
 
     def _decoded(self, tensors: Tensors) -> tf.Tensor:
         # Only what the mean needs: a later module may read targets, which codes do not have.
@@ -240,28 +256,54 @@ class VAE(TrainingSteps):
     def reconstruct(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the mean of p(x|z) for the codes without noise, shaped as the data."""
         tensors = self._encoded(self._start(data))
-        tensors.write("bottleneck", {"z": self._center(tensors)})
+        tensors.write("bottleneck", self.codes_without_noise(tensors))
         return self._decoded(tensors)
 
-    def log_likelihood(self, tensors: Mapping[str, tf.Tensor], z: tf.Tensor) -> tf.Tensor:
+    def log_likelihood(self, tensors: Mapping[str, tf.Tensor], z: Codes) -> tf.Tensor:
         """Returns log p(x|z), `[rows]`, nats, of data under the given codes.
 
         Args:
             tensors: of the data, as `infer` returns them; a decoder may read more of them than z.
-            z: `[rows, latent]`, a code for each example, which replaces theirs.
+            z: a code for each example, which replaces theirs; by name if there are several latents.
         """
-        tensors = Tensors({**tensors, "z": z})
+        tensors = Tensors({**tensors, **self.code_layout.named("log_likelihood(..., z)", z)})
         likelihood = self.objective.likelihood
         self._run_decoder(tensors, training=False, until=likelihood.reads())
         return -likelihood(tensors)
 
-    def encode(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the codes without noise, `[batch, latent]`: posterior means."""
-        return self._center(self._encoded(self._start(data)))
+    def encode(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> Any:
+        """Returns the codes without noise, usually posterior means, `[batch, latent]`.
 
-    def _center(self, tensors: Tensors) -> tf.Tensor:
+        They have the shape of the latent, and are a dictionary by name if there are several;
+        `code_layout.flatten` makes columns of them.
+        """
+        return self.code_layout.given(self.codes_without_noise(self._encoded(self._start(data))))
+
+    def codes_without_noise(self, tensors: Tensors) -> dict[str, tf.Tensor]:
+        """Returns the codes without noise, and what comes with them for the decoder, by name.
+
+        Args:
+            tensors: of data and encoder, as `infer` returns them.
+
+        Raises:
+            ValueError: a latent is missing or has another shape than the bottleneck declares.
+        """
         center = self.bottleneck.center
-        return center(**bind("bottleneck", center, tensors))
+        codes = center(**bind("bottleneck", center, tensors))
+        return self.code_layout.checked(f"{type(self.bottleneck).__name__}.center", codes)
+
+    def codes_from_prior(self, count: int | tf.Tensor, key: Any) -> dict[str, tf.Tensor]:
+        """Returns codes `[count, ...]` from the prior, and what comes with them, by name.
+
+        Args:
+            count: number of codes.
+            key: a stateless key, `[2]`.
+
+        Raises:
+            ValueError: there is no prior, or it lacks a latent or has another shape.
+        """
+        codes = self.bottleneck.sample_prior(count, tf.convert_to_tensor(key))
+        return self.code_layout.checked(f"{type(self.bottleneck).__name__}.sample_prior", codes)
 
     def sample(self, count: int, /, *, seed: int = 0, **tensors: tf.Tensor) -> tf.Tensor:
         """Returns `[count, ...]`: the means of p(x|z) for codes from the prior.
@@ -274,7 +316,7 @@ class VAE(TrainingSteps):
         Raises:
             ValueError: the bottleneck has no prior.
         """
-        return self.decode(self.bottleneck.sample_prior(count, tf.constant([seed, 0])), **tensors)
+        return self.decode({**self.codes_from_prior(count, [seed, 0]), **tensors})
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Returns `reconstruct(inputs)`; so does `predict`."""

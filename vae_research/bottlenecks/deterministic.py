@@ -18,7 +18,7 @@ class DeterministicBottleneck(Bottleneck):
     has_prior = False
 
     def call(self, z_mean: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns `z`, `[rows, latent]`."""
+        """Returns `z`, `[rows, ...]`, of the shape of a code."""
         self._check_latent_dim("z_mean", z_mean)
         return {"z": tf.cast(z_mean, tf.float32)}
 

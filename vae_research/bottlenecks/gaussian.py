@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,27 +18,30 @@ from vae_research.randomness import standard_normal
 class GaussianBottleneck(Bottleneck):
     """Diagonal normal posterior; z is sampled by reparameterisation.
 
-    Reads `z_mean`, `z_log_var` `[rows, latent]` and `seed`; writes `z`, `log_posterior`,
-    `log_prior` and, with the standard normal prior, `kl`. With another prior the divergence has no
-    closed form: train with `MonteCarloKL()`. Kingma and Welling 2014 (arXiv:1312.6114), section 2.4
-    and appendix B.
+    Reads `z_mean`, `z_log_var` `[rows, ...]`, of the shape of a code, and `seed`; writes `z`,
+    `log_posterior`, `log_prior` and, with the standard normal prior, `kl`, of the same shape. With
+    another prior the divergence has no closed form: train with `MonteCarloKL()`. Kingma and Welling
+    2014 (arXiv:1312.6114), section 2.4 and appendix B.
 
     Args:
-        latent_dim: number of latent dimensions, at least 1.
+        latent_dim: number of latent dimensions, at least 1, or the shape of a code, `(7, 7, 16)`.
         prior: a `Prior`; by default the standard normal one.
 
     Raises:
-        ValueError: `latent_dim` is not a positive integer, or the prior is of other codes.
+        ValueError: `latent_dim` is not a positive integer, nor a shape, or the prior is of other
+            codes.
     """
 
-    def __init__(self, latent_dim: int, *, prior: Prior | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, latent_dim: int | Sequence[int], *, prior: Prior | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(latent_dim, **kwargs)
         if isinstance(prior, Mapping):  # of a saved configuration
             prior = keras.saving.deserialize_keras_object(prior)
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"prior must be a Prior, for example MixturePrior(10), got {prior!r}.")
         self.prior = StandardNormalPrior() if prior is None else prior
-        self.prior.build_for((self.latent_dim,))
+        self.prior.build_for(self.latents["z"])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the settings; the default prior is none, which a subclass need not take."""
@@ -85,5 +88,5 @@ class GaussianBottleneck(Bottleneck):
         return self.prior.log_prob(z)
 
     def sample_prior(self, count: int, seed: tf.Tensor) -> tf.Tensor:
-        """Returns `[count, latent]` codes from the prior."""
+        """Returns `[count, ...]` codes from the prior."""
         return self.prior.sample(count, seed)

@@ -10,11 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research.bottlenecks.gaussian import GaussianBottleneck
+from vae_research.codes import columns
+from vae_research.levels import WITHOUT_SUFFIX, levels
 from vae_research.model import VAE
-from vae_research.tensors import bind
 
 # Examples that are also decoded, each with two codes; the others are only encoded.
 _DECODED = 128
+
+# The beginning of the names of what a bottleneck's `center` returns beside codes.
+WITH_CODE = "with_code/"
 
 
 class Inference:
@@ -50,10 +54,13 @@ class Inference:
     def __call__(self, model: VAE) -> dict[str, np.ndarray]:
         """Returns arrays by name, computed on the first call after `clear`.
 
-        `[count, latent]`: `code` (without noise), `z`, `kl` in nats if the bottleneck has one, and
-        `z_log_var` if the posterior is a normal one. `[128]`, for the first 128 examples: `own` and
-        `permuted`, log p(x|z) in nats with the code of the example and with that of its neighbour,
-        a permutation without fixed points.
+        `[count, columns]`, of all latents side by side, as `VAE.code_layout` labels them: `code`
+        (without noise), `z`, and `z_log_var` if the posterior is a normal one. `[count, values]`:
+        `kl` in nats, if there is a closed form for every latent; it has its own number of values.
+        `kl_of_columns`, `[count, columns]`, is there if every latent has one of its own shape.
+        `with_code/NAME`: what `center` returned beside codes. `[128]`, for the first 128 examples:
+        `own` and `permuted`, log p(x|z) in nats with the codes of the example and with those of its
+        neighbour, a permutation without fixed points.
         """
         if not self._cache:
             if self._on_device is None:  # copied once, not at every epoch
@@ -65,20 +72,36 @@ class Inference:
 
 
 def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
-    tensors = model.infer(data, num_samples=1)
-    center = model.bottleneck.center
-    found = {"code": center(**bind("bottleneck", center, tensors)), "z": tensors["z"]}
-    if "kl" in tensors:
-        found["kl"] = tensors["kl"]
-    if isinstance(model.bottleneck, GaussianBottleneck) and "z_log_var" in tensors:
-        found["z_log_var"] = tf.cast(tensors["z_log_var"], tf.float32)
-    z = tensors["z"][:_DECODED]
-    count = keras.tree.flatten(data)[0].shape[0]
-    doubled = {
-        name: tf.concat([value[:_DECODED]] * 2, axis=0) if value.shape[:1] == [count] else value
-        for name, value in tensors.items()
-        if tensors.writers.get(name) != "bottleneck"  # what it writes belongs to the own code
+    tensors, layout = model.infer(data, num_samples=1), model.code_layout
+    center = model.codes_without_noise(tensors)
+    found = {"code": layout.flatten(center), "z": layout.flatten(layout.given(tensors))}
+    found |= {
+        f"{WITH_CODE}{name}": value for name, value in center.items() if name not in layout.shapes
     }
-    likelihoods = model.log_likelihood(doubled, tf.concat([z, tf.roll(z, 1, axis=0)], axis=0))
+    of_levels = levels(tensors, complete=False)
+    kl = {
+        (layout.only or latent) if latent == WITHOUT_SUFFIX else latent: tensors[level["kl"]]
+        for latent, level in of_levels.items()
+        if "kl" in level
+    }
+    if kl and len(kl) == len(of_levels):
+        found["kl"] = columns(list(kl.values()))
+        if layout.has_shapes(kl):
+            found["kl_of_columns"] = layout.flatten(kl)
+    is_gaussian = isinstance(model.bottleneck, GaussianBottleneck) and layout.only == "z"
+    if is_gaussian and "z_log_var" in tensors:
+        found["z_log_var"] = layout.flatten(tf.cast(tensors["z_log_var"], tf.float32))
+    count = keras.tree.flatten(data)[0].shape[0]
+    doubled = {}
+    for name, value in tensors.items():
+        # What the bottleneck wrote belongs to the code of its row.
+        of_code = tensors.writers.get(name) == "bottleneck"
+        has_rows = value.shape[:1] == [count] or (of_code and value.shape[:1] == [None])
+        if has_rows or name in layout.shapes:
+            first = value[:_DECODED]
+            other = tf.roll(first, 1, axis=0) if of_code else first
+            value = tf.concat([first, other], axis=0)
+        doubled[name] = value
+    likelihoods = model.log_likelihood(doubled, layout.given(doubled))
     found["own"], found["permuted"] = tf.split(likelihoods, 2)
     return found

@@ -95,6 +95,7 @@ class Latents(keras.callbacks.Callback):
             self._write_kl(found["kl"].mean(axis=0), step)
         self._diagnosis_inputs = {
             "variances": found["code"].var(axis=0),
+            "labels": self.model.code_layout.labels,
             "permuted_code_gap": gap,
             "has_posterior": self.model.bottleneck.has_prior,
         }

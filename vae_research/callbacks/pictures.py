@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.callbacks.inference import Inference
+from vae_research.callbacks.inference import WITH_CODE, Inference
 from vae_research.callbacks.tensorboard import event_protos
 from vae_research.callbacks.tensorboard.drawing import heat, tile
 from vae_research.callbacks.tensorboard.summaries import Summaries
@@ -76,6 +76,7 @@ class Pictures(keras.callbacks.Callback):
         self._decode = tf.function(_decode, autograph=False)
         self._prior: Any = None
         self._prior_codes: list[np.ndarray] = []
+        self._with_prior_codes: dict[str, np.ndarray] = {}
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Clears the codes of the previous epoch."""
@@ -101,7 +102,8 @@ class Pictures(keras.callbacks.Callback):
         """Returns the images of each picture; all of them are decoded in one call."""
         found = self.inference(model)
         codes = found["code"]
-        use = found["kl"].mean(axis=0) if "kl" in found else codes.var(axis=0)
+        by_column = found.get("kl_of_columns")
+        use = codes.var(axis=0) if by_column is None else by_column.mean(axis=0)
         order = np.argsort(-use, kind="stable")[:_TRAVERSED]
         codes_of = {"reconstructed": codes[: len(self.images)]}
         population = codes
@@ -109,11 +111,20 @@ class Pictures(keras.callbacks.Callback):
             codes_of["samples"], population = self._codes_from_prior(model)
         mean, deviation = population.mean(axis=0), population.std(axis=0)
         codes_of["traversals"] = traversals(codes[0], mean, deviation, order)
-        if model.bottleneck.latent_dim == 2:
+        if model.code_layout.size == 2:
             corner = _DEVIATIONS * deviation
             codes_of["plane"] = plane_codes(mean - corner, mean + corner, _PLANE)
         rows = [self._rows_of(name, len(codes)) for name, codes in codes_of.items()]
-        taken = {name: v[np.concatenate(rows)] for name, v in self._conditions.items()}
+        given = self._conditions | {
+            name.removeprefix(WITH_CODE): values
+            for name, values in found.items()
+            if name.startswith(WITH_CODE)
+        }
+        taken = {name: values[np.concatenate(rows)] for name, values in given.items()}
+        start = len(codes_of["reconstructed"])
+        for name, values in self._with_prior_codes.items():
+            if name in taken and "samples" in codes_of:
+                taken[name][start : start + len(values)] = values
         with model.averaging.averages():
             codes = tf.constant(np.concatenate(list(codes_of.values())))
             decoded = self._decode(model, codes, keras.tree.map_structure(tf.constant, taken))
@@ -134,9 +145,12 @@ class Pictures(keras.callbacks.Callback):
         if bottleneck is not self._prior or bottleneck.variables:  # a trained prior changes
             self._prior = bottleneck
             draws = [(_SAMPLES * self.columns, [0, 0]), (1000, [1, 0])]
-            self._prior_codes = [
-                bottleneck.sample_prior(count, tf.constant(key)).numpy() for count, key in draws
-            ]
+            layout = model.code_layout
+            drawn = [model.codes_from_prior(count, key) for count, key in draws]
+            self._prior_codes = [layout.flatten(codes).numpy() for codes in drawn]
+            self._with_prior_codes = {
+                name: value.numpy() for name, value in drawn[0].items() if name not in layout.shapes
+            }
         return self._prior_codes
 
     def _drawings(self, images: dict[str, np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
@@ -254,19 +268,18 @@ def decoded_plane(
     Raises:
         ValueError: the number of latent dimensions is not 2, or the model does not make images.
     """
-    if model.bottleneck.latent_dim != 2:
-        raise ValueError(
-            f"A plane needs 2 latent dimensions; the model has {model.bottleneck.latent_dim}."
-        )
+    layout = model.code_layout
+    if layout.size != 2:
+        raise ValueError(f"A plane needs 2 latent dimensions; the model has {layout.size}.")
     codes = plane_codes(np.array(low, np.float32), np.array(high, np.float32), columns)
-    images = model.decode(codes).numpy()
+    images = model.decode(layout.unflatten(codes)).numpy()
     if images.ndim != 4:
         raise ValueError(f"The model makes values of shape {images.shape[1:]}, not images.")
     return tile([images], columns, gap=0)
 
 
 def _decode(model: VAE, codes: tf.Tensor, conditions: dict[str, tf.Tensor]) -> tf.Tensor:
-    return model.decode(codes, **conditions)
+    return model.decode(model.code_layout.unflatten(codes), **conditions)
 
 
 def _summary(tag: str, draw: Callable[[], np.ndarray]) -> event_protos.Summary:

@@ -60,6 +60,7 @@ def diagnose(
     *,
     has_posterior: bool = True,
     unfinished: list[WarmUp] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> list[Diagnosis]:
     """Returns what is wrong with a latent space, or that it is healthy; never an empty list.
 
@@ -77,8 +78,10 @@ def diagnose(
         has_posterior: True compares variances with a prior of variance about 1. False is for a
             plain autoencoder, whose codes have any scale: variances are compared with the largest.
         unfinished: weights that are still growing when training ends.
+        labels: names of the dimensions, `VAE.code_layout.labels`; by default their numbers.
     """
     variances = np.asarray(variances, np.float64)
+    names = labels or [str(number) for number in range(len(variances))]
     scale = 1.0 if has_posterior else float(variances.max())
     dead = np.flatnonzero(variances <= ACTIVE_VARIANCE * scale)
     found = []
@@ -96,7 +99,8 @@ def diagnose(
             found.append(
                 Diagnosis(
                     DEAD_DIMENSIONS,
-                    f"{len(dead)} of {len(variances)} are not in use: {_listed(dead)}.",
+                    f"{len(dead)} of {len(variances)} are not in use: "
+                    f"{_listed([names[number] for number in dead.tolist()])}.",
                 )
             )
         cost, error = permuted_code_gap.value, permuted_code_gap.standard_error or 0.0
@@ -193,11 +197,11 @@ def mutual_information(
     return min(float((own - log_mixture).mean()), math.log(len(mean)))
 
 
-def _listed(numbers: np.ndarray, at_most: int = 12) -> str:
-    """Returns the numbers in words, or the first of them if there are many.
+def _listed(names: Sequence[object], at_most: int = 12) -> str:
+    """Returns the names in words, or the first of them if there are many.
 
-    >>> _listed(np.arange(14))
+    >>> _listed(range(14))
     '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, and 2 more'
     """
-    shown = ", ".join(str(number) for number in numbers[:at_most])
-    return shown if len(numbers) <= at_most else f"{shown}, and {len(numbers) - at_most} more"
+    shown = ", ".join(str(name) for name in names[:at_most])
+    return shown if len(names) <= at_most else f"{shown}, and {len(names) - at_most} more"

@@ -249,7 +249,8 @@ def _new_pass(model: VAE, jit_compile: bool) -> _Pass:
                 per_group = tf.reshape(log_weight[:, : groups * size], [-1, groups, size])
                 bounds = tf.reduce_sum(log_mean_exp(per_group, axis=2), axis=1)
                 values |= {_SUM_OF_BOUNDS: bounds, _GROUPS: tf.fill(tf.shape(bounds), groups)}
-        return values | {_CODE: held_by_caller.encode(batch)}
+        codes = held_by_caller.code_layout.flatten(held_by_caller.encode(batch))
+        return values | {_CODE: codes}
 
     return call
 
