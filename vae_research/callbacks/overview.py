@@ -29,8 +29,7 @@ _CHARTS = {
     "latent health": {
         "dimensions in use": ["latent/active_units"],
         "information in z (nats)": [
-            "latent/kl_total",
-            "latent/kl/.*",
+            "latent/kl(_total|/.*)",
             "latent/mutual_information",
             "latent/permuted_code_gap",
         ],
