@@ -331,6 +331,31 @@ def test_latents_that_are_no_shapes_are_refused_when_a_model_is_made(latents):
         vr.VAE(vr.dense_encoder(SHAPE, 2), bottleneck, vr.dense_decoder(SHAPE, 2), [vr.Bernoulli()])
 
 
+def test_an_array_of_the_data_is_no_level():
+    with pytest.raises(ValueError, match=r"array 'kl_pixels'.*Give it another name"):
+        linear_model().report({"inputs": X, "kl_pixels": X[:, 0]})
+    with pytest.raises(vr.DataError, match=r"'log_prior_x'.*another name"):
+        vr.Data.from_arrays({"inputs": IMAGES, "log_prior_x": IMAGES})
+
+
+class Judging(vr.LossTerm):
+    """How far codes of the prior are from those of the data, whatever that may be good for."""
+
+    def per_example(self, score):
+        return score[:, 0]
+
+
+def test_a_critic_reads_samples_of_several_latents():
+    judge = vr.named(keras.layers.Dense(1), "score", reads=["z_2_prior"])
+    plain = linear_model()
+    vae = vr.VAE(
+        *(plain.encoder, plain.bottleneck, plain.decoder, plain.objective.terms),
+        critics=[vr.Critic(judge, [Judging()])],
+    )
+    tensors, _ = vae.report(X)
+    assert tensors["z_1_prior"].shape == tensors["z_2_prior"].shape == (5, 1)
+
+
 @register
 class Undeclared(vr.Bottleneck):
     """Writes another shape than it says."""

@@ -22,6 +22,7 @@ from vae_research.codes import CodeLayout, Codes
 from vae_research.critics import Critic
 from vae_research.epochs import EpochClock
 from vae_research.gradient_estimators import GradientEstimator, SampledPath, check_densities
+from vae_research.levels import level_of
 from vae_research.objective import LossReport, Objective
 from vae_research.priors.vamp import VampPrior
 from vae_research.randomness import fold_in
@@ -179,6 +180,12 @@ class VAE(TrainingSteps):
         data = {name: as_tensor(name, value) for name, value in data.items()}
         if "inputs" not in data:
             raise ValueError(f"The data have no 'inputs'; got {', '.join(sorted(data))}.")
+        for name in data:
+            if level_of(name) is not None:
+                raise ValueError(
+                    f"The data have an array {name!r}, which is the name of a divergence or a "
+                    "density of a latent and would be part of the ELBO. Give it another name."
+                )
         specs = {name: (tuple(value.shape[1:]), value.dtype.name) for name, value in data.items()}
         if "inputs" in self._input_specs:
             refuse_other_shape(data["inputs"].shape, self._input_specs["inputs"][0])
