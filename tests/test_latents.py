@@ -522,6 +522,31 @@ def test_two_levels_are_trained_watched_and_saved(tmp_path):
     assert figures["val_loss"] == pytest.approx(-figures["val_elbo"])
 
 
+class OneNumber(vr.GaussianBottleneck):
+    """Writes the divergence of the whole code, as a full covariance would have it."""
+
+    def call(self, z_mean, z_log_var, seed):
+        found = super().call(z_mean, z_log_var, seed)
+        return found | {"kl": vr.sum_over_event(found["kl"])}
+
+
+def test_a_divergence_is_not_indexed_by_the_code(tmp_path):
+    vae = vr.VAE(
+        vr.dense_encoder(SHAPE, 3, hidden_units=(4,)),
+        OneNumber(3),
+        vr.dense_decoder(SHAPE, 3, hidden_units=(4,)),
+        [vr.Bernoulli(), vr.KLDivergence()],
+    )
+    shared = Inference(IMAGES)
+    found = shared(vae)
+    assert found["kl"].shape == (24, 1)
+    assert "kl_of_columns" not in found
+    _, report = vae.report(IMAGES)
+    np.testing.assert_allclose(report.values["kl"], found["kl"][:, 0], rtol=1e-6)
+    traversals = callbacks.Pictures(tmp_path, shared).draw(vae)["traversals"]
+    assert traversals.shape[0] == 3 * (SHAPE[0] + 1) + 1  # a row for each dimension, with borders
+
+
 def test_a_prior_of_another_family_has_the_shape_of_the_code():
     vae = spatial_model(vr.MixturePrior(3))
     _, report = vae.report(IMAGES)

@@ -47,7 +47,7 @@ class Pictures(keras.callbacks.Callback):
     - `samples`: means of p(x|z) for codes from the prior, if there is one.
     - `traversals`: means of p(x|z) for the code of the first image, with one dimension at a time
       moved from -3 to 3 standard deviations (of the prior, or of the codes if there is none). At
-      most 20 dimensions, sorted by KL divergence, or by variance if there is none.
+      most 20 dimensions, sorted by KL divergence, or by variance if there is none for each.
     - `plane`, for two latent dimensions: means of p(x|z) over the same range of both.
 
     Args:
