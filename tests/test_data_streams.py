@@ -5,6 +5,7 @@ holds i everywhere, and the order of an epoch is that of `epoch_order`.
 """
 
 import functools
+import threading
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from vae_research import checkpoints
 from vae_research.data import Data
 from vae_research.data.pipeline import epoch_order
 from vae_research.data.streams import was_made_from_batches
+from vae_research.data.threads import Calls
 
 ROWS, BATCH, SEED = 10, 4, 3
 STEPS = 3  # the last batch of an epoch has 2 rows
@@ -351,3 +353,27 @@ def test_a_step_on_a_whole_data_set_is_refused(make):
     for method in (vae.train_on_batch, vae.test_on_batch):
         with pytest.raises(ValueError, match=r"data for fit.*not a single batch"):
             method(make(numbered()))
+
+
+def test_calls_of_threads_end_before_the_process_does():
+    calls, is_read, may_end = Calls(), threading.Event(), threading.Event()
+
+    def read():
+        is_read.set()
+        may_end.wait(60)
+        return "rows"
+
+    found = []
+    reader = threading.Thread(target=lambda: found.append(calls.run(read, ())))
+    reader.start()
+    is_read.wait(60)
+    ending = threading.Thread(target=calls.end)
+    ending.start()
+    ending.join(0.3)
+    assert ending.is_alive() and not found
+    may_end.set()
+    ending.join(60)
+    reader.join(60)
+    assert found == ["rows"] and not ending.is_alive()
+    with pytest.raises(RuntimeError, match="the process ends"):
+        calls.run(read, ())

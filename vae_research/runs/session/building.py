@@ -15,7 +15,13 @@ import tensorflow as tf
 
 from vae_research.data import Data, DataError
 from vae_research.data.scaling import extremes
-from vae_research.execution import Execution, TracedStep, choose_jit, steps_per_call
+from vae_research.execution import (
+    Execution,
+    TracedStep,
+    choose_jit,
+    return_large_buffers,
+    steps_per_call,
+)
 from vae_research.model import VAE
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import Config, is_given
@@ -134,6 +140,7 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
         interval = math.gcd(interval, (first - 1) % steps, last % steps)
     bytes_per_step = 0
     if data.train.is_streamed:
+        return_large_buffers()
         bytes_per_step = config.batch_size * math.prod(data.shape) * data.train.raw.dtype.itemsize
     weights = model.count_params() * rows
     calls = steps_per_call(weights, jit_compile, steps, interval, bytes_per_step)
