@@ -55,6 +55,7 @@ SMALLER = {
     "block_steps": "1",
     "draws": "4",
     "labels_per_class": "2",
+    "components": "3",
 }
 # Compiling is most of what is left: with `--soak` everything is compiled as the header has it. XLA
 # compiles vae_mnist in test_repeatability.py.
