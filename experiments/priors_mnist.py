@@ -1,6 +1,6 @@
 """Priors of one VAE on MNIST: standard normal, a mixture, the VampPrior, a normalising flow.
 
-Papers: Tomczak and Welling 2018, VAE with a VampPrior (arXiv:1705.07120); Dinh et al. 2017, Density
+Paper: Tomczak and Welling 2018, VAE with a VampPrior (arXiv:1705.07120); Dinh et al. 2017, Density
 estimation using Real NVP (arXiv:1605.08803). The network is that of vae_mnist.py and the same for
 all; the divergence of the posterior from the prior is estimated from the sampled z for all.
 
