@@ -148,6 +148,13 @@ def first_pixels(inputs):
     return {"z_mean": inputs[:, :LATENT, 0, 0], "z_log_var": inputs[:, :LATENT, 1, 0]}
 
 
+def second_stage_prior():
+    """It has no density, and no bottleneck has it: its contract is that of its loss."""
+    made = vae_research.SecondStagePrior(2, hidden_units=(5,))
+    made.build_for((LATENT,))
+    return made
+
+
 CASES = {
     "Bernoulli": term(
         "Bernoulli",
@@ -244,6 +251,13 @@ CASES = {
     "MixturePrior": prior(lambda: vae_research.MixturePrior(3)),
     "RealNVPPrior": prior(lambda: vae_research.RealNVPPrior(2, hidden_units=(6,))),
     "VampPrior": prior(vamp_prior),
+    "WhitenedPrior": prior(lambda: vae_research.WhitenedPrior(vae_research.MixturePrior(3))),
+    "SecondStagePrior": Case(
+        second_stage_prior,
+        {"z": normal(ROWS, LATENT), "seed": np.array([3, 1], np.int64)},
+        {"value": (ROWS,)},
+        tuple({"z": full(value, ROWS, LATENT)} for value in (-1e4, 0.0, 1e4)),
+    ),
     "DeterministicBottleneck": Case(
         lambda: vae_research.DeterministicBottleneck(LATENT),
         {"z_mean": POSTERIOR["z_mean"]},
@@ -341,6 +355,8 @@ def call(part, tensors):
         return {"weight": weight_of(part, after)} | {f"next_{n}": t for n, t in after.items()}
     if isinstance(part, keras.Model):
         return part(next(iter(tensors.values())))
+    if isinstance(part, vae_research.Prior):
+        return {"value": part.training_loss(**tensors)}
     return part(**tensors)
 
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from vae_research.evaluation.diagnosis import mutual_information as mutual_information
     from vae_research.evaluation.estimates import Estimate as Estimate
     from vae_research.evaluation.estimates import estimate as estimate
+    from vae_research.evaluation.fitted_priors import fit_prior as fit_prior
     from vae_research.evaluation.latent_space import neighbour_accuracy as neighbour_accuracy
     from vae_research.evaluation.latent_space import occupied_area as occupied_area
     from vae_research.evaluation.latent_space import t_sne as t_sne
@@ -95,7 +96,9 @@ if TYPE_CHECKING:
     from vae_research.priors.mixture import MixturePrior as MixturePrior
     from vae_research.priors.prior import Prior as Prior
     from vae_research.priors.prior import StandardNormalPrior as StandardNormalPrior
+    from vae_research.priors.second_stage import SecondStagePrior as SecondStagePrior
     from vae_research.priors.vamp import VampPrior as VampPrior
+    from vae_research.priors.whitened import WhitenedPrior as WhitenedPrior
     from vae_research.probability import log_mean_exp as log_mean_exp
     from vae_research.probability import normal_log_density as normal_log_density
     from vae_research.probability import sum_over_event as sum_over_event
@@ -134,6 +137,7 @@ _MODULES = {
     "data": ("Data", "DataError", "load_data"),
     "evaluation.diagnosis": ("diagnose", "mutual_information"),
     "evaluation.estimates": ("Estimate", "estimate"),
+    "evaluation.fitted_priors": ("fit_prior",),
     "evaluation.latent_space": ("neighbour_accuracy", "occupied_area", "t_sne"),
     "gradient_estimators": (
         "DReG",
@@ -170,7 +174,9 @@ _MODULES = {
     "priors.flow": ("RealNVPPrior",),
     "priors.mixture": ("MixturePrior",),
     "priors.prior": ("Prior", "StandardNormalPrior"),
+    "priors.second_stage": ("SecondStagePrior",),
     "priors.vamp": ("VampPrior",),
+    "priors.whitened": ("WhitenedPrior",),
     "probability": ("log_mean_exp", "normal_log_density", "sum_over_event"),
     "randomness": ("fold_in", "standard_normal"),
     "runs.cli.flags": ("configure",),

@@ -24,6 +24,7 @@ from vae_research.epochs import EpochClock
 from vae_research.gradient_estimators import GradientEstimator, SampledPath, check_densities
 from vae_research.levels import level_of
 from vae_research.objective import LossReport, Objective
+from vae_research.priors.prior import Prior
 from vae_research.priors.vamp import VampPrior
 from vae_research.randomness import fold_in
 from vae_research.state import RUNNING_SUMS, load_groups, save_groups
@@ -299,31 +300,54 @@ class VAE(TrainingSteps):
         codes = center(**bind("bottleneck", center, tensors))
         return self.code_layout.checked(f"{type(self.bottleneck).__name__}.center", codes)
 
-    def codes_from_prior(self, count: int | tf.Tensor, key: Any) -> dict[str, tf.Tensor]:
+    def codes_from_prior(
+        self, count: int | tf.Tensor, key: Any, prior: Prior | None = None
+    ) -> dict[str, tf.Tensor]:
         """Returns codes `[count, ...]` from the prior, and what comes with them, by name.
 
         Args:
             count: number of codes.
             key: a stateless key, `[2]`.
+            prior: of `fit_prior`; by default that of the bottleneck.
 
         Raises:
             ValueError: there is no prior, or it lacks a latent or has another shape.
         """
-        codes = self.bottleneck.sample_prior(count, tf.convert_to_tensor(key))
-        return self.code_layout.checked(f"{type(self.bottleneck).__name__}.sample_prior", codes)
+        key = tf.convert_to_tensor(key)
+        if prior is None:
+            giver = f"{type(self.bottleneck).__name__}.sample_prior"
+            codes = self.bottleneck.sample_prior(count, key)
+        else:
+            giver = f"{type(prior).__name__}.sample"
+            codes = self.bottleneck.codes_of_values(prior.sample(count, key))
+        return self.code_layout.checked(giver, codes)
 
-    def sample(self, count: int, /, *, seed: int = 0, **tensors: tf.Tensor) -> tf.Tensor:
+    def prior_values(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns what a prior of `fit_prior` is a distribution of, `[rows, ...]`.
+
+        That is the code of the only latent, columns of all of several, or what the bottleneck makes
+        of them (`Bottleneck.values_of_codes`).
+
+        Args:
+            tensors: of a forward pass, as `infer` returns them.
+        """
+        return self.bottleneck.values_of_codes(self.code_layout.given(tensors))
+
+    def sample(
+        self, count: int, /, *, prior: Prior | None = None, seed: int = 0, **tensors: tf.Tensor
+    ) -> tf.Tensor:
         """Returns `[count, ...]`: the means of p(x|z) for codes from the prior.
 
         Args:
             count: number of samples.
+            prior: one that `fit_prior` has fitted; by default that of the bottleneck.
             seed: the same seed gives the same codes.
             tensors: as for `decode`.
 
         Raises:
-            ValueError: the bottleneck has no prior.
+            ValueError: the bottleneck has no prior, or the prior is of codes of another shape.
         """
-        return self.decode({**self.codes_from_prior(count, [seed, 0]), **tensors})
+        return self.decode({**self.codes_from_prior(count, [seed, 0], prior), **tensors})
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Returns `reconstruct(inputs)`; so does `predict`."""

@@ -73,6 +73,23 @@ class Bottleneck(keras.layers.Layer):
         """
         raise TypeError(f"{type(self).__name__} must define sample_prior(self, count, seed).")
 
+    def values_of_codes(self, codes: Any) -> tf.Tensor:
+        """Returns what a prior is fitted to after training, `[rows, ...]`.
+
+        By default the codes themselves, and columns of all if there are several latents. A
+        bottleneck whose codes are entries of a codebook returns their numbers, integers.
+
+        Args:
+            codes: `[rows, ...]`, or codes by name.
+        """
+        layout = CodeLayout.of(self)
+        return layout.flatten(codes) if layout.only is None else codes
+
+    def codes_of_values(self, values: tf.Tensor) -> Any:
+        """Returns the codes of which `values_of_codes` makes these values."""
+        layout = CodeLayout.of(self)
+        return layout.unflatten(values) if layout.only is None else values
+
     def get_config(self) -> dict[str, Any]:
         """Returns the settings."""
         config = super().get_config()

@@ -16,11 +16,15 @@ from vae_research.callbacks.tensorboard import event_protos
 from vae_research.callbacks.tensorboard.drawing import heat, tile
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.model import VAE
+from vae_research.priors.prior import Prior
 
 # Traversals: dimensions, at most; codes for each; distance of the outer ones from the mean.
 _TRAVERSED, _STEPS, _DEVIATIONS = 20, 7, 3.0
 _ORIGINALS, _SAMPLES = 2, 4  # rows of the picture
 _PLANE = 16  # images along each axis
+
+# Tag and file of samples of a prior that was fitted after training.
+SAMPLES_FITTED = "samples_fitted_prior"
 
 _DESCRIPTIONS = {
     "reconstructions": "Rows of validation images, each above the row of its reconstructions.",
@@ -28,6 +32,7 @@ _DESCRIPTIONS = {
     "yellow (the whole range of the data).",
     "samples": "Means of p(x|z) for codes from the prior, the same codes at every epoch. A decoder "
     "that reads labels, or other arrays, gets those of the first examples.",
+    SAMPLES_FITTED: "Means of p(x|z) for codes from the prior that was fitted after training.",
     "traversals": "A row for each latent dimension, the one with the largest KL divergence on top: "
     "it moves from -3 to 3 standard deviations, the others stay those of the first image.",
     "plane": "Means of p(x|z) over the latent plane, from -3 to 3 standard deviations; the first "
@@ -235,6 +240,7 @@ def samples(
     columns: int,
     rows: int = 8,
     conditions: Mapping[str, np.ndarray] | None = None,
+    prior: Prior | None = None,
 ) -> np.ndarray:
     """Returns a picture of means of p(x|z) for codes from the prior, the same at every call.
 
@@ -243,13 +249,33 @@ def samples(
         columns, rows: of images.
         conditions: arrays `[count, ...]` that decoder or modules read, by name; the samples get
             their rows in turn.
+        prior: one that `fit_prior` has fitted; by default that of the model.
     """
     count = rows * columns
     taken = {
         name: tf.constant(array[np.arange(count) % len(array)])
         for name, array in (conditions or {}).items()
     }
-    return tile([model.sample(count, seed=0, **taken).numpy()], columns)
+    return tile([model.sample(count, prior=prior, seed=0, **taken).numpy()], columns)
+
+
+def write_samples(
+    log_dir: str | Path,
+    model: VAE,
+    prior: Prior,
+    conditions: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes a picture of samples of a fitted prior to TensorBoard, as `samples_fitted_prior`.
+
+    Args:
+        log_dir: the run directory.
+        model, prior, conditions: as for `samples`.
+    """
+    picture = samples(model, 10, _SAMPLES, conditions, prior)
+    summaries = Summaries(log_dir)
+    description = _DESCRIPTIONS[SAMPLES_FITTED]
+    summaries.image("validation", SAMPLES_FITTED, picture, model.step, description)
+    summaries.close()
 
 
 def decoded_plane(

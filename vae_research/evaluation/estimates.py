@@ -17,7 +17,9 @@ from vae_research.arguments import checked_integer
 from vae_research.levels import levels
 from vae_research.model import VAE
 from vae_research.objective import Objective, log_prior_ratio
+from vae_research.priors.prior import Prior
 from vae_research.probability import log_mean_exp
+from vae_research.tensors import of_all_levels
 
 # How many values one tensor in data space may have in a call: 8 MB, so that temporaries fit in the
 # processor's cache, and a convolutional decoder needs at most a few hundred megabytes.
@@ -29,6 +31,9 @@ ACTIVE_VARIANCE = 0.01
 
 # Names of what a pass returns besides the values of terms, whose names have no slash.
 _CODE, _LOG_SUM_WEIGHT = "pass/code", "pass/log_sum_weight"
+_NLL = "negative_log_likelihood"
+# Behind the names of figures under a prior that was fitted after training.
+_FITTED = "_fitted_prior"
 _SUM_OF_BOUNDS, _GROUPS = "pass/sum_of_bounds", "pass/groups"
 
 # Names of the parts of the ELBO among the figures, whatever the terms are called.
@@ -68,6 +73,7 @@ def estimate(
     data: np.ndarray | Mapping[str, np.ndarray],
     *,
     num_samples: int = 200,
+    prior: Prior | None = None,
     rows_per_call: int | None = None,
     per_example: bool = False,
     jit_compile: bool = False,
@@ -88,12 +94,17 @@ def estimate(
     - `active_units`: latent dimensions whose posterior mean has a variance above 0.01 over the
       data.
 
-    A model without a posterior has only the figures of its terms.
+    - of a `prior` that has a density: `log_density_fitted_prior` of the codes and, if there is a
+      posterior, `elbo_fitted_prior`, `kl_fitted_prior` and `negative_log_likelihood_fitted_prior`,
+      those of the model whose prior it would be, from the same samples.
+
+    A model without a posterior has only the figures of its terms, and that density.
 
     Args:
         model: a VAE whose variables exist.
         data: `[count, ...]` scaled as in training, or a dictionary of such arrays.
         num_samples: samples of z for each example.
+        prior: one that `fit_prior` has fitted to the model.
         rows_per_call: examples times samples that are decoded at once, which bounds the memory; by
             default about two million values in data space.
         per_example: keep the value of each example (`Estimate.values`), of which the value is the
@@ -123,7 +134,7 @@ def estimate(
         rows = checked_integer("rows_per_call", rows_per_call, 1)
     samples = _parts(num_samples, at_most=rows)
     examples = max(_parts(count, at_most=max(1, rows // max(samples))))
-    call = _compiled_pass(model, jit_compile)
+    call = _compiled_pass(model, prior, jit_compile)
     bar = keras.utils.Progbar(count, verbose=verbose, unit_name="example")
     batches = []
     for start in range(0, count, examples):
@@ -204,18 +215,18 @@ class _Passes:
 _PASSES: weakref.WeakKeyDictionary[VAE, _Passes] = weakref.WeakKeyDictionary()
 
 
-def _compiled_pass(model: VAE, jit_compile: bool) -> _Pass:
+def _compiled_pass(model: VAE, prior: Prior | None, jit_compile: bool) -> _Pass:
     networks = model.encoder, model.bottleneck, model.decoder, *model.further_modules
-    parts = model.objective, *networks, *(critic.layer for critic in model.critics)
+    parts = model.objective, prior, *networks, *(critic.layer for critic in model.critics)
     kept = _PASSES.get(model)
     if kept is None or kept.parts != parts:
         _PASSES[model] = kept = _Passes(parts, {})
     if jit_compile not in kept.by_jit:
-        kept.by_jit[jit_compile] = _new_pass(model, jit_compile)
+        kept.by_jit[jit_compile] = _new_pass(model, prior, jit_compile)
     return kept.by_jit[jit_compile]
 
 
-def _new_pass(model: VAE, jit_compile: bool) -> _Pass:
+def _new_pass(model: VAE, prior: Prior | None, jit_compile: bool) -> _Pass:
     # The function below must not refer to the model itself, or the model would never be collected.
     held_by_caller = weakref.proxy(model)
     objective = model.objective
@@ -238,14 +249,25 @@ def _new_pass(model: VAE, jit_compile: bool) -> _Pass:
             rows |= {"elbo": report.elbo, "kl": report.values["kl"]}
             by_latent = [f"kl_{latent}" for latent in levels(tensors)]
             rows |= {name: report.values[name] for name in by_latent if name in report.values}
+        log_ratios = {_NLL: log_prior_ratio("bound", tensors)}
+        if prior is not None and prior.has_density:
+            log_prior = prior.log_prob(held_by_caller.prior_values(tensors))
+            rows[f"log_density{_FITTED}"] = log_prior
+            if log_ratios[_NLL] is not None:
+                log_posterior = of_all_levels("bound", "log_posterior", tensors)
+                log_ratios[f"{_NLL}{_FITTED}"] = log_ratio = log_prior - log_posterior
+                rows[f"kl{_FITTED}"] = -log_ratio
+                rows[f"elbo{_FITTED}"] = log_ratio - rows["reconstruction"]
         samples = {name: tf.reshape(value, [-1, num_samples]) for name, value in rows.items()}
         values = {name: tf.reduce_mean(value, axis=1) for name, value in samples.items()}
-        if (log_ratio := log_prior_ratio("bound", tensors)) is not None:
+        for name, log_ratio in log_ratios.items():
+            if log_ratio is None:
+                continue
             log_weight = tf.reshape(log_ratio, [-1, num_samples]) - samples["reconstruction"]
-            values[_LOG_SUM_WEIGHT] = tf.reduce_logsumexp(log_weight, axis=1)
+            values[f"{_LOG_SUM_WEIGHT}/{name}"] = tf.reduce_logsumexp(log_weight, axis=1)
             size = objective.num_samples
             groups = num_samples // size
-            if objective.importance_weighted and groups:
+            if name == _NLL and objective.importance_weighted and groups:
                 per_group = tf.reshape(log_weight[:, : groups * size], [-1, groups, size])
                 bounds = tf.reduce_sum(log_mean_exp(per_group, axis=2), axis=1)
                 values |= {_SUM_OF_BOUNDS: bounds, _GROUPS: tf.fill(tf.shape(bounds), groups)}
@@ -262,9 +284,10 @@ def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, n
         for name in parts[0]
         if "/" not in name
     }
-    if _LOG_SUM_WEIGHT in parts[0]:
-        log_sum = np.logaddexp.reduce([part[_LOG_SUM_WEIGHT].astype(np.float64) for part in parts])
-        joined["negative_log_likelihood"] = math.log(sum(samples)) - log_sum
+    for key in parts[0]:
+        if key.startswith(_LOG_SUM_WEIGHT):
+            log_sum = np.logaddexp.reduce([part[key].astype(np.float64) for part in parts])
+            joined[key.removeprefix(f"{_LOG_SUM_WEIGHT}/")] = math.log(sum(samples)) - log_sum
     groups = [part for part in parts if _GROUPS in part]
     if groups:
         bounds = functools.reduce(np.add, [part[_SUM_OF_BOUNDS] for part in groups])

@@ -9,13 +9,17 @@ if TYPE_CHECKING:
     from vae_research.priors.mixture import MixturePrior as MixturePrior
     from vae_research.priors.prior import Prior as Prior
     from vae_research.priors.prior import StandardNormalPrior as StandardNormalPrior
+    from vae_research.priors.second_stage import SecondStagePrior as SecondStagePrior
     from vae_research.priors.vamp import VampPrior as VampPrior
+    from vae_research.priors.whitened import WhitenedPrior as WhitenedPrior
 
 _MODULES = {
     "flow": ("RealNVPPrior",),
     "mixture": ("MixturePrior",),
     "prior": ("Prior", "StandardNormalPrior"),
+    "second_stage": ("SecondStagePrior",),
     "vamp": ("VampPrior",),
+    "whitened": ("WhitenedPrior",),
 }
 
 if not TYPE_CHECKING:

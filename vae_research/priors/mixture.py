@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from vae_research import probability
 from vae_research.arguments import checked_integer
 from vae_research.priors.prior import Prior
 from vae_research.randomness import fold_in, standard_normal
+
+# Of EM: steps, and the least variance of a component over that of all codes.
+_EM_STEPS, _LEAST_VARIANCE = 50, 1e-3
 
 
 def mixture_log_density(
@@ -79,6 +83,33 @@ class MixturePrior(Prior):
             shape=shape, initializer="zeros", name="log_var", dtype="float32"
         )
 
+    def adapt(self, values: np.ndarray, seed: int) -> None:
+        """Sets the components to what EM finds for these codes, beginning with distant ones.
+
+        Dempster et al. 1977. A variance is at least a thousandth of that of all codes: a component
+        with a single code would have an infinite density.
+        """
+        flat = np.reshape(values, [len(values), -1]).astype(np.float64)
+        squared, least = np.square(flat), _LEAST_VARIANCE * flat.var(axis=0) + 1e-12
+        mean = _spread_out(flat, self.components, np.random.default_rng(seed))
+        variance = np.tile(flat.var(axis=0) + 1e-12, [self.components, 1])
+        log_weight = np.full(self.components, -np.log(self.components))
+        for _ in range(_EM_STEPS):
+            # log N(z; m, v) up to a constant, of all codes and components: z^2/v - 2 z m/v + m^2/v
+            distance = squared @ (1 / variance).T - 2 * flat @ (mean / variance).T
+            distance += (mean**2 / variance + np.log(variance)).sum(axis=1)
+            log_joint = log_weight - 0.5 * distance
+            share = np.exp(log_joint - log_joint.max(axis=1, keepdims=True))
+            share /= share.sum(axis=1, keepdims=True)
+            total = share.sum(axis=0) + 1e-9
+            log_weight = np.log(total / total.sum())
+            mean = share.T @ flat / total[:, np.newaxis]
+            variance = share.T @ squared / total[:, np.newaxis] - mean**2
+            variance = np.maximum(variance, least)
+        self.logits.assign(log_weight)
+        self.mean.assign(mean)
+        self.log_var.assign(np.log(variance))
+
     def log_prob(self, z: tf.Tensor) -> tf.Tensor:
         """Returns log p(z), `[rows]`, nats."""
         values = tf.reshape(z, [-1, self.size])
@@ -96,3 +127,17 @@ class MixturePrior(Prior):
         """Returns the settings."""
         settings = {"components": self.components, "spread": self.spread}
         return {**super().get_config(), **settings}
+
+
+def _spread_out(values: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Returns rows of `values`, each drawn by its squared distance from the nearest one so far.
+
+    Arthur and Vassilvitskii 2007, k-means++.
+    """
+    chosen = [values[random.integers(len(values))]]
+    distance = np.full(len(values), np.inf)
+    for _ in range(count - 1):
+        distance = np.minimum(distance, np.square(values - chosen[-1]).sum(axis=1))
+        weight = distance + 1e-12
+        chosen.append(values[random.choice(len(values), p=weight / weight.sum())])
+    return np.stack(chosen)

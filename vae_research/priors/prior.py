@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from vae_research import probability
@@ -22,9 +23,11 @@ class Prior(keras.layers.Layer):
 
     Attributes:
         event_shape: of one code; known when the bottleneck has the prior.
+        has_density: whether `log_prob` is one; otherwise the prior is only fitted and sampled.
     """
 
     event_shape: tuple[int, ...]
+    has_density = True
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -54,6 +57,13 @@ class Prior(keras.layers.Layer):
     def size(self) -> int:
         """The number of values of one code."""
         return math.prod(self.event_shape)
+
+    def adapt(self, values: np.ndarray, seed: int) -> None:
+        """Computes what a fit to these codes `[rows, ...]` begins with, by default nothing."""
+
+    def training_loss(self, z: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns what `fit_prior` minimises, `[rows]`, nats: -log p(z), or a bound of it."""
+        return -self.log_prob(z)
 
     def log_prob(self, z: tf.Tensor) -> tf.Tensor:
         """Returns log p(z), `[rows]`, nats, of codes `[rows, ...]`."""

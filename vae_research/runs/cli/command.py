@@ -44,6 +44,7 @@ def main(
     data: Callable[[Config], Data] | None = None,
     callbacks: Callable[[Config, Data], Sequence[Any]] | None = None,
     evaluate: Callable[[Run], Mapping[str, Any]] | None = None,
+    fit_prior: Callable[[Run], Any] | None = None,
     after: Callable[[Run], None] | None = None,
 ) -> None:
     """Runs an experiment from the command line and exits.
@@ -66,9 +67,12 @@ def main(
         evaluate: returns test figures of the experiment's own by name, of the `Run` that is
             complete but for them: numbers, or arrays with a value for each test example, of which
             the mean is taken. They are in summary.json, figures.npz and TensorBoard.
+        fit_prior: returns a `Prior` that is fitted to the codes of the `Run`, for example
+            `vr.fit_prior(run.model, run.data.train.prepare(), vr.MixturePrior(10))`. It is called
+            after training, before the test figures, which include those under this prior; its
+            samples are among the pictures, and `load_run` returns it as `run.prior`.
         after: called with the complete `Run`, as `load_run` returns it, for anything that comes
-            after training: a prior of the codes, an export, figures. It is also called if the run
-            was complete before.
+            after training: an export, figures. It is also called if the run was complete before.
 
     Raises:
         TypeError: `data` is not a function at the top level of a file.
@@ -78,7 +82,7 @@ def main(
     """
     if data is not None:
         refuse_unknown_place(data)
-    parts = Parts(build, data, callbacks, evaluate)
+    parts = Parts(build, data, callbacks, evaluate, fit_prior)
     _run_to_exit_code(build, functools.partial(_train_experiment, parts, after), arguments)
 
 

@@ -20,6 +20,7 @@ from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, U
 from vae_research.schemas import NUMBER, TEXT_OR_NOTHING, mismatch
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", "lock"
+PRIOR = "prior.keras"
 # The step at which a run diverged.
 NONFINITE = "nonfinite.json"
 

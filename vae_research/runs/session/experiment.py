@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import keras
 
     from vae_research.model import VAE
+    from vae_research.priors.prior import Prior
 
 # Flags that only say what the data are.
 _OF_DATA = (
@@ -54,7 +55,7 @@ def complete_run(
     """
     run_dir = directory.choose(config.run_dir, experiment)
     config = with_reduced_batch_size(config, run_dir, given)
-    functions = (parts.callbacks, parts.evaluate)
+    functions = (parts.callbacks, parts.evaluate, parts.fit_prior)
     more = [experiment_file(each) for each in functions if each is not None]
     source = sources.collect(parts.build, *more, data=made_by(parts.data))
     harmless = may_change(parts.build)
@@ -98,6 +99,7 @@ def train(
     run_dir: str | Path | None = None,
     callbacks: Callable[[Config, Data], Sequence[keras.callbacks.Callback]] | None = None,
     evaluate: Callable[[Run], Mapping[str, Any]] | None = None,
+    fit_prior: Callable[[Run], Prior] | None = None,
     **values: Any,
 ) -> Run:
     """Trains a model as a run of its own, resumes it, or loads it if it is complete.
@@ -113,7 +115,7 @@ def train(
             `scratch`. By default the flags have their defaults.
         data: the data, or a function from the flags to them; by default the flags name them.
         run_dir: the folder of the run; by default that of a command. A study must give it.
-        callbacks, evaluate: as for `main`.
+        callbacks, evaluate, fit_prior: as for `main`.
         values: flags that differ from `config` or from their defaults.
 
     Raises:
@@ -135,7 +137,7 @@ def train(
         found = config.replace(**{name: getattr(found, name) for name in values})
     if run_dir is not None:
         found = found.replace(run_dir=str(Path(run_dir).expanduser().absolute()))
-    parts = Parts(build, data, callbacks, evaluate)
+    parts = Parts(build, data, callbacks, evaluate, fit_prior)
     with streams.hide_startup_output():
         import keras
 

@@ -14,9 +14,11 @@ from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import Config, experiment_file, invalid_flag
 from vae_research.runs.session import directory, provenance
 from vae_research.runs.session.kept_modules import KeptSource
+from vae_research.state import sha256
 
 if TYPE_CHECKING:
     from vae_research.model import VAE
+    from vae_research.priors.prior import Prior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Run:
         config: the flags.
         summary: the contents of summary.json, None if the run is not finished.
         checkpoint: where the values of the model are from, None if from no checkpoint.
+        prior: that the experiment's `fit_prior` has fitted to these values, None if none was.
     """
 
     path: Path
@@ -38,6 +41,7 @@ class Run:
     config: Config
     summary: dict[str, Any] | None
     checkpoint: checkpoints.Checkpoint | None = None
+    prior: Prior | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,7 +79,7 @@ def load_run(
         UsageError: there is no run, or it keeps no source that builds the model.
         DataError: its data set is gone or cannot be used.
         CheckpointError: there is no checkpoint, it is of another model or of another run, the kept
-            source is damaged, or the data set has changed.
+            source or the fitted prior is damaged, or the data set has changed.
     """
     path = Path(path).expanduser().absolute()
     if which not in ("best", "last"):
@@ -102,7 +106,33 @@ def load_run(
     model, found, config, _ = rebuild(path, build, data, progress.get("source"))
     checkpoints.restore(model, checkpoint)
     model.averaging.put()
-    return Run(path, model, found, config, directory.read_summary(path), checkpoint)
+    summary = directory.read_summary(path)
+    prior = None if summary is None else _fitted_prior(path, summary, model.step)
+    return Run(path, model, found, config, summary, checkpoint, prior)
+
+
+def _fitted_prior(path: Path, summary: dict[str, Any], step: int) -> Prior | None:
+    """Returns the prior that a run has fitted after training, None if there is none of this step.
+
+    Raises:
+        CheckpointError: its file is missing or damaged.
+    """
+    import keras
+
+    wanted = summary.get("fitted_prior_sha256")
+    if wanted is None or summary.get("steps") != step:
+        return None
+    file = path / directory.PRIOR
+    try:
+        prior = keras.saving.load_model(file)
+        found = sha256(prior.variables)
+    except Exception as error:  # of Keras: a damaged file can raise anything
+        raise checkpoints.CheckpointError(f"{file} cannot be loaded: {error}") from error
+    if found != wanted:
+        raise checkpoints.CheckpointError(
+            f"{file} is damaged: its values are not those of {directory.SUMMARY}."
+        )
+    return prior
 
 
 def rebuild(

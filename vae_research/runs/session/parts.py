@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import keras
 
     from vae_research.model import VAE
+    from vae_research.priors.prior import Prior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,11 @@ class Parts:
         data: makes the data from the flags, or is the data; None if the flags name them.
         callbacks: makes callbacks from the flags and the data, None for none.
         evaluate: returns test figures of its own for a run, None for none.
+        fit_prior: returns a prior that is fitted to the codes of a run, None for none.
     """
 
     build: Callable[[Config, Data], VAE]
     data: Callable[[Config], Data] | Data | None = None
     callbacks: Callable[[Config, Data], Sequence[keras.callbacks.Callback]] | None = None
     evaluate: Callable[[Run], Mapping[str, Any]] | None = None
+    fit_prior: Callable[[Run], Prior] | None = None

@@ -23,12 +23,14 @@ from vae_research import checkpoints
 from vae_research.callbacks.base import Resumable
 from vae_research.callbacks.console import Console
 from vae_research.callbacks.metrics_file import MetricsFile, append
+from vae_research.callbacks.pictures import conditions_of, write_samples
 from vae_research.data import Data
 from vae_research.evaluation.estimates import Estimate, estimate
 from vae_research.execution import Execution
 from vae_research.model import VAE
+from vae_research.priors.prior import Prior
 from vae_research.runs.cli import signals
-from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError
+from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError, UsageError
 from vae_research.runs.cli.flags import Config, WatchedConfig, experiment_file, may_change
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import describe, describe_model, notes_of
@@ -54,7 +56,7 @@ from vae_research.runs.session.stopping import (
     printed_warnings,
 )
 from vae_research.runs.session.tensorboard import tensorboard_callbacks, write_test_figures
-from vae_research.state import saved_variables
+from vae_research.state import saved_variables, sha256
 
 # Validation has no gradients to keep: larger batches than those of training cost less.
 _VALIDATION_BATCH = 500
@@ -75,7 +77,9 @@ class Session:
         source: what `build` and the data are made by.
         is_new_directory: whether this session has created the run directory.
         unitless: names of test figures of the experiment's own, added by `test`.
-        read_by_evaluation: names of the flags that its `evaluate` read, added by `test`.
+        read_by_evaluation: names of the flags that its `fit_prior` and `evaluate` read, added by
+            the methods of these names.
+        prior: that its `fit_prior` has fitted, added by the method of this name.
         model: added by `build_model`.
         execution: how its steps run, added by `build_model`.
         own: the callbacks of the experiment, added by `make_callbacks`.
@@ -97,6 +101,7 @@ class Session:
     is_new_directory: bool = False
     unitless: tuple[str, ...] = ()
     read_by_evaluation: Collection[str] = ()
+    prior: Prior | None = None
     has_stopped: bool = False
     model: VAE = dataclasses.field(init=False)
     execution: Execution = dataclasses.field(init=False)
@@ -130,6 +135,7 @@ class Session:
             self.train()
             seconds = time.perf_counter() - started
             with self.model.averaging.averages():
+                self.fit_prior()
                 estimates = self.test()
                 self.write(estimates, seconds)
 
@@ -359,6 +365,27 @@ class Session:
                 "lines and the results, when there is room."
             )
 
+    def fit_prior(self) -> None:
+        """Fits the experiment's prior to the codes of the trained model, if it has one.
+
+        Raises:
+            UsageError: what the experiment returns is not a prior, or not one of these codes.
+        """
+        if self.parts.fit_prior is None:
+            return
+        if self.config.verbose:
+            print("Fitting a prior to the codes.", flush=True)
+        watched = WatchedConfig(self.config)
+        try:
+            prior = self.parts.fit_prior(Run(self.run_dir, self.model, self.data, watched, None))
+            if not isinstance(prior, Prior):
+                raise TypeError(f"fit_prior() returned {prior!r}; it must return a Prior.")
+            self.model.codes_from_prior(1, [0, 0], prior)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{error} (--debug shows where)") from error
+        self.prior, self.read_by_evaluation = prior, watched.names_read
+        signals.raise_if_received()
+
     def test(self) -> dict[str, Estimate]:
         """Returns the test figures, and writes them for TensorBoard.
 
@@ -372,6 +399,7 @@ class Session:
             self.model,
             self.data.test.tensors_by_block(self.names),
             num_samples=config.importance_samples,
+            prior=self.prior,
             rows_per_call=config.evaluation_rows,
             per_example=True,
             # Compiling takes longer than it saves: the time is spent in large matrix products.
@@ -381,13 +409,16 @@ class Session:
         )
         if self.parts.evaluate is not None:
             watched = WatchedConfig(config)
-            run = Run(self.run_dir, self.model, self.data, watched, None)
+            run = Run(self.run_dir, self.model, self.data, watched, None, prior=self.prior)
             own = own_figures(self.parts.evaluate(run), len(self.data.test), estimates.keys())
             self.unitless, estimates = tuple(own), estimates | own
-            self.read_by_evaluation = watched.names_read
+            self.read_by_evaluation = {*self.read_by_evaluation, *watched.names_read}
             signals.raise_if_received()
         if config.tensorboard:
             write_test_figures(self.run_dir, estimates, self.model.step)
+            if self.prior is not None and self.data.is_image:
+                first = conditions_of(self.data.validation.tensors(slice(0, 40), self.names))
+                write_samples(self.run_dir, self.model, self.prior, first)
         return estimates
 
     def write(self, estimates: dict[str, Estimate], seconds: float) -> None:
@@ -443,8 +474,12 @@ class Session:
             "test": {name: value.as_dict() for name, value in estimates.items()},
         }
         kept = [save_values(run_dir, estimates)]
-        kept += outputs.save_figures(run_dir / "figures", model, data, self.names, records)
-        kept += outputs.save_networks(run_dir, model)
+        kept += outputs.save_figures(
+            run_dir / "figures", model, data, self.names, records, self.prior
+        )
+        kept += outputs.save_networks(run_dir, model, self.prior)
+        if self.prior is not None and directory.PRIOR in kept:
+            summary["fitted_prior_sha256"] = sha256(self.prior.variables)
         directory.write_json(run_dir / directory.SUMMARY, summary)
         if self.config.verbose:
             units = {term.label: term.unit for term in self.model.objective.terms}

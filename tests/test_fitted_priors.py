@@ -1,0 +1,310 @@
+"""Priors that are fitted to the codes of a trained model: what they are, and runs that have one."""
+
+import json
+import random
+
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+import vae_research as vr
+from tests.test_latents import linear_model
+from tests.test_linear_gaussian import SAMPLED, B, S, W, exact_vae
+from vae_research import checkpoints, runs
+from vae_research.randomness import evaluation_key
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.session.loading import _fitted_prior
+
+KEY = evaluation_key(7, 0)
+MEAN, COVARIANCE = np.array([1.0, -0.5]), np.array([[0.5, 0.2], [0.2, 0.3]])
+
+
+def of_linear_model(count, seed=0):
+    """Data of the linear model, but with another prior than the standard normal one."""
+    rng = np.random.default_rng(seed)
+    z = rng.multivariate_normal(MEAN, COVARIANCE, count)
+    return (z @ W.T + B + S * rng.normal(size=(count, 4))).astype(np.float32)
+
+
+def test_the_figures_under_a_fitted_prior_are_those_of_the_model_with_that_prior():
+    """A linear Gaussian model with a normal prior has a known log p(x)."""
+    vae, x = exact_vae(SAMPLED), of_linear_model(20)
+    prior = vr.fit_prior(vae, of_linear_model(500), vr.StandardNormalPrior())
+    mean, root = prior.mean.numpy().astype(float), prior.root.numpy().astype(float)
+    covariance = W @ root @ root.T @ W.T + S**2 * np.eye(4)
+    log_p = scipy.stats.multivariate_normal(W @ mean + B, covariance).logpdf(x)
+    found = vr.estimate(vae, x, num_samples=3000, prior=prior, per_example=True)
+    nll = found["negative_log_likelihood_fitted_prior"].values
+    np.testing.assert_allclose(-nll, log_p, atol=0.05)
+    assert np.abs(found["negative_log_likelihood"].values + log_p).mean() > 0.3  # another model
+    elbo, kl = (found[f"{name}_fitted_prior"].values for name in ("elbo", "kl"))
+    np.testing.assert_allclose(elbo, -found["reconstruction"].values - kl, rtol=1e-5)
+    assert np.all(elbo < -nll + 1e-4)
+    assert "elbo_fitted_prior" not in vr.estimate(vae, x, num_samples=2)
+
+
+def test_a_fit_to_posterior_samples_has_their_moments():
+    """Of the exact posterior, averaged over data of the model: the true prior of the data."""
+    prior = vr.fit_prior(exact_vae(SAMPLED), x := of_linear_model(4000), vr.StandardNormalPrior())
+    # z = P W^T (x - b) / s^2 + noise, of which mean and covariance are linear in those of x.
+    gain = np.linalg.inv(np.eye(2) + W.T @ W / S**2)
+    kernel = gain @ W.T / S**2
+    mean = kernel @ (x.mean(axis=0) - B)
+    covariance = kernel @ np.cov(x.T) @ kernel.T + gain
+    np.testing.assert_allclose(prior.mean, mean, atol=0.03)
+    np.testing.assert_allclose(prior.root @ tf.transpose(prior.root), covariance, atol=0.03)
+
+
+def autoencoder():
+    """Its codes are the data."""
+    encoder, decoder = keras.Sequential([keras.layers.Identity()]), keras.layers.Identity()
+    return vr.VAE(
+        vr.named(encoder, "z_mean"),
+        vr.DeterministicBottleneck(2),
+        vr.named(decoder, "x_mean"),
+        [vr.Gaussian()],
+    )
+
+
+def two_clouds(count, seed=0):
+    """Of different spread, far from each other and from the origin."""
+    rng = np.random.default_rng(seed)
+    second = rng.random((count, 1)) < 0.3
+    noise = rng.normal(size=(count, 2)) * np.where(second, [1.0, 4.0], [5.0, 0.5])
+    return (noise + np.where(second, [300.0, -40.0], [330.0, -10.0])).astype(np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: vr.MixturePrior(4),
+        lambda: vr.RealNVPPrior(4, hidden_units=(32,)),
+        vr.SecondStagePrior,
+    ],
+    ids=["mixture", "flow", "second stage"],
+)
+def test_a_fitted_prior_is_closer_to_the_codes_than_one_normal_distribution(make):
+    vae, train, test = autoencoder(), two_clouds(1000), two_clouds(1000, seed=1)
+    prior = vr.fit_prior(vae, train, make(), batch_size=50)
+    normal = vr.fit_prior(vae, train, vr.StandardNormalPrior())
+    # In the middle between the clouds there is nothing.
+    samples = [vae.sample(2000, prior=each).numpy() for each in (prior, normal)]
+    between = [np.mean((each[:, 1] > -27) & (each[:, 1] < -15)) for each in samples]
+    assert between[0] < 0.7 * between[1]
+    bounds = [
+        -each.training_loss(tf.constant(test), KEY).numpy().mean() for each in (prior, normal)
+    ]
+    assert bounds[0] > bounds[1] + 0.3
+    found = vr.estimate(vae, test, num_samples=2, prior=prior)
+    if prior.has_density:  # of an autoencoder it is all that is known of the prior
+        assert found["log_density_fitted_prior"].value == pytest.approx(bounds[0], rel=1e-4)
+    assert not {"elbo", "elbo_fitted_prior"} & found.keys()
+
+
+def test_the_bound_of_a_second_stage_is_below_its_density():
+    keras.utils.set_random_seed(0)
+    prior = vr.SecondStagePrior(1, hidden_units=(8,))
+    prior.build_for((1,))
+    prior.log_var.assign(-0.5)
+    z = tf.constant([[-1.0], [0.3], [2.0]])
+    u = np.linspace(-8, 8, 4001)[:, np.newaxis]
+    decoded = prior.decoder(u).numpy().T.astype(float)
+    variance = np.exp(20 * np.tanh(-0.5 / 20))
+    joint = scipy.stats.norm(decoded, variance**0.5).pdf(z) * scipy.stats.norm.pdf(u.T)
+    density = np.log(joint.sum(axis=1) * 0.004)
+    draws = -prior.training_loss(tf.repeat(z, 400, axis=0), KEY).numpy().reshape(3, 400)
+    bound, error = draws.mean(axis=1), draws.std(axis=1) / 20
+    assert np.all(bound < density + 3 * error)
+    assert np.all(bound > density - 3.0)
+    mean, spread = (prior.sample(20000, KEY).numpy(), np.sqrt(20000))
+    values = scipy.stats.norm.pdf(u.T) * 0.004
+    first = (decoded * values).sum()
+    second = ((decoded**2 + variance) * values).sum()
+    assert abs(mean.mean() - first) < 4 * mean.std() / spread
+    assert abs((mean**2).mean() - second) < 4 * (mean**2).std() / spread
+
+
+def test_a_fit_repeats_and_changes_nothing_else():
+    vae, x = exact_vae(SAMPLED), of_linear_model(300)
+    weights = checkpoints.weights_sha256(vae)
+    random.seed(3)
+    expected = random.getstate()
+    first, again, other = (
+        vr.fit_prior(vae, x, vr.MixturePrior(3), epochs=2, batch_size=100, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert random.getstate() == expected
+    assert checkpoints.weights_sha256(vae) == weights
+    for one, two in zip(first.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert np.any(first.prior.mean != other.prior.mean)
+
+
+def test_several_latents_are_columns_of_one_prior():
+    vae = linear_model()
+    x = np.random.default_rng(3).normal(size=(200, 4)).astype(np.float32)
+    prior = vr.fit_prior(vae, x, vr.StandardNormalPrior())
+    assert prior.event_shape == (2,)
+    codes = vae.codes_from_prior(3, KEY, prior)
+    assert codes.keys() == {"z_1", "z_2"}
+    np.testing.assert_array_equal(vae.code_layout.flatten(codes), prior.sample(3, KEY))
+    found = vr.estimate(vae, x, num_samples=20, prior=prior)
+    kl = found["elbo_fitted_prior"].value + found["reconstruction"].value
+    assert kl == pytest.approx(-found["kl_fitted_prior"].value, rel=1e-5)
+
+
+BOOK = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0]], np.float32)
+
+
+class Nearest(vr.Bottleneck):
+    """The entries of a codebook that are nearest to the encoder's vectors, three in a row."""
+
+    latents = {"z": (3, 2)}  # noqa: RUF012
+
+    def center(self, z_mean):
+        return tf.gather(tf.constant(BOOK), self.values_of_codes(z_mean))
+
+    def call(self, z_mean):
+        zero = tf.zeros(tf.shape(z_mean)[:1])
+        log_prior = zero - 3 * np.log(3.0).astype(np.float32)
+        return {"z": self.center(z_mean), "log_posterior": zero, "log_prior": log_prior}
+
+    def values_of_codes(self, codes):
+        distance = tf.reduce_sum((codes[:, :, tf.newaxis] - BOOK) ** 2, axis=-1)
+        return tf.argmin(distance, axis=-1, output_type=tf.int32)
+
+    def codes_of_values(self, values):
+        return tf.gather(tf.constant(BOOK), values)
+
+
+class Frequencies(vr.Prior):
+    """Each place of a code has a categorical distribution of its own."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.logits = self.add_weight(shape=(*self.event_shape, 3), initializer="zeros")
+
+    def log_prob(self, z):
+        log_p = tf.nn.log_softmax(tf.convert_to_tensor(self.logits))
+        return vr.sum_over_event(tf.reduce_sum(tf.one_hot(z, 3) * log_p, axis=-1))
+
+    def sample(self, count, seed):
+        draws = tf.random.stateless_categorical(self.logits, count, seed)
+        return tf.transpose(draws)
+
+
+def test_a_prior_of_a_codebook_is_of_the_numbers_of_its_entries():
+    numbers = np.random.default_rng(0).choice(3, [600, 3], p=[0.6, 0.3, 0.1])
+    x = BOOK[numbers].reshape(-1, 6) + np.float32(0.1)
+    vae = vr.VAE(
+        vr.named(keras.layers.Reshape((3, 2)), "z_mean"),
+        Nearest(),
+        vr.named(keras.layers.Reshape((6,)), "x_mean"),
+        [vr.Gaussian()],
+    )
+    prior = vr.fit_prior(vae, x, Frequencies(), epochs=40, batch_size=100, learning_rate=0.1)
+    assert type(prior) is Frequencies  # numbers of entries are not whitened
+    observed = np.stack([np.bincount(column, minlength=3) for column in numbers.T]) / 600
+    np.testing.assert_allclose(tf.nn.softmax(prior.logits), observed, atol=0.01)
+    samples = vae.sample(500, prior=prior).numpy().reshape(-1, 3, 2)
+    assert {tuple(entry) for entry in samples.reshape(-1, 2)} == {tuple(entry) for entry in BOOK}
+    found = vr.estimate(vae, x, num_samples=1, prior=prior)
+    entropy = -(observed * np.log(observed)).sum()
+    assert found["kl"].value == pytest.approx(3 * np.log(3.0))
+    assert found["kl_fitted_prior"].value == pytest.approx(entropy, abs=0.01)
+
+
+def test_what_cannot_be_fitted_is_refused():
+    vae, x = exact_vae(SAMPLED), of_linear_model(20)
+    for prior in (vr.VampPrior((4,), 2), vae.bottleneck.prior):
+        with pytest.raises(ValueError, match=r"is trained with a model. Fit another one"):
+            vr.fit_prior(vae, x, prior)
+    with pytest.raises(ValueError, match="20 values of the codes are not finite"):
+        vr.fit_prior(vae, np.where(np.arange(4) == 0, np.nan, x)[:10], vr.MixturePrior())
+    with pytest.raises(ValueError, match="learning_rate than 1e"):
+        vr.fit_prior(vae, x, vr.MixturePrior(2), learning_rate=1e30)
+    with pytest.raises(ValueError, match="epochs must be an integer >= 1"):
+        vr.fit_prior(vae, x, vr.MixturePrior(2), epochs=0)
+    other = vr.StandardNormalPrior()
+    other.build_for((3,))
+    with pytest.raises(ValueError, match=r"StandardNormalPrior.sample gives 'z' .*\(1, 3\)"):
+        vae.sample(1, prior=other)
+    with pytest.raises(ValueError, match="has no density, only a bound"):
+        exact_vae(SAMPLED).bottleneck.__class__(2, prior=vr.SecondStagePrior()).prior.log_prob(x)
+    with pytest.raises(ValueError, match="WhitenedPrior needs a Prior, got 'flow'"):
+        vr.WhitenedPrior("flow")
+
+
+def test_a_latent_that_no_example_uses_has_a_finite_density():
+    prior = vr.WhitenedPrior(vr.StandardNormalPrior())
+    prior.build_for((2,))
+    values = np.random.default_rng(0).normal(size=(50, 2)) * [1.0, 0.0]
+    prior.adapt(values, 0)
+    assert np.all(np.isfinite(prior.log_prob(tf.constant(values, tf.float32))))
+    assert np.abs(prior.sample(100, KEY)[:, 1]).max() < 0.01
+
+
+# Runs.
+
+DATA = vr.Data.from_arrays(np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8))
+FLAGS = {"batch_size": 8, "latent_dim": 2, "importance_samples": 4, "epochs": 1, "verbose": 0}
+FLAGS |= {"jit": "off", "device": "cpu"}
+
+
+@keras.saving.register_keras_serializable(package="test_fitted_priors")
+class Own(vr.StandardNormalPrior):
+    """A prior of the experiment's own."""
+
+
+def build(config, data):
+    return vr.VAE(
+        vr.dense_encoder(data.shape, config.latent_dim, hidden_units=(4,)),
+        vr.GaussianBottleneck(config.latent_dim),
+        vr.dense_decoder(data.shape, config.latent_dim, hidden_units=(4,)),
+        [vr.Bernoulli(), vr.KLDivergence()],
+        seed=config.seed,
+    )
+
+
+def fit_prior(run):
+    return vr.fit_prior(run.model, run.data.train.prepare(), Own(), seed=run.config.seed)
+
+
+def evaluate(run):
+    return {"of_prior": float(tf.reduce_mean(run.prior.sample(3, KEY)))}
+
+
+@pytest.mark.slow
+def test_a_run_fits_tests_draws_and_keeps_a_prior(tmp_path):
+    from tests.test_experiments import tensors_of
+
+    folder = tmp_path / "run"
+    with pytest.raises(UsageError, match=r"'z' with the shape \(1, 3\)"):  # after it was trained
+        other = vr.GaussianBottleneck(3).prior
+        runs.train(build, data=DATA, run_dir=folder, fit_prior=lambda run: other, **FLAGS)
+    functions = {"fit_prior": fit_prior, "evaluate": evaluate}
+    run = runs.train(build, data=DATA, run_dir=folder, **functions, **FLAGS)
+    assert type(run.prior.prior) is Own
+    again = fit_prior(run)
+    np.testing.assert_array_equal(run.prior.sample(5, KEY), again.sample(5, KEY))
+    figures = run.summary["test"]
+    test = run.data.test.prepare()
+    for name, found in vr.estimate(run.model, test, num_samples=4, prior=run.prior).items():
+        assert figures[name]["value"] == pytest.approx(found.value, rel=1e-5), name
+    assert figures["elbo_fitted_prior"]["value"] != figures["elbo"]["value"]
+    assert figures["of_prior"]["value"] == pytest.approx(evaluate(run)["of_prior"])
+    assert (folder / "figures" / "samples_fitted_prior.png").is_file()
+    assert "samples_fitted_prior" in tensors_of(folder, "validation")
+    assert "test/elbo_fitted_prior" in tensors_of(folder, "run")
+
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    assert len(summary["fitted_prior_sha256"]) == 64
+    assert _fitted_prior(folder, summary, run.model.step + 1) is None  # of other weights
+    with pytest.raises(checkpoints.CheckpointError, match=r"prior.keras is damaged"):
+        _fitted_prior(folder, summary | {"fitted_prior_sha256": "0" * 64}, run.model.step)
+    (folder / "prior.keras").write_bytes(b"")
+    with pytest.raises(checkpoints.CheckpointError, match=r"prior.keras cannot be loaded"):
+        _fitted_prior(folder, summary, run.model.step)
