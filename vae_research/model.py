@@ -26,14 +26,23 @@ from vae_research.levels import level_of
 from vae_research.objective import LossReport, Objective
 from vae_research.priors.prior import Prior
 from vae_research.priors.vamp import VampPrior
-from vae_research.randomness import fold_in
+from vae_research.randomness import evaluation_key, fold_in
 from vae_research.state import RUNNING_SUMS, load_groups, save_groups
 from vae_research.steps import TrainingSteps
 from vae_research.suitability import as_tensor, refuse_other_shape
-from vae_research.tensors import SCALARS, Tensors, bind, call_module, repeat_rows
+from vae_research.tensors import (
+    SCALARS,
+    Named,
+    Tensors,
+    bind,
+    call_module,
+    graph_scope,
+    repeat_rows,
+)
 
 _LIKE_WEIGHTS = {"beta", "kl_weight", "kl_beta", "kl_factor", "kl_loss_weight", "weight_kl"}
 
+_SAMPLE = "sample of the decoder"  # what the noise of a decoder's own samples is for
 _CLOCK, _DATA_EPOCH = "clock", "data_epoch"  # among what Keras saves of the model itself
 
 
@@ -45,7 +54,8 @@ class VAE(TrainingSteps):
         encoder: any Keras network that writes what the bottleneck reads, usually `z_mean` and
             `z_log_var`; `named` gives names to outputs that have none.
         bottleneck: a `Bottleneck`; it owns posterior and prior and writes `z`.
-        decoder: any Keras network from `z` to the parameters of the likelihood.
+        decoder: any Keras network from `z` to the parameters of the likelihood. If it reads
+            `targets` (teacher forcing), its method `sample(self, z, seed)` makes data by itself.
         terms: the loss terms, exactly one of them a `Likelihood`.
         modules: further networks that run after the decoder, in order.
         critics: networks that are trained on their own terms in the same step; see `Critic`.
@@ -247,6 +257,8 @@ class VAE(TrainingSteps):
     def decode(self, z: Codes, **tensors: tf.Tensor) -> tf.Tensor:
         """Returns the mean of p(x|z) in data space, `[rows, ...]`.
 
+        A decoder that reads `targets` makes a draw from p(x|z) instead, by its method `sample`.
+
         Args:
             z: codes, `[rows, latent]` or of another shape; by name if there are several latents.
             tensors: further named tensors that decoder or modules read, for example `labels`.
@@ -254,17 +266,37 @@ class VAE(TrainingSteps):
         Raises:
             ValueError: a latent is missing.
         """
-        return self._decoded(self._tensors({**self.code_layout.named("decode(z)", z), **tensors}))
+        return self._decode(z, tensors)
+
+    def _decode(
+        self, z: Codes, tensors: Mapping[str, tf.Tensor], seed: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        codes = self.code_layout.named("decode(z)", z)
+        return self._decoded(self._tensors({**codes, **tensors}, seed))
 
     def _decoded(self, tensors: Tensors) -> tf.Tensor:
+        decoder = self.decoder.network if isinstance(self.decoder, Named) else self.decoder
+        if (sample := getattr(decoder, "sample", None)) is not None:
+            with graph_scope("decoder"):
+                values = sample(**bind("decoder's sample", sample, tensors, key=_SAMPLE))
+            if not tf.is_tensor(values):
+                raise TypeError(
+                    f"{type(decoder).__name__}.sample returned {type(values).__name__}; it must "
+                    "return values in data space, [rows, ...]."
+                )
+            return values
         # Only what the mean needs: a later module may read targets, which codes do not have.
         self._run_decoder(tensors, training=False, until={"reconstruction"})
         return tensors.tap("user", "reconstruction")
 
     def reconstruct(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the mean of p(x|z) for the codes without noise, shaped as the data."""
+        """Returns the mean of p(x|z) for the codes without noise, shaped as the data.
+
+        A decoder that reads `targets` makes a draw from p(x|z) instead, by its method `sample`.
+        """
         tensors = self._encoded(self._start(data))
         tensors.write("bottleneck", self.codes_without_noise(tensors))
+        del tensors["targets"]  # which a decoder would only have to copy
         return self._decoded(tensors)
 
     def log_likelihood(self, tensors: Mapping[str, tf.Tensor], z: Codes) -> tf.Tensor:
@@ -338,16 +370,19 @@ class VAE(TrainingSteps):
     ) -> tf.Tensor:
         """Returns `[count, ...]`: the means of p(x|z) for codes from the prior.
 
+        A decoder that reads `targets` makes draws from p(x|z) instead, by its method `sample`.
+
         Args:
             count: number of samples.
             prior: one that `fit_prior` has fitted; by default that of the bottleneck.
-            seed: the same seed gives the same codes.
+            seed: the same seed gives the same samples.
             tensors: as for `decode`.
 
         Raises:
             ValueError: the bottleneck has no prior, or the prior is of codes of another shape.
         """
-        return self.decode({**self.codes_from_prior(count, [seed, 0], prior), **tensors})
+        codes = self.codes_from_prior(count, [seed, 0], prior)
+        return self._decode(codes, tensors, evaluation_key(seed, 0))
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Returns `reconstruct(inputs)`; so does `predict`."""

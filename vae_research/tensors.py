@@ -63,6 +63,11 @@ class MissingTensorError(ValueError):
         level = levels(written, complete=False).get(latent, {})
         if part == "kl" and {"log_posterior", "log_prior"} <= level.keys():
             hint = " Posterior and prior have no divergence in closed form: use MonteCarloKL()."
+        if name == "targets":
+            hint = (
+                " There are none when codes are decoded: a decoder that is trained on them "
+                "(teacher forcing) defines sample(self, z, seed), which makes data by itself."
+            )
         super().__init__(
             f"The {reader} reads {name!r}, but the forward pass wrote "
             f"{', '.join(sorted(written))}.{hint}"
