@@ -9,8 +9,8 @@ import pytest
 
 from tests import forks
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.cli.flags import configure, experiment_file, may_change
-from vae_research.runs.cli.functions import arguments_of, bound, function_of
+from vae_research.runs.cli.flags import configure, may_change
+from vae_research.runs.cli.functions import arguments_of, bound, experiment_file, function_of
 
 SHARED = '''"""Flags of several experiments."""
 

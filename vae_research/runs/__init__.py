@@ -14,7 +14,7 @@ In a notebook, `runs.train(build, data=data, run_dir="runs/first", epochs=20)` i
 
 Where to look, in the order in which a command passes through:
 
-    cli/command.py        from the command line to an exit code; cli/flags.py defines the flags
+    cli/command.py        from the command line to an exit code; cli/standard_flags.py has the flags
     session/resume.py     what the run directory already holds, and whether it can be resumed
     session/experiment.py from the functions of an experiment to a run, also without a command
     session/training.py   one run from the data to its results; session/studies.py for several
@@ -28,10 +28,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vae_research.runs.cli.command import main, study
-from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.cli.flags import (
-    Config,
-    configure,
+from vae_research.runs.cli.config import Config
+from vae_research.runs.cli.definitions import (
     define_boolean,
     define_choice,
     define_float,
@@ -41,6 +39,8 @@ from vae_research.runs.cli.flags import (
     define_string,
     set_defaults,
 )
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.flags import configure
 from vae_research.runs.session.experiment import train
 from vae_research.runs.session.loading import Run, load_run
 from vae_research.runs.session.loading import named_data as load_data

@@ -15,14 +15,10 @@ from absl import flags
 from vae_research import checkpoints
 from vae_research.data import Data, DataError
 from vae_research.runs.cli import signals, streams
+from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import RunError, UsageError
-from vae_research.runs.cli.flags import (
-    Config,
-    experiment_name,
-    is_given,
-    may_change,
-    parse,
-)
+from vae_research.runs.cli.flags import is_given, may_change, parse
+from vae_research.runs.cli.functions import experiment_name
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume, sources
 from vae_research.runs.session.experiment import (

@@ -23,6 +23,17 @@ def function_of(build: Callable[..., Any]) -> Callable[..., Any]:
     return build if hasattr(build, "__code__") else type(build).__call__
 
 
+def experiment_file(build: Callable[..., Any]) -> Path:
+    """Returns the file that defines an experiment's `build`."""
+    return Path(function_of(build).__code__.co_filename).absolute()
+
+
+def experiment_name(build: Callable[..., Any]) -> str:
+    """Returns the name of an experiment: that of its file, or `notebook` if there is no file."""
+    file = experiment_file(build)
+    return file.stem if file.is_file() else "notebook"
+
+
 @functools.cache
 def is_users(file: Path) -> bool:
     """Returns whether a file belongs to no installed package, to Python, or to this package."""

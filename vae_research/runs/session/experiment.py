@@ -12,15 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from vae_research.data import DATASETS, Data
 from vae_research.runs.cli import signals, streams
+from vae_research.runs.cli.config import Config, WatchedConfig
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.cli.flags import (
-    Config,
-    WatchedConfig,
-    configure,
-    experiment_file,
-    experiment_name,
-    may_change,
-)
+from vae_research.runs.cli.flags import configure, may_change
+from vae_research.runs.cli.functions import experiment_file, experiment_name
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume, sources
 from vae_research.runs.session.loading import Run, data_of, load_run, made_by, refuse_unknown_place

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vae_research import checkpoints, manifests
 from vae_research.data import Data, DataError, load_data
+from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import RunError, UsageError
-from vae_research.runs.cli.flags import Config, experiment_file, invalid_flag
+from vae_research.runs.cli.flags import invalid_flag
+from vae_research.runs.cli.functions import experiment_file
 from vae_research.runs.session import directory, provenance
 from vae_research.runs.session.kept_modules import KeptSource
 from vae_research.state import sha256

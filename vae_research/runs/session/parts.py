@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vae_research.data import Data
-from vae_research.runs.cli.flags import Config
+from vae_research.runs.cli.config import Config
 from vae_research.runs.session.loading import Run
 
 if TYPE_CHECKING:

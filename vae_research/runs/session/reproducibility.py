@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from vae_research.execution import Execution
-from vae_research.runs.cli.flags import Config
+from vae_research.runs.cli.config import Config
 
 
 def profile(execution: Execution, config: Config, device: str) -> dict[str, str]:

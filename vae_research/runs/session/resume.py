@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vae_research import checkpoints, manifests
+from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.cli.flags import Config, standard_names
+from vae_research.runs.cli.standard_flags import standard_names
 from vae_research.runs.session import directory, provenance, sources
 from vae_research.runs.session.sources import Source
 

@@ -34,8 +34,7 @@ from typing import Any
 from vae_research import files
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.cli.flags import experiment_file
-from vae_research.runs.cli.functions import arguments_of, is_users
+from vae_research.runs.cli.functions import arguments_of, experiment_file, is_users
 from vae_research.runs.session.provenance import git
 from vae_research.runs.session.syntax import changed_lines, same
 

@@ -16,7 +16,8 @@ import tensorflow as tf
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
 from vae_research.runs.cli import signals
-from vae_research.runs.cli.flags import Config, experiment_file
+from vae_research.runs.cli.config import Config
+from vae_research.runs.cli.functions import experiment_file
 from vae_research.runs.report import screen
 from vae_research.runs.report.description import describe
 from vae_research.runs.session import directory, provenance, resume, sources

@@ -19,7 +19,7 @@ from vae_research.callbacks.scalars import Scalars
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
 from vae_research.evaluation.estimates import Estimate
-from vae_research.runs.cli.flags import Config
+from vae_research.runs.cli.config import Config
 
 # Validation examples that are encoded after every epoch.
 _EXAMPLES = 500

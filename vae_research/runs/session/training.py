@@ -30,8 +30,10 @@ from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.priors.prior import Prior
 from vae_research.runs.cli import signals
+from vae_research.runs.cli.config import Config, WatchedConfig
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError, UsageError
-from vae_research.runs.cli.flags import Config, WatchedConfig, experiment_file, may_change
+from vae_research.runs.cli.flags import may_change
+from vae_research.runs.cli.functions import experiment_file
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import describe, describe_model, notes_of
 from vae_research.runs.session import directory, logs, provenance, reproducibility, resume, sources

@@ -1,0 +1,53 @@
+"""The values of the flags of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vae_research.settings import did_you_mean
+
+
+class Config:
+    """The values of all flags of a run, as attributes.
+
+    Raises:
+        AttributeError: there is no such flag; the message names the nearest.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"There is no flag {name!r}.{did_you_mean(name, self.__dict__)}")
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the values by name."""
+        return dict(vars(self))
+
+    def replace(self, **values: Any) -> Config:
+        """Returns a config with some values changed or added."""
+        return Config(**{**vars(self), **values})
+
+
+class WatchedConfig(Config):
+    """A copy of a config that knows which of its values were read.
+
+    Attributes:
+        names_read: names of the values; all of them if they were read together.
+    """
+
+    __slots__ = ("names_read",)  # not one of the flags
+
+    def __init__(self, config: Config) -> None:
+        self.names_read: set[str] = set()
+        super().__init__(**vars(config))
+        self.names_read.clear()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name != "names_read":
+            values = object.__getattribute__(self, "__dict__")
+            self.names_read.update(values if name == "__dict__" else [name])
+        return super().__getattribute__(name)
