@@ -2,14 +2,17 @@
 
 import json
 import shutil
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import keras
+import numpy as np
 import pytest
 
-from vae_research import checkpoints, manifests
+from tests import forks
+from vae_research import checkpoints, manifests, runs
+from vae_research.data import load_data
 from vae_research.runs.session import directory, sources
-from vae_research.runs.tools import doctor
+from vae_research.runs.tools import doctor, run_findings
 
 
 def record(epoch):
@@ -30,8 +33,8 @@ def original(tmp_path_factory):
         "experiment": "vae_mnist",
         "file": str(experiment),
         "source": sources.keep(run_dir, sources.collect(module.build)),
-        "flags": {"epochs": 9, "batch_size": 8, "precision": "float32"},
-        "data": {"fingerprint": "0", "streamed": False},
+        "flags": runs.configure(module.build, epochs=9).as_dict(),
+        "data": {"fingerprint": "0", "streamed": False, "name": "mnist"},
         "versions": {"vae_research": "0.1"},
     }
     directory.write_json(run_dir / "config.json", config)
@@ -61,7 +64,7 @@ def examined(run_dir):
         return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
     before = contents()
-    lines, exit_code = doctor.examine(run_dir)
+    lines, exit_code = run_findings.examine(run_dir)
     assert contents() == before
     return "\n".join(lines), exit_code
 
@@ -163,3 +166,111 @@ def test_the_command(run_dir, tmp_path, capsys):
     assert doctor.main([str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert doctor.main([]) == 2
+    assert doctor.main([str(run_dir), "--epochs=2"]) == 2
+    assert doctor.main([str(run_dir.parent)]) == 2  # a folder of runs
+
+
+def examined_in_fork(folder, *arguments, first=None):
+    before = sorted(folder.rglob("*"))
+    process = forks.run("-m", doctor.__name__, *arguments, cwd=folder, first=first)
+    assert sorted(folder.rglob("*")) == before
+    return process
+
+
+def test_data(tmp_path, without_tensorflow):
+    images = np.arange(40 * 16, dtype=np.uint8).reshape(40, 4, 4) % 16
+    np.savez(tmp_path / "images.npz", train=images)
+    process = examined_in_fork(tmp_path, "images.npz", "--binarize=none", first=without_tensorflow)
+    assert process.returncode == 0, process.stderr
+    assert "32 train, 4 validation, 4 test, each 4x4x1" in process.stdout
+    assert "rescale unit (x / 15)" in process.stdout
+    assert "Values: 0 to 1, as" in process.stdout
+    assert process.stdout.endswith("images.npz can be used.\n")
+    assert "images.npz: 4 of 4 validation images are also in train" in process.stderr
+    refused = examined_in_fork(tmp_path, "images.npz", "--epochs=3", first=without_tensorflow)
+    assert (refused.returncode, "--epochs is no flag of the data" in refused.stderr) == (2, True)
+
+
+def test_data_of_a_run_that_have_changed_or_are_gone(run_dir, tmp_path):
+    images = np.random.default_rng(0).random((20, 4, 4))
+    np.savez(tmp_path / "images.npz", train=images)
+    config = directory.read_config(run_dir)
+    config["flags"]["dataset"] = str(tmp_path / "images.npz")
+    config["data"]["fingerprint"] = load_data(tmp_path / "images.npz").fingerprint
+    directory.write_json(run_dir / "config.json", config)
+    text, exit_code = examined(run_dir)
+    assert (exit_code, f"data: {tmp_path}/images.npz, unchanged\n" in text) == (0, True)
+    np.savez(tmp_path / "images.npz", train=images[::-1])
+    text, exit_code = examined(run_dir)
+    assert (exit_code, "images.npz has changed since" in text) == (4, True)
+    (tmp_path / "images.npz").unlink()
+    text, exit_code = examined(run_dir)
+    assert (exit_code, "data cannot be used: " in text) == (3, True)
+    assert text.endswith("restore the data with which the run was started.")
+
+
+def test_a_disk_without_room_for_the_rest_of_a_run(run_dir, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    text, exit_code = examined(run_dir)
+    assert (exit_code, "the checkpoints of this run need" in text) == (7, True)
+    directory.write_json(run_dir / "summary.json", {"status": "done", "notes": ["Odd."]})
+    text, exit_code = examined(run_dir)
+    assert (exit_code, "  note: Odd.\n" in text) == (0, True)
+
+
+OWN = '''"""A model that a flag makes wrong."""
+
+import keras
+import tensorflow as tf
+
+import vae_research as vr
+from vae_research import runs
+
+runs.define_string("wrong", "nothing", "what is wrong")
+COUNT = tf.Variable(1.0, name="of_somebody")
+
+
+class Own(vr.LossTerm):
+    def per_example(self, z):
+        return COUNT * vr.sum_over_event(z**2)
+
+
+class Half(keras.callbacks.Callback):
+    def get_state(self):
+        return {}
+
+
+def build(config, data):
+    return vr.VAE(
+        vr.dense_encoder(data.shape, 2, hidden_units=(4,)),
+        vr.GaussianBottleneck(2),
+        vr.dense_decoder(data.shape, 2, hidden_units=(4,)),
+        [vr.Bernoulli(), vr.KLDivergence(), *([Own()] if config.wrong == "state" else [])],
+    )
+
+
+def callbacks(config, data):
+    return [Half()] if config.wrong == "callback" else []
+
+
+if __name__ == "__main__":
+    runs.main(build, callbacks=callbacks)
+'''
+
+
+@pytest.mark.slow
+def test_an_experiment_is_checked_as_its_run_checks_it(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    np.savez(tmp_path / "images.npz", train=np.random.default_rng(0).random((20, 4, 4)))
+    flags = ["--dataset=images.npz", "--batch_size=8", "--jit=off", "--run_dir=run"]
+    process = examined_in_fork(tmp_path, "own.py", *flags)
+    assert process.returncode == 0, process.stderr
+    said = process.stdout.splitlines()
+    assert said[0].startswith("Data: images.npz, 16 train")
+    assert said[-1] == (
+        "Nothing was found that would stop this run. It would start a new run in "
+        f"{tmp_path / 'run'}."
+    )
+    for wrong, words in (("state", "of_somebody"), ("callback", "Half defines get_state and not")):
+        process = examined_in_fork(tmp_path, "own.py", *flags, f"--wrong={wrong}")
+        assert (process.returncode, words in process.stderr) == (2, True)

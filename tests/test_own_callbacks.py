@@ -495,3 +495,18 @@ def test_a_state_that_becomes_unsavable_costs_no_training(model, saved_run):
     progress = provenance.progress_of(manifests.read_manifest(newest.path), newest.path)
     # Of the time before the epoch ended.
     assert progress["callbacks"]["OwnCallbacks"]["Late"]["attributes"] == {"ended": [0]}
+
+
+def test_a_saved_state_that_set_state_does_not_take_is_said_by_name(model):
+    class Knows(keras.callbacks.Callback):
+        def get_state(self):
+            return {"epochs": 3}
+
+        def set_state(self, state):
+            self.seen = state["seen"]
+
+    after = begun(model, [Knows()], resumes=True)
+    with pytest.raises(
+        CheckpointError, match=r"callback Knows: set_state\(\) failed .*\(KeyError: 'seen'; --debug"
+    ):
+        after.set_state(begun(model, [Knows()]).get_state())

@@ -251,6 +251,7 @@ def test_ctrl_c_in_a_notebook_ends_a_run_and_not_the_process():
         ({"epochs": 0}, "flag epochs=0: must be an integer >= 1"),
         ({"batch_size": 99}, "--batch_size=99 is more than the 32 training"),
         ({"rescale": "unit"}, "--rescale: this experiment brings its data"),
+        ({"dry_run": True}, "dry_run=True: .* a command has --dry_run"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(values, words, tmp_path):

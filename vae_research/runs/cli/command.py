@@ -154,7 +154,7 @@ def _train_experiment(
 ) -> None:
     """Starts or resumes the run of an experiment, unless it is complete."""
     run_dir, data = complete_run(parts, experiment, config, _given(config))
-    if after is not None:
+    if after is not None and not config.dry_run:
         with streams.hide_startup_output():
             from vae_research.runs.session.stopping import printed_warnings
 
@@ -191,6 +191,9 @@ def _carry_out_study(
     config, data = load_data(config, make, _given(config))
     if check is not None:
         check(config, data)
+    if config.dry_run:
+        print(f"Flags, data and source are as the study needs them. Directory: {run_dir}.")
+        return
     signals.wait_for_steps()
     with streams.hide_startup_output(), without_garbage_collection():
         from vae_research.runs.session.building import choose_device

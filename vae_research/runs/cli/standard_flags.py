@@ -41,6 +41,13 @@ def define_standard_flags() -> None:
         "scratch: as auto, also if the checkpoints of an unfinished run are gone: it starts again",
         may_change=True,
     )
+    define_boolean(
+        "dry_run",
+        False,
+        "check flags, run directory, data, model, its training step, callbacks and disk as a run "
+        "does before it trains, say what it would do, and end; nothing is written",
+        may_change=True,
+    )
     define_integer("seed", 0, "seed of initial weights, data order and noise", maximum=LARGEST_SEED)
     define_integer(
         "verbose",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vae_research.priors.prior import Prior
 
 # Flags that only say what the data are.
-_OF_DATA = (
+FLAGS_OF_DATA = (
     *("dataset", "data_kind", "image_size", "channels", "bad_images", "background"),
     *("stream", "rescale", "binarize"),
 )
@@ -38,6 +38,8 @@ def complete_run(
     parts: Parts, experiment: str, config: Config, given: Collection[str]
 ) -> tuple[Path, Data | Callable[[Config], Data] | None]:
     """Starts or resumes the run of an experiment, unless it is complete.
+
+    With `--dry_run` the run is checked, and nothing is trained or written.
 
     Args:
         parts: of the experiment.
@@ -73,7 +75,10 @@ def complete_run(
 
         device = choose_device(config.device)
     session = Session(parts, experiment, config, data, run_dir, checkpoint, device, source)
-    session.run()
+    if config.dry_run:
+        session.check()
+    else:
+        session.run()
     return session.run_dir, data
 
 
@@ -126,6 +131,8 @@ def train(
     if callable(data):
         refuse_unknown_place(data)
     found = configure(build, **values)
+    if found.dry_run:
+        raise UsageError("dry_run=True: train() returns a trained run; a command has --dry_run.")
     if config is not None:
         allowed = config.resume if config.resume in ("changed", "scratch") else "auto"
         config = config.replace(resume=allowed)
@@ -175,7 +182,9 @@ def load_data(
     else:
         with streams.hide_startup_output():  # Keras may download Fashion-MNIST
             data = data_of(watched, make)
-    ignored = [f"--{name}" for name in _OF_DATA if name in given and name not in watched.names_read]
+    ignored = [
+        f"--{name}" for name in FLAGS_OF_DATA if name in given and name not in watched.names_read
+    ]
     if ignored:
         raise UsageError(
             f"{' and '.join(ignored)}: this experiment brings its data and does not read "

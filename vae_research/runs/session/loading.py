@@ -159,7 +159,7 @@ def rebuild(
     description = directory.read_config(path)
     folder = source or description.get("source")
     kept = functools.cache(lambda: None if folder is None else KeptSource(path, folder))
-    config = _saved_config(path, description["flags"])
+    config = saved_config(path, description["flags"])
     if not isinstance(data, Data):
         if data is None and description["data"].get("made_by") is not None:
             data = _kept(path, description, kept, "data")
@@ -190,7 +190,7 @@ class _SavedConfig(Config):
         )
 
 
-def _saved_config(path: Path, values: dict[str, Any]) -> Config:
+def saved_config(path: Path, values: dict[str, Any]) -> Config:
     """Returns the flags of a run.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from vae_research.callbacks.base import Resumable
+from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session import callback_states
 from vae_research.state import undone
@@ -95,11 +96,24 @@ class OwnCallbacks(keras.callbacks.Callback, Resumable):
         return f"callbacks were {before}, now {now}"
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores the states; a callback that has none starts from scratch."""
+        """Restores the states; a callback that has none starts from scratch.
+
+        Raises:
+            CheckpointError: a `set_state` fails.
+        """
         self._between = None
         for name, callback in callback_states.named(self.callbacks):
-            if name in state:
+            if name not in state:
+                continue
+            try:
                 callback_states.set_own_state(callback, state[name])
+            except Exception as error:
+                raise CheckpointError(
+                    f"callback {name}: set_state() failed with the state that the run has saved "
+                    f"({type(error).__name__}: {error}; --debug shows where). Let it accept that "
+                    "state, or give the class another name: it then starts from scratch, with "
+                    "--resume=changed."
+                ) from error
 
     def set_model(self, model: keras.Model) -> None:
         """Keras calls it before the training."""

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -141,6 +142,30 @@ class Session:
                 estimates = self.test()
                 self.write(estimates, seconds)
 
+    def check(self) -> None:
+        """Does what `run` does before anything is written, and prints what it would do then.
+
+        Raises:
+            UsageError, DataError, CheckpointError, FileSystemError: as `run`.
+        """
+        self.build_model()
+        directory.refuse_full_disk(self.run_dir, bytes_of_checkpoints(self.model))
+        self.restore()
+        with tempfile.TemporaryDirectory() as folder:  # callbacks may write into the run directory
+            self.own = self.compared_callbacks(Path(folder))
+            steps = self.data.train.steps(self.config.batch_size)
+            self.own.set_params({"verbose": 0, "epochs": self.config.epochs, "steps": steps})
+            self.own.set_model(self.model)
+            self.own.on_train_begin()
+            self.own.set_state(self.saved_of_own)
+        screen.print_data(self.data)
+        what = f"start a new run in {self.run_dir}"
+        if self.checkpoint is not None and self.is_trained:
+            what = f"evaluate {self.run_dir} again, and train nothing"
+        elif self.checkpoint is not None:
+            what = f"resume {self.run_dir} at step {self.checkpoint.step}, {self.claim}"
+        print(f"Nothing was found that would stop this run. It would {what}.")
+
     @property
     def epochs_before(self) -> int:
         """Epochs that were finished when this session began."""
@@ -161,6 +186,11 @@ class Session:
     def claim(self) -> str:
         """The claim of this session; see `reproducibility`."""
         return self.progress["claim"]
+
+    @property
+    def saved_of_own(self) -> dict[str, Any]:
+        """The states of the experiment's callbacks in the checkpoint, by name."""
+        return self.progress.get("callbacks", {}).get(OwnCallbacks.__name__, {})
 
     def build_model(self) -> None:
         """Builds the model from the flags and decides how its steps run; writes nothing."""
@@ -209,27 +239,37 @@ class Session:
             UsageError: one of them cannot be part of a run.
             CheckpointError: the checkpoint is of a run with others, and not `--resume=changed`.
         """
-        make, config = self.parts.callbacks, self.config.replace(run_dir=str(self.run_dir))
-        resumed = self.checkpoint
         try:
-            with printed_warnings():
-                made = [] if make is None else make(config, self.data)
-            self.own = OwnCallbacks(
-                made,
-                resumes=resumed is not None,
-                position=0 if resumed is None else resumed.position,
-            )
-            self.own.refuse_unsettable_learning_rate(self.model)
+            self.own = self.compared_callbacks(self.run_dir)
         except Exception:
-            if resumed is None:
+            if self.checkpoint is None:
                 directory.remove_unused(
                     self.run_dir, self.progress["source"], keep_folder=not self.is_new_directory
                 )
             raise
+
+    def compared_callbacks(self, folder: Path) -> OwnCallbacks:
+        """Returns the callbacks of the experiment, compared with those of the checkpoint.
+
+        Args:
+            folder: where they may write.
+
+        Raises:
+            UsageError, CheckpointError: as `make_callbacks`.
+        """
+        make, resumed = self.parts.callbacks, self.checkpoint
+        with printed_warnings():
+            config = self.config.replace(run_dir=str(folder))
+            made = [] if make is None else make(config, self.data)
+        own = OwnCallbacks(
+            made,
+            resumes=resumed is not None,
+            position=0 if resumed is None else resumed.position,
+        )
+        own.refuse_unsettable_learning_rate(self.model)
         if resumed is None:
-            return
-        saved = self.progress.get("callbacks", {}).get(OwnCallbacks.__name__, {})
-        difference = self.own.difference_from(saved)
+            return own
+        difference = own.difference_from(self.saved_of_own)
         if difference is not None and config.resume != "changed":
             raise checkpoints.CheckpointError(
                 f"{self.run_dir} cannot be resumed: {difference}. Give another --run_dir, or "
@@ -237,6 +277,7 @@ class Session:
             )
         if difference is not None and self.claim == "bit-exact":
             self.progress["claim"] = f"valid, not bit-exact: {difference}"
+        return own
 
     def restore(self) -> None:
         """Restores the model from the checkpoint, and decides what may be claimed of the run."""

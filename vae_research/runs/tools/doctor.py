@@ -1,33 +1,56 @@
-"""Examines a run directory: what it holds, which checkpoints are intact, what to do.
+"""Examines a run directory, data, or an experiment with its flags, and says what to do.
 
     scripts/doctor RUN
+    scripts/doctor DATA [FLAGS]
+    scripts/doctor EXPERIMENT.py [FLAGS]
 
-It changes nothing.
+Each check is the one that a run makes. Nothing is changed or written.
 """
 
 from __future__ import annotations
 
+import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from vae_research import manifests
 from vae_research.checkpoints import CheckpointError
-from vae_research.runs.cli.errors import DirectoryInUseError, RunError
-from vae_research.runs.session import directory, provenance, sources
+from vae_research.data import DATASETS, DataError
+from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.runs.cli.flags import is_given, parse
+from vae_research.runs.report.screen import print_data
+from vae_research.runs.session import directory
+from vae_research.runs.session.experiment import FLAGS_OF_DATA
+from vae_research.runs.session.loading import named_data
+from vae_research.runs.tools.run_findings import examine
+
+_USAGE = "Usage: scripts/doctor RUN, or DATA or EXPERIMENT.py with flags"
+_OF_A_RUN = (directory.CONFIG, directory.METRICS, directory.LOCK, "checkpoints")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints the findings; returns 0, 2 if there is no run, 4 or 7 if it cannot be resumed."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the findings; returns 0, or the exit code of a run that meets what was found."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        print("Usage: scripts/doctor RUN", file=sys.stderr)
-        return 0 if arguments in (["-h"], ["--help"]) else 2
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE, file=sys.stderr)
+        return 0 if arguments else 2
+    subject, *flags = arguments
     try:
-        lines, exit_code = examine(Path(arguments[0]).expanduser().absolute())
+        path = Path(subject).expanduser().absolute()
+        if path.suffix == ".py" and path.is_file():
+            sys.argv, sys.path[0] = [subject, *flags, "--dry_run"], str(path.parent)
+            runpy.run_path(str(path), run_name="__main__")
+            return 0
+        if _is_data(subject, path):
+            examine_data(subject, flags)
+            return 0
+        if flags:
+            raise UsageError(f"{' '.join(flags)}: {_USAGE[7:]}.")
+        lines, exit_code = examine(path)
     except RunError as error:
         exit_code, message = error.exit_code, str(error)
+    except DataError as error:
+        exit_code, message = 3, str(error)
     except CheckpointError as error:
         exit_code, message = 4, str(error)
     except OSError as error:
@@ -39,238 +62,44 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code
 
 
-def examine(run_dir: Path) -> tuple[list[str], int]:
-    """Returns the findings about a run, one line each, and the exit code.
+def _is_data(subject: str, path: Path) -> bool:
+    """Returns whether something is data, and neither a run nor a folder of runs."""
+    if not path.is_dir():
+        return path.is_file() or subject in DATASETS
+    if any((path / name).exists() for name in _OF_A_RUN) or any(path.glob(f"*/{directory.CONFIG}")):
+        return False
+    return any(path.iterdir())
+
+
+def examine_data(dataset: str, flags: Sequence[str] = ()) -> None:
+    """Prints what a run would make of a data set.
+
+    Args:
+        dataset: as for `--dataset`.
+        flags: of the data, as a command has them.
 
     Raises:
-        UsageError: there is no run.
-        CheckpointError: its config.json is damaged.
-        FileSystemError: something in the run directory is a link to a place outside of it.
+        UsageError: a flag is not valid, or is not one of the data.
+        DataError: the data cannot be used.
     """
-    directory.refuse_links(run_dir)
-    description = directory.read_config(run_dir)
-    flags = description["flags"]
-    lines = [f"{run_dir}: {description['experiment']}, --epochs={flags['epochs']}"]
-    in_use = _in_use(run_dir)
-    lines.append(f"in use: {in_use or 'no'}")
-    problems: list[str] = []
-    found, newest = _checkpoints(run_dir, description, problems)
-    lines += found
-    is_another: list[str] = []
-    lines += _told(problems, lambda: _source(run_dir, description, newest, is_another))
-    lines += _told(problems, lambda: _logs(run_dir, newest))
-    summary: dict[str, Any] = {}
-    lines += _told(problems, lambda: _summary(run_dir, summary))
-    lines += _left_over(run_dir)
-    lines += _told(problems, lambda: _divergence(run_dir))
-    advice, exit_code = _advice(
-        description, in_use, bool(found[1:]), newest, summary, bool(is_another)
-    )
-    if problems and not in_use:
-        advice, exit_code = "restore from a copy, or remove, what is damaged or not of this run.", 4
-    return [*lines, f"What to do: {advice}"], exit_code
+    given = [flag.lstrip("-").partition("=")[0] for flag in flags]
+    if "dataset" in given:
+        raise UsageError(f"--dataset: the data set is {dataset!r} already.")
+    config = parse(named_data, [f"--dataset={dataset}", *flags])
+    others = [name for name in config.as_dict() if name not in FLAGS_OF_DATA and is_given(name)]
+    if others:
+        raise UsageError(f"--{others[0]} is no flag of the data; these are {_in_words()}.")
+    data = named_data(config)
+    print_data(data)
+    low, high = data.value_range()
+    print(f"Values: {low:g} to {high:g}, as a model reads them")
+    for name, array in data.train.arrays.items():
+        print(f"Further array: {name}, {array.dtype} {list(array.shape[1:])}")
+    print(f"{data.name} can be used.")
 
 
-def _told(problems: list[str], examine_part: Callable[[], list[str]]) -> list[str]:
-    """Returns the findings about a part of a run, or that it is damaged, which `problems` gets."""
-    try:
-        return examine_part()
-    except CheckpointError as error:
-        problems.append(str(error))
-        return [f"  damaged: {error}"]
-
-
-def _summary(run_dir: Path, summary: dict[str, Any]) -> list[str]:
-    """Returns a line on summary.json, whose content `summary` gets."""
-    summary |= directory.read_summary(run_dir) or {}
-    return [f"summary.json: {summary.get('status', 'missing')}"]
-
-
-def _divergence(run_dir: Path) -> list[str]:
-    """Returns a line if the run diverged."""
-    found = directory.read_nonfinite(run_dir)
-    if found is None:
-        return []
-    line = (
-        f"diverged in epoch {found['epoch']}, step {found['step']}: "
-        f"{' and '.join(found['causes'])} not finite"
-    )
-    return [f"{line}; scripts/replay {run_dir} repeats it" if "checkpoint" in found else line]
-
-
-def _source(
-    run_dir: Path,
-    description: dict[str, Any],
-    newest: dict[str, Any] | None,
-    is_another: list[str],
-) -> list[str]:
-    """Returns a line on the kept source, and one for each file that has changed since.
-
-    Args:
-        run_dir: the run directory.
-        description: the contents of its config.json.
-        newest: the content of the newest checkpoint, which names its source.
-        is_another: gets what differs, for which a command asks for `--resume=changed`.
-
-    Raises:
-        CheckpointError: it is damaged, and the run has a checkpoint to resume.
-    """
-    folder = (description if newest is None else newest["progress"]).get("source")
-    if folder is None:
-        is_another.append("unknown")
-        return ["source: not kept by the vae_research that made the run"]
-    try:
-        kept = sources.read(run_dir, folder)
-    except CheckpointError as error:
-        if newest is not None:
-            raise
-        return [f"source: {error}"]
-    lines = [f"source: {folder}/{kept.main}, {len(kept.files)} files and vae_research"]
-    experiment = Path(description["file"])
-    if not experiment.is_file():
-        return [*lines, f"  {experiment} is not there, and is not compared"]
-    if kept.main.rpartition("/")[2] != experiment.name:
-        return [*lines, f"  config.json names {experiment}, which is not executed"]
-    found = sources.differences(kept, sources.now_of(kept, experiment))
-    is_another += [each.what for each in found]
-    return [*lines, *(f"  {each.what} since" for each in found)]
-
-
-def _in_use(run_dir: Path) -> str | None:
-    """Returns which process writes to a run directory, None if none does."""
-    try:
-        directory.refuse_in_use(run_dir)
-    except DirectoryInUseError as error:
-        return str(error).partition(" is in use by ")[2].partition(". ")[0]
-    return None
-
-
-def _checkpoints(
-    run_dir: Path, description: dict[str, Any], found: list[str]
-) -> tuple[list[str], dict[str, Any] | None]:
-    """Returns a line for each checkpoint, and the content of the newest that can be resumed.
-
-    Args:
-        run_dir: the run directory.
-        description: the contents of its config.json.
-        found: gets why a command refuses an intact checkpoint, instead of skipping it.
-    """
-    folder = run_dir / "checkpoints"
-    intact: dict[Path, dict[str, Any]] = {}
-    problems: dict[Path, CheckpointError] = {}
-    paths = manifests.listed(folder)
-    for path in paths:
-        try:
-            content = manifests.verify(path)
-        except CheckpointError as error:
-            problems[path] = error
-            continue
-        try:
-            progress = provenance.progress_of(content, path)
-            provenance.refuse_other_run(run_dir, description, progress, path)
-            intact[path] = content
-        except CheckpointError as error:
-            problems[path] = error
-            if not intact:
-                found.append(str(error))
-    best = manifests.best(intact)
-    lines = []
-    for path in paths:
-        if path in problems:
-            lines.append(f"  {path.name}: cannot be used: {problems[path]}")
-            continue
-        content = intact[path]
-        size = sum(file["size"] for file in content["files"].values())
-        place = f"epoch {content['epoch']}"
-        if content["position"]:
-            place += f" and {content['position']} steps"
-        mark = ", the best" if path == best else ""
-        lines.append(f"  {path.name}: intact, {place}, {size / 1e6:.1f} MB{mark}")
-    aside = sorted(folder.glob(f"*{manifests.DAMAGED}*")) if folder.is_dir() else []
-    lines += [f"  {path.name}: was damaged, kept aside" for path in aside]
-    newest = next(iter(intact.values()), None)
-    return [f"checkpoints: {len(paths) or 'none'}", *lines], newest
-
-
-def _logs(run_dir: Path, newest: dict[str, Any] | None) -> list[str]:
-    """Returns a line for each log that is not as long as at the newest checkpoint."""
-    lengths = {} if newest is None else newest["progress"].get("logs", {})
-    # What comes later is cut off by a run that resumes.
-    records = directory.read_metrics(run_dir / directory.METRICS, lengths.get(directory.METRICS))
-    lines = [f"metrics.jsonl: {len(records)} epochs"]
-    for name, length in lengths.items():
-        path = run_dir / name
-        size = path.stat().st_size if path.exists() else 0
-        if size < length:
-            lines.append(f"  {name} has {size} bytes; it had {length} at the newest checkpoint")
-        elif size > length:
-            lines.append(f"  {name}: {size - length} bytes after the newest checkpoint")
-    return lines
-
-
-def _left_over(run_dir: Path) -> list[str]:
-    """Returns a line for everything that an interrupted save has left."""
-    places = [run_dir, run_dir / "checkpoints"]
-    prefixes = (manifests.ASIDE, manifests.REMOVED)
-    found = [
-        path
-        for place in places
-        if place.is_dir()
-        for path in sorted(place.iterdir())
-        if path.name.startswith(prefixes)
-    ]
-    return [
-        f"interrupted save: {path.relative_to(run_dir)}; the next save removes it" for path in found
-    ]
-
-
-def _advice(
-    description: dict[str, Any],
-    in_use: str | None,
-    has_checkpoints: bool,
-    newest: dict[str, Any] | None,
-    summary: dict[str, Any],
-    is_another: bool,
-) -> tuple[str, int]:
-    """Returns what to do and the exit code.
-
-    Args:
-        description: the contents of config.json.
-        in_use: which process writes to the run directory.
-        has_checkpoints: whether there are any.
-        newest: the content of the newest that can be resumed.
-        summary: the contents of summary.json.
-        is_another: whether the source has changed.
-    """
-    command = f"{description['file']} with the flags of config.json"
-    if in_use:
-        return "wait for the process that writes to this directory.", 0
-    if newest is None and has_checkpoints:
-        return (
-            "no checkpoint is intact, and the run does not start again by itself. Restore an "
-            "intact checkpoint from a copy, or start a new run in another --run_dir.",
-            4,
-        )
-    if summary:
-        if newest is not None:
-            return "nothing, the run is complete.", 0
-        return "the run is complete, and its checkpoints are gone. Restore them to load it.", 4
-    if newest is None and description.get("has_checkpoint"):
-        return (
-            "its checkpoints are gone. Restore the folder checkpoints, or start again with "
-            "--resume=scratch.",
-            4,
-        )
-    if newest is None:
-        return f"it ended before its first checkpoint: {command} starts it again.", 0
-    if is_another:
-        return (
-            f"the source has changed, so that the command refuses to resume at step "
-            f"{newest['step']}. Undo that, or resume with --resume=changed: the run is then valid "
-            "and not bit-exact.",
-            4,
-        )
-    return f"{command} resumes at step {newest['step']}.", 0
+def _in_words() -> str:
+    return ", ".join(f"--{name}" for name in FLAGS_OF_DATA)
 
 
 if __name__ == "__main__":
