@@ -4,39 +4,30 @@
     data.train.batches(batch_size=128, seed=0)   # endless tf.data.Dataset, shuffled
     data.test.prepare()                          # float32, as evaluation sees it
 
-NumPy only, except for `Split.batches` and `Split.on_device`, which import TensorFlow when called.
+NumPy only; see `vae_research.data.split` for what imports TensorFlow.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from vae_research.data.checks import (
-    DataError,
-    as_further_array,
-    as_further_rows,
-    as_labels,
-    as_values,
-    number_names,
-    refuse_non_finite,
-    row_blocks,
-)
+from vae_research.data.checks import DataError, as_values, row_blocks
+from vae_research.data.further_arrays import checked_further, unpacked
 from vae_research.data.scaling import (
     BINARIZATIONS,
     RESCALINGS,
-    Scaling,
     fit_scaling,
-    fixed_draw,
     one_of,
 )
 from vae_research.data.sources import Rows
+from vae_research.data.split import Change, Split
 from vae_research.data.splitting import (
     KINDS,
     SPLITS,
@@ -46,213 +37,10 @@ from vae_research.data.splitting import (
     refuse_different_kinds,
 )
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-    from vae_research.data.streams import Batches, DeviceDataset
-
 __all__ = ["Data", "DataError", "Split"]
 
 ArraysOfSplit: TypeAlias = "npt.ArrayLike | Mapping[str, npt.ArrayLike]"
 """The values of a split, or a dictionary with them as `inputs` and further arrays by name."""
-
-Change: TypeAlias = "Callable[[dict[str, tf.Tensor], tf.Tensor], Mapping[str, tf.Tensor]]"
-"""A function of a batch, named tensors, and a stateless key, `[2]` int64; returns the batch."""
-
-# Names that a forward pass writes, or passes to a network itself.
-_OF_CODES = ("z", "z_mean", "z_log_var", "z_prior", "kl", "log_posterior", "log_prior")
-_OF_DECODER = ("logits", "x_mean", "x_log_var", "reconstruction")
-_OF_LEVELS = ("kl_", "log_posterior_", "log_prior_")  # the beginnings of such names
-_WRITTEN = {"step", "seed", "training", *_OF_CODES, *_OF_DECODER}
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Split:
-    """One of the three parts of a data set.
-
-    Attributes:
-        name: "train", "validation" or "test".
-        raw: the values as stored, [n, ...], native and C-ordered; images with a channel axis. A
-            split that is streamed has `Rows` here, which are read when they are needed.
-        arrays: further arrays [n, ...] by name, as stored: `labels` and names of your own. They may
-            be `Rows`, too.
-        scaling: how stored values become float32 (fitted to the training split).
-        binarize: "none", "threshold", "static" or "dynamic".
-        augment, corrupt: see `Data.augmented` and `Data.corrupted`.
-    """
-
-    name: str
-    raw: np.ndarray | Rows
-    arrays: Mapping[str, Any]
-    scaling: Scaling
-    binarize: str
-    augment: Change | None = None
-    corrupt: Change | None = None
-
-    def __repr__(self) -> str:
-        """The name and the shape; `prepare()` gives the values."""
-        return f"Split({self.name!r}, {len(self)} rows of shape {self.shape})"
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.raw)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one row; images: (height, width, channels)."""
-        return self.raw.shape[1:]
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether rows are read when they are needed."""
-        return isinstance(self.raw, Rows)
-
-    @property
-    def is_repeatable(self) -> bool:
-        """Whether a row number always gives the same row; see `sources.rows_of_pipeline`."""
-        return not isinstance(self.raw, Rows) or self.raw.is_repeatable
-
-    @property
-    def labels(self) -> Any:
-        """The class numbers, int64 [n], or None."""
-        return self.arrays.get("labels")
-
-    def array(self, name: str) -> Any:
-        """The further array `name`, or its `Rows`, to be read by a model.
-
-        Raises:
-            DataError: there is no such array, or it has values that are not finite.
-        """
-        if name not in self.arrays:
-            there = f"it has {', '.join(self.arrays)}" if self.arrays else "it has no further array"
-            raise DataError(
-                f"split {self.name!r} has no {name}, {there}; give it to Data.from_arrays"
-            )
-        array = self.arrays[name]
-        if array.dtype.kind == "f" and name not in self._finite and not isinstance(array, Rows):
-            advice = "a model that reads it needs finite values, and a mask where one is missing"
-            refuse_non_finite(array, f"{name} of split {self.name!r}", advice)
-            self._finite.add(name)
-        return array
-
-    @cached_property
-    def _finite(self) -> set[str]:
-        """Names of the arrays that were checked for NaN and infinity."""
-        return set()
-
-    @cached_property
-    def fixed_draw(self) -> np.ndarray:
-        """The Bernoulli draw used by "static" and by evaluation, uint8 0 or 1, [n, ...]."""
-        return fixed_draw(self.raw, self.scaling, self.name)
-
-    def prepare(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
-        """The values as evaluation sees them, independent of any seed.
-
-        Rescaled, and binarised if the data set is. For "static" and "dynamic" it is always the same
-        draw, whichever rows are requested.
-
-        Args:
-            rows: a slice or an array of row numbers; None means all.
-
-        Returns:
-            A new float32 array [rows, ...].
-        """
-        rows = slice(None) if rows is None else rows
-        if self.binarize in ("static", "dynamic"):
-            return self.drawn(rows).astype(np.float32)
-        values = self.scaling.apply(self.raw[rows])
-        return (values > 0.5).astype(np.float32) if self.binarize == "threshold" else values
-
-    def tensors(
-        self, rows: slice | np.ndarray | None = None, names: Iterable[str] = ()
-    ) -> dict[str, np.ndarray]:
-        """What a model is given in an evaluation: `inputs`, and further arrays by name.
-
-        If the data are corrupted, always by the same draw, `targets` are the clean values.
-
-        Args:
-            rows: as for `prepare`.
-            names: further arrays to be added, as stored.
-        """
-        rows = slice(None) if rows is None else rows
-        if self.corrupt is not None:
-            from vae_research.data import pipeline
-
-            return pipeline.fixed_corruption(self, self.corrupt, rows, names)
-        return self.clean_tensors(rows, names)
-
-    def clean_tensors(
-        self, rows: slice | np.ndarray, names: Iterable[str]
-    ) -> dict[str, np.ndarray]:
-        """As `tensors`, before they are corrupted."""
-        return {"inputs": self.prepare(rows), **{name: self.arrays[name][rows] for name in names}}
-
-    def tensors_by_block(self, names: Iterable[str] = ()) -> dict[str, Any]:
-        """Returns `tensors` of all rows, whose `inputs` are prepared when a slice is asked for.
-
-        Corrupted data are prepared at once: other tensors than the inputs may differ, too.
-        """
-        if self.corrupt is not None:
-            return self.tensors(None, names)
-        return {"inputs": PreparedRows(self), **{name: self.arrays[name] for name in names}}
-
-    def drawn(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Rows of the fixed draw, uint8 0 or 1; the others are not drawn for them."""
-        numbers = np.arange(len(self))[rows]
-        if "fixed_draw" in vars(self) or (len(numbers) == len(self) and not self.is_streamed):
-            return self.fixed_draw[rows]
-        return fixed_draw(self.raw, self.scaling, self.name, numbers)
-
-    def steps(self, batch_size: int) -> int:
-        """Number of batches in an epoch; the last one may be smaller."""
-        return -(-len(self) // batch_size)
-
-    def batches(
-        self,
-        batch_size: int,
-        seed: int,
-        first_epoch: int | None = None,
-        names: Sequence[str] = (),
-    ) -> Batches:
-        """Endless `tf.data.Dataset` for training; see `vae_research.data.streams.batches`."""
-        from vae_research.data import streams  # here, so that loading data needs no TensorFlow
-
-        return streams.batches(self, batch_size, seed, first_epoch, names)
-
-    def on_device(
-        self,
-        batch_size: int,
-        seed: int | None = None,
-        first_epoch: int | None = None,
-        names: Sequence[str] = (),
-        first_position: int = 0,
-    ) -> DeviceDataset:
-        """`DeviceDataset` for `fit` and `evaluate`; see `vae_research.data.streams`."""
-        from vae_research.data import streams
-
-        return streams.DeviceDataset(self, batch_size, seed, first_epoch, names, first_position)
-
-
-class PreparedRows:
-    """The values of a split as evaluation sees them, indexed like an array by rows.
-
-    They are prepared when they are asked for, so that they are never all in memory.
-
-    Attributes:
-        shape: as an array would have it.
-    """
-
-    def __init__(self, split: Split) -> None:
-        self._split = split
-        self.shape = split.raw.shape
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self._split)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """See `Split.prepare`."""
-        return self._split.prepare(rows)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -479,7 +267,7 @@ class Data:
                 raise DataError(f"{where}: got labels but no values; give {key}= too")
             if values is None and key != "train":
                 continue
-            inputs, further[key] = _unpacked(values, numbers, where)
+            inputs, further[key] = unpacked(values, numbers, where)
             arrays[key] = inputs if isinstance(inputs, Rows) else as_values(inputs, where)
         if not all(key in arrays for key in SPLITS) and any(
             isinstance(array, Rows) and not array.is_repeatable for array in arrays.values()
@@ -489,7 +277,7 @@ class Data:
             )
         refuse_different_kinds(arrays, name)
         arrays, is_image, warnings = as_images(arrays, kind, name)
-        checked, left_out = _checked_further(further, arrays, name)
+        checked, left_out = checked_further(further, arrays, name)
         if left_out and not leave_out_unfit:
             raise DataError(next(iter(left_out.values())))
         warnings += [f"{reason} ({label!r} is left out)" for label, reason in left_out.items()]
@@ -527,79 +315,6 @@ class Data:
             warnings=tuple(warnings),
             left_out=left_out,
         )
-
-
-def _unpacked(values: Any, numbers: npt.ArrayLike | None, where: str) -> tuple[Any, dict[str, Any]]:
-    """The values of a split and its further arrays, unchecked."""
-    given: dict[str, Any] = dict(values) if isinstance(values, Mapping) else {"inputs": values}
-    if "inputs" not in given:
-        raise DataError(f"{where}: has {', '.join(map(str, given)) or 'nothing'}, and no 'inputs'")
-    if numbers is not None:
-        if "labels" in given:
-            raise DataError(f"{where}: labels are given twice, in the dictionary and beside it")
-        given["labels"] = numbers
-    return given.pop("inputs"), given
-
-
-def _checked_further(
-    further: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, np.ndarray], name: str
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
-    """The further arrays of each split that can be used, and why others cannot, by name."""
-    checked: dict[str, dict[str, np.ndarray]] = {key: {} for key in further}
-    left_out: dict[str, str] = {}
-    labels = {
-        key: arrays["labels"]
-        for key, arrays in further.items()
-        if "labels" in arrays and not isinstance(arrays["labels"], Rows)
-    }
-    try:
-        labels = number_names(labels, name)
-    except DataError as error:
-        left_out["labels"] = str(error)
-    for key, arrays in further.items():
-        for label, values in arrays.items():
-            where = f"{name}: {key}" if label == "labels" else f"{name}: {key} {label}"
-            try:
-                _check_name(label, where)
-                if isinstance(values, Rows):
-                    array = as_further_rows(values, len(inputs[key]), where)
-                elif label == "labels":
-                    array = as_labels(labels[key], len(inputs[key]), where)
-                else:
-                    array = as_further_array(values, len(inputs[key]), where)
-                _check_kind(label, array, checked, where)
-            except DataError as error:
-                left_out.setdefault(label, str(error))
-            else:
-                checked[key][label] = array
-    for arrays in checked.values():
-        for label in left_out.keys() & arrays.keys():
-            del arrays[label]
-    return checked, left_out
-
-
-def _check_name(label: object, where: str) -> None:
-    of_level = isinstance(label, str) and label.startswith(_OF_LEVELS)
-    if label in _WRITTEN or of_level:
-        raise DataError(f"{where}: a forward pass writes {label!r} itself; give another name")
-    if not isinstance(label, str) or not label.isidentifier():
-        raise DataError(f"{where}: {label!r} cannot be the name of a parameter; give another name")
-
-
-def _check_kind(
-    label: str, array: np.ndarray, checked: Mapping[str, Mapping[str, np.ndarray]], where: str
-) -> None:
-    if label == "targets" and array.dtype.kind != "f":
-        raise DataError(
-            f"{where}: targets are read as stored, and a likelihood needs floats; got {array.dtype}"
-        )
-    for key, arrays in checked.items():
-        other = arrays.get(label, array)
-        if (other.dtype, other.shape[1:]) != (array.dtype, array.shape[1:]):
-            raise DataError(
-                f"{where}: rows are {array.dtype} {array.shape[1:]}, those of {key} {other.dtype} "
-                f"{other.shape[1:]}; all splits need the same"
-            )
 
 
 def _read_only(array: Any) -> Any:
