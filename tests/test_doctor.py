@@ -79,6 +79,14 @@ def test_an_unfinished_run(run_dir):
     assert text.endswith("resumes at step 20.")
 
 
+def test_a_run_that_has_diverged(run_dir):
+    record = {"epoch": 2, "step": 10, "causes": ["val_kl"]}
+    directory.write_json(run_dir / "nonfinite.json", record)
+    text, exit_code = examined(run_dir)
+    assert (exit_code, "diverged in epoch 2, step 10: val_kl not finite\n" in text) == (0, True)
+    assert "resumes at step 20. It would diverge again. " in text.splitlines()[-1]
+
+
 def test_a_finished_run(run_dir):
     directory.write_json(run_dir / "summary.json", {"status": "done"})
     assert examined(run_dir)[0].endswith("nothing, the run is complete.")

@@ -286,6 +286,7 @@ def test_test_figures_are_numbers_and_means():
 
 def test_a_test_figure_that_is_not_finite_costs_no_other():
     with warnings.catch_warnings(action="error"):
+        assert Estimate.mean_of(np.array([1.0, np.inf])).value == np.inf  # as those of every model
         found = own_figures({"a": [1.0, np.nan, 2.0], "b": [np.inf, 1.0, 2.0], "c": -np.inf}, 3, [])
     assert [np.isnan(found["a"].value), found["b"].value, found["c"].value] == [1, np.inf, -np.inf]
     np.testing.assert_array_equal(found["a"].values, np.float32([1.0, np.nan, 2.0]))

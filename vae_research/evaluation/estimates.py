@@ -60,8 +60,9 @@ class Estimate:
     def mean_of(cls, values: np.ndarray) -> Estimate:
         """Returns the mean of `[count]` values with the standard error of that mean."""
         values = np.asarray(values, np.float64)
-        spread = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-        return cls(float(values.mean()), spread, len(values))
+        with np.errstate(invalid="ignore"):  # one may be infinite, and the mean says so
+            spread = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+            return cls(float(values.mean()), spread, len(values))
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Returns value, standard error and count by name, for JSON."""

@@ -55,8 +55,7 @@ def own_figures(returned: Any, count: int, taken: Collection[str]) -> dict[str, 
                 f"have a value for each of the {count} test examples, ({count},)."
             )
         if values.ndim:
-            with np.errstate(invalid="ignore"):  # a figure that is not finite is noted
-                found[name] = dataclasses.replace(Estimate.mean_of(values), values=values)
+            found[name] = dataclasses.replace(Estimate.mean_of(values), values=values)
         else:
             found[name] = Estimate(float(values), None, count)
     return found

@@ -130,8 +130,10 @@ class StopWhenDiverged(keras.callbacks.Callback):
             if self._run_dir is not None:
                 record = {"epoch": epoch + 1, "step": step, "causes": terms}
                 directory.write_json(self._run_dir / directory.NONFINITE, record)
+            cause = "a term of your own, and a --learning_rate that is too large"
+            if all(name.startswith("val_") for name in bad):
+                cause = f"validation data with extreme values, {cause}"
             raise DivergedError(
                 f"training diverged in epoch {epoch + 1} (step {step}): not finite are "
-                f"{', '.join(terms)}. Nothing of this epoch is kept. The usual causes are a term "
-                "of your own, and a --learning_rate that is too large."
+                f"{', '.join(terms)}. Nothing of this epoch is kept. The usual causes are {cause}."
             )

@@ -44,13 +44,19 @@ def examine(run_dir: Path) -> tuple[list[str], int]:
     summary: dict[str, Any] = {}
     lines += _told(problems, lambda: _summary(run_dir, summary))
     lines += _left_over(run_dir)
-    lines += _told(problems, lambda: _divergence(run_dir))
+    diverged = _told(problems, lambda: _divergence(run_dir))
+    lines += diverged
     lines += _told(problems, lambda: _data(run_dir, description))
     if newest is not None and not summary:
         lines += _told(problems, lambda: _disk(run_dir, newest))
     advice, exit_code = _advice(
         description, in_use, bool(found[1:]), newest, summary, bool(is_another)
     )
+    if diverged and not summary and exit_code == 0 and not in_use:
+        advice = (
+            f"{advice} It would diverge again. --on_nonfinite=skip leaves out a training step that "
+            "fails; a smaller --learning_rate, or other data, needs another --run_dir."
+        )
     if problems and not in_use:
         exit_code = 4 if 4 in problems else problems[0]
         advice = _CURES[exit_code]
