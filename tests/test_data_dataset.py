@@ -401,6 +401,15 @@ def test_unit_divides_integers_by_what_is_there(dtype, largest, divisor):
     np.testing.assert_array_equal(data.train.prepare()[..., 0], expected)
 
 
+@pytest.mark.parametrize(("largest", "is_told"), [(1, False), (7, True), (127, True), (128, False)])
+def test_values_that_reach_less_than_half_are_told(largest, is_told):
+    images = random_bytes(50, 4, 4) % np.uint8(largest + 1)
+    images[0, 0, 0] = largest
+    words = f"values reach {largest}, and --rescale=unit divides by {15 if largest < 16 else 255}"
+    assert any(words in warning for warning in Data.from_arrays(images).warnings) == is_told
+    assert not any(words in text for text in Data.from_arrays(images, rescale="none").warnings)
+
+
 @pytest.mark.parametrize("where", [0, 1, 2])
 def test_what_is_there_is_looked_for_in_all_splits(where):
     splits = [np.zeros((4, 6, 6), np.uint8) for _ in range(3)]

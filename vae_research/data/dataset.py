@@ -292,6 +292,7 @@ class Data:
             pixels = pixels or (is_image and arrays["train"].dtype == np.uint16)
             rescale = "unit" if pixels else "none"
         scaling = fit_scaling(rescale, arrays["train"], (arrays["validation"], arrays["test"]))
+        warnings += [f"{name}: {note}" for note in [scaling.note] if note]
         parts = [
             Split(
                 key,

@@ -44,10 +44,12 @@ class Scaling:
     Attributes:
         offset: float32 scalar or [size of the last axis].
         divisor: the same shape, > 0.
+        largest: the largest stored value, if it has decided the divisor.
     """
 
     offset: np.ndarray
     divisor: np.ndarray
+    largest: int | None = None
 
     def __str__(self) -> str:
         """The formula: "x / 255", "(x - 2) / 5", "x"; with numbers for each column in words."""
@@ -55,6 +57,17 @@ class Scaling:
             return "by column" if self.offset.size > 1 else "by mean and deviation"
         shifted = f"(x - {self.offset:g})" if self.offset else "x"
         return shifted if self.divisor == 1 else f"{shifted} / {self.divisor:g}"
+
+    @property
+    def note(self) -> str | None:
+        """A note if integers reach less than half of what they are divided by, else None."""
+        if self.largest is None or 2 * self.largest >= self.divisor:
+            return None
+        return (
+            f"values reach {self.largest}, and --rescale=unit divides by {self.divisor:g}: none is "
+            f"above {self.largest / self.divisor:.2g} then. If {self.largest} is white, store "
+            f"values / {self.largest} as floats"
+        )
 
     @property
     def is_identity(self) -> bool:
@@ -107,6 +120,7 @@ def fit_scaling(
     """
     offset: np.ndarray | np.float32 = np.float32(0)
     divisor: np.ndarray | np.float32 = np.float32(1)
+    largest = None
     if mode == "unit" and train.dtype in (np.uint8, np.uint16):
         largest = max(int(extremes(array)[1]) for array in (train, *held_out))
         divisor = np.float32(next(level for level in _LARGEST_PIXELS if level >= largest))
@@ -117,7 +131,7 @@ def fit_scaling(
     elif mode == "standardize":
         offset, divisor = _mean_and_deviation(train)
     divisor = np.where(divisor == 0, np.float32(1), divisor)
-    return Scaling(np.asarray(offset, np.float32), np.asarray(divisor, np.float32))
+    return Scaling(np.asarray(offset, np.float32), np.asarray(divisor, np.float32), largest)
 
 
 def _mean_and_deviation(train: np.ndarray | Rows) -> tuple[np.ndarray, np.ndarray]:
