@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
-from vae_research.suitability import refuse_unsuitable_data
+from vae_research.suitability import refuse_undeclared_shape, refuse_unsuitable_data
 
 VALUES = np.linspace(0.0, 1.0, 32 * 4, dtype=np.float32).reshape(32, 4)
 BAD = np.where(VALUES < 0.99, VALUES, np.nan)
@@ -28,6 +28,7 @@ class Batches(keras.utils.PyDataset):
         (2 * VALUES - 1, None, r"from -1 to 1, and .*: map them to \[0, 1\] by \(values \+ 1\)"),
         (tf.constant(3 * VALUES), None, "from 0 to 3, and .* 0 to 1: choose another likelihood"),
         (BAD, None, r"inputs have 2 values that are not finite, the first at \[31, 2\]"),
+        (np.array(["a"] * 4), None, "inputs are an array of <U1, and a model reads numbers"),
         (VALUES, BAD, "targets have 2 values that are not finite"),
         ({"inputs": 3 * VALUES, "targets": VALUES - 1}, None, "targets have values from -1 to 0"),
         (Batches(), None, None),
@@ -79,8 +80,13 @@ def test_fit_looks_at_its_data_once():
     with pytest.raises(ValueError, match="divide grey values by 255"):
         model.fit(BYTES, verbose=0)
     assert model.step == 0
+    with pytest.raises(ValueError, match="inputs have values from 0 to 127"):
+        model.fit(VALUES, validation_data=(BYTES,), verbose=0)
     model.fit(VALUES, verbose=0)
     model.fit(BYTES, verbose=0, epochs=0)
+    for look in (model.evaluate, lambda data: vr.estimate(model, data)):
+        with pytest.raises(ValueError, match="inputs have values from 0 to 127"):
+            look(BYTES)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +101,23 @@ def test_fit_looks_at_its_data_once():
             r"inputs have shape \(32,\), and this .* shape \(4,\): give it \[rows, 4\]",
         ),
         (VALUES[0], r"inputs have shape \(4,\), .* one example is values\[numpy.newaxis\]"),
+        ([VALUES, VALUES], r"inputs have shape \(2, 32, 4\), and this model takes"),
+        (BAD, r"inputs have 2 values that are not finite, the first at \[31, 2\]"),
     ],
 )
-def test_what_is_no_array_is_refused_with_the_cure(values, words):
+@pytest.mark.parametrize("has_seen_data", [True, False])
+def test_what_is_no_array_is_refused_with_the_cure(values, words, has_seen_data):
     model = model_with("tanh")
-    model.encode(VALUES[:1])
+    if has_seen_data:
+        model.encode(VALUES[:1])
     for method in (model.encode, model.posterior, model.reconstruct):
         with pytest.raises(ValueError, match=words):
             method(values)
+
+
+def test_a_last_axis_of_one_may_be_missing_as_keras_allows():
+    encoder = vr.dense_encoder([4, 1], 2, hidden_units=())
+    for shape in ([3, 4], [3, 4, 1], [3, 4, 1, 1]):
+        refuse_undeclared_shape(tf.TensorShape(shape), encoder, {"inputs"})
+    with pytest.raises(ValueError, match=r"takes examples of shape \(4, 1\)"):
+        refuse_undeclared_shape(tf.TensorShape([4, 1]), encoder, {"inputs"})

@@ -29,7 +29,12 @@ from vae_research.priors.vamp import VampPrior
 from vae_research.randomness import evaluation_key, fold_in
 from vae_research.state import RUNNING_SUMS, load_groups, save_groups
 from vae_research.steps import TrainingSteps
-from vae_research.suitability import as_tensor, refuse_other_shape
+from vae_research.suitability import (
+    as_tensor,
+    refuse_non_finite,
+    refuse_other_shape,
+    refuse_undeclared_shape,
+)
 from vae_research.tensors import (
     SCALARS,
     Named,
@@ -200,6 +205,7 @@ class VAE(TrainingSteps):
         specs = {name: (tuple(value.shape[1:]), value.dtype.name) for name, value in data.items()}
         if "inputs" in self._input_specs:
             refuse_other_shape(data["inputs"].shape, self._input_specs["inputs"][0])
+        refuse_undeclared_shape(data["inputs"].shape, self.encoder, data)
         if specs.keys() >= self._input_specs.keys():  # encode() may have been given a part
             self._input_specs = specs
         data.setdefault("targets", data["inputs"])
@@ -245,10 +251,16 @@ class VAE(TrainingSteps):
 
     def posterior(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns what the encoder writes, usually `z_mean` and `z_log_var` `[batch, latent]`."""
-        tensors = self._start(data)
+        tensors = self._given(data)
         given = set(tensors)
         self._encoded(tensors)
         return {name: tensor for name, tensor in tensors.items() if name not in given}
+
+    def _given(self, data: Any) -> Tensors:
+        """Returns data to be looked at; raises ValueError if values are not finite."""
+        tensors = self._start(data)
+        refuse_non_finite(tensors)
+        return tensors
 
     def _encoded(self, tensors: Tensors) -> Tensors:
         call_module("encoder", self.encoder, tensors, training=False, only_input="inputs")
@@ -294,7 +306,7 @@ class VAE(TrainingSteps):
 
         A decoder that reads `targets` makes a draw from p(x|z) instead, by its method `sample`.
         """
-        tensors = self._encoded(self._start(data))
+        tensors = self._encoded(self._given(data))
         tensors.write("bottleneck", self.codes_without_noise(tensors))
         del tensors["targets"]  # which a decoder would only have to copy
         return self._decoded(tensors)
@@ -317,7 +329,7 @@ class VAE(TrainingSteps):
         They have the shape of the latent, and are a dictionary by name if there are several;
         `code_layout.flatten` makes columns of them.
         """
-        return self.code_layout.given(self.codes_without_noise(self._encoded(self._start(data))))
+        return self.code_layout.given(self.codes_without_noise(self._encoded(self._given(data))))
 
     def codes_without_noise(self, tensors: Tensors) -> dict[str, tf.Tensor]:
         """Returns the codes without noise, and what comes with them for the decoder, by name.

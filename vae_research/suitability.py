@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from vae_research.data.streams import DeviceDataset
 from vae_research.losses.term import Likelihood
+from vae_research.tensors import Named
 
 # Rows of data on the device that are looked at; of datasets it is the first batch.
 _ROWS = 64
@@ -25,6 +26,9 @@ def refuse_unsuitable_data(likelihood: Likelihood, x: Any, y: Any = None) -> Non
     Args:
         likelihood: of the model.
         x, y: the first arguments of `fit`.
+
+    Raises:
+        ValueError: also for strings and arrays of objects.
     """
     tensors = _first(x, y)
     read = (likelihood.rename or {}).get("targets", "targets")
@@ -34,16 +38,16 @@ def refuse_unsuitable_data(likelihood: Likelihood, x: Any, y: Any = None) -> Non
         return  # labels as y, which the likelihood refuses
     for name in dict.fromkeys(("inputs", read)):
         values = tensors.get(name)
+        if values is not None and values.dtype.kind in "OSU":
+            raise ValueError(
+                f"{name} are an array of {values.dtype}, and a model reads numbers: "
+                "values.astype('float32') if they are numbers of one shape."
+            )
         if values is None or values.dtype.kind not in "buif" or not values.size:
             continue
         low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
-            bad = ~np.isfinite(values)
-            raise ValueError(
-                f"{name} have {np.count_nonzero(bad)} values that are not finite, the first at "
-                f"{[int(place) for place in np.argwhere(bad)[0]]}. Fill or drop them; a model can "
-                "read a mask of missing values as a further array."
-            )
+            raise _not_finite(name, values)
         support = likelihood.support
         if name == read and not support[0] <= low <= high <= support[1]:
             raise ValueError(
@@ -73,8 +77,17 @@ def as_tensor(name: str, values: Any) -> tf.Tensor:
         ) from error
 
 
+def refuse_non_finite(tensors: Mapping[str, tf.Tensor]) -> None:
+    """Raises ValueError for values that are not finite; those of a trace are not known."""
+    for name, tensor in tensors.items():
+        if tf.is_symbolic_tensor(tensor) or not tensor.dtype.is_floating:
+            continue
+        if not bool(tf.reduce_all(tf.math.is_finite(tensor))):
+            raise _not_finite(name, tensor.numpy())
+
+
 def refuse_other_shape(given: tf.TensorShape, known: tuple[int | None, ...]) -> None:
-    """Raises ValueError if inputs are not those that a model has seen.
+    """Raises ValueError if inputs are not those that a model takes.
 
     Args:
         given: shape of the inputs, `[rows, ...]`.
@@ -82,9 +95,40 @@ def refuse_other_shape(given: tf.TensorShape, known: tuple[int | None, ...]) -> 
     """
     if not given.is_compatible_with([None, *known]):
         raise ValueError(
-            f"inputs have shape {given}, and this model has seen examples of shape {known}: give "
-            f"it [rows, {', '.join(map(str, known))}]; one example is values[numpy.newaxis]."
+            f"inputs have shape {given}, and this model takes examples of shape {known}: give it "
+            f"[rows, {', '.join(map(str, known))}]; one example is values[numpy.newaxis]."
         )
+
+
+def refuse_undeclared_shape(
+    given: tf.TensorShape, encoder: keras.layers.Layer, names: Container[str]
+) -> None:
+    """Raises ValueError if inputs do not have the shape that an encoder declares.
+
+    Keras adds or removes a last axis of size 1.
+
+    Args:
+        given: shape of the inputs, `[rows, ...]`.
+        encoder: a network; only a Keras model that has inputs declares their shapes.
+        names: of the data, which inputs of the network may read instead.
+    """
+    network = encoder.network if isinstance(encoder, Named) else encoder
+    declared = getattr(network, "inputs", None) or []
+    for tensor in declared:
+        if tensor.name == "inputs" or (len(declared) == 1 and tensor.name not in names):
+            known = tuple(tensor.shape[1:])
+            shapes = [known, (*known, 1), known[:-1] if known[-1:] == (1,) else known]
+            if not any(given.is_compatible_with([None, *shape]) for shape in shapes):
+                refuse_other_shape(given, known)
+
+
+def _not_finite(name: str, values: np.ndarray) -> ValueError:
+    bad = ~np.isfinite(values)
+    return ValueError(
+        f"{name} have {np.count_nonzero(bad)} values that are not finite, the first at "
+        f"{[int(place) for place in np.argwhere(bad)[0]]}. Fill or drop them; a model can read a "
+        "mask of missing values as a further array."
+    )
 
 
 def _cure(low: float, high: float) -> str:

@@ -242,6 +242,10 @@ class Trainer(keras.Model):
         refuse_class_weight(kwargs.pop("class_weight", None))
         if not self._data_suit:
             refuse_unsuitable_data(self.likelihood, x, y)
+            held_out = kwargs.get("validation_data")
+            refuse_unsuitable_data(
+                self.likelihood, *(held_out[:2] if isinstance(held_out, tuple) else [held_out])
+            )
             self._data_suit = True
         self.build_optimizer()
         self.averaging.remove_for_training()
@@ -290,8 +294,13 @@ class Trainer(keras.Model):
         sample_weight: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Keras' `evaluate`; `x` may also be a `DeviceDataset`. Averaged weights are used."""
+        """Keras' `evaluate`; `x` may also be a `DeviceDataset`. Averaged weights are used.
+
+        Raises:
+            ValueError: the data do not suit the likelihood.
+        """
         if "_use_cached_eval_dataset" not in kwargs:  # Keras' word for the evaluations within fit
+            refuse_unsuitable_data(self.likelihood, x, y)
             x = self._select_input("test", x, kwargs, "steps")
         x, y = targets_for_weights(x, y, sample_weight)
         with scope_explained(), self.averaging.averages():

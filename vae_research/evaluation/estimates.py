@@ -19,6 +19,7 @@ from vae_research.model import VAE
 from vae_research.objective import Objective, log_prior_ratio
 from vae_research.priors.prior import Prior
 from vae_research.probability import log_mean_exp
+from vae_research.suitability import refuse_unsuitable_data
 from vae_research.tensors import of_all_levels
 
 # How many values one tensor in data space may have in a call: 8 MB, so that temporaries fit in the
@@ -117,7 +118,7 @@ def estimate(
 
     Raises:
         ValueError: `num_samples` or `rows_per_call` is not a positive integer, there are no data,
-            or the arrays differ in length.
+            the arrays differ in length, or they do not suit the likelihood.
     """
     data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
     if "inputs" not in data:
@@ -128,6 +129,7 @@ def estimate(
         raise ValueError(f"The data differ in their number of examples: {lengths}.")
     if count < 1:
         raise ValueError("estimate needs at least one example, got none.")
+    refuse_unsuitable_data(model.objective.likelihood, data)
     num_samples = checked_integer("num_samples", num_samples, 1)
     if rows_per_call is None:
         rows = max(1, VALUES_PER_CALL // math.prod(data["inputs"].shape[1:]))
