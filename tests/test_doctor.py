@@ -175,6 +175,8 @@ def test_the_command(run_dir, tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err
     assert doctor.main([]) == 2
     assert doctor.main([str(run_dir), "--epochs=2"]) == 2
+    assert doctor.main([f"{run_dir}.py"]) == 2
+    assert "run.py." in capsys.readouterr().err
     assert doctor.main([str(run_dir.parent)]) == 2  # a folder of runs
 
 

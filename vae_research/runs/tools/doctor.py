@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subject, *flags = arguments
     try:
         path = Path(subject).expanduser().absolute()
-        if path.suffix == ".py" and path.is_file():
+        if path.suffix == ".py":
+            if not path.is_file():
+                raise UsageError(f"there is no file {path}.")
             sys.argv, sys.path[0] = [subject, *flags, "--dry_run"], str(path.parent)
             runpy.run_path(str(path), run_name="__main__")
             return 0
