@@ -28,7 +28,7 @@ def critic_dropped():
 
 def callbacks_dropped():
     """The callbacks of an experiment begin anew where a run goes on."""
-    from vae_research.runs.session.own_callbacks import OwnCallbacks
+    from vae_research.runs.session.fit.own_callbacks import OwnCallbacks
 
     OwnCallbacks.set_state = lambda *arguments: None
 

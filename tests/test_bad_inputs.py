@@ -32,7 +32,8 @@ from tests.proofs import SOAK, tell
 from vae_research import checkpoints, load_run, manifests, runs
 from vae_research.data import Data
 from vae_research.runs.cli.errors import RunError
-from vae_research.runs.session import directory, resume, sources
+from vae_research.runs.session import directory, resume
+from vae_research.runs.session.kept import sources
 from vae_research.runs.tools import doctor
 
 CHECKOUT = Path(__file__).resolve().parents[1]

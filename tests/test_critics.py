@@ -16,7 +16,7 @@ from vae_research.callbacks.gradients import gradient_figures
 from vae_research.data import Data
 from vae_research.randomness import fold_in
 from vae_research.runs.cli.errors import DivergedError
-from vae_research.runs.session.gate import FiniteGate
+from vae_research.runs.session.fit.gate import FiniteGate
 from vae_research.state import saved_variables, state_sha256
 
 IMAGES = (np.random.default_rng(0).random((10, 4, 4, 1)) < 0.4).astype("float32")

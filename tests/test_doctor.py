@@ -11,7 +11,8 @@ import pytest
 from tests import forks
 from vae_research import checkpoints, manifests, runs
 from vae_research.data import load_data
-from vae_research.runs.session import directory, sources
+from vae_research.runs.session import directory
+from vae_research.runs.session.kept import sources
 from vae_research.runs.tools import doctor, run_findings
 
 

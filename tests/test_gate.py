@@ -30,8 +30,8 @@ from vae_research import (
 )
 from vae_research.data.pipeline import epoch_order
 from vae_research.runs.cli.errors import DivergedError
-from vae_research.runs.session.causes import causes, not_finite
-from vae_research.runs.session.gate import FiniteGate, Step
+from vae_research.runs.session.fit.causes import causes, not_finite
+from vae_research.runs.session.fit.gate import FiniteGate, Step
 from vae_research.runs.tools import replay
 from vae_research.state import all_variables
 

@@ -17,10 +17,11 @@ import vae_research as vr
 from vae_research import checkpoints, manifests, runs
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.session import directory, provenance, training
-from vae_research.runs.session.own_callbacks import OwnCallbacks
+from vae_research.runs.session import directory, training
+from vae_research.runs.session.fit.own_callbacks import OwnCallbacks
+from vae_research.runs.session.fit.saving import Saving
+from vae_research.runs.session.kept import provenance
 from vae_research.runs.session.resume import has_stopped
-from vae_research.runs.session.saving import Saving
 
 DATA = vr.Data.from_arrays(np.zeros((40, 4, 4), np.uint8))
 

@@ -19,14 +19,15 @@ from vae_research.evaluation.estimates import Estimate
 from vae_research.keras_inputs import ScheduleLengths, _set_direction, one_by_one
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.session import resume, sources
+from vae_research.runs.session import resume
 from vae_research.runs.session.building import choose_device, learning_rate
 from vae_research.runs.session.experiment import _how_to_train_longer
 from vae_research.runs.session.figures import own_figures
-from vae_research.runs.session.own_callbacks import OwnCallbacks
+from vae_research.runs.session.fit.own_callbacks import OwnCallbacks
+from vae_research.runs.session.fit.stopping import StopEarly
+from vae_research.runs.session.kept import sources
 from vae_research.runs.session.resume import has_stopped, stops_with
 from vae_research.runs.session.scores import score
-from vae_research.runs.session.stopping import StopEarly
 
 FLAGS = {
     "batch_size": 8,

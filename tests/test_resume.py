@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from vae_research.runs.cli.errors import DivergedError, FileSystemError, UsageError
 from vae_research.runs.session import directory, logs, reproducibility
-from vae_research.runs.session.saving import Saving
-from vae_research.runs.session.stopping import StopWhenDiverged, WarnOfCollapse
+from vae_research.runs.session.fit.saving import Saving
+from vae_research.runs.session.fit.stopping import StopWhenDiverged, WarnOfCollapse
 from vae_research.runs.tools import replay
 
 PROFILE = {"device": "CPU", "cpu": "A", "threads": "2 cores"}

@@ -10,8 +10,8 @@ import pytest
 
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.session import sources
-from vae_research.runs.session.kept_modules import KeptSource
+from vae_research.runs.session.kept import sources
+from vae_research.runs.session.kept.kept_modules import KeptSource
 from vae_research.runs.session.loading import made_by
 
 FILES = {

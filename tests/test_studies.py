@@ -22,7 +22,8 @@ from vae_research import runs
 from vae_research.checkpoints import CheckpointError, weights_sha256
 from vae_research.runs.cli.flags import may_change
 from vae_research.runs.cli.startup import without_garbage_collection
-from vae_research.runs.session import directory, experiment, resume, sources
+from vae_research.runs.session import directory, experiment, resume
+from vae_research.runs.session.kept import sources
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RANDOM = np.random.default_rng(0)

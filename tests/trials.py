@@ -213,7 +213,8 @@ class Watch:
     def install(self):
         from vae_research import checkpoints, files
         from vae_research.callbacks import metrics_file
-        from vae_research.runs.session import gate, training
+        from vae_research.runs.session import training
+        from vae_research.runs.session.fit import gate
 
         files.before = self.before
         write, guard, estimate = checkpoints.write, gate.FiniteGate.__call__, training.estimate

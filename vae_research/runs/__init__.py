@@ -18,6 +18,8 @@ Where to look, in the order in which a command passes through:
     session/resume.py     what the run directory already holds, and whether it can be resumed
     session/experiment.py from the functions of an experiment to a run, also without a command
     session/training.py   one run from the data to its results; session/studies.py for several
+    session/fit/          what runs within Keras' fit: the gate, saves, callbacks and their states
+    session/kept/         what made a run: its source, kept and compared, its identity
     report/               what is written and printed: description (config.json), screen, outputs
     tools/                programs that examine a run afterwards: doctor and replay
 
@@ -72,12 +74,12 @@ __all__ = [
 
 # Names whose modules import TensorFlow, which are imported on first use.
 _LATER = {
-    "StopAtSignal": "session.stopping",
-    "StopWhenDiverged": "session.stopping",
+    "StopAtSignal": "session.fit.stopping",
+    "StopWhenDiverged": "session.fit.stopping",
 }
 
 if TYPE_CHECKING:
-    from vae_research.runs.session.stopping import StopAtSignal, StopWhenDiverged
+    from vae_research.runs.session.fit.stopping import StopAtSignal, StopWhenDiverged
 else:
 
     def __getattr__(name: str) -> Any:

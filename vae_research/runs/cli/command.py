@@ -20,13 +20,14 @@ from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import is_given, may_change, parse
 from vae_research.runs.cli.functions import experiment_name
 from vae_research.runs.cli.startup import without_garbage_collection
-from vae_research.runs.session import directory, resume, sources
+from vae_research.runs.session import directory, resume
 from vae_research.runs.session.experiment import (
     complete_run,
     load_data,
     with_absolute_dataset,
     with_reduced_batch_size,
 )
+from vae_research.runs.session.kept import sources
 from vae_research.runs.session.loading import Run, load_run, made_by, refuse_unknown_place
 from vae_research.runs.session.parts import Parts
 
@@ -156,7 +157,7 @@ def _train_experiment(
     run_dir, data = complete_run(parts, experiment, config, _given(config))
     if after is not None and not config.dry_run:
         with streams.hide_startup_output():
-            from vae_research.runs.session.stopping import printed_warnings
+            from vae_research.runs.session.fit.stopping import printed_warnings
 
         with printed_warnings():
             after(load_run(run_dir, build, data))

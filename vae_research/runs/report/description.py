@@ -16,7 +16,7 @@ from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.runs.cli.config import Config
 from vae_research.runs.session.directory import as_plain
-from vae_research.runs.session.provenance import git
+from vae_research.runs.session.kept.provenance import git
 from vae_research.version import __version__
 
 

@@ -26,7 +26,7 @@ from vae_research.model import VAE
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import is_given
-from vae_research.runs.session.stopping import printed_warnings
+from vae_research.runs.session.fit.stopping import printed_warnings
 from vae_research.state import hidden_state
 from vae_research.tensors import MissingTensorError
 

@@ -17,7 +17,8 @@ from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import configure, may_change
 from vae_research.runs.cli.functions import experiment_file, experiment_name
 from vae_research.runs.cli.startup import without_garbage_collection
-from vae_research.runs.session import directory, resume, sources
+from vae_research.runs.session import directory, resume
+from vae_research.runs.session.kept import sources
 from vae_research.runs.session.loading import Run, data_of, load_run, made_by, refuse_unknown_place
 from vae_research.runs.session.parts import Parts
 
@@ -143,7 +144,7 @@ def train(
     with streams.hide_startup_output():
         import keras
 
-        from vae_research.runs.session.stopping import printed_warnings
+        from vae_research.runs.session.fit.stopping import printed_warnings
     policy = keras.config.dtype_policy()
     with signals.restored(), printed_warnings():
         try:

@@ -14,8 +14,9 @@ from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cli.flags import invalid_flag
 from vae_research.runs.cli.functions import experiment_file
-from vae_research.runs.session import directory, provenance
-from vae_research.runs.session.kept_modules import KeptSource
+from vae_research.runs.session import directory
+from vae_research.runs.session.kept import provenance
+from vae_research.runs.session.kept.kept_modules import KeptSource
 from vae_research.state import sha256
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from vae_research import checkpoints, manifests
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.standard_flags import standard_names
-from vae_research.runs.session import directory, provenance, sources
-from vae_research.runs.session.sources import Source
+from vae_research.runs.session import directory
+from vae_research.runs.session.kept import provenance, sources
+from vae_research.runs.session.kept.sources import Source
 
 
 def unfinished(

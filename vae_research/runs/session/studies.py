@@ -20,9 +20,10 @@ from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.functions import experiment_file
 from vae_research.runs.report import screen
 from vae_research.runs.report.description import describe
-from vae_research.runs.session import directory, provenance, resume, sources
-from vae_research.runs.session.sources import Source
-from vae_research.runs.session.stopping import printed_warnings
+from vae_research.runs.session import directory, resume
+from vae_research.runs.session.fit.stopping import printed_warnings
+from vae_research.runs.session.kept import provenance, sources
+from vae_research.runs.session.kept.sources import Source
 
 
 def carry_out(

@@ -37,7 +37,7 @@ from vae_research.runs.cli.flags import may_change
 from vae_research.runs.cli.functions import experiment_file
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import describe, describe_model, notes_of
-from vae_research.runs.session import directory, logs, provenance, reproducibility, resume, sources
+from vae_research.runs.session import directory, logs, reproducibility, resume
 from vae_research.runs.session.building import (
     build_model,
     choose_execution,
@@ -45,20 +45,21 @@ from vae_research.runs.session.building import (
     refuse_values_outside_support,
 )
 from vae_research.runs.session.figures import own_figures, save_values
-from vae_research.runs.session.gate import FiniteGate
-from vae_research.runs.session.loading import Run
-from vae_research.runs.session.own_callbacks import OwnCallbacks
-from vae_research.runs.session.parts import Parts
-from vae_research.runs.session.saving import Saving
-from vae_research.runs.session.scores import score
-from vae_research.runs.session.sources import Source
-from vae_research.runs.session.stopping import (
+from vae_research.runs.session.fit.gate import FiniteGate
+from vae_research.runs.session.fit.own_callbacks import OwnCallbacks
+from vae_research.runs.session.fit.saving import Saving
+from vae_research.runs.session.fit.stopping import (
     StopEarly,
     StopWhenDiverged,
     WarnOfCollapse,
     printed_warnings,
 )
-from vae_research.runs.session.tensorboard import tensorboard_callbacks, write_test_figures
+from vae_research.runs.session.fit.tensorboard import tensorboard_callbacks, write_test_figures
+from vae_research.runs.session.kept import provenance, sources
+from vae_research.runs.session.kept.sources import Source
+from vae_research.runs.session.loading import Run
+from vae_research.runs.session.parts import Parts
+from vae_research.runs.session.scores import score
 from vae_research.state import saved_variables, sha256
 
 # Validation has no gradients to keep: larger batches than those of training cost less.

@@ -55,8 +55,8 @@ def replay(run_dir: Path) -> int:
         import tensorflow as tf
 
         from vae_research.runs.session.building import names_read
-        from vae_research.runs.session.causes import causes
-        from vae_research.runs.session.gate import Step
+        from vae_research.runs.session.fit.causes import causes
+        from vae_research.runs.session.fit.gate import Step
 
     model, data, config, _ = rebuild(run_dir)
     if not data.train.is_repeatable:

@@ -10,7 +10,8 @@ from vae_research import checkpoints, manifests
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import DATASETS, DataError
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError
-from vae_research.runs.session import directory, provenance, sources
+from vae_research.runs.session import directory
+from vae_research.runs.session.kept import provenance, sources
 from vae_research.runs.session.loading import named_data, saved_config
 
 # What to do about a problem, by the exit code of a command that meets it.

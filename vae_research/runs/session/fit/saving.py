@@ -18,7 +18,8 @@ from vae_research.callbacks.base import Resumable
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import DivergedError, FileSystemError, RunError, UsageError
-from vae_research.runs.session import callback_states, directory, logs
+from vae_research.runs.session import directory, logs
+from vae_research.runs.session.fit import callback_states
 from vae_research.runs.session.resume import has_stopped, stops_with
 from vae_research.runs.session.scores import score
 

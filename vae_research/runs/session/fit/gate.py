@@ -23,7 +23,7 @@ from vae_research.data.streams import DeviceDataset
 from vae_research.model import VAE
 from vae_research.runs.cli.errors import DivergedError
 from vae_research.runs.session import directory
-from vae_research.runs.session.causes import causes, failed_update, not_finite
+from vae_research.runs.session.fit.causes import causes, failed_update, not_finite
 from vae_research.state import all_variables
 from vae_research.trainer import StepFunction
 

@@ -35,14 +35,14 @@ from vae_research import files
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.functions import arguments_of, experiment_file, is_users
-from vae_research.runs.session.provenance import git
-from vae_research.runs.session.syntax import changed_lines, same
+from vae_research.runs.session.kept.provenance import git
+from vae_research.runs.session.kept.syntax import changed_lines, same
 
 FOLDER, RECORD, PACKAGE = "source", "source.json", "vae_research.zip"
 _DIFF = "git.diff"
 _LARGEST_DIFF = 2**20  # characters
 _NAME = re.compile(rf"{FOLDER}(?:-(\d+))?")
-_OUR_FOLDER = Path(__file__).resolve().parents[2]
+_OUR_FOLDER = Path(__file__).resolve().parents[3]
 
 
 @dataclasses.dataclass(frozen=True)

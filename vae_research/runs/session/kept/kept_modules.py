@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from vae_research.runs.cli.functions import bound
-from vae_research.runs.session import sources
+from vae_research.runs.session.kept import sources
 
 flags.disclaim_key_flags()
 

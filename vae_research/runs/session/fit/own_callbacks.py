@@ -11,7 +11,7 @@ import keras
 from vae_research.callbacks.base import Resumable
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.session import callback_states
+from vae_research.runs.session.fit import callback_states
 from vae_research.state import undone
 
 # What Keras' own callbacks would do twice, or what a run does by itself.
