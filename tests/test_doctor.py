@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import keras
@@ -101,6 +102,10 @@ def test_what_a_command_refuses_is_not_said_to_resume(run_dir, original):
     assert exit_code == 4
     assert "  vae_mnist.py has changed since\n" in found
     assert "or resume with --resume=changed" in found.splitlines()[-1]
+    directory.write_json(run_dir / "summary.json", {"status": "done"})
+    found, exit_code = examined(run_dir)
+    assert (exit_code, "with more --epochs the command refuses" in found) == (0, True)
+    (run_dir / "summary.json").unlink()
     moved = experiment.rename(run_dir.parent / "vae_mnist.py")
     assert "vae_mnist.py is not there, and is not compared" in examined(run_dir)[0]
     config = directory.read_config(run_dir) | {"file": str(moved)}
@@ -282,6 +287,10 @@ def test_an_experiment_is_checked_as_its_run_checks_it(tmp_path):
         "Nothing was found that would stop this run. It would start a new run in "
         f"{tmp_path / 'run'}."
     )
+    study = Path(__file__).parents[1] / "experiments/latent_space.py"
+    process = examined_in_fork(tmp_path, study, "--run_dir=run", "--epochs=1")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.endswith(f"as the study needs them. Directory: {tmp_path / 'run'}.\n")
     for wrong, words in (("state", "of_somebody"), ("callback", "Half defines get_state and not")):
         process = examined_in_fork(tmp_path, "own.py", *flags, f"--wrong={wrong}")
         assert (process.returncode, words in process.stderr) == (2, True)

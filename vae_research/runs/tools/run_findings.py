@@ -285,6 +285,12 @@ def _advice(
             4,
         )
     if summary:
+        if newest is not None and is_another:
+            return (
+                "nothing, the run is complete; with more --epochs the command refuses the source, "
+                "which has changed.",
+                0,
+            )
         if newest is not None:
             return "nothing, the run is complete.", 0
         return "the run is complete, and its checkpoints are gone. Restore them to load it.", 4
