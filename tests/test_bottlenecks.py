@@ -6,7 +6,12 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from vae_research import Bottleneck, DeterministicBottleneck, GaussianBottleneck
+from vae_research import (
+    Bottleneck,
+    DeterministicBottleneck,
+    FullCovarianceGaussianBottleneck,
+    GaussianBottleneck,
+)
 from vae_research.probability import normal_log_density
 from vae_research.randomness import philox_bits, standard_normal
 
@@ -261,6 +266,42 @@ def test_encoder_of_another_width_is_named_with_its_tensor():
         GaussianBottleneck(2)(tf.zeros([5, 2]), tf.zeros([5, 1]), SEED)
     with pytest.raises(ValueError, match=r"'z_mean' with shape \(5, 3\).*DeterministicBottleneck"):
         DeterministicBottleneck(2)(tf.zeros([5, 3]))
+
+
+def test_a_full_covariance_is_that_of_its_cholesky_factor():
+    random = np.random.default_rng(0)
+    mean, log_var = random.normal(size=(2, 1, 4)).astype(np.float32)
+    lower = random.normal(size=(1, 6)).astype(np.float32)
+    bottleneck = FullCovarianceGaussianBottleneck((2, 2))
+    of_code = [np.reshape(value, (1, 2, 2)) for value in (mean, log_var)]
+    rows = [np.repeat(value, COUNT, axis=0) for value in (*of_code, lower)]
+    found = bottleneck(*rows, SEED)
+    assert found["z"].shape == (COUNT, 2, 2)
+    # The covariance of what is drawn has the factor, in which each number has a place of its own.
+    z = np.reshape(found["z"], (COUNT, 4)).astype(np.float64)
+    factor = np.linalg.cholesky(np.cov(z.T))
+    np.testing.assert_allclose(np.diag(factor), np.exp(0.5 * log_var[0]), rtol=0.03)
+    below = np.sort(factor[np.tril_indices(4, -1)])
+    np.testing.assert_allclose(below, np.sort(lower[0]), atol=0.06)
+    exact_factor = np.diag(np.exp(0.5 * log_var[0]))
+    for place in zip(*np.tril_indices(4, -1), strict=True):
+        exact_factor[place] = lower[0, np.argmin(np.abs(lower[0] - factor[place]))]
+    covariance = exact_factor @ exact_factor.T
+    exact = scipy.stats.multivariate_normal(mean[0], covariance).logpdf(z)
+    np.testing.assert_allclose(found["log_posterior"], exact, atol=1e-3)
+    np.testing.assert_allclose(bottleneck.log_prob(found["z"], *rows), exact, atol=1e-3)
+    divergence = 0.5 * (
+        np.trace(covariance) + (mean**2).sum() - 4 - np.linalg.slogdet(covariance).logabsdet
+    )
+    np.testing.assert_allclose(found["kl"], np.full(COUNT, divergence), rtol=1e-5)
+
+
+def test_a_full_covariance_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"use GaussianBottleneck\(1\)"):
+        FullCovarianceGaussianBottleneck(1)
+    zeros = tf.zeros([5, 3])
+    with pytest.raises(ValueError, match=r"'z_scale_lower' with shape \(5, 2\);.*\(3,\) for each"):
+        FullCovarianceGaussianBottleneck(3)(zeros, zeros, zeros[:, :2], SEED)
 
 
 def test_deterministic_bottleneck_passes_the_mean_and_writes_nothing_else():

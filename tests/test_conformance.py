@@ -31,7 +31,9 @@ from vae_research.settings import from_config
 from vae_research.tensors import Tensors, bind
 
 # What others derive from: they are not used as they are, and have no entry.
-BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck", "Prior"}
+BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck", "Prior"} | {
+    "PosteriorBottleneck"
+}
 
 ROWS, LATENT, IMAGE = 4, 3, (5, 7, 2)
 
@@ -244,6 +246,16 @@ CASES = {
         },
         tuple(
             {"z_mean": full(1e4, ROWS, LATENT), "z_log_var": full(bound, ROWS, LATENT)}
+            for bound in (-20.0, 20.0)
+        ),
+    ),
+    "FullCovarianceGaussianBottleneck": Case(
+        lambda: vae_research.FullCovarianceGaussianBottleneck(LATENT),
+        POSTERIOR | {"z_scale_lower": normal(ROWS, 3, seed=3), "seed": np.array([3, 1], np.int64)},
+        {"z": (ROWS, LATENT), "log_posterior": (ROWS,), "log_prior": (ROWS,), "kl": (ROWS,)},
+        tuple(
+            {"z_mean": full(1e4, ROWS, LATENT), "z_log_var": full(bound, ROWS, LATENT)}
+            | {"z_scale_lower": full(50.0 * bound, ROWS, 3)}
             for bound in (-20.0, 20.0)
         ),
     ),

@@ -99,6 +99,18 @@ def test_encoder_of_a_plain_autoencoder_has_one_head(network):
     assert make(network, outputs=("z_mean",))(tf.zeros([2, 7, 5, 2])).keys() == {"z_mean"}
 
 
+def test_heads_of_a_dense_encoder_may_differ_in_size():
+    encoder = make(dense_encoder, outputs={"z_mean": 3, "z_log_var": 3, "z_scale_lower": 1})
+    written = encoder(tf.zeros([2, 7, 5, 2]))
+    assert {name: tuple(value.shape) for name, value in written.items()} == {
+        "z_mean": (2, 3),
+        "z_log_var": (2, 3),
+        "z_scale_lower": (2, 1),
+    }
+    with pytest.raises(ValueError, match=r"outputs\['z_mean'\] must be an integer >= 1, got 0"):
+        make(dense_encoder, outputs={"z_mean": 0})
+
+
 # Architecture: numbers of weights worked out by hand.
 
 

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from vae_research.bottlenecks.deterministic import (
         DeterministicBottleneck as DeterministicBottleneck,
     )
+    from vae_research.bottlenecks.full_covariance import (
+        FullCovarianceGaussianBottleneck as FullCovarianceGaussianBottleneck,
+    )
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
+    from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
     from vae_research.callbacks.console import Console as Console
     from vae_research.callbacks.gradients import Gradients as Gradients
     from vae_research.callbacks.latents import Latents as Latents
@@ -100,6 +104,7 @@ if TYPE_CHECKING:
     from vae_research.priors.vamp import VampPrior as VampPrior
     from vae_research.priors.whitened import WhitenedPrior as WhitenedPrior
     from vae_research.probability import log_mean_exp as log_mean_exp
+    from vae_research.probability import normal_kl_divergence as normal_kl_divergence
     from vae_research.probability import normal_log_density as normal_log_density
     from vae_research.probability import sum_over_event as sum_over_event
     from vae_research.randomness import fold_in as fold_in
@@ -121,7 +126,9 @@ _NAMESPACES = (
 _MODULES = {
     "bottlenecks.bottleneck": ("Bottleneck",),
     "bottlenecks.deterministic": ("DeterministicBottleneck",),
+    "bottlenecks.full_covariance": ("FullCovarianceGaussianBottleneck",),
     "bottlenecks.gaussian": ("GaussianBottleneck",),
+    "bottlenecks.posterior": ("PosteriorBottleneck",),
     "callbacks.console": ("Console",),
     "callbacks.gradients": ("Gradients",),
     "callbacks.latents": ("Latents",),
@@ -177,7 +184,12 @@ _MODULES = {
     "priors.second_stage": ("SecondStagePrior",),
     "priors.vamp": ("VampPrior",),
     "priors.whitened": ("WhitenedPrior",),
-    "probability": ("log_mean_exp", "normal_log_density", "sum_over_event"),
+    "probability": (
+        "log_mean_exp",
+        "normal_kl_divergence",
+        "normal_log_density",
+        "sum_over_event",
+    ),
     "randomness": ("fold_in", "standard_normal"),
     "runs.cli.flags": ("configure",),
     "runs.session.loading": ("load_run",),

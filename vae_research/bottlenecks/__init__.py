@@ -9,12 +9,18 @@ if TYPE_CHECKING:
     from vae_research.bottlenecks.deterministic import (
         DeterministicBottleneck as DeterministicBottleneck,
     )
+    from vae_research.bottlenecks.full_covariance import (
+        FullCovarianceGaussianBottleneck as FullCovarianceGaussianBottleneck,
+    )
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
+    from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
 
 _MODULES = {
     "bottleneck": ("Bottleneck",),
     "deterministic": ("DeterministicBottleneck",),
+    "full_covariance": ("FullCovarianceGaussianBottleneck",),
     "gaussian": ("GaussianBottleneck",),
+    "posterior": ("PosteriorBottleneck",),
 }
 
 if not TYPE_CHECKING:

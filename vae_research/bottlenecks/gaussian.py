@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import keras
 import tensorflow as tf
 
 from vae_research import probability
-from vae_research.bottlenecks.bottleneck import Bottleneck
-from vae_research.priors.prior import Prior, StandardNormalPrior
+from vae_research.bottlenecks.posterior import PosteriorBottleneck
+from vae_research.priors.prior import DIAGONAL_POSTERIORS, REAL_NUMBERS, StandardNormalPrior
 from vae_research.randomness import standard_normal
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
-class GaussianBottleneck(Bottleneck):
+class GaussianBottleneck(PosteriorBottleneck):
     """Diagonal normal posterior; z is sampled by reparameterisation.
 
     Reads `z_mean`, `z_log_var` `[rows, ...]`, of the shape of a code, and `seed`; writes `z`,
@@ -32,23 +29,7 @@ class GaussianBottleneck(Bottleneck):
             codes.
     """
 
-    def __init__(
-        self, latent_dim: int | Sequence[int], *, prior: Prior | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(latent_dim, **kwargs)
-        if isinstance(prior, Mapping):  # of a saved configuration
-            prior = keras.saving.deserialize_keras_object(prior)
-        if prior is not None and not isinstance(prior, Prior):
-            raise ValueError(f"prior must be a Prior, for example MixturePrior(10), got {prior!r}.")
-        self.prior = StandardNormalPrior() if prior is None else prior
-        self.prior.build_for(self.latents["z"])
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the settings; the default prior is none, which a subclass need not take."""
-        if type(self.prior) is StandardNormalPrior:
-            return super().get_config()
-        prior = keras.saving.serialize_keras_object(self.prior)
-        return {**super().get_config(), "prior": prior}
+    takes = (REAL_NUMBERS, DIAGONAL_POSTERIORS)
 
     def call(
         self, z_mean: tf.Tensor, z_log_var: tf.Tensor, seed: tf.Tensor
@@ -82,11 +63,3 @@ class GaussianBottleneck(Bottleneck):
         keeps its digits if the posterior is narrow.
         """
         return probability.sum_over_event(probability.normal_log_density(z, z_mean, z_log_var))
-
-    def prior_log_prob(self, z: tf.Tensor) -> tf.Tensor:
-        """Returns log p(z) of given codes, `[rows]`, nats."""
-        return self.prior.log_prob(z)
-
-    def sample_prior(self, count: int, seed: tf.Tensor) -> tf.Tensor:
-        """Returns `[count, ...]` codes from the prior."""
-        return self.prior.sample(count, seed)

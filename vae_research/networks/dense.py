@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 
+from vae_research.arguments import checked_integer
 from vae_research.networks.heads import check_order, check_sizes, dense_heads
 
 
@@ -15,7 +17,7 @@ def dense_encoder(
     *,
     hidden_units: Sequence[int] = (500,),
     activation: str = "relu",
-    outputs: Sequence[str] = ("z_mean", "z_log_var"),
+    outputs: Sequence[str] | Mapping[str, int] = ("z_mean", "z_log_var"),
     name: str = "encoder",
 ) -> keras.Model:
     """Returns a functional Keras model from `inputs` to `[batch, latent_dim]` heads.
@@ -25,7 +27,8 @@ def dense_encoder(
         latent_dim: number of latent dimensions.
         hidden_units: sizes of the hidden layers, from the input to the heads.
         activation: Keras name of the hidden layers' non-linearity.
-        outputs: names of the heads; `("z_mean",)` for a plain autoencoder.
+        outputs: names of the heads; `("z_mean",)` for a plain autoencoder. A dictionary gives each
+            head a size of its own.
         name: name of the model.
 
     Raises:
@@ -37,7 +40,13 @@ def dense_encoder(
     features = keras.layers.Flatten()(inputs) if len(input_shape) > 1 else inputs
     for units in hidden_units:
         features = keras.layers.Dense(units, activation=activation)(features)
-    return keras.Model(inputs, dense_heads(outputs, [latent_dim], features), name=name)
+    if isinstance(outputs, Mapping):
+        made: dict[str, Any] = {}
+        for head, size in outputs.items():
+            made |= dense_heads([head], [checked_integer(f"outputs[{head!r}]", size, 1)], features)
+    else:
+        made = dense_heads(outputs, [latent_dim], features)
+    return keras.Model(inputs, made, name=name)
 
 
 def dense_decoder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -12,6 +12,11 @@ import tensorflow as tf
 
 from vae_research import probability
 from vae_research.randomness import standard_normal
+
+# What a prior is a distribution of.
+REAL_NUMBERS = "real numbers"
+DIAGONAL_POSTERIORS = "codes with diagonal normal posteriors"
+INDICES = "indices of codes"
 
 
 class Prior(keras.layers.Layer):
@@ -24,8 +29,10 @@ class Prior(keras.layers.Layer):
     Attributes:
         event_shape: of one code; known when the bottleneck has the prior.
         has_density: whether `log_prob` is one; otherwise the prior is only fitted and sampled.
+        of: what it is a distribution of; a bottleneck refuses the prior of something else.
     """
 
+    of: ClassVar[str] = REAL_NUMBERS
     event_shape: tuple[int, ...]
     has_density = True
 

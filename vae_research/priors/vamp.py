@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from vae_research.arguments import checked_integer
 from vae_research.priors.mixture import mixture_log_density, mixture_sample
-from vae_research.priors.prior import Prior
+from vae_research.priors.prior import DIAGONAL_POSTERIORS, Prior
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
@@ -31,6 +31,8 @@ class VampPrior(Prior):
     Raises:
         ValueError: `pseudo_inputs` is not a positive integer, or `examples` have another shape.
     """
+
+    of = DIAGONAL_POSTERIORS
 
     def __init__(
         self,

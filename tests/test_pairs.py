@@ -1,0 +1,155 @@
+"""Every posterior with every prior: divergences, densities and samplers against each other.
+
+A code has two values, so that an integral is a sum over a grid. It is the reference of the closed
+forms, and of what is drawn, in value and in gradient.
+"""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import vae_research as vr
+
+DRAWS = 100_000
+SEED = tf.constant([3, 1 << 57], tf.int64)
+
+# What an encoder may write: of one example.
+POSTERIORS = {
+    "diagonal": (vr.GaussianBottleneck, {"z_mean": [0.4, -0.7], "z_log_var": [-1.0, -0.3]}),
+    "full": (
+        vr.FullCovarianceGaussianBottleneck,
+        {"z_mean": [0.4, -0.7], "z_log_var": [-1.0, -1.5], "z_scale_lower": [-0.8]},
+    ),
+}
+
+
+def vamp():
+    prior = vr.VampPrior((2,), 4, low=-2.0, high=2.0)
+    prior.use_encoder(lambda inputs: {"z_mean": inputs, "z_log_var": 0.3 * inputs - 0.5})
+    return prior
+
+
+PRIORS = {
+    "standard": vr.StandardNormalPrior,
+    "mixture": lambda: vr.MixturePrior(3),
+    "vamp": vamp,
+    "flow": lambda: vr.RealNVPPrior(3, hidden_units=(8,)),
+}
+REFUSED = {("full", "vamp")}
+PAIRS = [(q, p) for q in POSTERIORS for p in PRIORS if (q, p) not in REFUSED]
+
+
+def make(posterior, prior):
+    keras.utils.set_random_seed(0)
+    bottleneck = POSTERIORS[posterior][0](2, prior=PRIORS[prior]())
+    random = np.random.default_rng(3)
+    for variable in bottleneck.trainable_variables:
+        variable.assign(variable + 0.4 * random.standard_normal(variable.shape))
+    return bottleneck, {name: tf.constant([v]) for name, v in POSTERIORS[posterior][1].items()}
+
+
+def products(z):
+    """The values of codes, and what their variances and covariance are made of."""
+    return tf.concat([z, z**2, z[:, :1] * z[:, 1:]], axis=1)
+
+
+def of_rows(written, count):
+    return {name: tf.repeat(value, count, axis=0) for name, value in written.items()}
+
+
+STEP = 0.1
+AXIS = np.arange(-6, 6, STEP) + STEP / 2
+GRID = np.stack(np.meshgrid(AXIS, AXIS, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
+
+
+@functools.cache
+def integrals(posterior, prior):
+    """The integral of q(z|x), the divergence, its gradient, and the mean and moments of z."""
+    bottleneck, written = make(posterior, prior)
+
+    with tf.GradientTape() as tape:
+        tape.watch(written)
+        log_q = bottleneck.log_prob(GRID, **of_rows(written, len(GRID)))
+        mass = tf.exp(log_q) * STEP**2
+        kl = tf.reduce_sum(mass * (log_q - bottleneck.prior_log_prob(GRID)))
+    found = tf.reduce_sum(mass), kl, tf.linalg.matvec(products(GRID), mass, transpose_a=True)
+    return found, tape.gradient(kl, written)
+
+
+def drawn(bottleneck, written):
+    """What a bottleneck writes of many equal examples, and the gradient of each one's ratio."""
+
+    rows = of_rows(written, DRAWS)
+    with tf.GradientTape() as tape:
+        tape.watch(rows)
+        found = bottleneck(**rows, seed=SEED)
+        ratio = found["log_posterior"] - found["log_prior"]
+    return found, ratio, tape.gradient(ratio, rows)
+
+
+def errors_of(values, wanted):
+    """How many standard errors the means of columns are from what they should be."""
+    values = np.asarray(values, np.float64).reshape(DRAWS, -1)
+    # A value without spread is compared up to rounding.
+    error = np.maximum(values.std(axis=0) / DRAWS**0.5, 1e-6)
+    return np.abs(values.mean(axis=0) - np.ravel(wanted)) / error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("posterior", "prior"), PAIRS)
+def test_what_is_drawn_has_the_divergence_of_the_densities_and_its_gradient(posterior, prior):
+    bottleneck, written = make(posterior, prior)
+    (mass, kl, moments), gradient = integrals(posterior, prior)
+    assert float(mass) == pytest.approx(1.0, abs=1e-4)
+    found, ratio, by_row = drawn(bottleneck, written)
+    assert errors_of(ratio, kl) < 3.0
+    for name, value in gradient.items():
+        assert np.all(errors_of(by_row[name], value) < 3.0), name
+    z = found["z"].numpy()
+    assert np.all(errors_of(products(z), moments) < 3.0)
+    again = bottleneck.log_prob(found["z"], **of_rows(written, DRAWS))
+    np.testing.assert_allclose(found["log_posterior"], again, atol=2e-4)
+    np.testing.assert_allclose(found["log_prior"], bottleneck.prior_log_prob(z), atol=2e-4)
+    assert ("kl" in found) == (prior == "standard")
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_a_closed_form_is_the_integral_in_value_and_in_gradient(posterior):
+    bottleneck, written = make(posterior, "standard")
+    (_, kl, _), gradient = integrals(posterior, "standard")
+    with tf.GradientTape() as tape:
+        tape.watch(written)
+        closed = tf.reduce_sum(bottleneck(**written, seed=SEED)["kl"])
+    assert float(closed) == pytest.approx(float(kl), abs=2e-4)
+    for name, value in tape.gradient(closed, written).items():
+        np.testing.assert_allclose(value, gradient[name], atol=2e-4, err_msg=name)
+
+
+class Transposed(vr.FullCovarianceGaussianBottleneck):
+    """A mutant: z from the transposed factor, whose covariance is another one."""
+
+    def call(self, z_mean, z_log_var, z_scale_lower, seed):
+        found = super().call(z_mean, z_log_var, z_scale_lower, seed)
+        noise = vr.standard_normal(tf.shape(z_mean), seed)
+        upper = tf.stack([z_scale_lower[:, 0] * noise[:, 1], tf.zeros_like(noise[:, 0])], axis=1)
+        return found | {"z": z_mean + tf.exp(0.5 * z_log_var) * noise + upper}
+
+
+def test_mutants_are_noticed():
+    _, written = make("full", "standard")
+    (_, kl, moments), _ = integrals("full", "standard")
+    z = drawn(Transposed(2), written)[0]["z"].numpy()
+    assert errors_of(products(z), moments).max() > 20.0
+    # A closed form that has forgotten what is below the diagonal.
+    without = vr.normal_kl_divergence(written["z_mean"], written["z_log_var"])
+    assert abs(float(tf.reduce_sum(without)) - float(kl)) > 0.3
+
+
+@pytest.mark.parametrize(("posterior", "prior"), sorted(REFUSED))
+def test_a_pair_that_does_not_go_together_is_refused_by_name(posterior, prior):
+    cls, named = POSTERIORS[posterior][0].__name__, type(PRIORS[prior]()).__name__
+    with pytest.raises(ValueError, match=f"{cls} takes a prior of .*; {named} is a prior of"):
+        make(posterior, prior)
