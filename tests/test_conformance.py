@@ -32,7 +32,8 @@ from vae_research.tensors import Tensors, bind
 
 # What others derive from: they are not used as they are, and have no entry.
 BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck", "Prior"} | {
-    "PosteriorBottleneck"
+    "PosteriorBottleneck",
+    "QuantizedBottleneck",
 }
 
 ROWS, LATENT, IMAGE = 4, 3, (5, 7, 2)
@@ -47,12 +48,14 @@ class Case:
         inputs: named tensors as they usually are.
         extremes: what to replace in `inputs`, one dictionary for each extreme.
         outputs: names and shapes of what it returns for `inputs`.
+        in_training: names of inputs that are used in training only.
     """
 
     make: Callable[[], Any]
     inputs: dict[str, Any]
     outputs: dict[str, tuple[int, ...]]
     extremes: tuple[dict[str, Any], ...] = ()
+    in_training: frozenset[str] = frozenset()
 
 
 def normal(*shape, seed=0):
@@ -139,6 +142,24 @@ def prior(make, **further):
     )
 
 
+def quantized(make, num_codes, **further):
+    """A bottleneck with so many codes, at a single position."""
+    written = dict.fromkeys(("log_posterior", "log_prior", "kl"), (ROWS,))
+    return Case(
+        make,
+        {"z_mean": POSTERIOR["z_mean"], **further},
+        {"z": (ROWS, LATENT), "code_usage": (ROWS, num_codes), **written},
+        tuple({"z_mean": full(value, ROWS, LATENT)} for value in (-1e6, 0.0, 1e6)),
+        frozenset(further),
+    )
+
+
+def index_prior(make):
+    """Of a bottleneck that has the prior."""
+    of = vae_research.FiniteScalarQuantizedBottleneck
+    return quantized(lambda: of(LATENT, (5, 4, 3), prior=make(60)), 60)
+
+
 def vamp_prior():
     made = vae_research.VampPrior(IMAGE, 3)
     made.use_encoder(first_pixels)
@@ -222,6 +243,23 @@ CASES = {
         kl=uniform(ROWS, LATENT),
         step=np.float32(7.0),
     ),
+    "Commitment": term(
+        "Commitment",
+        {"weight": 0.25},
+        ({"z_mean": full(1e9, ROWS, LATENT)},),
+        z_mean=normal(ROWS, LATENT, seed=1),
+        z=normal(ROWS, LATENT, seed=2),
+    ),
+    "Perplexity": term(
+        "Perplexity",
+        {"name": "codes"},
+        ({"code_usage": np.eye(5, dtype=np.float32)[np.zeros(ROWS, int)]},),
+        shape=(),
+        code_usage=uniform(ROWS, 5),
+    ),
+    "SquaredNorm": term(
+        "SquaredNorm", {"weight": 0.1}, ({"z": full(1e9, ROWS, LATENT)},), z=normal(ROWS, LATENT)
+    ),
     "Constant": schedule("Constant", value=0.25),
     "LinearWarmup": schedule("LinearWarmup", steps=30, start=0.5, peak=4.0),
     "Cosine": schedule("Cosine", steps=30, start=0.5, peak=4.0),
@@ -269,6 +307,18 @@ CASES = {
         {"z": normal(ROWS, LATENT), "seed": np.array([3, 1], np.int64)},
         {"value": (ROWS,)},
         tuple({"z": full(value, ROWS, LATENT)} for value in (-1e4, 0.0, 1e4)),
+    ),
+    "VectorQuantizedBottleneck": quantized(
+        lambda: vae_research.VectorQuantizedBottleneck(LATENT, 7, decay=0.9, restart_below=0.2),
+        7,
+        seed=np.array([3, 1], np.int64),
+    ),
+    "FiniteScalarQuantizedBottleneck": quantized(
+        lambda: vae_research.FiniteScalarQuantizedBottleneck(LATENT, (5, 4, 3)), 60
+    ),
+    "UniformPrior": index_prior(vae_research.UniformPrior),
+    "AutoregressivePrior": index_prior(
+        lambda count: vae_research.AutoregressivePrior(count, units=4, dilations=(1, 2))
     ),
     "DeterministicBottleneck": Case(
         lambda: vae_research.DeterministicBottleneck(LATENT),
@@ -457,7 +507,7 @@ def test_part_depends_on_every_input(named_case):
     for name, value in case.inputs.items():
         moved = value + 1 if value.dtype == np.int64 else value * np.float32(0.5)
         after = call(part, as_tensors(case.inputs | {name: moved}))
-        constant = isinstance(part, vae_research.Constant)
+        constant = isinstance(part, vae_research.Constant) or name in case.in_training
         assert constant or any(np.any(after[n] != before[n]) for n in after), name
 
 
@@ -541,7 +591,9 @@ def test_term_returns_one_value_for_each_row_or_a_scalar_of_the_batch(named_case
 @cases_of(LossTerm)
 def test_term_is_trained_with_weight_1_unless_it_is_said(named_case):
     part, _ = named_case
-    assert type(part)().weight == 1.0
+    # What has no gradient is not trained.
+    wanted = None if isinstance(part, vae_research.Perplexity) else 1.0
+    assert type(part)().weight == wanted
 
 
 @cases_of(LossTerm)
@@ -599,10 +651,12 @@ def test_bottleneck_with_a_posterior_has_its_densities_as_functions_of_z(named_c
     tensors = Tensors(as_tensors(case.inputs))
     written = part(**tensors)
     tensors.write("bottleneck", written)
-    assert hasattr(part, "log_prob") == hasattr(part, "prior_log_prob") == ("log_prior" in written)
-    if "log_prior" in written:
-        for method, name in (("log_prob", "log_posterior"), ("prior_log_prob", "log_prior")):
-            function = getattr(part, method)
+    assert hasattr(part, "prior_log_prob") == ("log_prior" in written)
+    # A posterior on a single code has no density that a path could follow.
+    has_path = "log_prior" in written and not isinstance(part, vae_research.QuantizedBottleneck)
+    assert hasattr(part, "log_prob") == has_path
+    for method, name in (("log_prob", "log_posterior"), ("prior_log_prob", "log_prior")):
+        if (function := getattr(part, method, None)) is not None:
             values = function(**bind(method, function, tensors))
             np.testing.assert_allclose(values, written[name], rtol=1e-5, atol=1e-5, err_msg=name)
 

@@ -12,8 +12,11 @@ import tensorflow as tf
 
 from tests import forks
 from vae_research import (
+    VAE,
     Bernoulli,
+    DeterministicBottleneck,
     ProbabilitiesToLogits,
+    SquaredNorm,
     convolutional_decoder,
     convolutional_encoder,
     dense_decoder,
@@ -109,6 +112,30 @@ def test_heads_of_a_dense_encoder_may_differ_in_size():
     }
     with pytest.raises(ValueError, match=r"outputs\['z_mean'\] must be an integer >= 1, got 0"):
         make(dense_encoder, outputs={"z_mean": 0})
+
+
+@pytest.mark.parametrize("network", [dense_decoder, convolutional_decoder])
+def test_all_layers_of_a_decoder_are_regularised(network):
+    sizes = {"filters": (3, 2)} if network is convolutional_decoder else {}
+    decoder = network(
+        (8, 8, 1), 2, hidden_units=(5,), kernel_regularizer=keras.regularizers.L2(0.1), **sizes
+    )
+    kernels = [weight for weight in decoder.weights if weight.path.endswith("kernel")]
+    wanted = sum(0.1 * np.square(kernel.numpy()).sum() for kernel in kernels)
+    assert len(kernels) == len(decoder.losses) == (5 if sizes else 2)
+    np.testing.assert_allclose(sum(decoder.losses), wanted, rtol=1e-5)
+    # The sum is a term of a model.
+    vae = VAE(
+        dense_encoder((8, 8, 1), 2, hidden_units=(5,), outputs=["z_mean"]),
+        DeterministicBottleneck(2),
+        decoder,
+        [Bernoulli(), SquaredNorm(weight=0.5)],
+    )
+    _, report = vae.report(np.ones((3, 8, 8, 1), np.float32))
+    np.testing.assert_allclose(report.values["regularization"], wanted, rtol=1e-5)
+    values = report.values
+    loss = values["reconstruction"] + 0.5 * values["squared_norm"] + wanted
+    np.testing.assert_allclose(report.loss, loss, rtol=1e-5)
 
 
 # Architecture: numbers of weights worked out by hand.

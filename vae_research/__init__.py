@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     )
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
     from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
+    from vae_research.bottlenecks.quantized import (
+        FiniteScalarQuantizedBottleneck as FiniteScalarQuantizedBottleneck,
+    )
+    from vae_research.bottlenecks.quantized import QuantizedBottleneck as QuantizedBottleneck
+    from vae_research.bottlenecks.vector_quantized import (
+        VectorQuantizedBottleneck as VectorQuantizedBottleneck,
+    )
     from vae_research.callbacks.console import Console as Console
     from vae_research.callbacks.gradients import Gradients as Gradients
     from vae_research.callbacks.latents import Latents as Latents
@@ -78,6 +85,9 @@ if TYPE_CHECKING:
     from vae_research.losses.divergence import FreeBits as FreeBits
     from vae_research.losses.divergence import KLDivergence as KLDivergence
     from vae_research.losses.divergence import MonteCarloKL as MonteCarloKL
+    from vae_research.losses.quantization import Commitment as Commitment
+    from vae_research.losses.quantization import Perplexity as Perplexity
+    from vae_research.losses.quantization import SquaredNorm as SquaredNorm
     from vae_research.losses.reconstruction import Bernoulli as Bernoulli
     from vae_research.losses.reconstruction import ContinuousBernoulli as ContinuousBernoulli
     from vae_research.losses.reconstruction import Gaussian as Gaussian
@@ -97,6 +107,8 @@ if TYPE_CHECKING:
     from vae_research.plots import save_plane as save_plane
     from vae_research.plots import save_scatter as save_scatter
     from vae_research.priors.flow import RealNVPPrior as RealNVPPrior
+    from vae_research.priors.indices import AutoregressivePrior as AutoregressivePrior
+    from vae_research.priors.indices import UniformPrior as UniformPrior
     from vae_research.priors.mixture import MixturePrior as MixturePrior
     from vae_research.priors.prior import Prior as Prior
     from vae_research.priors.prior import StandardNormalPrior as StandardNormalPrior
@@ -129,6 +141,11 @@ _MODULES = {
     "bottlenecks.full_covariance": ("FullCovarianceGaussianBottleneck",),
     "bottlenecks.gaussian": ("GaussianBottleneck",),
     "bottlenecks.posterior": ("PosteriorBottleneck",),
+    "bottlenecks.quantized": (
+        "QuantizedBottleneck",
+        "FiniteScalarQuantizedBottleneck",
+    ),
+    "bottlenecks.vector_quantized": ("VectorQuantizedBottleneck",),
     "callbacks.console": ("Console",),
     "callbacks.gradients": ("Gradients",),
     "callbacks.latents": ("Latents",),
@@ -164,6 +181,11 @@ _MODULES = {
     "keras_losses.recipes": ("pixel_mean_terms",),
     "keras_losses.report_losses": ("ReportLosses",),
     "losses.divergence": ("CapacityKL", "FreeBits", "KLDivergence", "MonteCarloKL"),
+    "losses.quantization": (
+        "Commitment",
+        "Perplexity",
+        "SquaredNorm",
+    ),
     "losses.reconstruction": (
         "Bernoulli",
         "ContinuousBernoulli",
@@ -179,6 +201,10 @@ _MODULES = {
     "objective": ("LossReport", "Objective"),
     "plots": ("save_bars", "save_plane", "save_scatter"),
     "priors.flow": ("RealNVPPrior",),
+    "priors.indices": (
+        "UniformPrior",
+        "AutoregressivePrior",
+    ),
     "priors.mixture": ("MixturePrior",),
     "priors.prior": ("Prior", "StandardNormalPrior"),
     "priors.second_stage": ("SecondStagePrior",),

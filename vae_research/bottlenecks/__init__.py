@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     )
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
     from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
+    from vae_research.bottlenecks.quantized import (
+        FiniteScalarQuantizedBottleneck as FiniteScalarQuantizedBottleneck,
+    )
+    from vae_research.bottlenecks.quantized import QuantizedBottleneck as QuantizedBottleneck
+    from vae_research.bottlenecks.vector_quantized import (
+        VectorQuantizedBottleneck as VectorQuantizedBottleneck,
+    )
 
 _MODULES = {
     "bottleneck": ("Bottleneck",),
@@ -21,6 +28,11 @@ _MODULES = {
     "full_covariance": ("FullCovarianceGaussianBottleneck",),
     "gaussian": ("GaussianBottleneck",),
     "posterior": ("PosteriorBottleneck",),
+    "quantized": (
+        "QuantizedBottleneck",
+        "FiniteScalarQuantizedBottleneck",
+    ),
+    "vector_quantized": ("VectorQuantizedBottleneck",),
 }
 
 if not TYPE_CHECKING:

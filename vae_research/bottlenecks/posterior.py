@@ -43,16 +43,13 @@ class PosteriorBottleneck(Bottleneck):
             prior = keras.saving.deserialize_keras_object(prior)
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"prior must be a Prior, for example MixturePrior(10), got {prior!r}.")
-        self.prior: Prior = self._make_default_prior() if prior is None else prior
+        self.prior: Prior = self.default_prior() if prior is None else prior
         if self.prior.of not in self.takes:
             raise ValueError(
                 f"{type(self).__name__} takes a prior of {' or '.join(self.takes)}; "
                 f"{type(self.prior).__name__} is a prior of {self.prior.of}."
             )
         self.prior.build_for(self._prior_shape)
-
-    def _make_default_prior(self) -> Prior:
-        return self.default_prior()
 
     @property
     def _prior_shape(self) -> tuple[int, ...]:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from vae_research.losses.divergence import FreeBits as FreeBits
     from vae_research.losses.divergence import KLDivergence as KLDivergence
     from vae_research.losses.divergence import MonteCarloKL as MonteCarloKL
+    from vae_research.losses.quantization import Commitment as Commitment
+    from vae_research.losses.quantization import Perplexity as Perplexity
+    from vae_research.losses.quantization import SquaredNorm as SquaredNorm
     from vae_research.losses.reconstruction import Bernoulli as Bernoulli
     from vae_research.losses.reconstruction import ContinuousBernoulli as ContinuousBernoulli
     from vae_research.losses.reconstruction import Gaussian as Gaussian
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "divergence": ("CapacityKL", "FreeBits", "KLDivergence", "MonteCarloKL"),
+    "quantization": (
+        "Commitment",
+        "Perplexity",
+        "SquaredNorm",
+    ),
     "reconstruction": (
         "Bernoulli",
         "ContinuousBernoulli",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -65,6 +66,7 @@ def convolutional_decoder(
     hidden_units: Sequence[int] = (),
     kernel_size: int = 3,
     activation: str = "relu",
+    kernel_regularizer: Any = None,
     outputs: Sequence[str] = ("logits",),
     name: str = "decoder",
 ) -> keras.Model:
@@ -79,6 +81,8 @@ def convolutional_decoder(
         hidden_units: sizes of the dense layers before the convolutions.
         kernel_size: height and width of a kernel in pixels.
         activation: Keras name of the non-linearity.
+        kernel_regularizer: of all layers, as Keras has them: `keras.regularizers.L2(1e-6)`. Its
+            losses are a term of the model, `regularization`.
         outputs: names of the heads: the parameters of the likelihood.
         name: name of the model.
 
@@ -99,11 +103,18 @@ def convolutional_decoder(
     z = keras.Input((latent_dim,), name="z")
     features = z
     for units in (*hidden_units, grid[0] * grid[1] * grid[2]):
-        features = keras.layers.Dense(units, activation=activation)(features)
+        features = keras.layers.Dense(
+            units, activation=activation, kernel_regularizer=kernel_regularizer
+        )(features)
     features = keras.layers.Reshape(grid)(features)
     for channels in filters:
         features = keras.layers.Conv2DTranspose(
-            channels, kernel_size, strides=2, padding="same", activation=activation
+            channels,
+            kernel_size,
+            strides=2,
+            padding="same",
+            activation=activation,
+            kernel_regularizer=kernel_regularizer,
         )(features)
     surplus = grid[0] * stride - height, grid[1] * stride - width
     if any(surplus):
@@ -113,7 +124,12 @@ def convolutional_decoder(
         outputs,
         lambda head: narrow_convolution(
             keras.layers.Conv2D(
-                image_channels, kernel_size, padding="same", dtype="float32", name=head
+                image_channels,
+                kernel_size,
+                padding="same",
+                dtype="float32",
+                name=head,
+                kernel_regularizer=kernel_regularizer,
             )
         ),
         features,

@@ -55,6 +55,7 @@ def dense_decoder(
     *,
     hidden_units: Sequence[int] = (500,),
     activation: str = "relu",
+    kernel_regularizer: Any = None,
     outputs: Sequence[str] = ("logits",),
     name: str = "decoder",
 ) -> keras.Model:
@@ -65,6 +66,8 @@ def dense_decoder(
         latent_dim: number of latent dimensions.
         hidden_units: sizes of the hidden layers, from z to the heads.
         activation: Keras name of the hidden layers' non-linearity.
+        kernel_regularizer: of all layers, as Keras has them: `keras.regularizers.L2(1e-6)`. Its
+            losses are a term of the model, `regularization`.
         outputs: names of the heads: the parameters of the likelihood.
         name: name of the model.
 
@@ -76,5 +79,8 @@ def dense_decoder(
     z = keras.Input((latent_dim,), name="z")
     features = z
     for units in hidden_units:
-        features = keras.layers.Dense(units, activation=activation)(features)
-    return keras.Model(z, dense_heads(outputs, tuple(output_shape), features), name=name)
+        features = keras.layers.Dense(
+            units, activation=activation, kernel_regularizer=kernel_regularizer
+        )(features)
+    made = dense_heads(outputs, tuple(output_shape), features, kernel_regularizer)
+    return keras.Model(z, made, name=name)

@@ -68,11 +68,15 @@ def heads(
     return outputs
 
 
-def dense_heads(names: Sequence[str], shape: Sequence[int], features: Any) -> dict[str, Any]:
+def dense_heads(
+    names: Sequence[str], shape: Sequence[int], features: Any, kernel_regularizer: Any = None
+) -> dict[str, Any]:
     """Returns linear heads of the given event shape on top of a vector of features."""
     flat = heads(
         names,
-        lambda name: keras.layers.Dense(math.prod(shape), dtype="float32", name=name),
+        lambda name: keras.layers.Dense(
+            math.prod(shape), dtype="float32", name=name, kernel_regularizer=kernel_regularizer
+        ),
         features,
     )
     if len(shape) == 1:

@@ -6,6 +6,8 @@ from vae_research.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vae_research.priors.flow import RealNVPPrior as RealNVPPrior
+    from vae_research.priors.indices import AutoregressivePrior as AutoregressivePrior
+    from vae_research.priors.indices import UniformPrior as UniformPrior
     from vae_research.priors.mixture import MixturePrior as MixturePrior
     from vae_research.priors.prior import Prior as Prior
     from vae_research.priors.prior import StandardNormalPrior as StandardNormalPrior
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "flow": ("RealNVPPrior",),
+    "indices": (
+        "UniformPrior",
+        "AutoregressivePrior",
+    ),
     "mixture": ("MixturePrior",),
     "prior": ("Prior", "StandardNormalPrior"),
     "second_stage": ("SecondStagePrior",),

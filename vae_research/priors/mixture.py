@@ -33,22 +33,26 @@ def mixture_log_density(
     return tf.reduce_logsumexp(by_component, axis=1)
 
 
+def gumbel(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns numbers from the standard Gumbel distribution; `seed` is a stateless key, `[2]`."""
+    uniform = tf.random.stateless_uniform(shape, seed, minval=1e-7, alg="philox")
+    return -tf.math.log(-tf.math.log(uniform))
+
+
 def mixture_sample(
     count: int, seed: tf.Tensor, logits: tf.Tensor, mean: tf.Tensor, log_var: tf.Tensor
 ) -> tf.Tensor:
     """Returns draws from a mixture of diagonal normal distributions, `[count, size]`.
 
-    A component is drawn as the largest of its logit and Gumbel noise (Gumbel 1954).
+    A component is drawn as the one with the largest sum of logit and Gumbel noise (Gumbel 1954).
 
     Args:
         count: number of draws.
         seed: a stateless key, `[2]`.
         logits, mean, log_var: as for `mixture_log_density`.
     """
-    uniform = tf.random.stateless_uniform(
-        [count, tf.shape(logits)[0]], fold_in(seed, 0), minval=1e-7, alg="philox"
-    )
-    component = tf.argmax(logits - tf.math.log(-tf.math.log(uniform)), axis=1)
+    noise = gumbel([count, tf.shape(logits)[0]], fold_in(seed, 0))
+    component = tf.argmax(logits + noise, axis=1)
     mean, log_var = tf.gather(mean, component), tf.gather(log_var, component)
     return mean + tf.exp(0.5 * log_var) * standard_normal(tf.shape(mean), fold_in(seed, 1))
 
