@@ -25,7 +25,9 @@ from vae_research import (
     Schedule,
     value_at,
 )
+from vae_research.codes import CodeLayout
 from vae_research.controllers import first_state, next_state, weight_of
+from vae_research.levels import levels
 from vae_research.networks.kernels import narrow_convolution
 from vae_research.settings import from_config
 from vae_research.tensors import Tensors, bind
@@ -294,6 +296,25 @@ CASES = {
         tuple(
             {"z_mean": full(1e4, ROWS, LATENT), "z_log_var": full(bound, ROWS, LATENT)}
             | {"z_scale_lower": full(50.0 * bound, ROWS, 3)}
+            for bound in (-20.0, 20.0)
+        ),
+    ),
+    "LadderBottleneck": Case(
+        lambda: vae_research.LadderBottleneck(
+            vae_research.dense_encoder((2,), LATENT, hidden_units=(4,))
+        ),
+        {
+            "z_1_mean": normal(ROWS, LATENT, seed=1),
+            "z_1_log_var": normal(ROWS, LATENT, seed=2),
+            "z_2_mean": normal(ROWS, 2, seed=3),
+            "z_2_log_var": normal(ROWS, 2, seed=4),
+            "seed": np.array([3, 1], np.int64),
+        },
+        {"z_1": (ROWS, LATENT), "kl_z_1": (ROWS, LATENT), "z_2": (ROWS, 2), "kl_z_2": (ROWS, 2)}
+        | {f"log_{part}_{z}": (ROWS,) for part in ("posterior", "prior") for z in ("z_1", "z_2")},
+        tuple(
+            {"z_1_log_var": full(bound, ROWS, LATENT), "z_1_mean": full(1e4, ROWS, LATENT)}
+            | {"z_2_log_var": full(bound, ROWS, 2)}
             for bound in (-20.0, 20.0)
         ),
     ),
@@ -636,17 +657,18 @@ def test_bottleneck_samples_its_prior_or_says_that_there_is_none(named_case):
     part, case = named_case
     seed = tf.constant([3, 1], tf.int64)
     if part.has_prior:
-        codes = part.sample_prior(5, seed)
-        assert (codes.dtype, codes.shape) == (tf.float32, [5, LATENT])
-        assert {"log_posterior", "log_prior"} <= case.outputs.keys()
+        layout = CodeLayout.of(part)
+        for name, codes in layout.checked("sample_prior", part.sample_prior(5, seed)).items():
+            assert (codes.dtype, codes.shape) == (tf.float32, [5, *layout.shapes[name]])
+        assert levels(case.outputs).keys() == layout.shapes.keys()
     else:
         with pytest.raises(ValueError, match="no prior"):
             part.sample_prior(5, seed)
-        assert not {"log_posterior", "log_prior", "kl"} & case.outputs.keys()
+        assert not levels(case.outputs, complete=False)
 
 
 @cases_of(Bottleneck)
-def test_bottleneck_with_a_posterior_has_its_densities_as_functions_of_z(named_case):
+def test_bottleneck_with_a_path_has_its_densities_as_functions_of_z(named_case):
     part, case = named_case
     tensors = Tensors(as_tensors(case.inputs))
     written = part(**tensors)
@@ -664,5 +686,7 @@ def test_bottleneck_with_a_posterior_has_its_densities_as_functions_of_z(named_c
 @cases_of(Bottleneck)
 def test_center_of_a_bottleneck_has_the_shape_of_its_codes(named_case):
     part, case = named_case
-    center = part.center(tf.constant(case.inputs["z_mean"]))
-    assert (center.dtype, center.shape) == (tf.float32, case.outputs["z"])
+    layout = CodeLayout.of(part)
+    center = part.center(**bind("center", part.center, Tensors(as_tensors(case.inputs))))
+    for name, codes in layout.checked("center", center).items():
+        assert (codes.dtype, codes.shape) == (tf.float32, case.outputs[name])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         FullCovarianceGaussianBottleneck as FullCovarianceGaussianBottleneck,
     )
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
+    from vae_research.bottlenecks.ladder import LadderBottleneck as LadderBottleneck
     from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
     from vae_research.bottlenecks.quantized import (
         FiniteScalarQuantizedBottleneck as FiniteScalarQuantizedBottleneck,
@@ -140,6 +141,7 @@ _MODULES = {
     "bottlenecks.deterministic": ("DeterministicBottleneck",),
     "bottlenecks.full_covariance": ("FullCovarianceGaussianBottleneck",),
     "bottlenecks.gaussian": ("GaussianBottleneck",),
+    "bottlenecks.ladder": ("LadderBottleneck",),
     "bottlenecks.posterior": ("PosteriorBottleneck",),
     "bottlenecks.quantized": (
         "QuantizedBottleneck",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         FullCovarianceGaussianBottleneck as FullCovarianceGaussianBottleneck,
     )
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
+    from vae_research.bottlenecks.ladder import LadderBottleneck as LadderBottleneck
     from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
     from vae_research.bottlenecks.quantized import (
         FiniteScalarQuantizedBottleneck as FiniteScalarQuantizedBottleneck,
@@ -27,6 +28,7 @@ _MODULES = {
     "deterministic": ("DeterministicBottleneck",),
     "full_covariance": ("FullCovarianceGaussianBottleneck",),
     "gaussian": ("GaussianBottleneck",),
+    "ladder": ("LadderBottleneck",),
     "posterior": ("PosteriorBottleneck",),
     "quantized": (
         "QuantizedBottleneck",

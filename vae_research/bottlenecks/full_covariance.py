@@ -14,6 +14,21 @@ from vae_research.priors.prior import Prior, StandardNormalPrior
 from vae_research.randomness import standard_normal
 
 
+def strictly_lower(values: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns matrices `[rows, size, size]` with the values below the diagonal, else zeros.
+
+    Args:
+        values: `[rows, size (size - 1) / 2]`; each has a place of its own, not row by row.
+        size: of a matrix, at least 2.
+    """
+    side = size - 1
+    # All values twice, the second time backwards, fill a square whose lower triangle has each of
+    # them once: slices and a mask, which XLA and gradients have no trouble with.
+    square = tf.concat([values[:, side:], tf.reverse(values, [1])], axis=1)
+    triangle = tf.linalg.band_part(tf.reshape(square, [-1, side, side]), -1, 0)
+    return tf.pad(triangle, [[0, 0], [1, 0], [0, 1]])
+
+
 @keras.saving.register_keras_serializable(package="vae_research")
 class FullCovarianceGaussianBottleneck(PosteriorBottleneck):
     """Normal posterior N(m, L L^T) with a full covariance matrix; L is its Cholesky factor.
@@ -84,7 +99,7 @@ class FullCovarianceGaussianBottleneck(PosteriorBottleneck):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance as `[rows, d]`, and what is below a diagonal `[d, d]`."""
         size, values = self.latent_dim, tf.cast(z_scale_lower, tf.float32)
-        entries, side = size * (size - 1) // 2, size - 1
+        entries = size * (size - 1) // 2
         if not values.shape[1:].is_compatible_with([entries]):
             raise ValueError(
                 f"The encoder writes 'z_scale_lower' with shape {values.shape}; a covariance of "
@@ -93,8 +108,4 @@ class FullCovarianceGaussianBottleneck(PosteriorBottleneck):
         mean, log_var = (
             tf.reshape(tf.cast(value, tf.float32), [-1, size]) for value in (z_mean, z_log_var)
         )
-        # These numbers twice, the second time backwards, fill a square whose lower triangle has
-        # each of them once: slices and a mask, which XLA and gradients have no trouble with.
-        square = tf.concat([values[:, side:], tf.reverse(values, [1])], axis=1)
-        triangle = tf.linalg.band_part(tf.reshape(square, [-1, side, side]), -1, 0)
-        return mean, log_var, tf.pad(triangle, [[0, 0], [1, 0], [0, 1]])
+        return mean, log_var, strictly_lower(values, size)

@@ -93,6 +93,14 @@ class QuantizedBottleneck(PosteriorBottleneck):
         }
         return written, indices
 
+    def values_of_codes(self, codes: tf.Tensor) -> tf.Tensor:
+        """Returns what a prior is fitted to after training: the indices of codes."""
+        return self.to_indices(codes)
+
+    def codes_of_values(self, values: tf.Tensor) -> tf.Tensor:
+        """Returns the codes of which `values_of_codes` makes these values."""
+        return self.from_indices(values)
+
     def center(self, z_mean: tf.Tensor) -> tf.Tensor:
         """Returns the code of each example; there is no noise."""
         relaxed = self.relaxed(tf.cast(z_mean, tf.float32))

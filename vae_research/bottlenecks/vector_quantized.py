@@ -12,6 +12,44 @@ from vae_research.bottlenecks.quantized import QuantizedBottleneck
 from vae_research.priors.prior import Prior
 
 
+def moved_codebook(
+    codebook: tf.Tensor,
+    counts: tf.Tensor,
+    vectors: tf.Tensor,
+    indices: tf.Tensor,
+    seed: tf.Tensor,
+    decay: float,
+    restart_below: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns a codebook and its counts after a batch.
+
+    Van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1: counts N and sums m of the vectors of
+    each code are moving averages, N' = d N + (1 - d) n, m' = d m + (1 - d) s, and a code is m / N.
+    The same as a step from where a code is, e' = e + (1 - d) (s - n e) / N', leaves one that has no
+    vectors in its place to the last bit.
+
+    Args:
+        codebook: `[codes, size]`.
+        counts: moving averages, `[codes]`.
+        vectors: of the batch, `[count, size]`.
+        indices: the code of each vector, `[count]`.
+        seed: a stateless key, `[2]`, for the vectors that dead codes are put on.
+        decay: of the averages.
+        restart_below: a code with a smaller share of the mean count is dead; 0 for none.
+    """
+    nearest = tf.one_hot(indices, tf.shape(counts)[0])
+    hits, rate = tf.reduce_sum(nearest, axis=0), 1.0 - decay
+    counts = decay * counts + rate * hits
+    pull = tf.matmul(nearest, vectors, transpose_a=True) - hits[:, tf.newaxis] * codebook
+    codebook += rate * tf.math.divide_no_nan(pull, counts[:, tf.newaxis])
+    total = tf.shape(vectors)[0]
+    mean = tf.cast(total, tf.float32) / tf.cast(tf.shape(counts)[0], tf.float32)
+    dead = counts < restart_below * mean
+    rows = tf.random.stateless_uniform(tf.shape(counts), seed, 0, total, tf.int32, alg="philox")
+    moved = tf.where(dead[:, tf.newaxis], tf.gather(vectors, rows), codebook)
+    return moved, tf.where(dead, mean, counts)
+
+
 @keras.saving.register_keras_serializable(package="vae_research")
 class VectorQuantizedBottleneck(QuantizedBottleneck):
     """Each vector of the encoder becomes the nearest one of a codebook (VQ-VAE).
@@ -66,7 +104,12 @@ class VectorQuantizedBottleneck(QuantizedBottleneck):
         if training:
             vectors = tf.reshape(z_mean, [-1, self.codebook.shape[1]])
             vectors = tf.stop_gradient(tf.cast(vectors, tf.float32))
-            self._follow(vectors, tf.reshape(indices, [-1]), seed)
+            state = tf.convert_to_tensor(self.codebook), tf.convert_to_tensor(self.counts)
+            moved, counts = moved_codebook(
+                *state, vectors, tf.reshape(indices, [-1]), seed, self.decay, self.restart_below
+            )
+            self.codebook.assign(moved)
+            self.counts.assign(counts)
         return written
 
     def to_indices(self, z: tf.Tensor) -> tf.Tensor:
@@ -82,23 +125,6 @@ class VectorQuantizedBottleneck(QuantizedBottleneck):
     def from_indices(self, indices: tf.Tensor) -> tf.Tensor:
         """Returns the codes with these indices, `[rows, ..., size]`."""
         return tf.gather(tf.convert_to_tensor(self.codebook), indices)
-
-    def _follow(self, vectors: tf.Tensor, indices: tf.Tensor, seed: tf.Tensor) -> None:
-        """Moves counts and codes by the vectors of a batch, `[count, size]`, and their codes."""
-        codebook = tf.convert_to_tensor(self.codebook)
-        nearest = tf.one_hot(indices, self.num_codes)
-        hits, rate = tf.reduce_sum(nearest, axis=0), 1.0 - self.decay
-        counts = self.decay * self.counts + rate * hits
-        # The average of sums over that of counts, as a step from where a code is: one that was not
-        # hit stays in its place to the last bit.
-        pull = tf.matmul(nearest, vectors, transpose_a=True) - hits[:, tf.newaxis] * codebook
-        codebook += rate * tf.math.divide_no_nan(pull, counts[:, tf.newaxis])
-        total = tf.shape(vectors)[0]
-        mean = tf.cast(total, tf.float32) / self.num_codes
-        dead = counts < self.restart_below * mean
-        rows = tf.random.stateless_uniform([self.num_codes], seed, 0, total, tf.int32, alg="philox")
-        self.codebook.assign(tf.where(dead[:, tf.newaxis], tf.gather(vectors, rows), codebook))
-        self.counts.assign(tf.where(dead, mean, counts))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the settings."""
