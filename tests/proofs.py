@@ -23,7 +23,8 @@ RUNS = {
     "convolutional": ["--network=convolutional", "--jit=off", "--steps_per_call=1"],
 }
 # Other things that have a state: critics, callbacks, controllers, averages of weights, a learned
-# variance. And those without one, with other data: labels, inputs with noise, streamed rows.
+# variance, a codebook. And those without one, with other data: labels, inputs with noise, streamed
+# rows.
 STATES = {
     # Callbacks of both stop them after four epochs.
     "with_critic": ["--ema=0.9", "--epochs=6"],
@@ -37,6 +38,7 @@ STATES = {
     "denoising": ["--latent_dim=2", "--hidden_units=8"],
     "streamed": ["--network=dense", "--stream"],
     "semi_supervised": ["--latent_dim=2", "--hidden_units=8", "--labels_per_class=1"],
+    "vq_vae": ["--latent_dim=2", "--filters=2,2", "--num_codes=5"],
     "sigma_vae": ["--latent_dim=2", "--variance=learned", "--binarize=none"],
 }
 WITH_CRITIC = ["with_critic", "factor_vae", "wae_gan"]

@@ -141,7 +141,7 @@ def killed_somewhere(random_, run_dir, flags, **how):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STATES if SOAK else ["with_critic"])
+@pytest.mark.parametrize("name", STATES if SOAK else ["with_critic", "vq_vae"])
 def test_a_killed_run_goes_on_whatever_has_a_state(name, stateful, tmp_path):
     flags, wanted = stateful(name)
     random_, phases, count = random.Random(name), collections.Counter(), 20 if SOAK else 1

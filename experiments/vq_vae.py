@@ -1,0 +1,56 @@
+"""VQ-VAE: a map of codes from a codebook.
+
+Paper: van den Oord et al. 2017, Neural Discrete Representation Learning (arXiv:1711.00937), with
+the codebook by moving averages of its appendix; with --quantizer=fsq Mentzer et al. 2024, Finite
+Scalar Quantization (arXiv:2309.15505). Under the uniform prior, the divergence is the number of
+positions times log(codes), whatever is learned.
+
+Command: scripts/run experiments/vq_vae.py --epochs=20
+Time: TODO
+Expect: TODO
+"""
+
+import keras
+
+import vae_research as vr
+from vae_research import runs
+
+runs.set_defaults(latent_dim=16)
+runs.define_choice("quantizer", "vq", ("vq", "fsq"), "a codebook, or levels of each value")
+runs.define_integer("num_codes", 64, "vectors of the codebook, of latent_dim values", minimum=2)
+runs.define_integers("levels", (8, 8), "of each value, with fsq", minimum=2)
+runs.define_integers("filters", (32, 64), "channels; each layer halves height and width")
+
+
+def build(config, data):
+    """Returns the model."""
+    scale = 2 ** len(config.filters)
+    height, width, channels = data.shape
+    if height % scale or width % scale:
+        raise ValueError(f"{height}x{width} pixels do not divide by {scale}: use fewer --filters.")
+    terms = [vr.Bernoulli(), vr.KLDivergence(), vr.Perplexity()]
+    if config.quantizer == "vq":
+        shape = (height // scale, width // scale, config.latent_dim)
+        bottleneck = vr.VectorQuantizedBottleneck(shape, config.num_codes)
+        terms.append(vr.Commitment(weight=0.25))
+    else:
+        shape = (height // scale, width // scale, len(config.levels))
+        bottleneck = vr.FiniteScalarQuantizedBottleneck(shape, config.levels)
+    layers, inputs, z = (
+        keras.layers,
+        keras.Input(data.shape, name="inputs"),
+        keras.Input(shape, name="z"),
+    )
+    features = inputs
+    for filters in config.filters:
+        features = layers.Conv2D(filters, 4, 2, "same", activation="relu")(features)
+    encoder = keras.Model(inputs, {"z_mean": layers.Conv2D(shape[-1], 1)(features)})
+    features = layers.Conv2D(config.filters[-1], 3, padding="same", activation="relu")(z)
+    for filters in config.filters[::-1]:
+        features = layers.Conv2DTranspose(filters, 4, 2, "same", activation="relu")(features)
+    decoder = keras.Model(z, {"logits": layers.Conv2D(channels, 3, padding="same")(features)})
+    return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.seed)
+
+
+if __name__ == "__main__":
+    runs.main(build)
