@@ -1,14 +1,16 @@
-"""VQ-VAE: a map of codes from a codebook.
+"""VQ-VAE: a map of codes from a codebook, and a prior of maps that is fitted after training.
 
 Paper: van den Oord et al. 2017, Neural Discrete Representation Learning (arXiv:1711.00937), with
 the codebook by moving averages of its appendix; with --quantizer=fsq Mentzer et al. 2024, Finite
-Scalar Quantization (arXiv:2309.15505). Under the uniform prior, the divergence is the number of
-positions times log(codes), whatever is learned.
+Scalar Quantization (arXiv:2309.15505). The prior is autoregressive, by causal convolutions. Under
+the uniform prior, the divergence is the number of positions times log(codes), whatever is learned.
 
 Command: scripts/run experiments/vq_vae.py --epochs=20
 Time: TODO
 Expect: TODO
 """
+
+import math
 
 import keras
 
@@ -19,7 +21,9 @@ runs.set_defaults(latent_dim=16)
 runs.define_choice("quantizer", "vq", ("vq", "fsq"), "a codebook, or levels of each value")
 runs.define_integer("num_codes", 64, "vectors of the codebook, of latent_dim values", minimum=2)
 runs.define_integers("levels", (8, 8), "of each value, with fsq", minimum=2)
-runs.define_integers("filters", (32, 64), "channels; each layer halves height and width")
+runs.define_integers("filters", (16, 32), "channels; each layer halves height and width")
+runs.define_integer("prior_units", 32, "channels of the prior", minimum=1, may_change=True)
+runs.define_integer("prior_epochs", 20, "of the prior", minimum=1, may_change=True)
 
 
 def build(config, data):
@@ -52,5 +56,21 @@ def build(config, data):
     return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.seed)
 
 
+def fit_prior(run):
+    """Returns an autoregressive prior of the indices of the codes of the training data."""
+    prior = vr.AutoregressivePrior(run.model.bottleneck.num_codes, units=run.config.prior_units)
+    epochs = run.config.prior_epochs
+    return vr.fit_prior(run.model, run.data.train.prepare(), prior, epochs=epochs)
+
+
+def evaluate(run):
+    """Returns the bits of each test image: the map of codes, and the image given the map."""
+    found = vr.estimate(
+        run.model, run.data.test.prepare(), num_samples=1, prior=run.prior, per_example=True
+    )
+    nats = {"bits_of_codes": "kl_fitted_prior", "bits_per_image": "elbo_fitted_prior"}
+    return {name: abs(found[of].values) / math.log(2.0) for name, of in nats.items()}
+
+
 if __name__ == "__main__":
-    runs.main(build)
+    runs.main(build, fit_prior=fit_prior, evaluate=evaluate)

@@ -60,8 +60,8 @@ class AutoregressivePrior(UniformPrior):
     Args:
         num_codes: number of indices, at least 2.
         units: channels of each layer.
-        dilations: of the layers, whose kernels have 2 taps; the sum of all, plus 1, is how far back
-            an index depends on others.
+        dilations: of the layers, whose kernels have 3 taps: an index depends on as many before it
+            as twice their sum, plus 1.
 
     Raises:
         ValueError: a number is not a positive integer.
@@ -72,7 +72,7 @@ class AutoregressivePrior(UniformPrior):
         num_codes: int,
         *,
         units: int = 64,
-        dilations: Sequence[int] = (1, 2, 4, 8, 16, 1, 2, 4, 8, 16),
+        dilations: Sequence[int] = (1, 2, 4, 8, 16),
         **kwargs: Any,
     ) -> None:
         super().__init__(num_codes, **kwargs)
@@ -91,7 +91,7 @@ class AutoregressivePrior(UniformPrior):
         self.convolutions = []
         for dilation in self.dilations:
             layer = keras.layers.Conv1D(
-                2 * self.units, 2, padding="causal", dilation_rate=dilation, dtype="float32"
+                2 * self.units, 3, padding="causal", dilation_rate=dilation, dtype="float32"
             )
             layer.build([None, self.size, self.units])
             self.convolutions.append(layer)
