@@ -11,8 +11,6 @@ Time: TODO
 Expect: TODO
 """
 
-import math
-
 import keras
 
 import vae_research as vr
@@ -28,29 +26,20 @@ runs.define_float("decoder_penalty", 1e-4, "weight of the squared weights of the
 runs.define_integers("hidden_units", (500,), "units of the dense layers, from the image to z")
 
 
-class CodePenalty(vr.LossTerm):
-    """Half the squared length of the code: -log p(z) of a normal prior, up to a constant."""
-
-    def per_example(self, z):
-        return 0.5 * vr.sum_over_event(z**2)
-
-
 def build(config, data):
     """Returns the model."""
-    penalty = keras.regularizers.L2(config.decoder_penalty)
-    layers = [
-        keras.layers.Dense(units, "relu", kernel_regularizer=penalty)
-        for units in config.hidden_units[::-1]
-    ]
-    last = keras.layers.Dense(math.prod(data.shape), kernel_regularizer=penalty, dtype="float32")
-    decoder = keras.Sequential([*layers, last, keras.layers.Reshape(data.shape)])
     return vr.VAE(
         vr.dense_encoder(
             data.shape, config.latent_dim, hidden_units=config.hidden_units, outputs=["z_mean"]
         ),
         vr.DeterministicBottleneck(config.latent_dim),
-        vr.named(decoder, "logits"),
-        [vr.Bernoulli(), CodePenalty(weight=config.code_penalty)],
+        vr.dense_decoder(
+            data.shape,
+            config.latent_dim,
+            hidden_units=config.hidden_units[::-1],
+            kernel_regularizer=keras.regularizers.L2(config.decoder_penalty),
+        ),
+        [vr.Bernoulli(), vr.SquaredNorm(weight=config.code_penalty)],
         seed=config.seed,
     )
 

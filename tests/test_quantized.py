@@ -306,6 +306,26 @@ def test_a_gradient_estimator_has_no_path_to_follow(bottleneck):
 
 
 @pytest.mark.slow
+def test_a_prior_of_the_indices_is_fitted_after_training():
+    vae = model(MAKE["fsq"]())
+    prior = vr.AutoregressivePrior(24, units=4, dilations=(1,))
+    fitted = vr.fit_prior(vae, IMAGES, prior, epochs=3, batch_size=8, learning_rate=0.1)
+    assert fitted is prior  # integers are not whitened
+    found = vr.estimate(vae, IMAGES, num_samples=1, prior=fitted)
+    log_prob = fitted.log_prob(vae.bottleneck.to_indices(vae.encode(IMAGES)))
+    assert found["kl_fitted_prior"].value == pytest.approx(-np.mean(log_prob), rel=1e-5)
+    assert found["kl_fitted_prior"].value < found["kl"].value - 0.5
+    codes = vae.bottleneck.codes_of_values(fitted.sample(3, tf.constant([0, 0], tf.int64)))
+    np.testing.assert_array_equal(vae.sample(3, prior=fitted), vae.decode(codes))
+    with pytest.raises(ValueError, match=r"Bottleneck are indices of codes; MixturePrior is a pr"):
+        vr.fit_prior(vae, IMAGES, vr.MixturePrior(2))
+    with pytest.raises(ValueError, match=r"has 24 codes, and UniformPrior\(num_codes=5\) is the"):
+        vr.fit_prior(vae, IMAGES, vr.UniformPrior(5))
+    with pytest.raises(ValueError, match=r"needs a prior of real numbers; UniformPrior is a prior"):
+        vr.WhitenedPrior(vr.UniformPrior(5))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantizer", "jit_compile"),
     [

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from vae_research.arguments import checked_integer
 from vae_research.model import VAE
-from vae_research.priors.prior import Prior
+from vae_research.priors.prior import INDICES, REAL_NUMBERS, Prior
 from vae_research.priors.vamp import VampPrior
 from vae_research.priors.whitened import WhitenedPrior
 from vae_research.randomness import evaluation_key, fold_in
@@ -58,7 +58,7 @@ def fit_prior(
         verbose: 1 shows a progress bar.
 
     Raises:
-        ValueError: the prior belongs to a model, or is of codes of another shape; codes are not
+        ValueError: the prior belongs to a model, or is of other codes; codes are not
             finite, or the fit does not stay so; an argument is not a positive number.
     """
     for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
@@ -69,6 +69,7 @@ def fit_prior(
             "MixturePrior(10), RealNVPPrior() or SecondStagePrior()."
         )
     values = _values_of_codes(vae, data, seed)
+    _refuse_other_codes(vae, prior, values)
     if np.issubdtype(values.dtype, np.floating) and not isinstance(prior, WhitenedPrior):
         prior = WhitenedPrior(prior)
     state = random.getstate()
@@ -98,6 +99,23 @@ def _values_of_codes(vae: VAE, data: Any, seed: int) -> np.ndarray:
             "model has diverged, and no prior can be fitted."
         )
     return values
+
+
+def _refuse_other_codes(vae: VAE, prior: Prior, values: np.ndarray) -> None:
+    """Raises ValueError for a prior of something else than the codes of a model."""
+    kind = REAL_NUMBERS if np.issubdtype(values.dtype, np.floating) else INDICES
+    name = type(vae.bottleneck).__name__
+    if prior.of != kind:
+        raise ValueError(
+            f"The codes of {name} are {kind}; {type(prior).__name__} is a prior of {prior.of}."
+        )
+    codes = getattr(vae.bottleneck, "num_codes", None)
+    of_prior = getattr(prior, "num_codes", codes)
+    if of_prior != codes:
+        raise ValueError(
+            f"{name} has {codes} codes, and {type(prior).__name__}(num_codes={of_prior}) is the "
+            "prior of another number of them."
+        )
 
 
 def _train(

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.priors.prior import Prior
+from vae_research.priors.prior import REAL_NUMBERS, Prior
 
 # The smallest variance that a direction of the codes is taken to have, over the largest one: a
 # latent that no example uses has a variance of zero, and its density would be infinite.
@@ -27,7 +27,7 @@ class WhitenedPrior(Prior):
         prior: of the whitened codes.
 
     Raises:
-        ValueError: `prior` is not a `Prior`.
+        ValueError: `prior` is not a `Prior`, or not one of real numbers.
     """
 
     def __init__(self, prior: Prior, **kwargs: Any) -> None:
@@ -36,6 +36,11 @@ class WhitenedPrior(Prior):
             prior = keras.saving.deserialize_keras_object(prior)
         if not isinstance(prior, Prior):
             raise ValueError(f"WhitenedPrior needs a Prior, got {prior!r}.")
+        if prior.of != REAL_NUMBERS:
+            raise ValueError(
+                f"WhitenedPrior needs a prior of {REAL_NUMBERS}; {type(prior).__name__} is a prior "
+                f"of {prior.of}."
+            )
         self.prior = prior
         self.has_density = prior.has_density
 
