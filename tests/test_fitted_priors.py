@@ -183,6 +183,8 @@ class Nearest(vr.Bottleneck):
 class Frequencies(vr.Prior):
     """Each place of a code has a categorical distribution of its own."""
 
+    of = "indices of codes"
+
     def build(self, input_shape):
         super().build(input_shape)
         self.logits = self.add_weight(shape=(*self.event_shape, 3), initializer="zeros")
@@ -232,8 +234,10 @@ def test_what_cannot_be_fitted_is_refused():
     other.build_for((3,))
     with pytest.raises(ValueError, match=r"StandardNormalPrior.sample gives 'z' .*\(1, 3\)"):
         vae.sample(1, prior=other)
+    with pytest.raises(ValueError, match=r"SecondStagePrior has no density.*fit_prior"):
+        vr.GaussianBottleneck(2, prior=vr.SecondStagePrior())
     with pytest.raises(ValueError, match="has no density, only a bound"):
-        exact_vae(SAMPLED).bottleneck.__class__(2, prior=vr.SecondStagePrior()).prior.log_prob(x)
+        vr.SecondStagePrior().log_prob(x)
     with pytest.raises(ValueError, match="WhitenedPrior needs a Prior, got 'flow'"):
         vr.WhitenedPrior("flow")
 

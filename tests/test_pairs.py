@@ -32,11 +32,20 @@ def vamp():
     return prior
 
 
+def whitened():
+    prior = vr.WhitenedPrior(vr.MixturePrior(2))
+    prior.build_for((2,))
+    random = np.random.default_rng(5)
+    prior.adapt(random.normal(size=(50, 2)) @ [[1.5, 0.5], [0.0, 0.4]] + [1.0, -2.0], 0)
+    return prior
+
+
 PRIORS = {
     "standard": vr.StandardNormalPrior,
     "mixture": lambda: vr.MixturePrior(3),
     "vamp": vamp,
     "flow": lambda: vr.RealNVPPrior(3, hidden_units=(8,)),
+    "whitened": whitened,
 }
 REFUSED = {("full", "vamp")}
 PAIRS = [(q, p) for q in POSTERIORS for p in PRIORS if (q, p) not in REFUSED]

@@ -15,6 +15,7 @@ read them, and a name is written once. The names that every part of the package 
 | `log_posterior`, `log_prior` | `[rows]`, nats | bottleneck |
 | `kl` | `[rows, ...]`, nats: its shape is that of the divergence | bottleneck with a closed form |
 | `kl_NAME`, `log_posterior_NAME`, `log_prior_NAME` | as these three | bottleneck, module |
+| `code_usage` | `[rows, codes]`: shares of an example's codes | bottleneck with a codebook |
 | `logits`; `x_mean`, `x_log_var` | as `targets` | decoder |
 | `reconstruction` | as `targets`, in data space | the likelihood's mean |
 

@@ -29,7 +29,7 @@ class PosteriorBottleneck(Bottleneck):
 
     Raises:
         ValueError: `latent_dim` is not a positive integer, nor a shape, or the prior is of other
-            codes.
+            codes or has no density.
     """
 
     takes: ClassVar[tuple[str, ...]] = (REAL_NUMBERS,)
@@ -48,6 +48,11 @@ class PosteriorBottleneck(Bottleneck):
             raise ValueError(
                 f"{type(self).__name__} takes a prior of {' or '.join(self.takes)}; "
                 f"{type(self.prior).__name__} is a prior of {self.prior.of}."
+            )
+        if not self.prior.has_density:
+            raise ValueError(
+                f"{type(self.prior).__name__} has no density and cannot be trained with a model: "
+                "fit it to a trained one with fit_prior."
             )
         self.prior.build_for(self._prior_shape)
 

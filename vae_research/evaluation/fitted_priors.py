@@ -107,7 +107,8 @@ def _refuse_other_codes(vae: VAE, prior: Prior, values: np.ndarray) -> None:
     name = type(vae.bottleneck).__name__
     if prior.of != kind:
         raise ValueError(
-            f"The codes of {name} are {kind}; {type(prior).__name__} is a prior of {prior.of}."
+            f"The codes of {name} are {kind}; {type(prior).__name__} is a prior of {prior.of}. One "
+            f"of your own says in its class what it is of: of = {kind!r}."
         )
     codes = getattr(vae.bottleneck, "num_codes", None)
     of_prior = getattr(prior, "num_codes", codes)

@@ -29,7 +29,8 @@ class Prior(keras.layers.Layer):
     Attributes:
         event_shape: of one code; known when the bottleneck has the prior.
         has_density: whether `log_prob` is one; otherwise the prior is only fitted and sampled.
-        of: what it is a distribution of; a bottleneck refuses the prior of something else.
+        of: what it is a distribution of; a bottleneck refuses the prior of something else. A prior
+            of integers has "indices of codes".
     """
 
     of: ClassVar[str] = REAL_NUMBERS
