@@ -17,7 +17,7 @@ import keras
 import vae_research as vr
 from vae_research import runs
 
-runs.set_defaults(latent_dim=16)
+runs.set_defaults(latent_dim=16, importance_samples=1)  # nothing is drawn: one is all
 runs.define_choice("quantizer", "vq", ("vq", "fsq"), "a codebook, or levels of each value")
 runs.define_integer("num_codes", 64, "vectors of the codebook, of latent_dim values", minimum=2)
 runs.define_integers("levels", (8, 8), "of each value, with fsq", minimum=2)

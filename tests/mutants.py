@@ -26,6 +26,16 @@ def critic_dropped():
     ]
 
 
+def codebook_dropped():
+    """Checkpoints without the moving averages of a codebook."""
+    from vae_research import checkpoints
+
+    saved_by_group = checkpoints.saved_by_group
+    checkpoints.saved_by_group = lambda model: [
+        found for found in saved_by_group(model) if not found[1].path.endswith("/counts")
+    ]
+
+
 def callbacks_dropped():
     """The callbacks of an experiment begin anew where a run goes on."""
     from vae_research.runs.session.fit.own_callbacks import OwnCallbacks
@@ -94,6 +104,7 @@ MUTANTS = {
     for function in (
         slots_dropped,
         critic_dropped,
+        codebook_dropped,
         callbacks_dropped,
         position_dropped,
         sums_dropped,

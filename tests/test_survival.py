@@ -210,6 +210,14 @@ def test_the_proof_notices_a_critic_that_is_lost(name, stateful, tmp_path):
 
 
 @pytest.mark.soak
+def test_the_proof_notices_a_codebook_that_begins_anew(stateful, tmp_path):
+    flags, wanted = stateful("vq_vae")
+    how = {"experiment": "vq_vae", "mutant": "codebook_dropped"}
+    cut_off(tmp_path / "run", flags, **how)
+    assert go_on(tmp_path / "run", *flags, **how).metrics != wanted.metrics
+
+
+@pytest.mark.soak
 def test_the_proof_notices_callbacks_that_begin_anew(stateful, tmp_path):
     flags, wanted = stateful("with_callbacks")
     how = {"experiment": "with_callbacks", "mutant": "callbacks_dropped"}
