@@ -217,6 +217,29 @@ def test_codes_follow_by_the_moving_averages_of_the_paper():
         np.testing.assert_allclose(bottleneck.codebook.numpy(), codebook, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
+def test_a_compiled_step_moves_the_codebook_as_an_eager_one_does(jit_compile):
+    # A decay of 0.5 and a high threshold: codes restart, from vectors that the key of the step has.
+    eager, compiled = (vector_quantized(decay=0.5, restart_below=0.5) for _ in range(2))
+    step = tf.function(
+        lambda z_mean, seed: compiled(z_mean, seed, training=True), jit_compile=jit_compile
+    )
+    restarted = 0
+    for number in range(3):
+        z_mean = vectors(10, 2, 2, 3, seed=number)
+        seed = tf.constant([3, number], tf.int64)
+        expected, found = eager(z_mean, seed, training=True), step(z_mean, seed)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        for ours, theirs in zip(compiled.variables, eager.variables, strict=True):
+            np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-5)
+        # Those that restarted are vectors of the batch, to the last bit.
+        flat = z_mean.reshape(-1, 3)
+        restarted += sum((flat == code).all(axis=1).any() for code in compiled.codebook.numpy())
+    assert restarted
+
+
 def test_an_evaluation_does_not_move_the_codebook():
     bottleneck = vector_quantized()
     before = [value.numpy() for value in bottleneck.variables]
