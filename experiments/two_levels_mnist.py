@@ -4,7 +4,7 @@ Paper: Sonderby et al. 2016, Ladder Variational Autoencoders (arXiv:1602.02282),
 both divergences, and dense layers without batch normalisation. One level is the VAE of Kingma and
 Welling with latents of the size of the lower ones; its hidden layers are as wide as makes it equal.
 
-Command: scripts/run experiments/two_levels_mnist.py --epochs=20
+Command: scripts/run experiments/two_levels_mnist.py
 Time: TODO
 Expect: TODO
 """

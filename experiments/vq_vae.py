@@ -5,7 +5,7 @@ the codebook by moving averages of its appendix; with --quantizer=fsq Mentzer et
 Scalar Quantization (arXiv:2309.15505). The prior is autoregressive, by causal convolutions. Under
 the uniform prior, the divergence is the number of positions times log(codes), whatever is learned.
 
-Command: scripts/run experiments/vq_vae.py --epochs=20
+Command: scripts/run experiments/vq_vae.py
 Time: TODO
 Expect: TODO
 """
