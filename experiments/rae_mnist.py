@@ -19,8 +19,8 @@ from vae_research import runs
 PRIORS = "normal", "mixture", "flow", "second_stage"
 
 runs.define_choice("prior", "mixture", PRIORS, "what is fitted to the codes")
-runs.define_integer("components", 10, "of the mixture")
-runs.define_integer("prior_epochs", 30, "over the codes, to fit the prior")
+runs.define_integer("components", 10, "of the mixture", minimum=1)
+runs.define_integer("prior_epochs", 30, "over the codes, to fit the prior", minimum=1)
 runs.define_float("code_penalty", 1e-2, "weight of half the squared length of a code")
 runs.define_float("decoder_penalty", 1e-4, "weight of the squared weights of the decoder")
 runs.define_integers("hidden_units", (500,), "units of the dense layers, from the image to z")

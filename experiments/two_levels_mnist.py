@@ -64,6 +64,8 @@ def weights_of(parts):
 
 def build(config, data):
     """Returns the model."""
+    if len(config.hidden_units) > 2:
+        raise ValueError(f"--hidden_units takes two numbers, got {len(config.hidden_units)}.")
     parts = two_levels(config, data.shape)
     if config.levels == "one":
         first, second = (weights_of(one_level(config, data.shape, units)) for units in (1, 2))

@@ -40,19 +40,18 @@ def build(config, data):
     else:
         shape = (height // scale, width // scale, len(config.levels))
         bottleneck = vr.FiniteScalarQuantizedBottleneck(shape, config.levels)
-    layers, inputs, z = (
-        keras.layers,
-        keras.Input(data.shape, name="inputs"),
-        keras.Input(shape, name="z"),
-    )
+    layers = keras.layers
+    inputs, z = keras.Input(data.shape, name="inputs"), keras.Input(shape, name="z")
     features = inputs
     for filters in config.filters:
         features = layers.Conv2D(filters, 4, 2, "same", activation="relu")(features)
-    encoder = keras.Model(inputs, {"z_mean": layers.Conv2D(shape[-1], 1)(features)})
+    z_mean = layers.Conv2D(shape[-1], 1, dtype="float32")(features)
+    encoder = keras.Model(inputs, {"z_mean": z_mean})
     features = layers.Conv2D(config.filters[-1], 3, padding="same", activation="relu")(z)
     for filters in config.filters[::-1]:
         features = layers.Conv2DTranspose(filters, 4, 2, "same", activation="relu")(features)
-    decoder = keras.Model(z, {"logits": layers.Conv2D(channels, 3, padding="same")(features)})
+    logits = layers.Conv2D(channels, 3, padding="same", dtype="float32")(features)
+    decoder = keras.Model(z, {"logits": logits})
     return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.seed)
 
 
@@ -60,7 +59,9 @@ def fit_prior(run):
     """Returns an autoregressive prior of the indices of the codes of the training data."""
     prior = vr.AutoregressivePrior(run.model.bottleneck.num_codes, units=run.config.prior_units)
     epochs = run.config.prior_epochs
-    return vr.fit_prior(run.model, run.data.train.prepare(), prior, epochs=epochs)
+    return vr.fit_prior(
+        run.model, run.data.train.prepare(), prior, epochs=epochs, seed=run.config.seed
+    )
 
 
 def evaluate(run):

@@ -174,7 +174,7 @@ def test_a_run_that_is_in_use(run_dir):
     assert "in use: no" in examined(run_dir)[0]
 
 
-def test_the_command(run_dir, tmp_path, capsys):
+def test_the_command(run_dir, tmp_path, capsys, monkeypatch):
     assert doctor.main([str(run_dir)]) == 0
     assert capsys.readouterr().out.startswith(f"{run_dir}: vae_mnist, --epochs=9\n")
     assert doctor.main([str(tmp_path)]) == 2
@@ -184,6 +184,13 @@ def test_the_command(run_dir, tmp_path, capsys):
     assert doctor.main([f"{run_dir}.py"]) == 2
     assert "run.py." in capsys.readouterr().err
     assert doctor.main([str(run_dir.parent)]) == 2  # a folder of runs
+    (tmp_path / "other.py").write_text("print('no experiment')")
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.argv", [])
+        patched.setattr("sys.path", [""])
+        assert doctor.main([str(tmp_path / "other.py")]) == 2
+    assert "called neither runs.main nor runs.study" in capsys.readouterr().err
 
 
 def examined_in_fork(folder, *arguments, first=None):

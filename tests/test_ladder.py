@@ -115,8 +115,16 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"writes z_mean and z_log_var, .*dense_encoder"):
         vr.LadderBottleneck(vr.dense_encoder((2,), 3, outputs=["z_mean"]))
     wide = {n: tf.constant([v]) for n, v in ESTIMATES.items()} | {"z_1_mean": tf.zeros([1, 2])}
-    with pytest.raises(ValueError, match=r"'z_1_mean' with shape \(1, 2\); top_down .*\(1,\)"):
+    with pytest.raises(
+        ValueError, match=r"'z_1_mean' with shape \(1, 2\); by top_down z_1 .*\(1,\)"
+    ):
         ladder()(**wide, seed=SEED)
+    wide = {n: tf.constant([v]) for n, v in ESTIMATES.items()} | {"z_2_mean": tf.zeros([1, 2])}
+    with pytest.raises(ValueError, match=r"'z_2_mean' with shape \(1, 2\); by top_down z_2"):
+        ladder()(**wide, seed=SEED)
+    shared = vr.dense_encoder((2,), 3, outputs={"z_mean": 3, "z_log_var": 1})
+    with pytest.raises(ValueError, match=r"z_mean with the shape \(3,\) .* with \(1,\)"):
+        vr.LadderBottleneck(shared)
     with pytest.raises(ValueError, match=r"path of one latent, z; LadderBottleneck has z_1, z_2"):
         vr.VAE(
             vr.dense_encoder((4,), 1),

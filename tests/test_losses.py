@@ -268,6 +268,11 @@ def test_monte_carlo_kl_averages_to_the_kl_divergence_in_value_and_gradient():
         assert np.all(np.abs(sample.mean(axis=0) - expected) < 4 * standard_error + FLOAT32)
 
 
+def test_free_bits_need_a_divergence_of_dimensions():
+    with pytest.raises(ValueError, match="kl is one number for each row"):
+        value_and_gradients(FreeBits(), {"kl": np.ones(3, np.float32)})
+
+
 def test_free_bits_bounds_the_batch_mean_of_each_dimension_from_below():
     # Batch means are 0.05, 0.5 and 2: the first is lifted to 0.1, so that 0.1 + 0.5 + 2 = 2.6.
     kl = np.array([[0.02, 0.2, 1.0], [0.08, 0.8, 3.0]])

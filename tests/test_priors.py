@@ -1,5 +1,8 @@
 """Priors: each is a distribution, and its samples are from it."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -79,6 +82,38 @@ def test_a_component_of_a_vamp_prior_is_the_posterior_of_its_input():
     inputs = inputs.clip(-2, 2)
     density = vr.normal_log_density(z, inputs, 0.3 * inputs - 0.5).numpy().sum(axis=1)
     np.testing.assert_allclose(prior.log_prob(z), [np.log(np.exp(density).mean())], rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS)
+def test_a_prior_is_float32_under_every_policy(make):
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        prior = make()
+        prior.build_for((2,))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    samples = prior.sample(3, evaluation_key(0, 0))
+    assert samples.dtype == prior.log_prob(samples).dtype == tf.float32
+
+
+class WithMixture(vr.GaussianBottleneck):
+    default_prior = vr.MixturePrior
+
+
+def test_a_prior_of_the_default_class_keeps_its_settings():
+    made = WithMixture(2, prior=vr.MixturePrior(3))
+    assert WithMixture.from_config(made.get_config()).prior.components == 3
+    assert "prior" not in WithMixture(2).get_config()
+
+
+def test_a_prior_does_not_keep_its_model():
+    vae = model(vr.VampPrior((4,), 3), vr.MonteCarloKL())
+    prior, gone = vae.bottleneck.prior, weakref.ref(vae)
+    del vae
+    gc.collect()
+    assert gone() is None
+    with pytest.raises(ValueError, match="needs the encoder of a model"):
+        prior.sample(1, tf.constant([0, 0]))
 
 
 def test_a_flow_begins_as_the_standard_normal():

@@ -29,8 +29,8 @@ _FLOPS_PER_CALL, _MOST_STEPS, _MOST_STEPS_WITHOUT_XLA = 5e10, 100, 10
 # Rows that are read for a call; up to five calls are in memory at a time.
 _BYTES_PER_CALL = 2**24
 
-# What a call reads is larger, the activations of a step are smaller.
-_RETURNED_BYTES, _M_MMAP_THRESHOLD = 2**22, -3
+# What a call reads is usually larger, the activations of a step are smaller.
+_RETURNED_BYTES, _M_MMAP_THRESHOLD = 2**23, -3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,6 +113,7 @@ class VAE(TrainingSteps):
             importance_weighted=importance_weighted,
             gradient_estimator=gradient_estimator,
         )
+        CodeLayout.of(bottleneck)  # which refuses latents that are not declared
         if gradient_estimator is not None:
             check_densities(gradient_estimator, bottleneck)
         if objective.gradient_bias is not None:
@@ -122,7 +123,6 @@ class VAE(TrainingSteps):
         self.bottleneck = bottleneck
         self.decoder = decoder
         self.further_modules = list(modules)
-        CodeLayout.of(bottleneck)  # which refuses latents that are not declared
         if isinstance(getattr(bottleneck, "prior", None), VampPrior):
             bottleneck.prior.use_encoder(self.posterior)
         self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}

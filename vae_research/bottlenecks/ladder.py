@@ -35,7 +35,7 @@ class LadderBottleneck(Bottleneck):
         prior: of z_2; by default the standard normal one.
 
     Raises:
-        ValueError: `top_down` does not write these, or the prior is of other codes.
+        ValueError: `top_down` does not write these in one shape, or the prior is of other codes.
     """
 
     def __init__(self, top_down: Any, *, prior: Prior | None = None, **kwargs: Any) -> None:
@@ -47,9 +47,15 @@ class LadderBottleneck(Bottleneck):
                 "top_down must be a functional model that writes z_mean and z_log_var, such as "
                 f"dense_encoder((5,), 20), got {top_down!r}."
             )
+        shapes = [tuple(written[name].shape[1:]) for name in ("z_mean", "z_log_var")]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"top_down writes z_mean with the shape {shapes[0]} for each row and z_log_var "
+                f"with {shapes[1]}; each value of z_1 needs a variance."
+            )
         super().__init__(**kwargs)
         self.top_down = top_down
-        self.first = GaussianBottleneck(tuple(written["z_mean"].shape[1:]))
+        self.first = GaussianBottleneck(shapes[0])
         self.second = GaussianBottleneck(tuple(top_down.input.shape[1:]), prior=prior)
         for level in (self.first, self.second):
             level.built = True  # all there is to build is built; Keras would warn of it
@@ -73,6 +79,7 @@ class LadderBottleneck(Bottleneck):
         seed: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         """Returns one sample of both latents for each row, with their densities."""
+        self._check("z_2", z_2_mean=z_2_mean, z_2_log_var=z_2_log_var)
         second = self.second(z_2_mean, z_2_log_var, fold_in(seed, 2))
         # Identities, here and below, so that no tensor has more than two consumers.
         second["z"] = tf.identity(second["z"])
@@ -95,18 +102,21 @@ class LadderBottleneck(Bottleneck):
 
         In these units p(z_1|z_2) is standard normal, and the level is one like any other.
         """
-        for name, value in (("z_1_mean", z_1_mean), ("z_1_log_var", z_1_log_var)):
-            if not value.shape[1:].is_compatible_with(self.first.latents["z"]):
-                raise ValueError(
-                    f"The encoder writes {name!r} with shape {value.shape}; top_down writes z_1 "
-                    f"with the shape {self.first.latents['z']} for each row."
-                )
+        self._check("z_1", z_1_mean=z_1_mean, z_1_log_var=z_1_log_var)
         mean, log_var = self._first_prior(z_2)
         more_precise = log_var - tf.cast(z_1_log_var, tf.float32)
         of_gap = tf.identity(log_var)
         gap = (tf.cast(z_1_mean, tf.float32) - mean) * tf.exp(-0.5 * of_gap)
         unit_mean = tf.sigmoid(more_precise) * gap
         return mean, tf.identity(of_gap), unit_mean, -tf.nn.softplus(more_precise)
+
+    def _check(self, latent: str, **written: tf.Tensor) -> None:
+        for name, value in written.items():
+            if not value.shape[1:].is_compatible_with(self.latents[latent]):
+                raise ValueError(
+                    f"The encoder writes {name!r} with shape {value.shape}; by top_down {latent} "
+                    f"has the shape {self.latents[latent]} for each row."
+                )
 
     def _first_prior(self, z_2: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance of p(z_1|z_2)."""

@@ -43,6 +43,7 @@ class PosteriorBottleneck(Bottleneck):
             prior = keras.saving.deserialize_keras_object(prior)
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"prior must be a Prior, for example MixturePrior(10), got {prior!r}.")
+        self._has_default_prior = prior is None
         self.prior: Prior = self.default_prior() if prior is None else prior
         if self.prior.of not in self.takes:
             raise ValueError(
@@ -70,7 +71,7 @@ class PosteriorBottleneck(Bottleneck):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the settings; the default prior is none, which a subclass need not take."""
-        if type(self.prior) is self.default_prior:
+        if self._has_default_prior:
             return super().get_config()
         prior = keras.saving.serialize_keras_object(self.prior)
         return {**super().get_config(), "prior": prior}

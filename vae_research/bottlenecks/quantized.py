@@ -82,16 +82,23 @@ class QuantizedBottleneck(PosteriorBottleneck):
         relaxed = self.relaxed(tf.cast(z_mean, tf.float32))
         indices = self.to_indices(relaxed)
         log_prior = self.prior.log_prob(indices)
-        by_row = tf.reshape(indices, [tf.shape(indices)[0], self.prior.size])
         written = {
             # The difference is exactly zero: a decoder sees codes and nothing else.
             "z": self.from_indices(indices) + (relaxed - tf.stop_gradient(relaxed)),
-            "code_usage": tf.reduce_mean(tf.one_hot(by_row, self.num_codes), axis=1),
+            "code_usage": self._usage(indices),
             "log_posterior": tf.zeros_like(log_prior),
             "log_prior": log_prior,
             "kl": -tf.identity(log_prior),
         }
         return written, indices
+
+    def _usage(self, indices: tf.Tensor) -> tf.Tensor:
+        """Returns the share of positions with each code, `[rows, num_codes]`."""
+        rows, positions = tf.shape(indices)[0], self.prior.size
+        flat = tf.reshape(indices, [rows, positions]) + self.num_codes * tf.range(rows)[:, None]
+        share = tf.fill(tf.shape(flat), 1.0 / positions)
+        counted = tf.math.unsorted_segment_sum(share, flat, rows * self.num_codes)
+        return tf.reshape(counted, [rows, self.num_codes])
 
     def values_of_codes(self, codes: tf.Tensor) -> tf.Tensor:
         """Returns what a prior is fitted to after training: the indices of codes."""
@@ -140,6 +147,8 @@ class FiniteScalarQuantizedBottleneck(QuantizedBottleneck):
         prior: Prior | None = None,
         **kwargs: Any,
     ) -> None:
+        if isinstance(levels, int):
+            raise ValueError(f"levels has a number for each value of a vector, got {levels}.")
         each = [checked_integer("levels", level, 2) for level in levels]
         super().__init__(latent_dim, math.prod(each), prior=prior, **kwargs)
         self.levels = tuple(each)

@@ -57,8 +57,9 @@ class VectorQuantizedBottleneck(QuantizedBottleneck):
 
     Reads and writes are those of `QuantizedBottleneck`, and `seed`. In training, codes move to the
     mean of the vectors nearest to them, by exponential moving averages; an evaluation changes
-    nothing. The term `Commitment` keeps the encoder near its codes, `Perplexity` shows how many of
-    them are used. Van den Oord et al. 2017 (arXiv:1711.00937), equation 1 and appendix A.1.
+    nothing. Beside a `Critic` they move with each of its updates, too, as the averages of batch
+    normalisation do. The term `Commitment` keeps the encoder near its codes, `Perplexity` shows how
+    many of them are used. Van den Oord et al. 2017 (arXiv:1711.00937), equation 1 and appendix A.1.
 
     A code whose moving average falls below `restart_below` times the mean use is put onto a random
     vector of the batch, and again if none is near it in the next 10 steps (for a decay of 0.99), as
@@ -103,6 +104,11 @@ class VectorQuantizedBottleneck(QuantizedBottleneck):
         """Returns the code of each row, with its probability, and then moves the codebook."""
         written, indices = self.quantized(z_mean)
         if training:
+            if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+                raise ValueError(
+                    "VectorQuantizedBottleneck moves its codebook by the vectors of one replica; "
+                    "train it on one device, or use FiniteScalarQuantizedBottleneck."
+                )
             vectors = tf.reshape(z_mean, [-1, self.codebook.shape[1]])
             vectors = tf.stop_gradient(tf.cast(vectors, tf.float32))
             state = tf.convert_to_tensor(self.codebook), tf.convert_to_tensor(self.counts)

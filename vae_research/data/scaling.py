@@ -61,7 +61,7 @@ class Scaling:
     @property
     def note(self) -> str | None:
         """A note if integers reach less than half of what they are divided by, else None."""
-        if self.largest is None or 2 * self.largest >= self.divisor:
+        if not self.largest or 2 * self.largest >= self.divisor:
             return None
         return (
             f"values reach {self.largest}, and --rescale=unit divides by {self.divisor:g}: none is "

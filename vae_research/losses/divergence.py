@@ -97,7 +97,8 @@ class FreeBits(_OfLatents):
     """KL divergence that is not pushed below `nats_per_dimension` in any latent dimension.
 
     Reads `kl` `[rows, latent]`; returns a scalar, nats: the sum over dimensions of
-    `max(mean over the batch of kl, nats_per_dimension)`.
+    `max(mean over the batch of kl, nats_per_dimension)`. A divergence that is one number for each
+    row, as that of a full covariance, is refused.
     Kingma et al. 2016 (arXiv:1606.04934), equation 15, with one dimension a group.
     """
 
@@ -113,6 +114,12 @@ class FreeBits(_OfLatents):
 
     def per_example(self, kl: tf.Tensor) -> tf.Tensor:
         """Returns the bounded KL divergence, a scalar, nats."""
+        if kl.shape.rank == 1:
+            raise ValueError(
+                f"FreeBits(nats_per_dimension={self.nats_per_dimension:g}) bounds each latent "
+                "dimension, and kl is one number for each row here. Bound it as a whole with "
+                "CapacityKL, or train KLDivergence()."
+            )
         return tf.reduce_sum(tf.maximum(tf.reduce_mean(kl, axis=0), self.nats_per_dimension))
 
 

@@ -18,7 +18,8 @@ class Commitment(LossTerm):
 
     def per_example(self, z_mean: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         """Returns `|z_mean - z|^2`, `[rows]`."""
-        return probability.sum_over_event(tf.square(z_mean - tf.stop_gradient(z)))
+        distance = tf.cast(z_mean, tf.float32) - tf.stop_gradient(tf.cast(z, tf.float32))
+        return probability.sum_over_event(tf.square(distance))
 
 
 class Perplexity(LossTerm):

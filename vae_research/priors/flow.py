@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,12 +50,13 @@ class RealNVPPrior(Prior):
                 "to change the other. MixturePrior takes one."
             )
         first = self.size - self.size // 2
+        dense = functools.partial(keras.layers.Dense, dtype="float32")
         self.networks = []
         for number in range(self.couplings):
             read = first if number % 2 == 0 else self.size - first
-            layers = [keras.layers.Dense(size, "relu") for size in self.hidden_units]
-            head = keras.layers.Dense(2 * (self.size - read), kernel_initializer="zeros")
-            network = keras.Sequential([*layers, head], name=f"coupling_{number}")
+            head = dense(2 * (self.size - read), kernel_initializer="zeros")
+            layers = [*(dense(size, activation="relu") for size in self.hidden_units), head]
+            network = keras.Sequential(layers, name=f"coupling_{number}")
             network.build([None, read])
             self.networks.append(network)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -11,6 +12,8 @@ import tensorflow as tf
 from vae_research.arguments import checked_integer
 from vae_research.priors.mixture import mixture_log_density, mixture_sample
 from vae_research.priors.prior import DIAGONAL_POSTERIORS, Prior
+
+_Posterior: TypeAlias = "Callable[[tf.Tensor], dict[str, tf.Tensor]]"
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
@@ -54,7 +57,7 @@ class VampPrior(Prior):
                 f"VampPrior: examples have shape {tuple(examples.shape)}; {shape} is needed."
             )
         self._examples = examples
-        self._posterior: Callable[[tf.Tensor], dict[str, tf.Tensor]] | None = None
+        self._posterior: Callable[[], _Posterior | None] = lambda: None
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Makes the pseudo-inputs."""
@@ -72,15 +75,20 @@ class VampPrior(Prior):
             dtype="float32",
         )
 
-    def use_encoder(self, posterior: Callable[[tf.Tensor], dict[str, tf.Tensor]]) -> None:
-        """Takes the function from inputs to `z_mean` and `z_log_var`; the model calls this."""
-        self._posterior = posterior
+    def use_encoder(self, posterior: _Posterior) -> None:
+        """Takes the function from inputs to `z_mean` and `z_log_var`; the model calls this.
+
+        A method is not kept: whoever keeps the prior would keep the whole model alive.
+        """
+        is_method = hasattr(posterior, "__self__")
+        self._posterior = weakref.WeakMethod(posterior) if is_method else lambda: posterior
 
     def _components(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        if self._posterior is None:
+        posterior = self._posterior()
+        if posterior is None:
             raise ValueError("A VampPrior needs the encoder of a model: vr.VAE hands it over.")
         inputs = tf.clip_by_value(self.inputs_of_components, self.low, self.high)
-        found = self._posterior(inputs)
+        found = posterior(inputs)
         mean, log_var = (
             tf.reshape(tf.cast(found[name], tf.float32), [self.pseudo_inputs, self.size])
             for name in ("z_mean", "z_log_var")

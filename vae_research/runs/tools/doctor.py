@@ -4,7 +4,8 @@
     scripts/doctor DATA [FLAGS]
     scripts/doctor EXPERIMENT.py [FLAGS]
 
-Each check is the one that a run makes. Nothing is changed or written.
+Each check is the one that a run makes. Nothing is changed or written, except by what the file of an
+experiment itself does when Python runs it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not path.is_file():
                 raise UsageError(f"there is no file {path}.")
             sys.argv, sys.path[0] = [subject, *flags, "--dry_run"], str(path.parent)
-            runpy.run_path(str(path), run_name="__main__")
-            return 0
+            runpy.run_path(str(path), run_name="__main__")  # a run or study exits in there
+            raise UsageError(
+                f"{subject} called neither runs.main nor runs.study, so that nothing was checked."
+            )
         if _is_data(subject, path):
             examine_data(subject, flags)
             return 0
