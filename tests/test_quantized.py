@@ -353,8 +353,8 @@ def test_a_prior_of_the_indices_is_fitted_after_training():
     ("quantizer", "jit_compile"),
     [
         ("vq", True),
-        ("fsq", False),
         pytest.param("vq", False, marks=pytest.mark.soak),
+        pytest.param("fsq", False, marks=pytest.mark.soak),
         pytest.param("fsq", True, marks=pytest.mark.soak),
     ],
 )
