@@ -217,6 +217,28 @@ CASES = {
         targets=uniform(ROWS, *IMAGE),
         x_mean=normal(ROWS, *IMAGE),
     ),
+    "Categorical": term(
+        "Categorical",
+        {"classes": 3},
+        tuple({"logits": full(value, ROWS, *IMAGE, 3)} for value in (-1e6, 0.0, 1e6)),
+        targets=np.random.default_rng(0).integers(0, 2, (ROWS, *IMAGE)),
+        logits=normal(ROWS, *IMAGE, 3),
+    ),
+    "ProductLikelihood": term(
+        "ProductLikelihood",
+        {
+            "factors": [
+                vae_research.Bernoulli(),
+                vae_research.Gaussian(rename={"targets": "heights"}, observed="known"),
+            ]
+        },
+        (*LOGITS, {"x_mean": full(1e6, ROWS, *IMAGE)}),
+        targets=uniform(ROWS, *IMAGE),
+        logits=normal(ROWS, *IMAGE),
+        heights=normal(ROWS, *IMAGE, seed=3),
+        x_mean=normal(ROWS, *IMAGE, seed=4),
+        known=np.random.default_rng(1).integers(0, 2, (ROWS, *IMAGE)),
+    ),
     "KLDivergence": term(
         "KLDivergence",
         {"weight": vae_research.LinearWarmup(steps=10, peak=4.0)},
@@ -589,7 +611,8 @@ def test_term_reads_what_the_table_says_and_nothing_else(named_case):
     assert part.reads() == case.inputs.keys()
     for name in case.inputs:
         rest = {n: t for n, t in as_tensors(case.inputs).items() if n != name}
-        with pytest.raises(ValueError, match=f"'{part.label}' reads '{name}'"):
+        labels = [each.label for each in (part, *getattr(part, "factors", ()))]
+        with pytest.raises(ValueError, match=f"'({'|'.join(labels)})' reads '{name}'"):
             part(rest)
 
 
@@ -614,7 +637,8 @@ def test_term_is_trained_with_weight_1_unless_it_is_said(named_case):
     part, _ = named_case
     # What has no gradient is not trained.
     wanted = None if isinstance(part, vae_research.Perplexity) else 1.0
-    assert type(part)().weight == wanted
+    defaults = {field.name: field.default for field in dataclasses.fields(type(part))}
+    assert defaults["weight"] == wanted
 
 
 @cases_of(LossTerm)
@@ -628,7 +652,8 @@ def test_term_is_evaluated_without_its_weight(named_case):
 @cases_of(Likelihood)
 def test_likelihood_reconstructs_in_data_space_from_the_decoder_alone(named_case):
     part, case = named_case
-    decoder = {name: value for name, value in as_tensors(case.inputs).items() if name != "targets"}
+    data = {"targets", "heights", "known"}
+    decoder = {name: value for name, value in as_tensors(case.inputs).items() if name not in data}
     mean = part.reconstruction(decoder)
     assert (mean.dtype, mean.shape) == (tf.float32, [ROWS, *IMAGE])
     low, high = part.support

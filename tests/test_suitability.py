@@ -74,19 +74,50 @@ def test_logits_are_no_probabilities(activation):
         tf.function(model.report, autograph=False).get_concrete_function(VALUES)
 
 
-def test_fit_looks_at_its_data_once():
+def test_whoever_meets_data_looks_at_them():
     model = model_with("tanh")
     model.compile()
-    with pytest.raises(ValueError, match="divide grey values by 255"):
-        model.fit(BYTES, verbose=0)
-    assert model.step == 0
-    with pytest.raises(ValueError, match="inputs have values from 0 to 127"):
-        model.fit(VALUES, validation_data=(BYTES,), verbose=0)
-    model.fit(VALUES, verbose=0)
-    model.fit(BYTES, verbose=0, epochs=0)
-    for look in (model.evaluate, lambda data: vr.estimate(model, data)):
-        with pytest.raises(ValueError, match="inputs have values from 0 to 127"):
-            look(BYTES)
+    by_rows = tf.data.Dataset.from_tensor_slices(VALUES).batch(8)
+    for given in (BYTES, by_rows, BYTES):
+        if given is by_rows:
+            model.fit(given, verbose=0)
+            model.evaluate(given, verbose=0)
+            continue
+        for method in (
+            *(lambda x: model.fit(x, verbose=0), lambda x: model.evaluate(x, verbose=0)),
+            *(lambda x: vr.estimate(model, x, num_samples=1), model.forward, model.report),
+            *(model.posterior, model.encode, model.reconstruct),
+        ):
+            with pytest.raises(ValueError, match="divide grey values by 255"):
+                method(given)
+        assert model.step in (0, 4)
+
+
+def test_inputs_of_a_model_that_compares_targets_are_not_those_of_the_likelihood():
+    model = model_with("tanh")
+    model.report({"inputs": 3 * VALUES, "targets": VALUES})
+    model.reconstruct(3 * VALUES)  # noisy ones, of a denoising model
+
+
+def test_missing_values_may_have_no_density():
+    model = vr.Bernoulli(observed="known")
+    data = {"inputs": np.where(VALUES > 0.5, VALUES, -1), "known": VALUES > 0.5}
+    refuse_unsuitable_data(model, data)
+    with pytest.raises(ValueError, match="inputs have values from -1 to 1"):
+        refuse_unsuitable_data(model, {**data, "known": VALUES >= 0.0})
+
+
+def test_every_factor_of_a_product_is_asked():
+    renamed = {"targets": "labels", "logits": "label_logits"}
+    product = vr.ProductLikelihood(
+        factors=[vr.Bernoulli(), vr.Categorical(classes=3, rename=renamed)]
+    )
+    labels = np.arange(32) % 3
+    refuse_unsuitable_data(product, {"inputs": VALUES, "labels": labels})
+    with pytest.raises(ValueError, match="labels have values from 1 to 3, and Categorical"):
+        refuse_unsuitable_data(product, {"inputs": VALUES, "labels": labels + 1})
+    with pytest.raises(ValueError, match="inputs have values from 0 to 2, and Bernoulli"):
+        refuse_unsuitable_data(product, {"inputs": 2 * VALUES, "labels": labels})
 
 
 @pytest.mark.parametrize(

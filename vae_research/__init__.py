@@ -90,10 +90,12 @@ if TYPE_CHECKING:
     from vae_research.losses.quantization import Perplexity as Perplexity
     from vae_research.losses.quantization import SquaredNorm as SquaredNorm
     from vae_research.losses.reconstruction import Bernoulli as Bernoulli
+    from vae_research.losses.reconstruction import Categorical as Categorical
     from vae_research.losses.reconstruction import ContinuousBernoulli as ContinuousBernoulli
     from vae_research.losses.reconstruction import Gaussian as Gaussian
     from vae_research.losses.reconstruction import GaussianWithVariance as GaussianWithVariance
     from vae_research.losses.reconstruction import Laplace as Laplace
+    from vae_research.losses.reconstruction import ProductLikelihood as ProductLikelihood
     from vae_research.losses.term import Likelihood as Likelihood
     from vae_research.losses.term import LossTerm as LossTerm
     from vae_research.model import VAE as VAE
@@ -190,10 +192,12 @@ _MODULES = {
     ),
     "losses.reconstruction": (
         "Bernoulli",
+        "Categorical",
         "ContinuousBernoulli",
         "Gaussian",
         "GaussianWithVariance",
         "Laplace",
+        "ProductLikelihood",
     ),
     "losses.term": ("Likelihood", "LossTerm"),
     "model": ("VAE",),

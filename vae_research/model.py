@@ -34,6 +34,7 @@ from vae_research.suitability import (
     refuse_non_finite,
     refuse_other_shape,
     refuse_undeclared_shape,
+    refuse_unsuitable_data,
 )
 from vae_research.tensors import (
     SCALARS,
@@ -206,6 +207,7 @@ class VAE(TrainingSteps):
         if "inputs" in self._input_specs:
             refuse_other_shape(data["inputs"].shape, self._input_specs["inputs"][0])
         refuse_undeclared_shape(data["inputs"].shape, self.encoder, data)
+        refuse_unsuitable_data(self.objective.likelihood, data, known=self._input_specs)
         if specs.keys() >= self._input_specs.keys():  # encode() may have been given a part
             self._input_specs = specs
         data.setdefault("targets", data["inputs"])
@@ -245,7 +247,7 @@ class VAE(TrainingSteps):
         """Writes the likelihood's mean once its parameters exist, so that modules can read it."""
         likelihood = self.objective.likelihood
         if "reconstruction" not in tensors and likelihood.mean_reads() <= tensors.keys():
-            tensors.write("likelihood", {"reconstruction": likelihood.reconstruction(tensors)})
+            tensors.write("likelihood", likelihood.reconstructions(tensors))
 
     # What a trained model is used for.
 

@@ -139,7 +139,8 @@ class Objective:
                 "Exactly one loss term must be a likelihood, for example Bernoulli() or "
                 f"Gaussian(); got {found} among the terms {terms}."
             )
-        check_labels(self.terms)
+        factors = next(t for t in self.terms if isinstance(t, Likelihood)).factors
+        check_labels([*self.terms, *(factors if len(factors) > 1 else ())])
         for term in self.terms:
             if term.weight is not None:
                 _check_levels(term)
@@ -235,8 +236,17 @@ class Objective:
             path: of the samples in the forward pass, from which the gradient estimator makes the
                 surrogate; without it the surrogate is the loss.
         """
-        rows = {term.label: term(tensors) for term in self.terms}
+        factors = {}
+        if len(self.likelihood.factors) > 1:
+            factors = {each.label: each(tensors) for each in self.likelihood.factors}
+        rows = {
+            term.label: sum_in_order(list(factors.values()))
+            if factors and term is self.likelihood
+            else term(tensors)
+            for term in self.terms
+        }
         self._check_rows(rows)
+        rows |= factors
         weights = self.weights(tensors["step"], states)
         elbo = None
         if divergences := _divergences(tensors):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 import keras
@@ -18,43 +18,65 @@ from vae_research.tensors import Named
 _ROWS = 64
 
 
-def refuse_unsuitable_data(likelihood: Likelihood, x: Any, y: Any = None) -> None:
+def refuse_unsuitable_data(
+    likelihood: Likelihood, x: Any, y: Any = None, *, known: Collection[str] = ()
+) -> None:
     """Raises ValueError for data that the likelihood has no density for, or that are not finite.
 
-    Of arrays all values are looked at, of other data the first batch; a generator is not asked.
+    Of arrays all values are looked at, of other data the first batch; a generator is not asked, nor
+    a tensor that has no values while a function is traced. Missing values may be outside of the
+    support.
 
     Args:
         likelihood: of the model.
         x, y: the first arguments of `fit`.
+        known: names of data that the model has seen. If `targets` are among them, inputs are not.
 
     Raises:
         ValueError: also for strings and arrays of objects.
     """
     tensors = _first(x, y)
-    read = (likelihood.rename or {}).get("targets", "targets")
-    if read == "targets" and read not in tensors:
-        read = "inputs"
-    if read in tensors and "inputs" in tensors and tensors[read].ndim != tensors["inputs"].ndim:
-        return  # labels as y, which the likelihood refuses
-    for name in dict.fromkeys(("inputs", read)):
-        values = tensors.get(name)
-        if values is not None and values.dtype.kind in "OSU":
-            raise ValueError(
-                f"{name} are an array of {values.dtype}, and a model reads numbers: "
-                "values.astype('float32') if they are numbers of one shape."
-            )
-        if values is None or values.dtype.kind not in "buif" or not values.size:
+    if "inputs" in tensors:
+        _checked("inputs", tensors["inputs"])
+    for each in likelihood.factors:
+        read = each.target
+        if read == "targets" and read not in tensors and read not in known:
+            read = "inputs"
+        if (values := tensors.get(read)) is None:
             continue
-        low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise _not_finite(name, values)
-        support = likelihood.support
-        if name == read and not support[0] <= low <= high <= support[1]:
-            raise ValueError(
-                f"{name} have values from {low:g} to {high:g}, and {type(likelihood).__name__} "
-                f"needs values from {support[0]:g} to {support[1]:g}: {_cure(low, high)}choose "
-                "another likelihood; Gaussian and Laplace take all values."
-            )
+        if read == "targets" and values.ndim != tensors.get("inputs", values).ndim:
+            continue  # labels as y, which the likelihood refuses
+        if (values := _checked(read, values)) is None:
+            continue
+        mask = tensors.get(each.observed or "")
+        if mask is not None and mask.shape == values.shape:
+            values = values[mask > 0]
+        if values.size:
+            _refuse_outside_support(each, read, float(values.min()), float(values.max()))
+
+
+def _checked(name: str, values: np.ndarray) -> np.ndarray | None:
+    """Returns values if they can be compared with a support; raises ValueError for bad ones."""
+    if values.dtype.kind in "OSU":
+        raise ValueError(
+            f"{name} are an array of {values.dtype}, and a model reads numbers: "
+            "values.astype('float32') if they are numbers of one shape."
+        )
+    if values.dtype.kind not in "buif" or not values.size:
+        return None
+    if not (math.isfinite(values.min()) and math.isfinite(values.max())):
+        raise _not_finite(name, values)
+    return values
+
+
+def _refuse_outside_support(likelihood: Likelihood, name: str, low: float, high: float) -> None:
+    support = likelihood.support
+    if not support[0] <= low <= high <= support[1]:
+        raise ValueError(
+            f"{name} have values from {low:g} to {high:g}, and {type(likelihood).__name__} "
+            f"needs values from {support[0]:g} to {support[1]:g}: {_cure(low, high)}choose "
+            "another likelihood; Gaussian and Laplace take all values."
+        )
 
 
 def as_tensor(name: str, values: Any) -> tf.Tensor:
@@ -126,8 +148,8 @@ def _not_finite(name: str, values: np.ndarray) -> ValueError:
     bad = ~np.isfinite(values)
     return ValueError(
         f"{name} have {np.count_nonzero(bad)} values that are not finite, the first at "
-        f"{[int(place) for place in np.argwhere(bad)[0]]}. Fill or drop them; a model can read a "
-        "mask of missing values as a further array."
+        f"{[int(place) for place in np.argwhere(bad)[0]]}. Fill or drop them; a likelihood leaves "
+        "missing values out that an array of the data marks: Gaussian(observed='NAME')."
     )
 
 
@@ -154,5 +176,5 @@ def _first(x: Any, y: Any) -> dict[str, np.ndarray]:
     return {
         name: values if isinstance(values, np.ndarray) else values.numpy()
         for name, values in given.items()
-        if isinstance(values, np.ndarray | tf.Tensor)
+        if isinstance(values, np.ndarray) or (tf.is_tensor(values) and hasattr(values, "numpy"))
     }

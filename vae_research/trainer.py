@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from vae_research.averaging import Averaging
@@ -79,7 +80,7 @@ class Trainer(keras.Model):
         # TensorFlow saves a graph only if the model tracks the variables in it. Keras does not see
         # a variable of TensorFlow, so that it is none of the weights.
         self._step_in_graphs = self._own_state.step.value
-        self._data_suit = False  # whether those of a fit were looked at
+        self._data_suit = False  # whether data of a fit were looked at, other than arrays
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
         self._step_loops: dict[Any, StepLoop] = {}
 
@@ -236,11 +237,11 @@ class Trainer(keras.Model):
         are in place afterwards; the next `fit` continues from the weights themselves.
 
         Raises:
-            ValueError: the data of the first `fit` do not suit the likelihood, `class_weight` is
-                given, or weights are averaged and a callback restores those of an earlier epoch.
+            ValueError: the data do not suit the likelihood, `class_weight` is given, or weights are
+                averaged and a callback restores those of an earlier epoch.
         """
         refuse_class_weight(kwargs.pop("class_weight", None))
-        if not self._data_suit:
+        if not self._data_suit or isinstance(x, (np.ndarray, tf.Tensor, Mapping)):
             refuse_unsuitable_data(self.likelihood, x, y)
             held_out = kwargs.get("validation_data")
             refuse_unsuitable_data(

@@ -32,7 +32,6 @@ ACTIVE_VARIANCE = 0.01
 
 # Names of what a pass returns besides the values of terms, whose names have no slash.
 _CODE, _LOG_SUM_WEIGHT = "pass/code", "pass/log_sum_weight"
-_NLL = "negative_log_likelihood"
 # Behind the names of figures under a prior that was fitted after training.
 _FITTED = "_fitted_prior"
 _SUM_OF_BOUNDS, _GROUPS = "pass/sum_of_bounds", "pass/groups"
@@ -248,29 +247,31 @@ def _new_pass(model: VAE, prior: Prior | None, jit_compile: bool) -> _Pass:
         report = Objective([likelihood, *own])(tensors)
         rows = {term.label: report.values[term.label] for term in own}
         rows["reconstruction"] = report.values[likelihood.label]
+        if len(likelihood.factors) > 1:
+            rows |= {each.label: report.values[each.label] for each in likelihood.factors}
         if report.elbo is not None:
             rows |= {"elbo": report.elbo, "kl": report.values["kl"]}
             by_latent = [f"kl_{latent}" for latent in levels(tensors)]
             rows |= {name: report.values[name] for name in by_latent if name in report.values}
-        log_ratios = {_NLL: log_prior_ratio("bound", tensors)}
+        log_ratios = {"": log_prior_ratio("bound", tensors)}  # by the end of their figures' names
         if prior is not None and prior.has_density:
             log_prior = prior.log_prob(held_by_caller.prior_values(tensors))
             rows[f"log_density{_FITTED}"] = log_prior
-            if log_ratios[_NLL] is not None:
+            if log_ratios[""] is not None:
                 log_posterior = of_all_levels("bound", "log_posterior", tensors)
-                log_ratios[f"{_NLL}{_FITTED}"] = log_ratio = log_prior - log_posterior
+                log_ratios[_FITTED] = log_ratio = log_prior - log_posterior
                 rows[f"kl{_FITTED}"] = -log_ratio
                 rows[f"elbo{_FITTED}"] = log_ratio - rows["reconstruction"]
         samples = {name: tf.reshape(value, [-1, num_samples]) for name, value in rows.items()}
         values = {name: tf.reduce_mean(value, axis=1) for name, value in samples.items()}
-        for name, log_ratio in log_ratios.items():
+        for suffix, log_ratio in log_ratios.items():
             if log_ratio is None:
                 continue
             log_weight = tf.reshape(log_ratio, [-1, num_samples]) - samples["reconstruction"]
-            values[f"{_LOG_SUM_WEIGHT}/{name}"] = tf.reduce_logsumexp(log_weight, axis=1)
+            values[f"{_LOG_SUM_WEIGHT}{suffix}"] = tf.reduce_logsumexp(log_weight, axis=1)
             size = objective.num_samples
             groups = num_samples // size
-            if name == _NLL and objective.importance_weighted and groups:
+            if not suffix and objective.importance_weighted and groups:
                 per_group = tf.reshape(log_weight[:, : groups * size], [-1, groups, size])
                 bounds = tf.reduce_sum(log_mean_exp(per_group, axis=2), axis=1)
                 values |= {_SUM_OF_BOUNDS: bounds, _GROUPS: tf.fill(tf.shape(bounds), groups)}
@@ -290,7 +291,8 @@ def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, n
     for key in parts[0]:
         if key.startswith(_LOG_SUM_WEIGHT):
             log_sum = np.logaddexp.reduce([part[key].astype(np.float64) for part in parts])
-            joined[key.removeprefix(f"{_LOG_SUM_WEIGHT}/")] = math.log(sum(samples)) - log_sum
+            name = f"negative_log_likelihood{key.removeprefix(_LOG_SUM_WEIGHT)}"
+            joined[name] = math.log(sum(samples)) - log_sum
     groups = [part for part in parts if _GROUPS in part]
     if groups:
         bounds = functools.reduce(np.add, [part[_SUM_OF_BOUNDS] for part in groups])

@@ -158,12 +158,35 @@ class LossTerm(Settings, abc.ABC):
 class Likelihood(LossTerm):
     """The term of the likelihood p(x|z): its value is the negative log-likelihood.
 
-    A subclass writes `log_likelihood` and `mean`. A model has exactly one likelihood.
+    A subclass writes `log_likelihood` and `mean`. A model has exactly one likelihood, which may be
+    a `ProductLikelihood` of several.
+
+    Settings:
+        observed: the name of an array of the data, shaped as the targets: 0 where a value is
+            missing, otherwise 1. Missing values have no part in log p(x|z); in the data they are
+            any finite numbers, usually 0. It is for likelihoods of targets whose values are
+            independent given z. Mattei and Frellsen 2019 (arXiv:1812.02633), equation 4.
     """
 
     default_name: ClassVar[str | None] = "reconstruction"
     support: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     """Smallest and largest value that the data may have."""
+
+    observed: str | None = None
+
+    @property
+    def factors(self) -> tuple[Likelihood, ...]:
+        """The likelihoods whose product this is: itself, unless it is one of several."""
+        return (self,)
+
+    @property
+    def target(self) -> str:
+        """The name of the tensor that is compared with what the decoder wrote."""
+        return self.renamed().get("targets", "targets")
+
+    def reads(self) -> set[str]:
+        """Returns the names of the tensors that this term reads."""
+        return super().reads() | ({self.observed} if self.observed else set())
 
     @abc.abstractmethod
     def log_likelihood(self, *tensors: tf.Tensor) -> tf.Tensor:
@@ -197,7 +220,35 @@ class Likelihood(LossTerm):
         name = (self.rename or {}).get("logits", "logits")
         if "logits" in self._readable() and name in tensors:
             _refuse_probabilities(self.label, name, tensors[name])
-        return -super().__call__(tensors)
+        if self.observed is None:
+            return -super().__call__(tensors)
+        from vae_research.tensors import graph_scope
+
+        with graph_scope(self.label):
+            return -self._checked(self._of_observed(self.observed, tensors))
+
+    def _of_observed(self, name: str, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the log-likelihood of the values that are not missing, `[rows]`, nats."""
+        import tensorflow as tf
+
+        from vae_research.tensors import bind, without_captured_tensors
+
+        reader = f"loss term {self.label!r}"
+        given = bind(reader, self.log_likelihood, tensors, key=reader, rename=self.renamed())
+        known = bind(reader, lambda observed: None, tensors, rename={"observed": name})["observed"]
+        targets = given.get("targets")
+        if targets is None or not targets.shape.is_compatible_with(known.shape):
+            has = "it reads no targets" if targets is None else f"these have shape {targets.shape}"
+            raise ValueError(
+                f"Loss term {self.label!r}: {name!r} has shape {known.shape} and says which values "
+                f"of the targets are known, but {has}. It must be shaped as the targets."
+            )
+        # Each value becomes a row of its own.
+        rows = {key: _of_single_values(self.label, key, v, targets) for key, v in given.items()}
+        values = without_captured_tensors(reader, self.log_likelihood, **rows)
+        values = tf.where(tf.reshape(known, [-1]) > 0, values, 0.0)
+        axes = list(range(1, targets.shape.rank))
+        return tf.reduce_sum(tf.reshape(values, tf.shape(targets)), axis=axes)
 
     def mean_reads(self) -> set[str]:
         """Returns the names of the tensors that `mean` reads."""
@@ -206,6 +257,33 @@ class Likelihood(LossTerm):
     def reconstruction(self, tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the mean of p(x|z), in data space."""
         return self._apply(self.mean, tensors)
+
+    def reconstructions(self, tensors: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns `reconstruction`, the mean of p(x|z); a product has those of its factors, too."""
+        return {"reconstruction": self.reconstruction(tensors)}
+
+
+def _of_single_values(label: str, name: str, value: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Returns what a likelihood reads for each value of the targets, `[values, 1]` or with classes.
+
+    Args:
+        label: of the likelihood.
+        name, value: of what it reads; of a distribution of classes, these are the last axis.
+        targets: `[rows, ...]`.
+    """
+    import tensorflow as tf
+
+    rank = targets.shape.rank
+    if name in ("step", "seed"):
+        return value
+    if value.shape.rank == rank:
+        return tf.reshape(tf.broadcast_to(value, tf.shape(targets)), [-1, 1])
+    if value.shape.rank == rank + 1:
+        return tf.reshape(value, [-1, 1, value.shape[-1]])
+    raise ValueError(
+        f"Loss term {label!r} reads {name!r} of shape {value.shape}, which has no value for each "
+        f"of the targets of shape {targets.shape}: missing values cannot be left out."
+    )
 
 
 def _check_targets(label: str, tensors: Mapping[str, tf.Tensor]) -> None:

@@ -22,6 +22,7 @@ from vae_research.execution import (
     return_large_buffers,
     steps_per_call,
 )
+from vae_research.losses.term import Likelihood
 from vae_research.model import VAE
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import UsageError
@@ -36,7 +37,8 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
 
     Raises:
         UsageError: `build`, or a forward pass over two examples, found something wrong.
-        DataError: it reads a further array that was left out or has values that are not finite.
+        DataError: it reads a further array that was left out or has values that are not finite, or
+            the data have values for which the likelihood has no density.
     """
     try:
         with printed_warnings():
@@ -53,12 +55,15 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
         # A forward pass makes every variable, and finds what does not fit before anything is
         # written.
         model.set_steps_per_epoch(steps)
+        refuse_values_outside_support(model, data)
         model.data_read(data.validation.tensors(slice(0, 2), data.names))
     except MissingTensorError as error:
         why = data.why_missing(error.name)
         if why is not None:
             raise DataError(f"the {error.reader} reads {error.name!r}: {why}") from error
         raise UsageError(f"{error} (--debug shows where)") from error
+    except (DataError, UsageError):
+        raise
     except (ValueError, TypeError) as error:
         raise UsageError(f"{error} (--debug shows where)") from error
     for split in data.splits:
@@ -192,21 +197,43 @@ def refuse_values_outside_support(model: VAE, data: Data) -> None:
         UsageError: a flag of the command chose the likelihood or the scale.
         DataError: the data are so by themselves.
     """
-    likelihood = type(model.objective.likelihood).__name__
-    support = model.objective.likelihood.support
-    low, high = data.value_range()
-    if "targets" in names_read(model, data):
-        ranges = [extremes(split.arrays["targets"]) for split in data.splits]
-        low, high = float(min(found[0] for found in ranges)), float(max(f[1] for f in ranges))
-    if support[0] <= low and high <= support[1]:
-        return
+    for likelihood in model.objective.likelihood.factors:
+        low, high = _range_of_target(likelihood, data)
+        if not likelihood.support[0] <= low <= high <= likelihood.support[1]:
+            _refuse_range(likelihood, data, low, high)
+
+
+def _range_of_target(likelihood: Likelihood, data: Data) -> tuple[float, float]:
+    """Returns the smallest and the largest value that a likelihood compares, of those known."""
+    name, mask = likelihood.target, likelihood.observed
+    if name not in data.names and name not in ("targets", "inputs"):
+        return likelihood.support  # what a module writes
+    found = []
+    for split in data.splits:
+        values = split.arrays.get(name)
+        if values is None:
+            if mask is None:
+                return data.value_range()
+            values = split.prepare()
+        if mask is not None and mask in split.arrays:
+            values = values[:][split.arrays[mask][:] > 0]
+        if len(values):
+            found.append(extremes(values))
+    if not found:
+        return likelihood.support
+    return float(min(each[0] for each in found)), float(max(each[1] for each in found))
+
+
+def _refuse_range(likelihood: Likelihood, data: Data, low: float, high: float) -> None:
+    name, support = type(likelihood).__name__, likelihood.support
+    of = data.name if likelihood.target in ("targets", "inputs") else likelihood.target
     advice = (
         "Clip validation and test data to the range of the training data."
         if data.rescale == "unit"
         else "--rescale=unit maps them to [0, 1]; Gaussian and Laplace likelihoods take all values."
     )
     message = (
-        f"{data.name} has values from {low:g} to {high:g}, and {likelihood} needs values from "
+        f"{of} has values from {low:g} to {high:g}, and {name} needs values from "
         f"{support[0]:g} to {support[1]:g}. {advice}"
     )
     raise (UsageError if is_given("rescale") or is_given("likelihood") else DataError)(message)

@@ -42,7 +42,6 @@ from vae_research.runs.session.building import (
     build_model,
     choose_execution,
     names_read,
-    refuse_values_outside_support,
 )
 from vae_research.runs.session.figures import own_figures, save_values
 from vae_research.runs.session.fit.gate import FiniteGate
@@ -200,7 +199,6 @@ class Session:
         keras.config.set_dtype_policy(config.precision)
         self.model = build_model(self.parts.build, config, data)
         signals.raise_if_received()
-        refuse_values_outside_support(self.model, data)
         self.execution = choose_execution(self.model, config, data)
         signals.raise_if_received()
         self.config = config.replace(epochs=max(config.epochs, self.epochs_before))
