@@ -246,7 +246,8 @@ class Likelihood(LossTerm):
         # Each value becomes a row of its own.
         rows = {key: _of_single_values(self.label, key, v, targets) for key, v in given.items()}
         values = without_captured_tensors(reader, self.log_likelihood, **rows)
-        values = tf.where(tf.reshape(known, [-1]) > 0, values, 0.0)
+        known = tf.cast(tf.reshape(known, [-1]), tf.float32)
+        values = tf.where(known > 0, values, 0.0)
         axes = list(range(1, targets.shape.rank))
         return tf.reduce_sum(tf.reshape(values, tf.shape(targets)), axis=axes)
 
