@@ -127,6 +127,7 @@ def test_the_bound_of_a_second_stage_is_below_its_density():
     assert abs((mean**2).mean() - second) < 4 * (mean**2).std() / spread
 
 
+@pytest.mark.slow
 def test_a_fit_repeats_and_changes_nothing_else():
     vae, x = exact_vae(SAMPLED), of_linear_model(300)
     weights = checkpoints.weights_sha256(vae)

@@ -87,6 +87,7 @@ def test_whoever_meets_data_looks_at_them():
             *(lambda x: model.fit(x, verbose=0), lambda x: model.evaluate(x, verbose=0)),
             *(lambda x: vr.estimate(model, x, num_samples=1), model.forward, model.report),
             *(model.posterior, model.encode, model.reconstruct),
+            lambda x: model.predict(x, verbose=0),
         ):
             with pytest.raises(ValueError, match="divide grey values by 255"):
                 method(given)
@@ -96,7 +97,8 @@ def test_whoever_meets_data_looks_at_them():
 def test_inputs_of_a_model_that_compares_targets_are_not_those_of_the_likelihood():
     model = model_with("tanh")
     model.report({"inputs": 3 * VALUES, "targets": VALUES})
-    model.reconstruct(3 * VALUES)  # noisy ones, of a denoising model
+    for method in (model.reconstruct, model.predict):
+        method(3 * VALUES)  # noisy ones, of a denoising model
 
 
 def test_missing_values_may_have_no_density():

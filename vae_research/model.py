@@ -402,6 +402,15 @@ class VAE(TrainingSteps):
         """Returns `reconstruct(inputs)`; so does `predict`."""
         return self.reconstruct(inputs)
 
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keras' `predict`: `reconstruct`, batch by batch.
+
+        Raises:
+            ValueError: the data do not suit the likelihood.
+        """
+        refuse_unsuitable_data(self.objective.likelihood, x, known=self._input_specs)
+        return super().predict(x, *args, **kwargs)
+
     @property
     def data_names(self) -> tuple[str, ...]:
         """Names of the data that this model has seen, without `inputs`."""
