@@ -18,7 +18,7 @@ read them, and a name is written once. The names that every part of the package 
 | `code_usage` | `[rows, codes]`: shares of an example's codes | bottleneck with a codebook |
 | `logits`; `x_mean`, `x_log_var` | as `targets` | decoder |
 | `reconstruction` | as `targets`, in data space | the likelihood's mean |
-| `reconstruction_ARRAY` | as that array of the data | the mean of a factor of a `ProductLikelihood` |
+| `reconstruction_ARRAY` | as this array of the data | mean of a factor of a `ProductLikelihood` |
 
 Levels: with one latent, its divergence and densities have no suffix. With several, each latent NAME
 has its own, written by the bottleneck or by a module behind it: `kl_NAME` in closed form, or both
