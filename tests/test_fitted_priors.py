@@ -10,6 +10,8 @@ import scipy.stats
 import tensorflow as tf
 
 import vae_research as vr
+from tests.test_latents import S as LEVELS_S
+from tests.test_latents import W as LEVELS_W
 from tests.test_latents import linear_model
 from tests.test_linear_gaussian import SAMPLED, B, S, W, exact_vae
 from vae_research import checkpoints, runs
@@ -152,9 +154,60 @@ def test_several_latents_are_columns_of_one_prior():
     codes = vae.codes_from_prior(3, KEY, prior)
     assert codes.keys() == {"z_1", "z_2"}
     np.testing.assert_array_equal(vae.code_layout.flatten(codes), prior.sample(3, KEY))
-    found = vr.estimate(vae, x, num_samples=20, prior=prior)
-    kl = found["elbo_fitted_prior"].value + found["reconstruction"].value
-    assert kl == pytest.approx(-found["kl_fitted_prior"].value, rel=1e-5)
+    # p(x) of the model whose z_1 has the first marginal. Without log_posterior of a level, or with
+    # log_prior of one, the figure would be another.
+    root = prior.root.numpy().astype(float)
+    covariance = (root @ root.T)[0, 0] * LEVELS_W.T @ LEVELS_W + LEVELS_S**2 * np.eye(4)
+    log_p = scipy.stats.multivariate_normal(prior.mean[0] * LEVELS_W[0], covariance).logpdf(x[:20])
+    found = vr.estimate(vae, x[:20], num_samples=3000, prior=prior, per_example=True)
+    nll = found["negative_log_likelihood_fitted_prior"].values
+    np.testing.assert_allclose(-nll, log_p, atol=0.05)
+    assert np.abs(found["negative_log_likelihood"].values + log_p).mean() > 0.3  # another model
+
+
+@keras.saving.register_keras_serializable(package="test_fitted_priors")
+class Further(keras.layers.Layer):
+    """A latent u behind the decoder, with log q(u|x) = 0.7 and log p(u) = -0.3."""
+
+    def call(self, inputs):
+        ones = tf.ones(tf.shape(inputs)[:1])
+        return {"log_posterior_u": 0.7 * ones, "log_prior_u": -0.3 * ones}
+
+
+class OtherName(vr.GaussianBottleneck):
+    """Its latent is called h; its densities have no suffix."""
+
+    latents = {"h": (2,)}  # noqa: RUF012
+
+    def _check_latent_dim(self, name, tensor):
+        pass
+
+    def call(self, z_mean, z_log_var, seed):
+        found = super().call(z_mean, z_log_var, seed)
+        return {"h": found.pop("z"), **found}
+
+
+@pytest.mark.parametrize("bottleneck", [vr.GaussianBottleneck, OtherName])
+def test_a_level_that_a_module_writes_keeps_its_own_prior(bottleneck):
+    x, plain = of_linear_model(20), exact_vae(SAMPLED)
+    parts = plain.decoder, plain.objective.terms
+    more = vr.VAE(plain.encoder, bottleneck(2), *parts, modules=[Further()], seed=plain.seed)
+    prior = vr.fit_prior(plain, x, vr.StandardNormalPrior())
+    without, found = (vr.estimate(vae, x, num_samples=3, prior=prior) for vae in (plain, more))
+    added = {"kl": 1.0, "elbo": -1.0, "negative_log_likelihood": 1.0}  # log q(u|x) - log p(u)
+    added |= {f"{name}_fitted_prior": value for name, value in added.items()}
+    for name, value in added.items():
+        assert found[name].value - without[name].value == pytest.approx(value, abs=1e-4), name
+    assert found["log_density_fitted_prior"] == without["log_density_fitted_prior"]
+
+
+def test_codes_without_a_posterior_have_no_elbo_if_a_module_has_one():
+    plain, x = autoencoder(), two_clouds(20)
+    parts = plain.encoder, plain.bottleneck, plain.decoder, plain.objective.terms
+    prior = vr.fit_prior(plain, x, vr.StandardNormalPrior())
+    found = vr.estimate(vr.VAE(*parts, modules=[Further()]), x, num_samples=1, prior=prior)
+    assert "elbo" in found
+    assert [name for name in found if "fitted" in name] == ["log_density_fitted_prior"]
 
 
 BOOK = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0]], np.float32)

@@ -14,13 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research.arguments import checked_integer
-from vae_research.levels import levels
+from vae_research.codes import CodeLayout
+from vae_research.levels import WITHOUT_SUFFIX, levels
 from vae_research.model import VAE
 from vae_research.objective import Objective, log_prior_ratio
 from vae_research.priors.prior import Prior
 from vae_research.probability import log_mean_exp
 from vae_research.suitability import refuse_unsuitable_data
-from vae_research.tensors import of_all_levels
+from vae_research.tensors import Tensors
 
 # How many values one tensor in data space may have in a call: 8 MB, so that temporaries fit in the
 # processor's cache, and a convolutional decoder needs at most a few hundred megabytes.
@@ -94,10 +95,10 @@ def estimate(
       and every other term with a value per example, unweighted, by its name.
     - `active_units`: latent dimensions whose posterior mean has a variance above 0.01 over the
       data.
-
-    - of a `prior` that has a density: `log_density_fitted_prior` of the codes and, if there is a
+    - of a `prior` that has a density: `log_density_fitted_prior` of the codes and, if they have a
       posterior, `elbo_fitted_prior`, `kl_fitted_prior` and `negative_log_likelihood_fitted_prior`,
-      those of the model whose prior it would be, from the same samples.
+      those of the model whose prior it would be, from the same samples. Further latents, whose
+      densities a module writes, keep their own prior.
 
     A model without a posterior has only the figures of its terms, and that density.
 
@@ -257,9 +258,9 @@ def _new_pass(model: VAE, prior: Prior | None, jit_compile: bool) -> _Pass:
         if prior is not None and prior.has_density:
             log_prior = prior.log_prob(held_by_caller.prior_values(tensors))
             rows[f"log_density{_FITTED}"] = log_prior
-            if log_ratios[""] is not None:
-                log_posterior = of_all_levels("bound", "log_posterior", tensors)
-                log_ratios[_FITTED] = log_ratio = log_prior - log_posterior
+            log_ratio = _fitted_log_ratio(log_prior, tensors, held_by_caller.code_layout)
+            if log_ratio is not None:
+                log_ratios[_FITTED] = log_ratio
                 rows[f"kl{_FITTED}"] = -log_ratio
                 rows[f"elbo{_FITTED}"] = log_ratio - rows["reconstruction"]
         samples = {name: tf.reshape(value, [-1, num_samples]) for name, value in rows.items()}
@@ -279,6 +280,28 @@ def _new_pass(model: VAE, prior: Prior | None, jit_compile: bool) -> _Pass:
         return values | {_CODE: codes}
 
     return call
+
+
+def _fitted_log_ratio(
+    log_prior: tf.Tensor, tensors: Tensors, layout: CodeLayout
+) -> tf.Tensor | None:
+    """Returns log p(z) - log q(z|x) of all levels, `[rows]`, nats, or None if one lacks a density.
+
+    Args:
+        log_prior: that of all latents of the bottleneck together; levels that modules write keep
+            the prior that they have.
+        tensors: of a forward pass.
+        layout: of the bottleneck.
+    """
+    found = levels(tensors)
+    # Names without a suffix are also those of an only latent with another name.
+    unnamed = layout.only is not None and layout.only not in found
+    latents = [WITHOUT_SUFFIX] if unnamed else list(layout.shapes)
+    if any("log_prior" not in found.get(latent, {}) for latent in latents):
+        return None
+    first, *rest = [found[latent]["log_prior"] for latent in latents]
+    zeros = dict.fromkeys(rest, tf.zeros_like(log_prior))
+    return log_prior_ratio("bound", Tensors({**tensors, **zeros, first: log_prior}))
 
 
 def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, np.ndarray]:
