@@ -252,15 +252,23 @@ class Frequencies(vr.Prior):
         return tf.transpose(draws)
 
 
-def test_a_prior_of_a_codebook_is_of_the_numbers_of_its_entries():
-    numbers = np.random.default_rng(0).choice(3, [600, 3], p=[0.6, 0.3, 0.1])
-    x = BOOK[numbers].reshape(-1, 6) + np.float32(0.1)
-    vae = vr.VAE(
+def codebook_model():
+    return vr.VAE(
         vr.named(keras.layers.Reshape((3, 2)), "z_mean"),
         Nearest(),
         vr.named(keras.layers.Reshape((6,)), "x_mean"),
         [vr.Gaussian()],
     )
+
+
+def of_codebook(count):
+    """Data of the model above, and the numbers of their entries."""
+    numbers = np.random.default_rng(0).choice(3, [count, 3], p=[0.6, 0.3, 0.1])
+    return BOOK[numbers].reshape(-1, 6) + np.float32(0.1), numbers
+
+
+def test_a_prior_of_a_codebook_is_of_the_numbers_of_its_entries():
+    vae, (x, numbers) = codebook_model(), of_codebook(600)
     prior = vr.fit_prior(vae, x, Frequencies(), epochs=40, batch_size=100, learning_rate=0.1)
     assert type(prior) is Frequencies  # numbers of entries are not whitened
     observed = np.stack([np.bincount(column, minlength=3) for column in numbers.T]) / 600
@@ -271,6 +279,101 @@ def test_a_prior_of_a_codebook_is_of_the_numbers_of_its_entries():
     entropy = -(observed * np.log(observed)).sum()
     assert found["kl"].value == pytest.approx(3 * np.log(3.0))
     assert found["kl_fitted_prior"].value == pytest.approx(entropy, abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_codebook_without_num_codes_takes_the_priors_of_indices():
+    vae, (x, numbers) = codebook_model(), of_codebook(200)
+    prior = vr.AutoregressivePrior(3, units=4, dilations=(1,))
+    vr.fit_prior(vae, x, prior, epochs=10, batch_size=50, learning_rate=0.05)
+    found = vr.estimate(vae, x, num_samples=1, prior=prior)
+    observed = np.bincount(numbers.ravel(), minlength=3) / numbers.size
+    entropy = -3 * (observed * np.log(observed)).sum()  # of independent places
+    assert found["kl_fitted_prior"].value == pytest.approx(entropy, abs=0.1)
+    assert entropy < found["kl"].value - 0.3
+    codes = vae.sample(20, prior=prior).numpy().reshape(-1, 2)
+    assert {tuple(entry) for entry in codes} <= {tuple(entry) for entry in BOOK}
+    uniform = vr.fit_prior(vae, x, vr.UniformPrior(3))
+    assert vr.estimate(vae, x, num_samples=1, prior=uniform)["kl_fitted_prior"].value == (
+        pytest.approx(3 * np.log(3.0))
+    )
+
+
+def built(prior, *shape):
+    prior.build_for(shape)
+    return prior
+
+
+def test_a_prior_that_has_values_is_not_fitted_again():
+    vae, x = exact_vae(SAMPLED), of_linear_model(20)
+    prior = vr.fit_prior(vae, x, vr.StandardNormalPrior())
+    mean = prior.mean.numpy()
+    for used in (prior, prior.prior, vr.WhitenedPrior(prior.prior)):
+        with pytest.raises(ValueError, match=r"has values already.* make a new one"):
+            vr.fit_prior(vae, 2.0 * x, used)
+    np.testing.assert_array_equal(prior.mean, mean)
+    vr.fit_prior(vae, x, vr.WhitenedPrior(vr.StandardNormalPrior()))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: "a", r"prior='a' is not a Prior: give what fit_prior\("),
+        (lambda: vr.MixturePrior(2), r"MixturePrior 'mixture_prior.*' is not fitted"),
+        (lambda: built(vr.StandardNormalPrior(), 3), r"shape \(3,\); those of Gauss.* \(2,\)"),
+        (lambda: built(vr.UniformPrior(4), 2), "are real numbers; UniformPrior is a prior of ind"),
+    ],
+    ids=["string", "not fitted", "other shape", "other kind"],
+)
+def test_a_prior_that_is_not_of_the_codes_is_refused(make, message):
+    vae, x, prior = exact_vae(SAMPLED), of_linear_model(4), make()
+    with pytest.raises(ValueError, match=message):
+        vae.sample(2, prior=prior)
+    with pytest.raises(ValueError, match=message):
+        vr.estimate(vae, x, num_samples=2, prior=prior)
+
+
+def test_the_prior_of_a_model_is_one_of_its_codes():
+    vae = exact_vae(SAMPLED)
+    vae.sample(2, prior=vae.bottleneck.prior)
+    codebook = codebook_model()
+    assert codebook.sample(2, prior=built(vr.UniformPrior(3), 3)).shape == (2, 6)
+    with pytest.raises(ValueError, match="codes of Nearest are indices of codes; Standard"):
+        codebook.sample(2, prior=built(vr.StandardNormalPrior(), 3))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prior": "flow"}, r"needs a Prior, for example MixturePrior\(10\), got 'flow'"),
+        ({"data": np.zeros((0, 4), np.float32)}, "fit_prior needs at least one example, got none"),
+        ({"data": {"images": np.zeros((3, 4))}}, "The data have no 'inputs'; got images"),
+        ({"data": {}}, "The data have no 'inputs'; got nothing"),
+        ({"data": {"inputs": np.zeros((3, 4)), "y": [1]}}, "differ in their number of examples"),
+        *(
+            ({"learning_rate": rate}, f"learning_rate must be a positive number, got {rate!r}")
+            for rate in (0, -1e-3, float("nan"), float("inf"), "1e-3", True)
+        ),
+        ({"seed": -1}, "seed must be an integer from 0"),
+    ],
+)
+def test_arguments_of_a_fit_are_checked_before_data_are_encoded(changed, message):
+    vae = exact_vae(SAMPLED)
+    vae.encoder = None
+    given = {"data": of_linear_model(20), "prior": vr.MixturePrior(2), **changed}
+    with pytest.raises(ValueError, match=message):
+        vr.fit_prior(vae, **given)
+
+
+class Kink(vr.StandardNormalPrior):
+    """The gradient of the first step is 0 / 0, after a loss that is finite."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.w = self.add_weight(shape=(2,), initializer="zeros", name="w")
+
+    def log_prob(self, z):
+        return super().log_prob(z) - tf.norm(tf.convert_to_tensor(self.w))
 
 
 def test_what_cannot_be_fitted_is_refused():
@@ -284,12 +387,10 @@ def test_what_cannot_be_fitted_is_refused():
     vae = exact_vae(SAMPLED)
     with pytest.raises(ValueError, match="learning_rate than 1e"):
         vr.fit_prior(vae, x, vr.MixturePrior(2), learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"epoch 1, .*/w not finite: choose a smaller"):
+        vr.fit_prior(vae, x, Kink(), epochs=1)
     with pytest.raises(ValueError, match="epochs must be an integer >= 1"):
         vr.fit_prior(vae, x, vr.MixturePrior(2), epochs=0)
-    other = vr.StandardNormalPrior()
-    other.build_for((3,))
-    with pytest.raises(ValueError, match=r"StandardNormalPrior.sample gives 'z' .*\(1, 3\)"):
-        vae.sample(1, prior=other)
     with pytest.raises(ValueError, match=r"SecondStagePrior has no density.*fit_prior"):
         vr.GaussianBottleneck(2, prior=vr.SecondStagePrior())
     with pytest.raises(ValueError, match="has no density, only a bound"):
@@ -342,7 +443,7 @@ def test_a_run_fits_tests_draws_and_keeps_a_prior(tmp_path):
     from tests.test_experiments import tensors_of
 
     folder = tmp_path / "run"
-    with pytest.raises(UsageError, match=r"'z' with the shape \(1, 3\)"):  # after it was trained
+    with pytest.raises(UsageError, match=r"prior of codes of shape \(3,\)"):  # after training
         other = vr.GaussianBottleneck(3).prior
         runs.train(build, data=DATA, run_dir=folder, fit_prior=lambda run: other, **FLAGS)
     functions = {"fit_prior": fit_prior, "evaluate": evaluate}

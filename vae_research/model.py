@@ -24,6 +24,7 @@ from vae_research.epochs import EpochClock
 from vae_research.gradient_estimators import GradientEstimator, SampledPath, check_densities
 from vae_research.levels import level_of
 from vae_research.objective import LossReport, Objective
+from vae_research.priors.fitted import refuse_unfitted
 from vae_research.priors.prior import Prior
 from vae_research.priors.vamp import VampPrior
 from vae_research.randomness import evaluation_key, fold_in
@@ -357,13 +358,15 @@ class VAE(TrainingSteps):
             prior: of `fit_prior`; by default that of the bottleneck.
 
         Raises:
-            ValueError: there is no prior, or it lacks a latent or has another shape.
+            ValueError: there is no prior, it lacks a latent or has another shape, or it is not
+                fitted or is of other codes.
         """
         key = tf.convert_to_tensor(key)
         if prior is None:
             giver = f"{type(self.bottleneck).__name__}.sample_prior"
             codes = self.bottleneck.sample_prior(count, key)
         else:
+            refuse_unfitted(prior, self.bottleneck)
             giver = f"{type(prior).__name__}.sample"
             codes = self.bottleneck.codes_of_values(prior.sample(count, key))
         return self.code_layout.checked(giver, codes)
@@ -393,7 +396,8 @@ class VAE(TrainingSteps):
             tensors: as for `decode`.
 
         Raises:
-            ValueError: the bottleneck has no prior, or the prior is of codes of another shape.
+            ValueError: the bottleneck has no prior, or the prior is not fitted or is of other
+                codes.
         """
         codes = self.codes_from_prior(count, [seed, 0], prior)
         return self._decode(codes, tensors, evaluation_key(seed, 0))

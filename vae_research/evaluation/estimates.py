@@ -18,6 +18,7 @@ from vae_research.codes import CodeLayout
 from vae_research.levels import WITHOUT_SUFFIX, levels
 from vae_research.model import VAE
 from vae_research.objective import Objective, log_prior_ratio
+from vae_research.priors.fitted import refuse_unfitted
 from vae_research.priors.prior import Prior
 from vae_research.probability import log_mean_exp
 from vae_research.suitability import refuse_unsuitable_data
@@ -118,17 +119,13 @@ def estimate(
 
     Raises:
         ValueError: `num_samples` or `rows_per_call` is not a positive integer, there are no data,
-            the arrays differ in length, or they do not suit the likelihood.
+            the arrays differ in length, or they do not suit the likelihood, or the prior is not
+            fitted or is of other codes.
     """
-    data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
-    if "inputs" not in data:
-        raise ValueError(f"The data have no 'inputs'; got {', '.join(sorted(data))}.")
+    if prior is not None:
+        refuse_unfitted(prior, model.bottleneck)
+    data = named_arrays("estimate", data)
     count = len(data["inputs"])
-    lengths = {name: len(values) for name, values in data.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"The data differ in their number of examples: {lengths}.")
-    if count < 1:
-        raise ValueError("estimate needs at least one example, got none.")
     refuse_unsuitable_data(model.objective.likelihood, data)
     num_samples = checked_integer("num_samples", num_samples, 1)
     if rows_per_call is None:
@@ -163,6 +160,27 @@ def estimate(
             Estimate.mean_of(part), values=part if per_example else None
         )
     return figures | {"active_units": active_units(codes)} if "elbo" in figures else figures
+
+
+def named_arrays(user: str, data: Any) -> dict[str, Any]:
+    """Returns arrays of examples by name, among them `inputs`.
+
+    Args:
+        user: what to call the user in a message.
+        data: `[count, ...]`, which are the inputs, or a dictionary of such arrays.
+
+    Raises:
+        ValueError: there are no inputs, no examples, or arrays of different length.
+    """
+    data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
+    if "inputs" not in data:
+        raise ValueError(f"The data have no 'inputs'; got {', '.join(sorted(data)) or 'nothing'}.")
+    lengths = {name: len(values) for name, values in data.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The data differ in their number of examples: {lengths}.")
+    if not lengths["inputs"]:
+        raise ValueError(f"{user} needs at least one example, got none.")
+    return data
 
 
 def active_units(codes: np.ndarray) -> Estimate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.arguments import checked_integer
+from vae_research.arguments import checked_integer, checked_seed
+from vae_research.evaluation.estimates import named_arrays
 from vae_research.model import VAE
-from vae_research.priors.prior import INDICES, REAL_NUMBERS, Prior
+from vae_research.priors.fitted import refuse_other_codes
+from vae_research.priors.prior import Prior
 from vae_research.priors.vamp import VampPrior
 from vae_research.priors.whitened import WhitenedPrior
 from vae_research.randomness import evaluation_key, fold_in
@@ -50,26 +54,27 @@ def fit_prior(
     Args:
         vae: a trained model.
         data: the training data, `[count, ...]`, or a dictionary of such arrays.
-        prior: one that no model has.
+        prior: a new one, which no model has and which was not fitted before.
         epochs: of the codes.
         batch_size: codes in a step.
         learning_rate: of the first step.
-        seed: of initial weights, noise and order.
+        seed: of initial weights, noise and order, 0 to 2**32 - 1.
         verbose: 1 shows a progress bar.
 
     Raises:
-        ValueError: the prior belongs to a model, or is of other codes; codes are not
-            finite, or the fit does not stay so; an argument is not a positive number.
+        ValueError: the prior belongs to a model, was fitted before, or is of other codes; there are
+            no data, or they differ in length; codes are not finite, or the fit does not stay so; an
+            argument is not a positive number.
     """
     for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
         checked_integer(name, value, 1)
-    if isinstance(prior, VampPrior) or prior is getattr(vae.bottleneck, "prior", None):
-        raise ValueError(
-            f"{type(prior).__name__} {prior.name!r} is trained with a model. Fit another one: "
-            "MixturePrior(10), RealNVPPrior() or SecondStagePrior()."
-        )
-    values = _values_of_codes(vae, data, seed)
-    _refuse_other_codes(vae, prior, values)
+    is_number = isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool)
+    if not is_number or not 0.0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a positive number, got {learning_rate!r}.")
+    checked_seed(seed)
+    _refuse_used(prior, vae)
+    values = _values_of_codes(vae, named_arrays("fit_prior", data), seed)
+    refuse_other_codes(prior, vae.bottleneck, values)
     if np.issubdtype(values.dtype, np.floating) and not isinstance(prior, WhitenedPrior):
         prior = WhitenedPrior(prior)
     state = random.getstate()
@@ -83,13 +88,30 @@ def fit_prior(
     return prior
 
 
-def _values_of_codes(vae: VAE, data: Any, seed: int) -> np.ndarray:
+def _refuse_used(prior: Prior, vae: VAE) -> None:
+    """Raises ValueError for what is not a prior, or for one whose values would be lost."""
+    if not isinstance(prior, Prior):
+        raise ValueError(f"fit_prior needs a Prior, for example MixturePrior(10), got {prior!r}.")
+    if isinstance(prior, VampPrior) or prior is getattr(vae.bottleneck, "prior", None):
+        raise ValueError(
+            f"{type(prior).__name__} {prior.name!r} is trained with a model. Fit another one: "
+            "MixturePrior(10), RealNVPPrior() or SecondStagePrior()."
+        )
+    parts = (prior, prior.prior) if isinstance(prior, WhitenedPrior) else (prior,)
+    for part in parts:
+        if part.built:
+            raise ValueError(
+                f"{type(part).__name__} {part.name!r} has values already, of another fit or model, "
+                "and would lose them: make a new one."
+            )
+
+
+def _values_of_codes(vae: VAE, data: Mapping[str, Any], seed: int) -> np.ndarray:
     """Returns what a prior is fitted to, `[count, ...]`; see `VAE.prior_values`."""
-    given = dict(data) if isinstance(data, Mapping) else {"inputs": data}
     found = []
-    for start in range(0, len(given["inputs"]), _ROWS_PER_CALL):
+    for start in range(0, len(data["inputs"]), _ROWS_PER_CALL):
         rows = slice(start, start + _ROWS_PER_CALL)
-        batch = {name: tf.constant(values[rows]) for name, values in given.items()}
+        batch = {name: tf.constant(values[rows]) for name, values in data.items()}
         key = fold_in(evaluation_key(seed, start), "codes of a fitted prior")
         found.append(vae.prior_values(vae.infer(batch, seed=key, num_samples=1)).numpy())
     values = np.concatenate(found)
@@ -99,24 +121,6 @@ def _values_of_codes(vae: VAE, data: Any, seed: int) -> np.ndarray:
             "model has diverged, and no prior can be fitted."
         )
     return values
-
-
-def _refuse_other_codes(vae: VAE, prior: Prior, values: np.ndarray) -> None:
-    """Raises ValueError for a prior of something else than the codes of a model."""
-    kind = REAL_NUMBERS if np.issubdtype(values.dtype, np.floating) else INDICES
-    name = type(vae.bottleneck).__name__
-    if prior.of != kind:
-        raise ValueError(
-            f"The codes of {name} are {kind}; {type(prior).__name__} is a prior of {prior.of}. One "
-            f"of your own says in its class what it is of: of = {kind!r}."
-        )
-    codes = getattr(vae.bottleneck, "num_codes", None)
-    of_prior = getattr(prior, "num_codes", codes)
-    if of_prior != codes:
-        raise ValueError(
-            f"{name} has {codes} codes, and {type(prior).__name__}(num_codes={of_prior}) is the "
-            "prior of another number of them."
-        )
 
 
 def _train(
@@ -155,9 +159,11 @@ def _train(
     bar = keras.utils.Progbar(epochs, verbose=verbose, unit_name="epoch")
     for epoch in range(1, epochs + 1):
         loss = float(train_epoch(tf.constant(orders.permutation(len(values)))))
-        if not np.isfinite(loss):
+        bad = [variable.path for variable in variables if not np.all(np.isfinite(variable))]
+        if bad or not np.isfinite(loss):
+            problem = f"{', '.join(bad)} not finite" if bad else f"loss {loss}"
             raise ValueError(
-                f"The loss of {type(prior).__name__} is {loss} in epoch {epoch} of its fit: choose "
-                f"a smaller learning_rate than {learning_rate:g}."
+                f"The fit of {type(prior).__name__} has diverged in epoch {epoch}, {problem}: "
+                f"choose a smaller learning_rate than {learning_rate:g}."
             )
         bar.update(epoch, [("loss", loss)])
