@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 
 import keras
 import numpy as np
@@ -434,6 +435,19 @@ def fit_prior(run):
     return vr.fit_prior(run.model, run.data.train.prepare(), Own(), seed=run.config.seed)
 
 
+def not_fitted(run):
+    return vr.MixturePrior(2)
+
+
+def interrupted(run):
+    """Ctrl-C arrives within TensorFlow, which may make an error of its own of it."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise ValueError("of TensorFlow") from error
+    pytest.fail("a fit went on")
+
+
 def evaluate(run):
     return {"of_prior": float(tf.reduce_mean(run.prior.sample(3, KEY)))}
 
@@ -443,9 +457,10 @@ def test_a_run_fits_tests_draws_and_keeps_a_prior(tmp_path):
     from tests.test_experiments import tensors_of
 
     folder = tmp_path / "run"
-    with pytest.raises(UsageError, match=r"prior of codes of shape \(3,\)"):  # after training
-        other = vr.GaussianBottleneck(3).prior
-        runs.train(build, data=DATA, run_dir=folder, fit_prior=lambda run: other, **FLAGS)
+    with pytest.raises(UsageError, match=r"MixturePrior .* is not fitted"):  # after training
+        runs.train(build, data=DATA, run_dir=folder, fit_prior=not_fitted, **FLAGS)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(build, data=DATA, run_dir=folder, fit_prior=interrupted, **FLAGS)
     functions = {"fit_prior": fit_prior, "evaluate": evaluate}
     run = runs.train(build, data=DATA, run_dir=folder, **functions, **FLAGS)
     assert type(run.prior.prior) is Own

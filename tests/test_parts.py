@@ -18,7 +18,7 @@ from vae_research import checkpoints, manifests, runs
 from vae_research.evaluation.estimates import Estimate
 from vae_research.keras_inputs import ScheduleLengths, _set_direction, one_by_one
 from vae_research.runs.cli import signals
-from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.errors import TerminatedError, UsageError
 from vae_research.runs.session import resume
 from vae_research.runs.session.building import choose_device, learning_rate
 from vae_research.runs.session.experiment import _how_to_train_longer
@@ -242,6 +242,22 @@ def test_ctrl_c_in_a_notebook_ends_a_run_and_not_the_process():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+    assert not signals.is_received()
+
+
+def test_a_signal_within_what_has_no_steps_is_raised_where_it_arrives():
+    with signals.restored():
+        signals.wait_for_steps()
+        with pytest.raises(TerminatedError), signals.raised_at_once():
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("it was only recorded")
+    with signals.restored():
+        signals.wait_for_steps()
+        with signals.raised_at_once():
+            pass
+        signal.raise_signal(signal.SIGTERM)  # recorded again
+        with pytest.raises(TerminatedError), signals.raised_at_once():
+            pytest.fail("one that was recorded comes first")
     assert not signals.is_received()
 
 

@@ -3,7 +3,8 @@
 An exception raised at an arbitrary point inside TensorFlow may be swallowed by code that catches
 everything, or come out of a trace as one of TensorFlow's own errors. From `wait_for_steps` on,
 which a command calls before it builds a model, a signal is therefore only recorded and raised
-between two steps. A second signal ends a command at once.
+between two steps. A second signal ends a command at once. What has no steps, and nothing to save,
+runs in `raised_at_once`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,24 @@ def listen() -> None:
 def wait_for_steps() -> None:
     """From now on, records signals until `raise_if_received` raises them."""
     _handle((*_TERMINATING, signal.SIGINT), _record)
+
+
+@contextmanager
+def raised_at_once() -> Iterator[None]:
+    """Raises signals where they arrive, and records them again at the end.
+
+    What they are turned into on the way, by code that catches them, counts as the signal.
+    """
+    _handle((*_TERMINATING, signal.SIGINT), _raise_at_once)
+    try:
+        raise_if_received()  # one that was recorded
+        yield
+    except Exception:
+        raise_if_received()
+        raise
+    finally:
+        wait_for_steps()
+    raise_if_received()
 
 
 @contextmanager

@@ -70,7 +70,6 @@ def load_run(
         build: the experiment's `build`, to be used instead of the kept source.
         data: the data of the run, or a function from its flags to them, to be used instead of what
             the kept source makes; needed if a study trained on arrays of its own.
-
         which: the newest intact checkpoint, of which the test figures and saved networks are if the
             run is complete; or, of those that were saved, the one that was best on validation data:
             by its importance-weighted bound if the model is trained with one, otherwise by its ELBO

@@ -82,7 +82,8 @@ def evaluation(config: Config, read: Collection[str], source: str | None) -> dic
 
     Args:
         config: the flags.
-        read: names of the flags that the experiment's `evaluate` reads; its own ones count.
+        read: names of the flags that the experiment's `fit_prior` and `evaluate` read; its own ones
+            count.
         source: the name of the folder of the kept source.
     """
     own = {name: value for name, value in _own(config).items() if name in read}

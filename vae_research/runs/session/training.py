@@ -410,8 +410,13 @@ class Session:
     def fit_prior(self) -> None:
         """Fits the experiment's prior to the codes of the trained model, if it has one.
 
+        A signal ends it at once: the last checkpoint has the model, and the next session fits the
+        prior again.
+
         Raises:
-            UsageError: what the experiment returns is not a prior, or not one of these codes.
+            UsageError: what the experiment returns is not a prior, or not a fitted one of these
+                codes.
+            TerminatedError, KeyboardInterrupt: a signal came.
         """
         if self.parts.fit_prior is None:
             return
@@ -419,14 +424,15 @@ class Session:
             print("Fitting a prior to the codes.", flush=True)
         watched = WatchedConfig(self.config)
         try:
-            prior = self.parts.fit_prior(Run(self.run_dir, self.model, self.data, watched, None))
+            with signals.raised_at_once():
+                run = Run(self.run_dir, self.model, self.data, watched, None)
+                prior = self.parts.fit_prior(run)
             if not isinstance(prior, Prior):
                 raise TypeError(f"fit_prior() returned {prior!r}; it must return a Prior.")
             self.model.codes_from_prior(1, [0, 0], prior)
         except (ValueError, TypeError) as error:
             raise UsageError(f"{error} (--debug shows where)") from error
         self.prior, self.read_by_evaluation = prior, watched.names_read
-        signals.raise_if_received()
 
     def test(self) -> dict[str, Estimate]:
         """Returns the test figures, and writes them for TensorBoard.
