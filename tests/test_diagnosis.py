@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import vae_research as vr
 from tests.proofs import SOAK
 from tests.traced import as_new
 from vae_research import (
@@ -23,7 +24,12 @@ from vae_research import (
     diagnose,
     mutual_information,
 )
-from vae_research.evaluation.diagnosis import collapse_in_training, permuted_code_gap
+from vae_research.callbacks.inference import Inference
+from vae_research.evaluation.diagnosis import (
+    collapse_in_training,
+    information_of_densities,
+    permuted_code_gap,
+)
 from vae_research.evaluation.estimates import Estimate
 
 SHAPE = (6, 6, 1)
@@ -342,3 +348,26 @@ def test_information_against_the_definition():
     density = np.exp(-0.5 * (z - mean.T) ** 2 / np.exp(log_var.T)) / np.exp(0.5 * log_var.T)
     expected = np.mean(np.log(np.diag(density) / density.mean(axis=1)))
     assert mutual_information(z, mean, log_var) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_mutual_information_of_any_density_is_that_of_its_closed_form():
+    heads = {"z_mean": 2, "z_log_var": 2, "z_scale_lower": 1}
+    encoder = vr.dense_encoder((3,), 2, hidden_units=(), outputs=heads)
+    vae = vr.VAE(
+        encoder,
+        vr.FullCovarianceGaussianBottleneck(2),
+        vr.dense_decoder((3,), 2, hidden_units=()),
+        [vr.Bernoulli(), vr.KLDivergence()],
+    )
+    data = np.random.default_rng(0).uniform(size=(150, 3)).astype(np.float32)
+    vae.posterior(data)  # which builds
+    for layer in encoder.layers:
+        if layer.name.endswith("z_scale_lower"):
+            layer.set_weights([0 * weight for weight in layer.get_weights()])
+    found = Inference(data)(vae)
+    assert found["log_densities"].shape == (128, 150)
+    posterior = vae.posterior(data)
+    expected = mutual_information(found["z"], posterior["z_mean"], posterior["z_log_var"])
+    assert (
+        0.01 < expected == pytest.approx(information_of_densities(found["log_densities"]), rel=1e-4)
+    )

@@ -66,6 +66,10 @@ def test_densities_and_divergence_are_those_of_precisions_that_add_up(drawn):
     }
     for name, values in wanted.items():
         np.testing.assert_allclose(found[name].reshape(-1), values, atol=1e-4, err_msg=name)
+    codes = {name: tf.constant(found[name][:9], tf.float32) for name in ("z_1", "z_2")}
+    rows = {name: tf.fill([9, 1], value[0]) for name, value in ESTIMATES.items()}
+    both = wanted["log_posterior_z_1"] + wanted["log_posterior_z_2"]
+    np.testing.assert_allclose(ladder().log_prob(**codes, **rows), both[:9], atol=1e-4)
     # Kolmogorov and Smirnov, with a seed that does not change.
     assert scipy.stats.kstest((z_1 - weighted) / joined**0.5, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(z_1 - weighted, z_2)[0, 1]) < 4.0 / DRAWS**0.5

@@ -123,6 +123,21 @@ class LadderBottleneck(Bottleneck):
         made = self.top_down(z_2)
         return tf.cast(made["z_mean"], tf.float32), tf.cast(made["z_log_var"], tf.float32)
 
+    def log_prob(
+        self,
+        z_1: tf.Tensor,
+        z_2: tf.Tensor,
+        z_1_mean: tf.Tensor,
+        z_1_log_var: tf.Tensor,
+        z_2_mean: tf.Tensor,
+        z_2_log_var: tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns log q(z_2|x) + log q(z_1|x, z_2) of given codes, `[rows]`, nats."""
+        mean, log_var, *unit = self._ladder(z_2, z_1_mean, z_1_log_var)
+        of_first = self.first.log_prob((z_1 - mean) * tf.exp(-0.5 * log_var), *unit)
+        of_second = self.second.log_prob(z_2, z_2_mean, z_2_log_var)
+        return of_first - 0.5 * probability.sum_over_event(log_var) + of_second
+
     def center(  # type: ignore[override]  # it reads other tensors
         self, z_1_mean: tf.Tensor, z_1_log_var: tf.Tensor, z_2_mean: tf.Tensor
     ) -> Any:

@@ -13,6 +13,7 @@ from vae_research.bottlenecks.gaussian import GaussianBottleneck
 from vae_research.codes import columns
 from vae_research.levels import WITHOUT_SUFFIX, levels
 from vae_research.model import VAE
+from vae_research.tensors import Tensors, bind
 
 # Examples that are also decoded, each with two codes; the others are only encoded.
 _DECODED = 128
@@ -55,7 +56,9 @@ class Inference:
         """Returns arrays by name, computed on the first call after `clear`.
 
         `[count, columns]`, of all latents side by side, as `VAE.code_layout` labels them: `code`
-        (without noise), `z`, and `z_log_var` if the posterior is a normal one. `[count, values]`:
+        (without noise), `z`, and `z_log_var` if the posterior is a `GaussianBottleneck`'s. Of other
+        bottlenecks with a method `log_prob`, `[128, count]`: `log_densities`, log q(z|x), nats, of
+        the sampled codes of the first 128 examples given each example. `[count, values]`:
         `kl` in nats, if there is a closed form for every latent; it has its own number of values.
         `kl_of_columns`, `[count, columns]`, is there if every latent has one of its own shape.
         `with_code/NAME`: what `center` returned beside codes. `[128]`, for the first 128 examples:
@@ -91,6 +94,8 @@ def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
     is_gaussian = isinstance(model.bottleneck, GaussianBottleneck) and layout.only == "z"
     if is_gaussian and "z_log_var" in tensors:
         found["z_log_var"] = layout.flatten(tf.cast(tensors["z_log_var"], tf.float32))
+    elif (log_densities := _log_densities(model, tensors)) is not None:
+        found["log_densities"] = log_densities
     count = keras.tree.flatten(data)[0].shape[0]
     doubled = {}
     for name, value in tensors.items():
@@ -105,3 +110,26 @@ def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
     likelihoods = model.log_likelihood(doubled, layout.given(doubled))
     found["own"], found["permuted"] = tf.split(likelihoods, 2)
     return found
+
+
+def _log_densities(model: VAE, tensors: Tensors) -> tf.Tensor | None:
+    """Returns log q(z_i|x_j), `[rows i, rows j]`, nats, of all latents together.
+
+    None if they have no such function, or it reads what depends on the sampled codes: it is then
+    none of another example's.
+    """
+    log_prob = getattr(model.bottleneck, "log_prob", None)
+    if log_prob is None:
+        return None
+    given, codes = bind("log_prob", log_prob, tensors), model.code_layout.shapes
+    others = given.keys() - codes.keys()
+    if any(tensors.writers.get(name) == "bottleneck" for name in others):
+        return None
+    count = tf.shape(tensors["inputs"])[0]
+
+    def of_example(row: tf.Tensor) -> tf.Tensor:
+        repeated = {name: tf.repeat(tensors[name][row][tf.newaxis], count, 0) for name in codes}
+        return tf.cast(log_prob(**given | repeated), tf.float32)
+
+    rows = tf.range(tf.minimum(count, _DECODED))
+    return tf.map_fn(of_example, rows, fn_output_signature=tf.float32)

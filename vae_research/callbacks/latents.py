@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from vae_research.evaluation.diagnosis import (
     Diagnosis,
     WarmUp,
     diagnose,
+    information_of_densities,
     mutual_information,
     permuted_code_gap,
 )
@@ -42,8 +43,9 @@ class Latents(keras.callbacks.Callback):
       `latent/kl/NAME`, its part of each of several latents.
     - `latent/permuted_code_gap`: log p(x|z) with the example's own code minus that with the code
       of another example.
-    - `latent/mutual_information`, for a `GaussianBottleneck`: a lower bound of the mutual
-      information between x and z, at most log(500) = 6.2; `latent/kl_total` is an upper bound.
+    - `latent/mutual_information`, for a bottleneck with a density `log_prob`: a lower bound of the
+      mutual information between x and all latents, at most log(500) = 6.2; `latent/kl_total` is
+      an upper bound.
     - `latent/kl_per_dimension`: a histogram; `latent/kl_over_time`: a picture with dimension 0 on
       top and a column for each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
     - `latent/posterior_mean`, `latent/posterior_std`: histograms over examples and dimensions.
@@ -116,16 +118,20 @@ class Latents(keras.callbacks.Callback):
     def _write_posterior(self, found: dict[str, np.ndarray], step: int) -> None:
         name = "latent/posterior_mean"
         self._summaries.histogram("validation", name, found["code"], step)
+        if "log_densities" in found:
+            densities = found["log_densities"]
+            self._write_information(lambda: information_of_densities(densities), step)
         if "z_log_var" not in found:
             return
         with np.errstate(over="ignore"):  # in a diverged model; the histogram drops infinities
             deviations = np.exp(0.5 * found["z_log_var"])
         self._summaries.histogram("validation", "latent/posterior_std", deviations, step)
         posterior = found["z"], found["code"], found["z_log_var"]
+        self._write_information(lambda: mutual_information(*posterior), step)
+
+    def _write_information(self, information: Callable[[], float], step: int) -> None:
         tag = "latent/mutual_information"
-        self._summaries.add(
-            "validation", lambda: event_protos.scalars({tag: mutual_information(*posterior)}), step
-        )
+        self._summaries.add("validation", lambda: event_protos.scalars({tag: information()}), step)
 
     def _write_kl(self, kl: np.ndarray, step: int) -> None:
         self._kl_per_dimension.append(kl)

@@ -188,13 +188,24 @@ def mutual_information(
         - 2.0 * np.einsum("id,jd->ij", z, mean * precision)
         + (mean**2 * precision).sum(1)
     )
-    log_density = -0.5 * (squares + log_var.sum(1))  # without log(2 pi), which cancels
-    own = log_density[np.arange(len(z)), np.arange(len(z))]
+    return information_of_densities(-0.5 * (squares + log_var.sum(1)))  # log(2 pi) cancels
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def information_of_densities(log_density: np.ndarray) -> float:
+    """Returns the bound of `mutual_information` for any posterior, nats.
+
+    Args:
+        log_density: log q(z_i|x_j), `[rows i, count j]`; i are the first of the examples j.
+    """
+    log_density = np.asarray(log_density, np.float64)
+    rows, count = log_density.shape
+    own = log_density[np.arange(rows), np.arange(rows)]
     highest = log_density.max(axis=1)
     # float32 is enough for numbers of which the largest is 1.
     relative = np.exp((log_density - highest[:, np.newaxis]).astype(np.float32))
     log_mixture = highest + np.log(relative.mean(axis=1, dtype=np.float64))
-    return min(float((own - log_mixture).mean()), math.log(len(mean)))
+    return min(float((own - log_mixture).mean()), math.log(count))
 
 
 def _listed(names: Sequence[object], at_most: int = 12) -> str:
