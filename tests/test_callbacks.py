@@ -534,8 +534,8 @@ def test_active_units_are_counted(kernel, count, tmp_path):
 def test_the_first_five_hundred_examples_are_used(place, active, tmp_path):
     # One alone is another one: the last that counts, or the first that does not.
     images = np.zeros([501, *SHAPE], np.float32)
-    images[place] = 10.0
-    model = make(encoder=lambda: linear_encoder([1.0, 1.0]), optimizer=keras.optimizers.SGD(0.0))
+    images[place] = 1.0
+    model = make(encoder=lambda: linear_encoder([10.0, 10.0]), optimizer=keras.optimizers.SGD(0.0))
     train(model, Latents(tmp_path, images), **ONE_STEP)
     assert scalars(tmp_path / "validation")["latent/active_units"] == [(1, active)]
     assert active_units(model.encode(images).numpy()).value == 2
