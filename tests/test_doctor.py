@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import absl.flags
 import keras
 import numpy as np
 import pytest
@@ -187,6 +188,7 @@ def test_the_command(run_dir, tmp_path, capsys, monkeypatch):
     (tmp_path / "other.py").write_text("print('no experiment')")
     capsys.readouterr()
     with monkeypatch.context() as patched:
+        patched.setattr("absl.flags.FLAGS", absl.flags.FlagValues())
         patched.setattr("sys.argv", [])
         patched.setattr("sys.path", [""])
         assert doctor.main([str(tmp_path / "other.py")]) == 2

@@ -177,7 +177,7 @@ class VAE(TrainingSteps):
     ) -> Tensors:
         """Returns the named tensors of encoder and bottleneck, the first half of `forward`."""
         num_samples = num_samples or self.objective.num_samples
-        tensors = self._start(data, seed)
+        tensors = self._start(data, seed, training=training)
         call_module("encoder", self.encoder, tensors, training=training, only_input="inputs")
         if num_samples > 1:
             # The K rows of one example are adjacent: Objective reshapes to [batch, K].
@@ -193,7 +193,9 @@ class VAE(TrainingSteps):
         """Names and shapes of the latents, and the columns that their values are shown in."""
         return CodeLayout.of(self.bottleneck)
 
-    def _start(self, data: Any, seed: tf.Tensor | None = None) -> Tensors:
+    def _start(
+        self, data: Any, seed: tf.Tensor | None = None, *, training: bool = False
+    ) -> Tensors:
         data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
         data = {name: as_tensor(name, value) for name, value in data.items()}
         if "inputs" not in data:
@@ -208,7 +210,8 @@ class VAE(TrainingSteps):
         if "inputs" in self._input_specs:
             refuse_other_shape(data["inputs"].shape, self._input_specs["inputs"][0])
         refuse_undeclared_shape(data["inputs"].shape, self.encoder, data)
-        refuse_unsuitable_data(self.objective.likelihood, data, known=self._input_specs)
+        if not training:  # `fit` has looked, and a run says what was not finite in a step
+            refuse_unsuitable_data(self.objective.likelihood, data, known=self._input_specs)
         if specs.keys() >= self._input_specs.keys():  # encode() may have been given a part
             self._input_specs = specs
         data.setdefault("targets", data["inputs"])

@@ -142,6 +142,11 @@ def _with_data_defaults(values: dict[str, Any]) -> Config:
     return Config(**values)
 
 
+def is_parsed() -> bool:
+    """Returns whether flags of a run or a study were parsed in this process."""
+    return flags.FLAGS.is_parsed()
+
+
 def is_given(name: str) -> bool:
     """Returns whether a flag was on the command line."""
     return name in flags.FLAGS and flags.FLAGS[name].present > 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import DATASETS, DataError
 from vae_research.runs.cli.errors import RunError, UsageError
-from vae_research.runs.cli.flags import is_given, parse
+from vae_research.runs.cli.flags import is_given, is_parsed, parse
 from vae_research.runs.report.screen import print_data
 from vae_research.runs.session import directory
 from vae_research.runs.session.experiment import FLAGS_OF_DATA
@@ -42,10 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not path.is_file():
                 raise UsageError(f"there is no file {path}.")
             sys.argv, sys.path[0] = [subject, *flags, "--dry_run"], str(path.parent)
-            runpy.run_path(str(path), run_name="__main__")  # a run or study exits in there
-            raise UsageError(
-                f"{subject} called neither runs.main nor runs.study, so that nothing was checked."
-            )
+            runpy.run_path(str(path), run_name="__main__")
+            if not is_parsed():
+                raise UsageError(
+                    f"{subject} called neither runs.main nor runs.study: nothing was checked."
+                )
+            return 0
         if _is_data(subject, path):
             examine_data(subject, flags)
             return 0
