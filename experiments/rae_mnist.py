@@ -7,8 +7,9 @@ from the second-stage VAE of Dai and Wipf 2019 (arXiv:1903.05789), a flow, or on
 distribution. The network is that of vae_mnist.py.
 
 Command: scripts/run experiments/rae_mnist.py
-Time: TODO
-Expect: TODO
+Time: 8 minutes on 2 busy cores
+Expect: test reconstruction 62.6 nats, log-density of the codes under the mixture -45.0 (seed 0);
+samples are digits, of which a part is broken
 """
 
 import keras
