@@ -38,6 +38,8 @@ STATES = {
     "denoising": ["--latent_dim=2", "--hidden_units=8"],
     "streamed": ["--network=dense", "--stream"],
     "semi_supervised": ["--latent_dim=2", "--hidden_units=8", "--labels_per_class=1"],
+    "priors_mnist": ["--latent_dim=2", "--hidden_units=8", "--components=3"],
+    "two_levels_mnist": ["--latent_dim=2", "--hidden_units=8", "--upper_dim=2"],
     "vq_vae": ["--latent_dim=2", "--filters=2,2", "--num_codes=5"],
     "sigma_vae": ["--latent_dim=2", "--variance=learned", "--binarize=none"],
 }
