@@ -138,6 +138,12 @@ class LadderBottleneck(Bottleneck):
         of_second = self.second.log_prob(z_2, z_2_mean, z_2_log_var)
         return of_first - 0.5 * probability.sum_over_event(log_var) + of_second
 
+    def prior_log_prob(self, z_1: tf.Tensor, z_2: tf.Tensor) -> tf.Tensor:
+        """Returns log p(z_2) + log p(z_1|z_2) of given codes, `[rows]`, nats."""
+        mean, log_var = self._first_prior(z_2)
+        of_first = probability.normal_log_density(z_1, mean, log_var)
+        return probability.sum_over_event(of_first) + self.second.prior_log_prob(z_2)
+
     def center(  # type: ignore[override]  # it reads other tensors
         self, z_1_mean: tf.Tensor, z_1_log_var: tf.Tensor, z_2_mean: tf.Tensor
     ) -> Any:
