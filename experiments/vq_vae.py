@@ -5,9 +5,10 @@ the codebook by moving averages of its appendix; with --quantizer=fsq Mentzer et
 Scalar Quantization (arXiv:2309.15505). The prior is autoregressive, by causal convolutions. Under
 the uniform prior, the divergence is the number of positions times log(codes), whatever is learned.
 
-Command: scripts/run experiments/vq_vae.py
-Time: TODO
-Expect: TODO
+Command: scripts/run experiments/vq_vae.py --epochs=4 --prior_epochs=2
+Time: 17 minutes on 2 busy cores
+Expect: 191.6 bits per test image, 130.9 of them for its codes (seed 0); 354.7 under the uniform
+prior of codes
 """
 
 import math
