@@ -58,7 +58,6 @@ SMALLER = {
     "components": "3",
     "rows": "160",
     "prior_epochs": "1",
-    "rows": "160",
 }
 # Compiling is most of what is left: with `--soak` everything is compiled as the header has it. XLA
 # compiles vae_mnist in test_repeatability.py.

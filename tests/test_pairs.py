@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
+from tests.test_priors import PRIORS
 
 DRAWS = 100_000
 SEED = tf.constant([3, 1 << 57], tf.int64)
@@ -23,29 +24,6 @@ POSTERIORS = {
         vr.FullCovarianceGaussianBottleneck,
         {"z_mean": [0.4, -0.7], "z_log_var": [-1.0, -1.5], "z_scale_lower": [-0.8]},
     ),
-}
-
-
-def vamp():
-    prior = vr.VampPrior((2,), 4, low=-2.0, high=2.0)
-    prior.use_encoder(lambda inputs: {"z_mean": inputs, "z_log_var": 0.3 * inputs - 0.5})
-    return prior
-
-
-def whitened():
-    prior = vr.WhitenedPrior(vr.MixturePrior(2))
-    prior.build_for((2,))
-    random = np.random.default_rng(5)
-    prior.adapt(random.normal(size=(50, 2)) @ [[1.5, 0.5], [0.0, 0.4]] + [1.0, -2.0], 0)
-    return prior
-
-
-PRIORS = {
-    "standard": vr.StandardNormalPrior,
-    "mixture": lambda: vr.MixturePrior(3),
-    "vamp": vamp,
-    "flow": lambda: vr.RealNVPPrior(3, hidden_units=(8,)),
-    "whitened": whitened,
 }
 REFUSED = {("full", "vamp")}
 PAIRS = [(q, p) for q in POSTERIORS for p in PRIORS if (q, p) not in REFUSED]
