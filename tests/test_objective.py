@@ -247,9 +247,16 @@ def test_weights_at_a_step_need_no_forward_pass():
     }
 
 
+def each_latent(**weights):
+    return [KLDivergence(latent=name, weight=weight) for name, weight in weights.items()]
+
+
 @pytest.mark.parametrize(
     ("terms", "beta"),
     [
+        ([Given(), *each_latent(a=4.0, b=4.0)], 4.0),
+        ([Given(), *each_latent(a=4.0, b=2.0)], None),
+        ([Given(), *each_latent(a=4.0)], None),
         ([Given(), KLDivergence(weight=4.0)], 4.0),
         ([Given(weight=0.5), KLDivergence(weight=Constant(value=3.0))], 6.0),
         ([Given(), KLDivergence(weight=LinearWarmup(steps=8))], 0.25),  # at step 2
@@ -259,7 +266,8 @@ def test_weights_at_a_step_need_no_forward_pass():
     ],
 )
 def test_effective_beta_is_the_weight_of_the_kl_over_that_of_the_likelihood(terms, beta):
-    assert Objective(terms).effective_beta(step=2) == (beta and pytest.approx(beta))
+    found = Objective(terms).effective_beta(step=2, latents=("a", "b"))
+    assert found == (beta and pytest.approx(beta))
 
 
 # Regularisation losses of layers.

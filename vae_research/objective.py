@@ -206,19 +206,27 @@ class Objective:
         return last
 
     def effective_beta(
-        self, step: int | tf.Tensor, states: ControllerStates | None = None
+        self,
+        step: int | tf.Tensor,
+        states: ControllerStates | None = None,
+        latents: Iterable[str] = (),
     ) -> float | None:
         """Returns the weight of the KL divergence over that of the likelihood, at a step.
 
-        None if no term called `kl`, which is about all latents, is trained, or if the likelihood
-        has no weight.
+        It is that of the term `kl`, which is about all latents, or of the terms `kl_NAME` of each
+        of them, if they have the same weight. None if there is no such number, or if the
+        likelihood has no weight.
 
         Args:
             step, states: as for `weights`.
+            latents: names of all latents.
         """
         weights = self.weights(step, states)
         likelihood = float(weights.get(self.likelihood.label, 0.0))
-        return float(weights["kl"]) / likelihood if "kl" in weights and likelihood else None
+        names = ["kl"] if "kl" in weights else [f"kl_{latent}" for latent in latents]
+        found = {float(weights[name]) if name in weights else None for name in names}
+        weight = found.pop() if len(found) == 1 else None
+        return None if weight is None or not likelihood else weight / likelihood
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from vae_research.arguments import checked_seed
+from vae_research.codes import CodeLayout
 from vae_research.controllers import Controller, first_state, next_state, observed
 from vae_research.critics import Critic, checked_critics
 from vae_research.epochs import EpochClock
@@ -23,9 +24,9 @@ from vae_research.trainer import Trainer
 class TrainingSteps(Trainer):
     """`train_step` and `test_step` of a model that reports its losses.
 
-    A subclass has `report`. The order within a training step: the updates of critics alone; the
-    forward pass with all losses; all gradients; all updates; then controllers, from the report of
-    this step.
+    A subclass has `report` and `bottleneck`. The order within a training step: the updates of
+    critics alone; the forward pass with all losses; all gradients; all updates; then controllers,
+    from the report of this step.
 
     Args:
         objective: the loss terms of the model, with lengths in epochs.
@@ -106,9 +107,18 @@ class TrainingSteps(Trainer):
             weights |= {f"{critic.name}/{name}": w for name, w in critic.weights(*now).items()}
         return weights
 
-    def effective_beta(self) -> float | None:
-        """Returns the present weight of the KL divergence over that of the likelihood, or None."""
-        return self.objective.effective_beta(self.step_counter, self._own_state.controllers)
+    def effective_beta(self, step: int | tf.Tensor | None = None) -> float | None:
+        """Returns the weight of the KL divergence over that of the likelihood, or None.
+
+        Args:
+            step: when; by default now. Of another step it is with controllers as they begin.
+        """
+        latents = CodeLayout.of(self.bottleneck).shapes
+        if step is not None:
+            return self.objective.effective_beta(step, latents=latents)
+        return self.objective.effective_beta(
+            self.step_counter, self._own_state.controllers, latents
+        )
 
     def step_key(self) -> tf.Tensor:
         """Returns the stateless key, `[2]`, of the noise of the next training step."""

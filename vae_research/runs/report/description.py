@@ -49,7 +49,7 @@ def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
         "terms": {term.label: repr(term) for term in model.objective.terms},
         "critics": {critic.name: critic.describe() for critic in model.critics},
         "gradient_estimator": None if estimator is None else repr(estimator),
-        "effective_beta": model.objective.effective_beta(settled) if settled is not None else None,
+        "effective_beta": model.effective_beta(settled) if settled is not None else None,
         "optimizer": type(model.optimizer).__name__,
         "weights": weights_in_words(model),
         "execution": dataclasses.asdict(execution),
