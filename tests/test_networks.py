@@ -14,6 +14,8 @@ from tests import forks
 from vae_research import (
     VAE,
     Bernoulli,
+    Data,
+    DataError,
     DeterministicBottleneck,
     ProbabilitiesToLogits,
     SquaredNorm,
@@ -21,7 +23,9 @@ from vae_research import (
     convolutional_encoder,
     dense_decoder,
     dense_encoder,
+    logits_of_mean,
 )
+from vae_research.data.sources import rows_of_array, rows_of_pipeline
 
 # Even, odd, tall, thin, smaller than a stride, and sizes that no doubling reaches.
 IMAGES = [(28, 28, 1), (32, 32, 3), (7, 5, 2), (1, 1, 1), (33, 17, 1)]
@@ -114,28 +118,103 @@ def test_heads_of_a_dense_encoder_may_differ_in_size():
         make(dense_encoder, outputs={"z_mean": 0})
 
 
-@pytest.mark.parametrize("network", [dense_decoder, convolutional_decoder])
-def test_all_layers_of_a_decoder_are_regularised(network):
-    sizes = {"filters": (3, 2)} if network is convolutional_decoder else {}
-    decoder = network(
-        (8, 8, 1), 2, hidden_units=(5,), kernel_regularizer=keras.regularizers.L2(0.1), **sizes
+@pytest.mark.parametrize("network", SMALL)
+def test_all_layers_are_initialised_and_regularised_as_it_is_said(network):
+    # Without a seed each layer draws its own values, equal heads as well.
+    initializer = keras.initializers.RandomUniform(2.0, 3.0)
+    model = make(
+        network,
+        hidden_units=(5,),
+        kernel_initializer=initializer,
+        kernel_regularizer=keras.regularizers.L2(0.1),
+        outputs=("a_mean", "b_mean"),
     )
-    kernels = [weight for weight in decoder.weights if weight.path.endswith("kernel")]
-    wanted = sum(0.1 * np.square(kernel.numpy()).sum() for kernel in kernels)
-    assert len(kernels) == len(decoder.losses) == (5 if sizes else 2)
-    np.testing.assert_allclose(sum(decoder.losses), wanted, rtol=1e-5)
-    # The sum is a term of a model.
+    kernels = [weight.numpy() for weight in model.weights if weight.path.endswith("kernel")]
+    assert len(kernels) == len(model.losses) == len([x for x in model.layers if x.weights]) >= 3
+    assert all(2.0 <= kernel.min() < kernel.max() <= 3.0 for kernel in kernels)
+    assert np.any(kernels[-1] != kernels[-2])
+    wanted = sum(0.1 * np.square(kernel).sum() for kernel in kernels)
+    np.testing.assert_allclose(sum(model.losses), wanted, rtol=1e-5)
+
+
+def test_losses_of_regularisers_are_a_term_of_a_model():
+    regularizer = keras.regularizers.L2(0.1)
+    sizes = {"hidden_units": (5,), "kernel_regularizer": regularizer}
     vae = VAE(
-        dense_encoder((8, 8, 1), 2, hidden_units=(5,), outputs=["z_mean"]),
+        dense_encoder((8, 8, 1), 2, outputs=["z_mean"], **sizes),
         DeterministicBottleneck(2),
-        decoder,
+        dense_decoder((8, 8, 1), 2, **sizes),
         [Bernoulli(), SquaredNorm(weight=0.5)],
     )
     _, report = vae.report(np.ones((3, 8, 8, 1), np.float32))
+    kernels = [weight for weight in vae.weights if weight.path.endswith("kernel")]
+    wanted = sum(0.1 * np.square(kernel.numpy()).sum() for kernel in kernels)
+    assert len(kernels) == 4
     np.testing.assert_allclose(report.values["regularization"], wanted, rtol=1e-5)
     values = report.values
     loss = values["reconstruction"] + 0.5 * values["squared_norm"] + wanted
     np.testing.assert_allclose(report.loss, loss, rtol=1e-5)
+
+
+# Where the outputs begin.
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_biases_of_the_heads_begin_where_it_is_said(network):
+    names = ("x_mean", "x_log_var") if "decoder" in network.__name__ else ("z_mean", "z_log_var")
+    model = make(network, outputs=names, output_bias={names[1]: -2.0})
+    biases = [model.get_layer(name).bias.numpy() for name in names]
+    np.testing.assert_array_equal(biases[0], 0.0)
+    np.testing.assert_array_equal(biases[1], -2.0)
+    with pytest.raises(ValueError, match=f"for which of the heads {names[0]}, {names[1]}"):
+        make(network, outputs=names, output_bias=1.0)
+    with pytest.raises(ValueError, match=f"names a head 'logit'; there are {names[0]}"):
+        make(network, outputs=names, output_bias={"logit": 1.0})
+    with pytest.raises(ValueError, match=r"has shape \(9,\); it needs a number or an array"):
+        make(network, outputs=names, output_bias={names[0]: np.zeros(9)})
+    with pytest.raises(ValueError, match="values that are not finite"):
+        make(network, outputs=names, output_bias={names[0]: np.nan})
+
+
+def image_data(count=40):
+    """Pixels that are on with a probability of 0.1 times their row number, up to 0.9."""
+    random = np.random.default_rng(0)
+    images = random.random((count, 10, 2, 3)) < 0.1 * np.arange(10)[:, None, None]
+    return (255 * images).astype(np.uint8)
+
+
+@pytest.mark.parametrize("binarize", ["none", "dynamic", "threshold"])
+def test_a_decoder_that_begins_at_the_mean_of_the_data_makes_it_of_a_zero_code(binarize):
+    data = Data.from_arrays(image_data(), binarize=binarize)
+    mean = (data.train.raw / 255.0).mean(axis=0)
+    pixels = dense_decoder(data.shape, 2, output_bias=logits_of_mean(data.train))
+    found = tf.sigmoid(pixels(tf.zeros([1, 2]))["logits"])[0]
+    np.testing.assert_allclose(found, np.clip(mean, 0.001, 0.999), rtol=1e-4)
+    assert np.any(mean == 0.0)  # where the logit would be minus infinity
+    of_channels = logits_of_mean(data.train, axis=(0, 1, 2))
+    decoder = convolutional_decoder(data.shape, 2, filters=(2,), output_bias=of_channels)
+    found = tf.sigmoid(decoder(tf.zeros([1, 2]))["logits"])[0]
+    np.testing.assert_allclose(found, np.broadcast_to(mean.mean((0, 1)), data.shape), rtol=1e-4)
+
+
+def test_the_mean_of_streamed_data_is_that_of_1000_rows():
+    images = image_data(1500)
+    data = Data.from_arrays(rows_of_array(images), images[:8], images[:8])
+    whole, some = logits_of_mean(data.test), logits_of_mean(data.train)
+    wanted = images[np.linspace(0, 1499, 1000).astype(int)].mean(axis=0) / 255.0
+    np.testing.assert_allclose(scipy.special.expit(some), np.clip(wanted, 0.001, 0.999), rtol=1e-4)
+    assert np.any(whole != some)
+
+
+def test_what_has_no_logits_of_its_mean_says_so():
+    images = image_data()
+    pipeline = rows_of_pipeline(tf.data.Dataset.from_tensor_slices(images).batch(8), count=40)
+    with pytest.raises(DataError, match="'train' is a pipeline, whose rows cannot be read"):
+        logits_of_mean(Data.from_arrays(pipeline, images[:8], images[:8]).train)
+    with pytest.raises(DataError, match=r"mean of split 'train' is from 0 to .*rescale='unit'"):
+        logits_of_mean(Data.from_arrays(images, rescale="none").train)
+    with pytest.raises(ValueError, match=r"must be within \(0, 1\), got 0.0 and 0.999"):
+        logits_of_mean(Data.from_arrays(images).train, lowest=0.0)
 
 
 # Architecture: numbers of weights worked out by hand.

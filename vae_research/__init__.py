@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from vae_research.data import Data as Data
     from vae_research.data import DataError as DataError
     from vae_research.data import load_data as load_data
+    from vae_research.data.means import logits_of_mean as logits_of_mean
     from vae_research.evaluation.diagnosis import diagnose as diagnose
     from vae_research.evaluation.diagnosis import mutual_information as mutual_information
     from vae_research.evaluation.estimates import Estimate as Estimate
@@ -163,6 +164,7 @@ _MODULES = {
     "controllers": ("GECO", "Controller", "KLTarget", "PIDControl"),
     "critics": ("Critic",),
     "data": ("Data", "DataError", "load_data"),
+    "data.means": ("logits_of_mean",),
     "evaluation.diagnosis": ("diagnose", "mutual_information"),
     "evaluation.estimates": ("Estimate", "estimate"),
     "evaluation.fitted_priors": ("fit_prior",),

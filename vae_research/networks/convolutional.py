@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from vae_research.arguments import checked_integer
-from vae_research.networks.heads import check_order, check_sizes, dense_heads, heads
+from vae_research.networks.heads import (
+    Kernels,
+    check_order,
+    check_sizes,
+    dense_heads,
+    head_shapes,
+    heads,
+)
 from vae_research.networks.kernels import narrow_convolution
 
 
@@ -20,7 +27,10 @@ def convolutional_encoder(
     hidden_units: Sequence[int] = (),
     kernel_size: int = 3,
     activation: str = "relu",
-    outputs: Sequence[str] = ("z_mean", "z_log_var"),
+    kernel_initializer: Any = "glorot_uniform",
+    kernel_regularizer: Any = None,
+    output_bias: Any = None,
+    outputs: Sequence[str] | Mapping[str, int] = ("z_mean", "z_log_var"),
     name: str = "encoder",
 ) -> keras.Model:
     """Returns a functional Keras model from `inputs` to `[batch, latent_dim]` heads.
@@ -32,7 +42,13 @@ def convolutional_encoder(
         hidden_units: sizes of the dense layers after the convolutions.
         kernel_size: height and width of a kernel in pixels.
         activation: Keras name of the non-linearity.
-        outputs: names of the heads; `("z_mean",)` for a plain autoencoder.
+        kernel_initializer: of all layers, as Keras has them: `"he_normal"`.
+        kernel_regularizer: of all layers, as Keras has them: `keras.regularizers.L2(1e-6)`. Its
+            losses are a term of the model, `regularization`.
+        output_bias: where the biases of the heads begin, a dictionary by the names of heads:
+            `{"z_log_var": -2.0}`.
+        outputs: names of the heads; `("z_mean",)` for a plain autoencoder. A dictionary gives each
+            head a size of its own.
         name: name of the model.
 
     Raises:
@@ -46,16 +62,23 @@ def convolutional_encoder(
         filters=filters,
         hidden_units=hidden_units,
     )
+    kernels = Kernels(kernel_initializer, kernel_regularizer)
     inputs = keras.Input(tuple(input_shape), name="inputs")
     features = inputs
     for channels in filters:
         features = keras.layers.Conv2D(
-            channels, kernel_size, strides=2, padding="same", activation=activation
+            channels,
+            kernel_size,
+            strides=2,
+            padding="same",
+            activation=activation,
+            **kernels.settings(),
         )(features)
     features = keras.layers.Flatten()(features)
     for units in hidden_units:
-        features = keras.layers.Dense(units, activation=activation)(features)
-    return keras.Model(inputs, dense_heads(outputs, [latent_dim], features), name=name)
+        features = keras.layers.Dense(units, activation=activation, **kernels.settings())(features)
+    made = dense_heads(outputs, [latent_dim], features, kernels, output_bias)
+    return keras.Model(inputs, made, name=name)
 
 
 def convolutional_decoder(
@@ -66,8 +89,10 @@ def convolutional_decoder(
     hidden_units: Sequence[int] = (),
     kernel_size: int = 3,
     activation: str = "relu",
+    kernel_initializer: Any = "glorot_uniform",
     kernel_regularizer: Any = None,
-    outputs: Sequence[str] = ("logits",),
+    output_bias: Any = None,
+    outputs: Sequence[str] | Mapping[str, int] = ("logits",),
     name: str = "decoder",
 ) -> keras.Model:
     """Returns a functional Keras model from `z` to `[batch, height, width, channels]` heads.
@@ -81,9 +106,14 @@ def convolutional_decoder(
         hidden_units: sizes of the dense layers before the convolutions.
         kernel_size: height and width of a kernel in pixels.
         activation: Keras name of the non-linearity.
+        kernel_initializer: of all layers, as Keras has them: `"he_normal"`.
         kernel_regularizer: of all layers, as Keras has them: `keras.regularizers.L2(1e-6)`. Its
             losses are a term of the model, `regularization`.
-        outputs: names of the heads: the parameters of the likelihood.
+        output_bias: where the biases of the heads begin, a number or one for each channel of the
+            only head, or a dictionary by the names of heads.
+            `logits_of_mean(data.train, axis=(0, 1, 2))` makes it of data.
+        outputs: names of the heads: the parameters of the likelihood. A dictionary gives each head
+            channels of its own.
         name: name of the model.
 
     Raises:
@@ -97,15 +127,14 @@ def convolutional_decoder(
         filters=filters,
         hidden_units=hidden_units,
     )
-    height, width, image_channels = output_shape
+    height, width, _ = output_shape
     stride = 2 ** len(filters)
     grid = -(-height // stride), -(-width // stride), filters[0]
+    kernels = Kernels(kernel_initializer, kernel_regularizer)
     z = keras.Input((latent_dim,), name="z")
     features = z
     for units in (*hidden_units, grid[0] * grid[1] * grid[2]):
-        features = keras.layers.Dense(
-            units, activation=activation, kernel_regularizer=kernel_regularizer
-        )(features)
+        features = keras.layers.Dense(units, activation=activation, **kernels.settings())(features)
     features = keras.layers.Reshape(grid)(features)
     for channels in filters:
         features = keras.layers.Conv2DTranspose(
@@ -114,27 +143,40 @@ def convolutional_decoder(
             strides=2,
             padding="same",
             activation=activation,
-            kernel_regularizer=kernel_regularizer,
+            **kernels.settings(),
         )(features)
     surplus = grid[0] * stride - height, grid[1] * stride - width
     if any(surplus):
         edges = tuple((extra // 2, extra - extra // 2) for extra in surplus)
         features = keras.layers.Cropping2D(edges)(features)
-    images = heads(
-        outputs,
-        lambda head: narrow_convolution(
+    images = convolutional_heads(outputs, output_shape, features, kernel_size, kernels, output_bias)
+    return keras.Model(z, images, name=name)
+
+
+def convolutional_heads(
+    outputs: Sequence[str] | Mapping[str, int],
+    shape: Sequence[int],
+    features: Any,
+    kernel_size: int,
+    kernels: Kernels,
+    output_bias: Any,
+) -> dict[str, Any]:
+    """Returns linear convolutions as heads, on top of features of the size of the image."""
+    channels = {name: each[-1:] for name, each in head_shapes(outputs, shape).items()}
+
+    def make(name: str) -> keras.layers.Layer:
+        return narrow_convolution(
             keras.layers.Conv2D(
-                image_channels,
+                *channels[name],
                 kernel_size,
                 padding="same",
                 dtype="float32",
-                name=head,
-                kernel_regularizer=kernel_regularizer,
+                name=name,
+                **kernels.settings(),
             )
-        ),
-        features,
-    )
-    return keras.Model(z, images, name=name)
+        )
+
+    return heads(channels, make, features, output_bias)
 
 
 def _check_image(shape: Sequence[int], filters: Sequence[int], kernel_size: int) -> None:

@@ -6,12 +6,14 @@ Built from Keras layers only, so that a saved network loads without this package
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from vae_research.arguments import checked_integer
+from vae_research.settings import did_you_mean
 
 # exp(20) is 5e8: far above any useful variance, far below the overflow of float32 at exp(88).
 LOG_VAR_BOUND = 20.0
@@ -38,8 +40,57 @@ def check_order(function: str, shape: Any, latent_dim: Any) -> None:
         )
 
 
+class Kernels:
+    """How the kernels of a network begin and what is added to the loss for them.
+
+    Args:
+        kernel_initializer: as Keras has them: `"he_normal"`, `keras.initializers.HeNormal()`.
+        kernel_regularizer: as Keras has them: `keras.regularizers.L2(1e-6)`. Its losses are a term
+            of the model, `regularization`.
+    """
+
+    def __init__(self, kernel_initializer: Any, kernel_regularizer: Any) -> None:
+        self._initializer, self._regularizer = kernel_initializer, kernel_regularizer
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the keyword arguments of one layer.
+
+        An initializer without a seed draws one when it is made, and the same values again in every
+        layer of one shape: each layer gets a copy, which draws its own.
+        """
+        initializer = self._initializer
+        if isinstance(initializer, keras.initializers.Initializer):
+            initializer = type(initializer).from_config(initializer.get_config())
+        return {"kernel_initializer": initializer, "kernel_regularizer": self._regularizer}
+
+
+def head_shapes(
+    outputs: Sequence[str] | Mapping[str, int], shape: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of an event of each head.
+
+    Args:
+        outputs: names of the heads; a dictionary gives each the size of its last axis.
+        shape: of an event, unless `outputs` says otherwise.
+
+    Raises:
+        ValueError: `outputs` is neither a list of names nor a dictionary of positive integers.
+    """
+    if isinstance(outputs, str) or not outputs:
+        raise ValueError(f"outputs must be a list of names, got {outputs!r}.")
+    if not isinstance(outputs, Mapping):
+        return dict.fromkeys(outputs, tuple(shape))
+    return {
+        name: (*shape[:-1], checked_integer(f"outputs[{name!r}]", size, 1))
+        for name, size in outputs.items()
+    }
+
+
 def heads(
-    names: Sequence[str], make: Callable[[str], keras.layers.Layer], features: Any
+    shapes: Mapping[str, Sequence[int]],
+    make: Callable[[str], keras.layers.Layer],
+    features: Any,
+    output_bias: Any = None,
 ) -> dict[str, Any]:
     """Returns the outputs by name; those called `..._log_var` are softly bounded.
 
@@ -47,18 +98,22 @@ def heads(
     `exp`, and its gradient does not drop to zero as that of a hard clip does.
 
     Args:
-        names: of the outputs.
+        shapes: of the biases of the heads, by name.
         make: returns the linear layer for a name; the layer must be float32.
         features: the Keras tensor that the heads read.
+        output_bias: where the biases begin, broadcast to their shape: of the only head, or a
+            dictionary by the names of heads; zero for those that are not named.
 
     Raises:
-        ValueError: `names` is not a list of names.
+        ValueError: `output_bias` does not suit the heads.
     """
-    if isinstance(names, str) or not names:
-        raise ValueError(f"outputs must be a list of names, got {names!r}.")
+    given = _biases_by_head(output_bias, shapes)
     outputs = {}
-    for name in names:
-        output = make(name)(features)
+    for name in shapes:
+        layer = make(name)
+        output = layer(features)
+        if name in given:
+            layer.bias.assign(np.reshape(given[name], layer.bias.shape))
         if name.endswith("log_var"):
             scale = keras.layers.Rescaling(1.0 / LOG_VAR_BOUND, dtype="float32")
             squash = keras.layers.Activation("tanh", dtype="float32")
@@ -68,17 +123,53 @@ def heads(
     return outputs
 
 
+def _biases_by_head(output_bias: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    if output_bias is None:
+        return {}
+    if not isinstance(output_bias, Mapping):
+        if len(shapes) > 1:
+            raise ValueError(
+                f"output_bias must say for which of the heads {', '.join(shapes)} it is: "
+                f"{{{next(iter(shapes))!r}: value}}."
+            )
+        output_bias = dict.fromkeys(shapes, output_bias)
+    given = {}
+    for name, value in output_bias.items():
+        if name not in shapes:
+            raise ValueError(
+                f"output_bias names a head {name!r}; there are {', '.join(shapes)}."
+                f"{did_you_mean(name, shapes)}"
+            )
+        values, shape = np.asarray(value, np.float32), tuple(shapes[name])
+        try:
+            given[name] = np.broadcast_to(values, shape)
+        except ValueError:
+            raise ValueError(
+                f"output_bias of the head {name!r} has shape {values.shape}; it needs a number or "
+                f"an array that broadcasts to {shape}."
+            ) from None
+        if not np.all(np.isfinite(values)):
+            raise ValueError(f"output_bias of the head {name!r} has values that are not finite.")
+    return given
+
+
 def dense_heads(
-    names: Sequence[str], shape: Sequence[int], features: Any, kernel_regularizer: Any = None
+    outputs: Sequence[str] | Mapping[str, int],
+    shape: Sequence[int],
+    features: Any,
+    kernels: Kernels,
+    output_bias: Any = None,
 ) -> dict[str, Any]:
     """Returns linear heads of the given event shape on top of a vector of features."""
-    flat = heads(
-        names,
-        lambda name: keras.layers.Dense(
-            math.prod(shape), dtype="float32", name=name, kernel_regularizer=kernel_regularizer
-        ),
-        features,
-    )
+    shapes = head_shapes(outputs, shape)
+
+    def make(name: str) -> keras.layers.Layer:
+        size = math.prod(shapes[name])
+        return keras.layers.Dense(size, dtype="float32", name=name, **kernels.settings())
+
+    flat = heads(shapes, make, features, output_bias)
     if len(shape) == 1:
         return flat
-    return {name: keras.layers.Reshape(shape, dtype="float32")(flat[name]) for name in names}
+    return {
+        name: keras.layers.Reshape(shapes[name], dtype="float32")(flat[name]) for name in shapes
+    }
