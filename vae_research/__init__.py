@@ -83,20 +83,20 @@ if TYPE_CHECKING:
     )
     from vae_research.keras_losses.recipes import pixel_mean_terms as pixel_mean_terms
     from vae_research.keras_losses.report_losses import ReportLosses as ReportLosses
+    from vae_research.losses.discrete import Categorical as Categorical
     from vae_research.losses.divergence import CapacityKL as CapacityKL
     from vae_research.losses.divergence import FreeBits as FreeBits
     from vae_research.losses.divergence import KLDivergence as KLDivergence
     from vae_research.losses.divergence import MonteCarloKL as MonteCarloKL
+    from vae_research.losses.product import ProductLikelihood as ProductLikelihood
     from vae_research.losses.quantization import Commitment as Commitment
     from vae_research.losses.quantization import Perplexity as Perplexity
     from vae_research.losses.quantization import SquaredNorm as SquaredNorm
     from vae_research.losses.reconstruction import Bernoulli as Bernoulli
-    from vae_research.losses.reconstruction import Categorical as Categorical
     from vae_research.losses.reconstruction import ContinuousBernoulli as ContinuousBernoulli
     from vae_research.losses.reconstruction import Gaussian as Gaussian
     from vae_research.losses.reconstruction import GaussianWithVariance as GaussianWithVariance
     from vae_research.losses.reconstruction import Laplace as Laplace
-    from vae_research.losses.reconstruction import ProductLikelihood as ProductLikelihood
     from vae_research.losses.term import Likelihood as Likelihood
     from vae_research.losses.term import LossTerm as LossTerm
     from vae_research.model import VAE as VAE
@@ -187,6 +187,8 @@ _MODULES = {
     "keras_losses.recipes": ("pixel_mean_terms",),
     "keras_losses.report_losses": ("ReportLosses",),
     "losses.divergence": ("CapacityKL", "FreeBits", "KLDivergence", "MonteCarloKL"),
+    "losses.discrete": ("Categorical",),
+    "losses.product": ("ProductLikelihood",),
     "losses.quantization": (
         "Commitment",
         "Perplexity",
@@ -194,12 +196,10 @@ _MODULES = {
     ),
     "losses.reconstruction": (
         "Bernoulli",
-        "Categorical",
         "ContinuousBernoulli",
         "Gaussian",
         "GaussianWithVariance",
         "Laplace",
-        "ProductLikelihood",
     ),
     "losses.term": ("Likelihood", "LossTerm"),
     "model": ("VAE",),

@@ -5,25 +5,27 @@ from typing import TYPE_CHECKING
 from vae_research.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from vae_research.losses.discrete import Categorical as Categorical
     from vae_research.losses.divergence import CapacityKL as CapacityKL
     from vae_research.losses.divergence import FreeBits as FreeBits
     from vae_research.losses.divergence import KLDivergence as KLDivergence
     from vae_research.losses.divergence import MonteCarloKL as MonteCarloKL
+    from vae_research.losses.product import ProductLikelihood as ProductLikelihood
     from vae_research.losses.quantization import Commitment as Commitment
     from vae_research.losses.quantization import Perplexity as Perplexity
     from vae_research.losses.quantization import SquaredNorm as SquaredNorm
     from vae_research.losses.reconstruction import Bernoulli as Bernoulli
-    from vae_research.losses.reconstruction import Categorical as Categorical
     from vae_research.losses.reconstruction import ContinuousBernoulli as ContinuousBernoulli
     from vae_research.losses.reconstruction import Gaussian as Gaussian
     from vae_research.losses.reconstruction import GaussianWithVariance as GaussianWithVariance
     from vae_research.losses.reconstruction import Laplace as Laplace
-    from vae_research.losses.reconstruction import ProductLikelihood as ProductLikelihood
     from vae_research.losses.term import Likelihood as Likelihood
     from vae_research.losses.term import LossTerm as LossTerm
 
 _MODULES = {
     "divergence": ("CapacityKL", "FreeBits", "KLDivergence", "MonteCarloKL"),
+    "discrete": ("Categorical",),
+    "product": ("ProductLikelihood",),
     "quantization": (
         "Commitment",
         "Perplexity",
@@ -31,12 +33,10 @@ _MODULES = {
     ),
     "reconstruction": (
         "Bernoulli",
-        "Categorical",
         "ContinuousBernoulli",
         "Gaussian",
         "GaussianWithVariance",
         "Laplace",
-        "ProductLikelihood",
     ),
     "term": ("Likelihood", "LossTerm"),
 }
