@@ -88,6 +88,7 @@ LOG_VARS = tuple(
     {"x_mean": full(1e3, ROWS, *IMAGE), "x_log_var": full(bound, ROWS, *IMAGE)}
     for bound in (-20.0, 20.0)
 )
+RGB, PARAMETERS = (5, 7, 3), (ROWS, 5, 7, 20)
 DIVERGENCES = ({"kl": full(0.0, ROWS, LATENT)}, {"kl": full(2.4e8, ROWS, LATENT)})
 DENSITIES = tuple(
     {"log_posterior": full(v, ROWS), "log_prior": full(-v, ROWS)} for v in (1e9, -1e9)
@@ -223,6 +224,38 @@ CASES = {
         tuple({"logits": full(value, ROWS, *IMAGE, 3)} for value in (-1e6, 0.0, 1e6)),
         targets=np.random.default_rng(0).integers(0, 2, (ROWS, *IMAGE)),
         logits=normal(ROWS, *IMAGE, 3),
+    ),
+    "Poisson": term(
+        "Poisson",
+        {"weight": 0.5},
+        # Heads of log-rates are bounded to +-20, and counts have no bound.
+        tuple(
+            {"targets": full(count, ROWS, *IMAGE), "x_log_rate": full(bound, ROWS, *IMAGE)}
+            for count in (0.0, 1e6)
+            for bound in (-20.0, 20.0)
+        ),
+        targets=np.random.default_rng(0).integers(0, 2, (ROWS, *IMAGE)),
+        x_log_rate=normal(ROWS, *IMAGE),
+    ),
+    "DiscretizedLogistic": term(
+        "DiscretizedLogistic",
+        {"levels": 16},
+        (*LOG_VARS, *({"targets": full(level, ROWS, *IMAGE)} | LOG_VARS[0] for level in (0, 1))),
+        targets=np.round(15 * uniform(ROWS, *IMAGE)) / np.float32(15),
+        x_mean=normal(ROWS, *IMAGE, seed=1),
+        x_log_var=normal(ROWS, *IMAGE, seed=2),
+    ),
+    "DiscretizedLogisticMixture": term(
+        "DiscretizedLogisticMixture",
+        {"levels": 16, "components": 2},
+        tuple(
+            {"targets": full(level, ROWS, *RGB), "x_mixture": value * signs}
+            for level in (0, 1)
+            for value in (0.0, 1e4, -1e4)
+            for signs in (full(1, *PARAMETERS), np.sign(normal(*PARAMETERS)))
+        ),
+        targets=np.round(15 * uniform(ROWS, *RGB)) / np.float32(15),
+        x_mixture=normal(*PARAMETERS),
     ),
     "ProductLikelihood": term(
         "ProductLikelihood",
@@ -655,7 +688,7 @@ def test_likelihood_reconstructs_in_data_space_from_the_decoder_alone(named_case
     data = {"targets", "heights", "known"}
     decoder = {name: value for name, value in as_tensors(case.inputs).items() if name not in data}
     mean = part.reconstruction(decoder)
-    assert (mean.dtype, mean.shape) == (tf.float32, [ROWS, *IMAGE])
+    assert (mean.dtype, mean.shape) == (tf.float32, case.inputs["targets"].shape)
     low, high = part.support
     assert np.all((mean >= low) & (mean <= high))
     Objective([part])

@@ -41,6 +41,17 @@ MODELS = {
         [vr.GaussianWithVariance(), vr.KLDivergence()], outputs=("x_mean", "x_log_var")
     ),
     "Laplace": lambda: model([vr.Laplace(), vr.KLDivergence()], outputs=("x_mean",)),
+    "bounded variance": lambda: model(
+        [
+            vr.GaussianWithVariance(min_standard_deviation=0.1, max_standard_deviation=9.0),
+            vr.KLDivergence(),
+        ],
+        outputs=("x_mean", "x_log_var"),
+    ),
+    "Poisson": lambda: model([vr.Poisson(), vr.KLDivergence()], outputs=("x_log_rate",)),
+    "discretized logistic": lambda: model(
+        [vr.DiscretizedLogistic(), vr.KLDivergence()], outputs=("x_mean", "x_log_var")
+    ),
 }
 
 

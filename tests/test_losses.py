@@ -14,8 +14,11 @@ import tensorflow as tf
 from vae_research import (
     Bernoulli,
     CapacityKL,
+    Categorical,
     ContinuousBernoulli,
     Cosine,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
     FreeBits,
     Gaussian,
     GaussianBottleneck,
@@ -27,6 +30,7 @@ from vae_research import (
     LossTerm,
     MonteCarloKL,
     Objective,
+    Poisson,
     pixel_mean_terms,
 )
 from vae_research.probability import normal_kl_divergence
@@ -229,6 +233,150 @@ def test_variance_that_would_count_a_pixel_several_times_is_refused(shape):
     tensors = {name: tf.zeros([3, 4, 2, 1]) for name in ("targets", "x_mean")}
     with pytest.raises(ValueError, match=r"'x_log_var' has shape .* the targets of shape"):
         GaussianWithVariance()(tensors | {"x_log_var": tf.zeros(shape)})
+
+
+@pytest.mark.parametrize("deviations", [(0.1, 2.0), (0.5, None), (None, 0.3)])
+def test_a_bounded_variance_stays_within_its_bounds_for_every_output_of_the_decoder(deviations):
+    low, high = deviations
+    term = GaussianWithVariance(min_standard_deviation=low, max_standard_deviation=high)
+    # Without a bound, the network has to see to it that exp does not overflow.
+    for log_var in (-1e3 if low else -20.0, 0.0, 20.0, 1e3):
+        # At the mean, the density is 1 / (sqrt(2 pi) sigma), which gives sigma away.
+        tensors = {name: np.zeros([1, 1]) for name in ("targets", "x_mean")}
+        values, slopes = value_and_gradients(
+            term, tensors | {"x_log_var": np.full([1, 1], log_var)}
+        )
+        found = 2.0 * values[0] - np.log(2 * np.pi)
+        bounds = [np.log(low or 1e-300), np.log(high or 1e300)]
+        assert 2 * bounds[0] - 1e-5 <= found <= 2 * bounds[1] + 1e-5
+        if abs(log_var) >= 20.0:
+            assert found == pytest.approx(np.clip(log_var, 2 * bounds[0], 2 * bounds[1]), abs=1e-3)
+        assert np.all(np.isfinite(slopes["x_log_var"]))
+
+
+def test_bounds_of_a_variance_are_positive_and_in_order():
+    with pytest.raises(ValueError, match="min_standard_deviation must be positive, got 0"):
+        GaussianWithVariance(min_standard_deviation=0.0)
+    with pytest.raises(ValueError, match=r"must be below max_standard_deviation, got 1\.0 and"):
+        GaussianWithVariance(min_standard_deviation=1.0, max_standard_deviation=0.5)
+
+
+# Integers and levels.
+
+
+def test_poisson_is_the_poisson_density_around_the_rate():
+    counts = np.random.default_rng(0).poisson(3.0, IMAGES)
+    log_rate = normal(IMAGES, 2)
+    check_likelihood(
+        Poisson(),
+        {"targets": counts, "x_log_rate": log_rate},
+        scipy.stats.poisson.logpmf(counts, np.exp(log_rate.astype(np.float64))),
+        {"x_log_rate": np.exp(log_rate) - counts},
+    )
+    mean = Poisson().reconstruction({"x_log_rate": tf.constant(log_rate)})
+    np.testing.assert_allclose(mean, np.exp(log_rate), rtol=FLOAT32)
+
+
+@pytest.mark.parametrize("dtype", [tf.int64, tf.uint8, tf.float32])
+def test_tokens_and_images_of_integers_have_a_class_at_each_place(dtype):
+    for shape in ((3, 7), (3, 4, 2, 1)):  # [rows, time], [rows, height, width, channels]
+        tokens = np.random.default_rng(0).integers(0, 5, shape)
+        logits = normal((*shape, 5), 1)
+        found = Categorical(classes=5)(
+            {"targets": tf.cast(tokens, dtype), "logits": tf.constant(logits)}
+        )
+        log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
+        chosen = np.take_along_axis(log_p, tokens[..., None], axis=-1)
+        np.testing.assert_allclose(found, -per_row(chosen), rtol=1e-6)
+
+
+def every_pixel(levels):
+    """All RGB pixels with so many levels, [levels^3, 3]."""
+    steps = np.arange(levels, dtype=np.float32) / (levels - 1)
+    return np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+
+
+def pixel_log_p(term, pixels, x_mixture):
+    """Log-probability of each pixel [n, 3] under one mixture, float64 [n]."""
+    same = tf.constant(np.broadcast_to(x_mixture, [len(pixels), len(x_mixture)]))
+    return -term({"targets": tf.constant(pixels), "x_mixture": same}).numpy().astype(np.float64)
+
+
+@pytest.mark.parametrize("size", [0.5, 3.0, 30.0])
+def test_the_mixture_of_pixels_sums_to_1_over_all_levels(size):
+    term = DiscretizedLogisticMixture(components=2, levels=6)
+    for seed in range(3):
+        mixture = np.float32(size) * normal([20], seed)
+        p = np.exp(pixel_log_p(term, every_pixel(6), mixture))
+        assert p.sum() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_mixture_of_pixels_is_that_of_the_paper():
+    # Salimans et al. 2017, equations 2 and 3, in float64, on values from -1 to 1.
+    mixture, levels = normal([30], 5).astype(np.float64), 8
+    term = DiscretizedLogisticMixture(components=3, levels=levels)
+    logits, *rest = mixture.reshape(10, 3)
+    means, log_scales, coefficients = rest[:3], rest[3:6], np.tanh(rest[6:])
+    pixels = every_pixel(levels)
+    x, half = 2 * pixels.astype(np.float64).T[:, :, None] - 1, 1 / (levels - 1)
+    shifts = [0, coefficients[0] * x[0], coefficients[1] * x[0] + coefficients[2] * x[1]]
+    p = scipy.special.softmax(logits)
+    for channel in range(3):
+        mean, scale = means[channel] + shifts[channel], np.exp(log_scales[channel])
+        above = np.where(x[channel] < 1, (x[channel] + half - mean) / scale, np.inf)
+        below = np.where(x[channel] > -1, (x[channel] - half - mean) / scale, -np.inf)
+        p = p * (scipy.special.expit(above) - scipy.special.expit(below))
+    found = pixel_log_p(term, pixels, mixture.astype(np.float32))
+    # The soft bound of the scale moves a logarithm of 2 by exp(2 - 7) = 0.7 percent.
+    np.testing.assert_allclose(np.exp(found), p.sum(axis=-1), rtol=0.05, atol=1e-6)
+
+
+def test_the_mean_of_the_mixture_is_that_of_its_pixels():
+    term = DiscretizedLogisticMixture(components=2, levels=32)
+    pixels = every_pixel(32)
+    mixture = np.concatenate(
+        [
+            [0.3, -0.4],  # logits
+            [-0.3, 0.2, 0.1, -0.2, 0.1, 0.0],  # means, where nothing reaches the limits
+            [-3.0, -2.6, -3.0, -2.7, -2.8, -3.1],  # log scales
+            [1.0, -0.5, 0.4, -1.0, 0.3, 0.8],  # coefficients
+        ]
+    ).astype(np.float32)
+    mean = np.exp(pixel_log_p(term, pixels, mixture)) @ pixels
+    found = term.reconstruction({"x_mixture": tf.constant(mixture[None])})[0]
+    np.testing.assert_allclose(found, mean, atol=2e-3)
+    # The mutant: without the other channels, green and blue are elsewhere.
+    without = mixture * (np.arange(20) < 14)
+    mutant = term.reconstruction({"x_mixture": tf.constant(without[None])})[0]
+    assert np.all(np.abs(mutant - mean)[1:] > 0.01)
+
+
+def test_one_level_after_the_other_is_that_of_its_logistic():
+    levels = np.arange(8, dtype=np.float32)[:, None] / 7
+    term = DiscretizedLogistic(levels=8)
+    for mean, log_var in ((0.3, -4.0), (0.9, -1.0), (-0.2, 3.0)):
+        parameters = {
+            "x_mean": tf.fill([8, 1], mean),
+            "x_log_var": tf.fill([8, 1], log_var),
+        }
+        p = np.exp(-term({"targets": tf.constant(levels), **parameters}).numpy().astype(np.float64))
+        logistic = scipy.stats.logistic(mean, np.exp(0.5 * log_var) * np.sqrt(3) / np.pi)
+        assert logistic.var() == pytest.approx(np.exp(log_var))
+        edges = np.concatenate([[-np.inf], (np.arange(1, 8) - 0.5) / 7, [np.inf]])
+        np.testing.assert_allclose(p, np.diff(logistic.cdf(edges)), rtol=1e-3, atol=1e-7)
+        found = term.reconstruction(parameters)
+        np.testing.assert_allclose(found, np.full([8, 1], p @ levels), atol=0.5 / 7)
+
+
+def test_likelihoods_of_levels_refuse_other_shapes_and_settings():
+    with pytest.raises(ValueError, match=r"DiscretizedLogistic\.levels must be an integer >= 2"):
+        DiscretizedLogistic(levels=1)
+    with pytest.raises(ValueError, match="components must be an integer >= 1, got 0"):
+        DiscretizedLogisticMixture(components=0)
+    for shape, width in (((3, 4, 4, 1), 20), ((3, 4, 4, 3), 19)):
+        tensors = {"targets": tf.zeros(shape), "x_mixture": tf.zeros([*shape[:-1], width])}
+        with pytest.raises(ValueError, match=r"needs images with 3 channels and, for 2 components"):
+            DiscretizedLogisticMixture(components=2)(tensors)
 
 
 # Divergences.

@@ -203,6 +203,98 @@ def test_density_on_the_real_line_integrates_to_1(name, log_scale):
     assert mass == pytest.approx(1.0, abs=2e-5)
 
 
+@pytest.mark.parametrize("log_rate", [-15.0, -1.0, 0.0, 3.0, 6.0])
+def test_poisson_sums_to_1_and_agrees_with_tensorflow_probability(log_rate):
+    import tensorflow_probability as tfp
+
+    counts = np.arange(1000.0)  # the largest mean is 403 = exp(6), the deviation 20
+    found = probability.poisson_log_density(counts, np.full_like(counts, log_rate)).numpy()
+    assert np.exp(found.astype(np.float64)).sum() == pytest.approx(1.0, abs=1e-3)
+    theirs = tfp.distributions.Poisson(log_rate=np.float64(log_rate)).log_prob(counts)
+    # Terms of up to 6000 nats cancel, which float32 knows to 5e-4.
+    np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize("log_scale", [-9.0, -4.0, -1.0, 2.0, 9.0])
+@pytest.mark.parametrize("mean", [-0.4, 0.0, 0.437, 1.0, 30.0])
+def test_levels_of_a_logistic_agree_with_tensorflow_probability_and_sum_to_1(mean, log_scale):
+    import tensorflow_probability as tfp
+
+    levels = np.arange(16) / 15
+    logistic = tfp.distributions.Logistic(np.float64(15 * mean), np.float64(15 * np.exp(log_scale)))
+    # Theirs rounds up to whole numbers; ours to the nearest, which is half a level away.
+    shifted = tfp.distributions.TransformedDistribution(
+        logistic, tfp.bijectors.Shift(np.float64(-0.5))
+    )
+    theirs = tfp.distributions.QuantizedDistribution(shifted, low=0.0, high=15.0)
+
+    def mass(mean, log_scale):
+        return probability.logistic_log_mass(
+            levels.astype(np.float32), mean, log_scale, 0.0, 1.0, 16
+        )
+
+    found = mass(mean, log_scale).numpy().astype(np.float64)
+    assert np.exp(found).sum() == pytest.approx(1.0, abs=1e-4)
+    expected = theirs.prob(np.arange(16.0)).numpy()
+    # Theirs is a difference of two numbers: what is left has about 16 digits less than one.
+    np.testing.assert_allclose(np.exp(found), expected, rtol=2e-4, atol=1e-9)
+    # The gradient that is written out, against differences of the values in float64.
+    of_mean, of_log_scale = tf.Variable(mean), tf.Variable(log_scale)
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(mass(of_mean, of_log_scale) * np.linspace(0.5, 1.5, 16))
+    slopes = tape.gradient(value, [of_mean, of_log_scale])
+
+    def exact(mean, log_scale):
+        edges = (np.arange(1, 16) - 0.5) / 15
+        ends = np.concatenate([[-np.inf], (edges - mean) / np.exp(log_scale), [np.inf]])
+        below, above = ends[:-1], ends[1:]
+        inside = np.log(-np.expm1(below - above))
+        return np.sum(
+            (scipy.special.log_expit(above) + scipy.special.log_expit(-below) + inside)
+            * np.linspace(0.5, 1.5, 16)
+        )
+
+    for index, slope in enumerate(slopes):
+        step = 1e-5 * np.eye(2)[index]
+        moved = [exact(*(np.array([mean, log_scale]) + sign * step)) for sign in (1, -1)]
+        assert float(slope) == pytest.approx((moved[0] - moved[1]) / 2e-5, rel=2e-3, abs=1e-3)
+
+
+def test_mean_of_a_clipped_logistic_is_the_integral_of_its_distribution():
+    x = np.linspace(0.0, 1.0, 20001)
+    for mean in (-5.0, -0.1, 0.0, 0.3, 0.5, 0.9, 1.0, 4.0):
+        for log_scale in (-8.0, -3.0, 0.0, 4.0):
+            above = scipy.special.expit((mean - x) / np.exp(log_scale))
+            found = float(probability.clipped_logistic_mean(mean, log_scale))
+            assert found == pytest.approx(np.trapezoid(above, x), abs=3e-5), (mean, log_scale)
+    for mean, limit in ((-1e6, 0.0), (1e6, 1.0)):
+        assert float(probability.clipped_logistic_mean(mean, -10.0)) == limit
+
+
+@pytest.mark.parametrize(("low", "high"), [(-7.0, 7.0), (-2.0, None), (None, 0.5), (1.0, 1.1)])
+def test_soft_bounds_are_kept_and_have_a_slope_everywhere(low, high):
+    values = tf.constant([-1e6, -20.0, -7.0, -0.3, 0.0, 1.0, 7.0, 20.0, 1e6])
+    found, (slope,) = value_and_gradients(
+        lambda x: probability.softly_bounded(x, low, high), values
+    )
+    x = values.numpy().astype(np.float64)
+    expected, wanted = x, np.ones_like(x)
+    if low is not None:
+        expected, wanted = (
+            expected + np.logaddexp(0, low - x),
+            wanted - scipy.special.expit(low - x),
+        )
+    if high is not None:
+        expected, wanted = (
+            expected - np.logaddexp(0, x - high),
+            wanted - scipy.special.expit(x - high),
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(slope, wanted, rtol=1e-4, atol=1e-6)
+    assert np.all(found >= np.float32(-np.inf if low is None else low))
+    assert np.all(found <= np.float32(np.inf if high is None else high))
+
+
 # The continuous Bernoulli's normaliser, where its two branches meet.
 
 

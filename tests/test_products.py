@@ -53,6 +53,11 @@ LIKELIHOODS = {
         lambda **settings: vr.Categorical(classes=3, **settings),
         {"targets": RANDOM.integers(0, 3, (5, 4)), "logits": RANDOM.normal(size=(5, 4, 3))},
     ),
+    "Poisson": (vr.Poisson, {"targets": RANDOM.integers(0, 9, (5, 4)), "x_log_rate": LOGITS}),
+    "DiscretizedLogistic": (
+        lambda **settings: vr.DiscretizedLogistic(levels=4, **settings),
+        {"targets": np.round(3 * TARGETS) / 3, "x_mean": LOGITS, "x_log_var": LOGITS[:, :1]},
+    ),
 }
 
 
@@ -71,6 +76,23 @@ def test_what_is_missing_counts_for_nothing(name):
     other = {**tensors, "targets": np.where(KNOWN, tensors["targets"], 0)}
     same = make(observed="known")({**as_tensors(other), "known": tf.constant(KNOWN)})
     np.testing.assert_array_equal(same, found)
+
+
+def test_a_pixel_is_missing_if_one_of_its_channels_is():
+    # Its channels depend on each other, and red has no density given green alone.
+    pixels = RANDOM.integers(0, 4, (5, 2, 2, 3)) / np.float32(3)
+    mixture = RANDOM.normal(size=(5, 2, 2, 20)).astype(np.float32)
+    term = vr.DiscretizedLogisticMixture(components=2, levels=4, observed="known")
+    known = RANDOM.integers(0, 4, (5, 2, 2, 3)) > 0
+    tensors = as_tensors({"targets": pixels, "x_mixture": mixture})
+    found = term({**tensors, "known": tf.constant(known)})
+    by_pixel = as_tensors(
+        {"targets": pixels.reshape(20, 1, 3), "x_mixture": mixture.reshape(20, 1, 20)}
+    )
+    each = vr.DiscretizedLogisticMixture(components=2, levels=4)(by_pixel).numpy().reshape(5, 4)
+    whole = known.all(axis=-1).reshape(5, 4)
+    assert 0 < whole.sum() < 20
+    np.testing.assert_allclose(found, (each * whole).sum(axis=1), rtol=1e-5)
 
 
 def as_tensors(arrays):
@@ -93,8 +115,8 @@ def test_categories_have_the_density_of_their_class():
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found, -np.log(p[[0, 1], targets]), rtol=1e-6)
     assert vr.Categorical(classes=3).support == (0.0, 2.0)
-    with pytest.raises(ValueError, match=r"type float32 .*integers and logits of shape \(2, 3\)"):
-        vr.Categorical(classes=3)(as_tensors({"targets": targets * 1.0, "logits": logits}))
+    with pytest.raises(ValueError, match=r"needs logits of shape \(2, 3\)"):
+        vr.Categorical(classes=3)(as_tensors({"targets": targets, "logits": logits[:, :2]}))
     with pytest.raises(ValueError, match="classes must be an integer >= 2"):
         vr.Categorical(classes=1)
 

@@ -1,5 +1,7 @@
 """Data and decoders that do not suit a likelihood are refused before anything is trained."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -53,6 +55,25 @@ def test_a_likelihood_is_asked_for_what_it_reads():
     with pytest.raises(ValueError, match="clean have values"):
         data = {"inputs": VALUES, "clean": 3 * VALUES}
         refuse_unsuitable_data(vr.Bernoulli(rename={"targets": "clean"}), data)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "good", "bad"),
+    [
+        (vr.Categorical(classes=300), BYTES, VALUES),
+        (vr.Poisson(), BYTES.astype(np.float32), BYTES + np.float32(0.5)),
+        (vr.DiscretizedLogistic(), BYTES / np.float32(255), VALUES),
+        (vr.DiscretizedLogistic(levels=65536), BYTES * np.float32(500) / 65535, VALUES * 0.9),
+        (vr.DiscretizedLogisticMixture(levels=2), BYTES % 2, BYTES / np.float32(255)),
+    ],
+    ids=repr,
+)
+def test_integers_and_levels_have_nothing_between_them(likelihood, good, bad):
+    refuse_unsuitable_data(likelihood, good)
+    with pytest.raises(ValueError, match=r"have values such as 0\.\d+, and .* needs (whole|multi)"):
+        refuse_unsuitable_data(likelihood, bad)
+    masked = dataclasses.replace(likelihood, observed="known")
+    refuse_unsuitable_data(masked, {"inputs": bad, "known": np.zeros_like(bad)})
 
 
 def model_with(activation):

@@ -84,6 +84,11 @@ if TYPE_CHECKING:
     from vae_research.keras_losses.recipes import pixel_mean_terms as pixel_mean_terms
     from vae_research.keras_losses.report_losses import ReportLosses as ReportLosses
     from vae_research.losses.discrete import Categorical as Categorical
+    from vae_research.losses.discrete import DiscretizedLogistic as DiscretizedLogistic
+    from vae_research.losses.discrete import (
+        DiscretizedLogisticMixture as DiscretizedLogisticMixture,
+    )
+    from vae_research.losses.discrete import Poisson as Poisson
     from vae_research.losses.divergence import CapacityKL as CapacityKL
     from vae_research.losses.divergence import FreeBits as FreeBits
     from vae_research.losses.divergence import KLDivergence as KLDivergence
@@ -187,7 +192,12 @@ _MODULES = {
     "keras_losses.recipes": ("pixel_mean_terms",),
     "keras_losses.report_losses": ("ReportLosses",),
     "losses.divergence": ("CapacityKL", "FreeBits", "KLDivergence", "MonteCarloKL"),
-    "losses.discrete": ("Categorical",),
+    "losses.discrete": (
+        "Categorical",
+        "DiscretizedLogistic",
+        "DiscretizedLogisticMixture",
+        "Poisson",
+    ),
     "losses.product": ("ProductLikelihood",),
     "losses.quantization": (
         "Commitment",

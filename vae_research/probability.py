@@ -152,6 +152,125 @@ def laplace_log_density(values: tf.Tensor, mean: tf.Tensor, log_scale: tf.Tensor
     return -tf.abs(values - mean) * tf.exp(-log_scale) - log_scale - math.log(2.0)
 
 
+def softly_bounded(
+    values: tf.Tensor, low: float | None = None, high: float | None = None
+) -> tf.Tensor:
+    """Returns `values + softplus(low - values) - softplus(values - high)`, between the bounds.
+
+    It is close to the values where they are well within the bounds, rises everywhere, and its
+    gradient does not drop to zero at a bound as that of a hard clip does.
+
+    Args:
+        values: any shape.
+        low, high: None for no bound; `low < high`.
+
+    >>> print(softly_bounded(tf.constant([-100.0, 0.0, 100.0]), low=-7.0, high=7.0).numpy())
+    [-7.  0.  7.]
+    """
+
+    # Written so that no digits are lost far outside, and with one consumer of the values.
+    @tf.custom_gradient
+    def bounded(values: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        result, slope = values, tf.ones_like(values)
+        if low is not None:
+            result = tf.maximum(result, low)
+            slope -= tf.sigmoid(low - values)
+        if high is not None:
+            result = tf.minimum(result, high) - tf.math.log1p(tf.exp(-tf.abs(values - high)))
+            slope -= tf.sigmoid(values - high)
+        if low is not None:
+            result += tf.math.log1p(tf.exp(-tf.abs(values - low)))
+        return result, lambda upstream: upstream * slope
+
+    return bounded(_float32(values))
+
+
+def poisson_log_density(targets: tf.Tensor, log_rate: tf.Tensor) -> tf.Tensor:
+    """Returns `log Poisson(targets; exp(log_rate))`.
+
+    Args:
+        targets: counts, 0, 1, 2, ...
+        log_rate: the logarithm of the mean; above 88, float32 has no number for the mean.
+    """
+
+    @tf.custom_gradient
+    def density(log_rate: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        rate = tf.exp(log_rate)
+        value = targets * log_rate - rate - tf.math.lgamma(targets + 1.0)
+        return value, lambda upstream: upstream * (targets - rate)
+
+    targets, log_rate = _of_one_shape(targets, log_rate)
+    return density(log_rate)
+
+
+def logistic_log_mass(
+    values: tf.Tensor, mean: tf.Tensor, log_scale: tf.Tensor, low: float, high: float, levels: int
+) -> tf.Tensor:
+    """Returns the logarithm of the mass that a logistic distribution has around a level.
+
+    The levels are spread evenly from `low` to `high`. A level has the mass that is nearest to it;
+    the outermost ones have all that is beyond, so that the masses of all levels sum to one.
+    Salimans et al. 2017 (arXiv:1701.05517), equation 2, without its approximation for small masses:
+    with the edges `below < above` of the bin in units of the scale,
+
+        sigmoid(above) - sigmoid(below) = sigmoid(above) sigmoid(-below) (1 - exp(below - above))
+
+    Args:
+        values: levels.
+        mean, log_scale: of the logistic distribution, broadcast to the values.
+        low, high: the outermost levels.
+        levels: their number, at least 2.
+    """
+    half = 0.5 * (high - low) / (levels - 1)
+    inverse_scale = tf.exp(-_float32(log_scale))
+    values = _float32(values)
+    middle = (values - _float32(mean)) * inverse_scale
+    width = tf.broadcast_to(half * inverse_scale, tf.shape(middle))
+    values = tf.broadcast_to(values, tf.shape(middle))
+    return _logistic_log_mass(middle, width, values < low + half, values > high - half)
+
+
+def _logistic_log_mass(
+    middle: tf.Tensor, half_width: tf.Tensor, is_lowest: tf.Tensor, is_highest: tf.Tensor
+) -> tf.Tensor:
+    """Returns `log(sigmoid(middle + half_width) - sigmoid(middle - half_width))`."""
+
+    @tf.custom_gradient
+    def mass(middle: tf.Tensor, half_width: tf.Tensor) -> _WithGradient:
+        above, below = middle + half_width, middle - half_width
+        inner = ~(is_lowest | is_highest)
+        value = tf.where(inner, tf.math.log(-tf.math.expm1(-2.0 * half_width)), 0.0)
+        # The factors sigmoid(above) and sigmoid(-below); the outermost bins have one edge.
+        value -= tf.where(is_highest, 0.0, tf.nn.softplus(-above))
+        value -= tf.where(is_lowest, 0.0, tf.nn.softplus(below))
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            left = tf.where(is_highest, 0.0, tf.sigmoid(-above))
+            right = tf.where(is_lowest, 0.0, tf.sigmoid(below))
+            # exp(2 w) - 1 overflows to infinity, of which the quotient is zero.
+            narrow = tf.where(inner, 2.0 / tf.math.expm1(2.0 * half_width), 0.0)
+            # A difference, because a chain of additions has no fixed order without XLA.
+            return upstream * (left - right), upstream * (narrow + left - (-right))
+
+        return value, gradient
+
+    return mass(middle, half_width)
+
+
+def clipped_logistic_mean(mean: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+    """Returns the mean of a logistic variable that is clipped to [0, 1].
+
+    It is the integral of P(X > x) from 0 to 1, `scale * (softplus(a) - softplus(b))` with
+    `a = mean / scale` and `b = (mean - 1) / scale`.
+    """
+    mean, scale = _float32(mean), tf.exp(_float32(log_scale))
+    # softplus(a) = a + softplus(-a), and a - b = 1 / scale: keeps the digits where both are large.
+    a, b = mean / scale, (mean - 1.0) / scale
+    low = scale * (tf.nn.softplus(a) - tf.nn.softplus(b))
+    high = 1.0 + scale * (tf.nn.softplus(-a) - tf.nn.softplus(-b))
+    return tf.clip_by_value(tf.where(mean < 0.5, low, high), 0.0, 1.0)
+
+
 @tf.custom_gradient
 def _normal_kl_divergence(mean: tf.Tensor, log_var: tf.Tensor) -> _WithGradient:
     # expm1(v) - v keeps the small values that exp(v) - 1 - v rounds away.

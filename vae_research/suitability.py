@@ -53,6 +53,7 @@ def refuse_unsuitable_data(
             values = values[mask > 0]
         if values.size:
             _refuse_outside_support(each, read, float(values.min()), float(values.max()))
+            refuse_between_levels(each, read, values)
 
 
 def _checked(name: str, values: np.ndarray) -> np.ndarray | None:
@@ -76,6 +77,23 @@ def _refuse_outside_support(likelihood: Likelihood, name: str, low: float, high:
             f"{name} have values from {low:g} to {high:g}, and {type(likelihood).__name__} "
             f"needs values from {support[0]:g} to {support[1]:g}: {_cure(low, high)}choose "
             "another likelihood; Gaussian and Laplace take all values."
+        )
+
+
+def refuse_between_levels(likelihood: Likelihood, name: str, values: np.ndarray) -> None:
+    """Raises ValueError for values between those that a likelihood of integers or levels knows."""
+    spacing = likelihood.spacing
+    if spacing is None or (spacing == 1.0 and values.dtype.kind in "bui"):
+        return
+    steps = values.astype(np.float64) / spacing
+    # In float32, a value of 65536 levels is off by up to 0.004 of their distance.
+    between = np.abs(steps - np.round(steps)) > 0.01
+    if np.any(between):
+        wanted = "whole numbers" if spacing == 1.0 else f"multiples of 1/{round(1.0 / spacing)}"
+        raise ValueError(
+            f"{name} have values such as {values[between][0]:g}, and {likelihood!r} needs "
+            f"{wanted}: keep the stored integers (rescale='none'), or set levels to their number, "
+            "if it has such a setting; Gaussian and Laplace take all values."
         )
 
 

@@ -6,6 +6,11 @@ from vae_research.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vae_research.losses.discrete import Categorical as Categorical
+    from vae_research.losses.discrete import DiscretizedLogistic as DiscretizedLogistic
+    from vae_research.losses.discrete import (
+        DiscretizedLogisticMixture as DiscretizedLogisticMixture,
+    )
+    from vae_research.losses.discrete import Poisson as Poisson
     from vae_research.losses.divergence import CapacityKL as CapacityKL
     from vae_research.losses.divergence import FreeBits as FreeBits
     from vae_research.losses.divergence import KLDivergence as KLDivergence
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "divergence": ("CapacityKL", "FreeBits", "KLDivergence", "MonteCarloKL"),
-    "discrete": ("Categorical",),
+    "discrete": ("Categorical", "DiscretizedLogistic", "DiscretizedLogisticMixture", "Poisson"),
     "product": ("ProductLikelihood",),
     "quantization": (
         "Commitment",

@@ -91,15 +91,40 @@ class GaussianWithVariance(Likelihood):
 
     Reads `targets` `[rows, ...]`, `x_mean` of the same shape, and `x_log_var` of the same shape or
     one that broadcasts to it (a shared variance). With an unbounded variance, the likelihood of a
-    constant pixel would grow without limit: the heads of the package's networks bound it.
+    constant pixel would grow without limit: the heads of the package's networks bound it to
+    exp(+-20), and the settings to what is sensible for the data.
+
+    Settings:
+        min_standard_deviation, max_standard_deviation: soft bounds; None for no bound.
     """
+
+    min_standard_deviation: float | None = None
+    max_standard_deviation: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.min_standard_deviation, self.max_standard_deviation
+        for setting in ("min_standard_deviation", "max_standard_deviation"):
+            if getattr(self, setting) is not None:
+                check_positive(self, setting)
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                "GaussianWithVariance.min_standard_deviation must be below "
+                f"max_standard_deviation, got {low} and {high}."
+            )
 
     def log_likelihood(
         self, targets: tf.Tensor, x_mean: tf.Tensor, x_log_var: tf.Tensor
     ) -> tf.Tensor:
-        """Returns `log N(targets; x_mean, exp(x_log_var))`, `[rows]`, nats."""
+        """Returns `log N(targets; x_mean, exp(x_log_var))`, with a bounded variance, `[rows]`."""
         check_shapes(self, targets, x_mean=x_mean)
         check_broadcasts(self, targets, x_log_var=x_log_var)
+        bounds = [
+            None if bound is None else 2.0 * math.log(bound)
+            for bound in (self.min_standard_deviation, self.max_standard_deviation)
+        ]
+        if bounds != [None, None]:
+            x_log_var = probability.softly_bounded(x_log_var, *bounds)
         density = probability.normal_log_density(targets, x_mean, x_log_var)
         return probability.sum_over_event(density)
 

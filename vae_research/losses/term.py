@@ -164,13 +164,18 @@ class Likelihood(LossTerm):
     Settings:
         observed: the name of an array of the data, shaped as the targets: 0 where a value is
             missing, otherwise 1. Missing values have no part in log p(x|z); in the data they are
-            any finite numbers, usually 0. It is for likelihoods of targets whose values are
-            independent given z. Mattei and Frellsen 2019 (arXiv:1812.02633), equation 4.
+            any finite numbers, usually 0. Of values that depend on each other given z, such as the
+            channels of a pixel (`event_rank`), all are missing if one is. Mattei and Frellsen 2019
+            (arXiv:1812.02633), equation 4.
     """
 
     default_name: ClassVar[str | None] = "reconstruction"
     support: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     """Smallest and largest value that the data may have."""
+    spacing: ClassVar[float | None] = None
+    """Distance between the values that the data may have; None for real numbers."""
+    event_rank: ClassVar[int] = 0
+    """Number of last axes of the targets whose values depend on each other, given z."""
 
     observed: str | None = None
 
@@ -243,13 +248,18 @@ class Likelihood(LossTerm):
                 f"Loss term {self.label!r}: {name!r} has shape {known.shape} and says which values "
                 f"of the targets are known, but {has}. It must be shaped as the targets."
             )
-        # Each value becomes a row of its own.
-        rows = {key: _of_single_values(self.label, key, v, targets) for key, v in given.items()}
+        # Each value, or group of values that depend on each other, becomes a row of its own.
+        rank = targets.shape.rank - self.event_rank
+        rows = {
+            key: _of_single_values(self.label, key, v, targets, rank) for key, v in given.items()
+        }
         values = without_captured_tensors(reader, self.log_likelihood, **rows)
-        known = tf.cast(tf.reshape(known, [-1]), tf.float32)
-        values = tf.where(known > 0, values, 0.0)
-        axes = list(range(1, targets.shape.rank))
-        return tf.reduce_sum(tf.reshape(values, tf.shape(targets)), axis=axes)
+        known = tf.reduce_all(
+            tf.cast(known, tf.float32) > 0, axis=list(range(rank, known.shape.rank))
+        )
+        values = tf.where(tf.reshape(known, [-1]), values, 0.0)
+        values = tf.reshape(values, tf.shape(targets)[:rank])
+        return tf.reduce_sum(values, axis=list(range(1, rank)))
 
     def mean_reads(self) -> set[str]:
         """Returns the names of the tensors that `mean` reads."""
@@ -264,19 +274,23 @@ class Likelihood(LossTerm):
         return {"reconstruction": self.reconstruction(tensors)}
 
 
-def _of_single_values(label: str, name: str, value: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+def _of_single_values(
+    label: str, name: str, value: tf.Tensor, targets: tf.Tensor, rank: int
+) -> tf.Tensor:
     """Returns what a likelihood reads for each value of the targets, `[values, 1]` or with classes.
 
     Args:
         label: of the likelihood.
         name, value: of what it reads; of a distribution of classes, these are the last axis.
         targets: `[rows, ...]`.
+        rank: number of axes of the targets that count values; the axes behind them belong to one.
     """
     import tensorflow as tf
 
-    rank = targets.shape.rank
     if name in ("step", "seed"):
         return value
+    if rank < targets.shape.rank == value.shape.rank:  # values that depend on each other
+        return tf.reshape(value, [-1, *value.shape[rank:]])
     if value.shape.rank == rank:
         return tf.reshape(tf.broadcast_to(value, tf.shape(targets)), [-1, 1])
     if value.shape.rank == rank + 1:

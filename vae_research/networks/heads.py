@@ -15,7 +15,7 @@ import numpy as np
 from vae_research.arguments import checked_integer
 from vae_research.settings import did_you_mean
 
-# exp(20) is 5e8: far above any useful variance, far below the overflow of float32 at exp(88).
+# exp(20) is 5e8: above any useful variance or rate, below the overflow of float32 at exp(88).
 LOG_VAR_BOUND = 20.0
 
 
@@ -92,10 +92,10 @@ def heads(
     features: Any,
     output_bias: Any = None,
 ) -> dict[str, Any]:
-    """Returns the outputs by name; those called `..._log_var` are softly bounded.
+    """Returns the outputs by name; those called `..._log_var` or `..._log_rate` are bounded.
 
-    `bound * tanh(value / bound)` is close to the value for useful variances. It cannot overflow in
-    `exp`, and its gradient does not drop to zero as that of a hard clip does.
+    `bound * tanh(value / bound)` is close to the value for useful variances and rates. It cannot
+    overflow in `exp`, and its gradient does not drop to zero as that of a hard clip does.
 
     Args:
         shapes: of the biases of the heads, by name.
@@ -114,7 +114,7 @@ def heads(
         output = layer(features)
         if name in given:
             layer.bias.assign(np.reshape(given[name], layer.bias.shape))
-        if name.endswith("log_var"):
+        if name.endswith(("log_var", "log_rate")):
             scale = keras.layers.Rescaling(1.0 / LOG_VAR_BOUND, dtype="float32")
             squash = keras.layers.Activation("tanh", dtype="float32")
             restore = keras.layers.Rescaling(LOG_VAR_BOUND, dtype="float32", name=f"{name}_bounded")

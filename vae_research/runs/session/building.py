@@ -29,7 +29,11 @@ from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import is_given
 from vae_research.runs.session.fit.stopping import printed_warnings
 from vae_research.state import hidden_state
+from vae_research.suitability import refuse_between_levels
 from vae_research.tensors import MissingTensorError
+
+# Rows of a split that are compared with the levels of a likelihood.
+_ROWS = 64
 
 
 def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data) -> VAE:
@@ -201,6 +205,26 @@ def refuse_values_outside_support(model: VAE, data: Data) -> None:
         low, high = _range_of_target(likelihood, data)
         if not likelihood.support[0] <= low <= high <= likelihood.support[1]:
             _refuse_range(likelihood, data, low, high)
+        _refuse_between_levels(likelihood, data)
+
+
+def _refuse_between_levels(likelihood: Likelihood, data: Data) -> None:
+    """Looks at the first rows of each split, if a likelihood is one of integers or levels."""
+    name = "inputs" if likelihood.target == "targets" else likelihood.target
+    for split in data.splits if likelihood.spacing is not None else ():
+        rows = slice(0, _ROWS)
+        if name == "inputs" and split.is_repeatable:
+            values = split.prepare(rows)
+        elif name in split.arrays:
+            values = split.arrays[name][rows]
+        else:
+            continue  # what a module writes, or a pipeline, whose rows cannot be read beforehand
+        if (mask := split.arrays.get(likelihood.observed or "")) is not None:
+            values = values[mask[rows] > 0]
+        try:
+            refuse_between_levels(likelihood, name, values)
+        except ValueError as error:
+            raise DataError(str(error)) from None
 
 
 def _range_of_target(likelihood: Likelihood, data: Data) -> tuple[float, float]:
