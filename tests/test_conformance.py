@@ -117,14 +117,14 @@ def controller(name, settings, state):
     )
 
 
-def network(name, inputs, outputs, **settings):
+def network(name, inputs, outputs, shape=IMAGE, **settings):
     latent = outputs.keys() >= {"z_mean"}
     return Case(
-        lambda: getattr(vae_research, name)(IMAGE, LATENT, outputs=tuple(outputs), **settings),
-        {inputs: normal(ROWS, *IMAGE) if latent else normal(ROWS, LATENT)},
+        lambda: getattr(vae_research, name)(shape, LATENT, outputs=tuple(outputs), **settings),
+        {inputs: normal(ROWS, *shape) if latent else normal(ROWS, LATENT)},
         outputs,
         tuple(
-            {inputs: full(value, ROWS, *(IMAGE if latent else (LATENT,)))}
+            {inputs: full(value, ROWS, *(shape if latent else (LATENT,)))}
             for value in (-1e6, 0.0, 1e6)
         ),
     )
@@ -132,6 +132,8 @@ def network(name, inputs, outputs, **settings):
 
 CODES = {"z_mean": (ROWS, LATENT), "z_log_var": (ROWS, LATENT)}
 PIXELS = {"x_mean": (ROWS, *IMAGE), "x_log_var": (ROWS, *IMAGE)}
+SEQUENCE = (6, 2)  # time, features
+VALUES = {"x_mean": (ROWS, *SEQUENCE), "x_log_var": (ROWS, *SEQUENCE)}
 POSTERIOR = {"z_mean": normal(ROWS, LATENT, seed=1), "z_log_var": normal(ROWS, LATENT, seed=2)}
 
 
@@ -406,6 +408,10 @@ CASES = {
     "dense_decoder": network("dense_decoder", "z", PIXELS, hidden_units=(6, 5)),
     "convolutional_encoder": network("convolutional_encoder", "inputs", CODES, filters=(4, 3)),
     "convolutional_decoder": network("convolutional_decoder", "z", PIXELS, filters=(4, 3)),
+    "residual_encoder": network("residual_encoder", "inputs", CODES, filters=(4, 3)),
+    "residual_decoder": network("residual_decoder", "z", PIXELS, filters=(4, 3)),
+    "recurrent_encoder": network("recurrent_encoder", "inputs", CODES, SEQUENCE, units=(4, 3)),
+    "recurrent_decoder": network("recurrent_decoder", "z", VALUES, SEQUENCE, units=(4, 3)),
     "ProbabilitiesToLogits": Case(
         vae_research.ProbabilitiesToLogits,
         {"probabilities": uniform(ROWS, *IMAGE)},

@@ -24,6 +24,10 @@ from vae_research import (
     dense_decoder,
     dense_encoder,
     logits_of_mean,
+    recurrent_decoder,
+    recurrent_encoder,
+    residual_decoder,
+    residual_encoder,
 )
 from vae_research.data.sources import rows_of_array, rows_of_pipeline
 
@@ -34,11 +38,31 @@ SMALL = {
     dense_decoder: {"hidden_units": (6,)},
     convolutional_encoder: {"filters": (3, 4)},
     convolutional_decoder: {"filters": (4, 3)},
+    residual_encoder: {"filters": (3, 4)},
+    residual_decoder: {"filters": (4, 3)},
+    recurrent_encoder: {"units": (6, 5)},
+    recurrent_decoder: {"units": (6, 5)},
 }
+OF_IMAGES = [network for network in SMALL if "recurrent" not in network.__name__]
+ENCODERS = [network for network in OF_IMAGES if "encoder" in network.__name__]
+DECODERS = [network for network in OF_IMAGES if "decoder" in network.__name__]
+CONVOLUTIONAL = [network for network in OF_IMAGES if "dense" not in network.__name__]
+RECURRENT = [recurrent_encoder, recurrent_decoder]
 
 
-def make(network, shape=(7, 5, 2), latent_dim=2, **settings):
+def make(network, shape=None, latent_dim=2, **settings):
+    if shape is None:
+        shape = (7, 5) if network in RECURRENT else (7, 5, 2)
     return network(shape, latent_dim, **SMALL[network] | settings)
+
+
+def of_every_size(networks):
+    """Networks and sizes; what a residual network does with them is what a convolutional does."""
+    return [
+        pytest.param(network, shape, id=f"{network.__name__}-{shape}")
+        for network in networks
+        for shape in (IMAGES[-1:] if "residual" in network.__name__ else IMAGES)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +81,7 @@ def mixed_bfloat16():
 # Shapes and names.
 
 
-@pytest.mark.parametrize("shape", IMAGES, ids=str)
-@pytest.mark.parametrize("network", [dense_encoder, convolutional_encoder])
+@pytest.mark.parametrize(("network", "shape"), of_every_size(ENCODERS))
 def test_encoder_writes_mean_and_log_variance_of_every_image_size(network, shape):
     encoder = make(network, shape, 3)
     outputs = encoder(tf.random.stateless_uniform([2, *shape], [1, 2]))
@@ -69,8 +92,7 @@ def test_encoder_writes_mean_and_log_variance_of_every_image_size(network, shape
     }
 
 
-@pytest.mark.parametrize("shape", IMAGES, ids=str)
-@pytest.mark.parametrize("network", [dense_decoder, convolutional_decoder])
+@pytest.mark.parametrize(("network", "shape"), of_every_size(DECODERS))
 def test_decoder_writes_logits_of_every_image_size(network, shape):
     decoder = make(network, shape, 3)
     outputs = decoder(tf.random.stateless_normal([2, 3], [1, 2]))
@@ -92,7 +114,7 @@ def test_dense_networks_take_data_of_any_rank(shape):
     assert decoder(codes)["logits"].shape == [2, *shape]
 
 
-@pytest.mark.parametrize("network", [dense_decoder, convolutional_decoder])
+@pytest.mark.parametrize("network", DECODERS)
 def test_decoder_writes_the_parameters_of_another_likelihood(network):
     outputs = make(network, outputs=("x_mean", "x_log_var"))(tf.zeros([2, 2]))
     assert {name: tuple(output.shape) for name, output in outputs.items()} == {
@@ -101,7 +123,7 @@ def test_decoder_writes_the_parameters_of_another_likelihood(network):
     }
 
 
-@pytest.mark.parametrize("network", [dense_encoder, convolutional_encoder])
+@pytest.mark.parametrize("network", ENCODERS)
 def test_encoder_of_a_plain_autoencoder_has_one_head(network):
     assert make(network, outputs=("z_mean",))(tf.zeros([2, 7, 5, 2])).keys() == {"z_mean"}
 
@@ -124,13 +146,14 @@ def test_all_layers_are_initialised_and_regularised_as_it_is_said(network):
     initializer = keras.initializers.RandomUniform(2.0, 3.0)
     model = make(
         network,
-        hidden_units=(5,),
         kernel_initializer=initializer,
         kernel_regularizer=keras.regularizers.L2(0.1),
         outputs=("a_mean", "b_mean"),
     )
-    kernels = [weight.numpy() for weight in model.weights if weight.path.endswith("kernel")]
-    assert len(kernels) == len(model.losses) == len([x for x in model.layers if x.weights]) >= 3
+    kernels = [w.numpy() for w in model.weights if w.path.endswith("/kernel")]
+    normalised = [x for x in model.layers if isinstance(x, keras.layers.GroupNormalization)]
+    layers = [x for x in model.layers if x.weights and x not in normalised]
+    assert len(kernels) == len(model.losses) == len(layers) >= 3
     assert all(2.0 <= kernel.min() < kernel.max() <= 3.0 for kernel in kernels)
     assert np.any(kernels[-1] != kernels[-2])
     wanted = sum(0.1 * np.square(kernel).sum() for kernel in kernels)
@@ -166,14 +189,18 @@ def test_biases_of_the_heads_begin_where_it_is_said(network):
     biases = [model.get_layer(name).bias.numpy() for name in names]
     np.testing.assert_array_equal(biases[0], 0.0)
     np.testing.assert_array_equal(biases[1], -2.0)
-    with pytest.raises(ValueError, match=f"for which of the heads {names[0]}, {names[1]}"):
-        make(network, outputs=names, output_bias=1.0)
-    with pytest.raises(ValueError, match=f"names a head 'logit'; there are {names[0]}"):
-        make(network, outputs=names, output_bias={"logit": 1.0})
-    with pytest.raises(ValueError, match=r"has shape \(9,\); it needs a number or an array"):
-        make(network, outputs=names, output_bias={names[0]: np.zeros(9)})
-    with pytest.raises(ValueError, match="values that are not finite"):
-        make(network, outputs=names, output_bias={names[0]: np.nan})
+
+
+def test_biases_that_suit_no_head_are_refused():
+    names = ("x_mean", "x_log_var")
+    for given, words in (
+        (1.0, "for which of the heads x_mean, x_log_var"),
+        ({"x_maen": 1.0}, "names a head 'x_maen'; there are x_mean, x_log_var.* 'x_mean'"),
+        ({"x_mean": np.zeros(9)}, r"has shape \(9,\); it needs a number or an array"),
+        ({"x_mean": np.nan}, "values that are not finite"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(dense_decoder, outputs=names, output_bias=given)
 
 
 def image_data(count=40):
@@ -253,7 +280,7 @@ def test_convolutional_decoder_starts_from_the_smallest_grid_that_reaches_the_im
     assert decoder.count_params() == dense + convolutions + (9 * 3 * 1 + 1)
 
 
-@pytest.mark.parametrize("network", SMALL)
+@pytest.mark.parametrize("network", [*SMALL][:4])
 def test_activation_of_hidden_layers_is_the_one_that_is_named_and_heads_have_none(network):
     model = make(network, activation="tanh")
     hidden = [
@@ -264,6 +291,79 @@ def test_activation_of_hidden_layers_is_the_one_that_is_named_and_heads_have_non
     heads = [layer for layer in model.layers if layer.name in ("z_mean", "z_log_var", "logits")]
     assert {layer.activation.__name__ for layer in hidden} == {"tanh"}
     assert {layer.activation.__name__ for layer in heads} == {"linear"}
+
+
+def test_residual_networks_have_the_weights_of_their_levels():
+    # 33x17 -> 17x9 -> 9x5; kernels of 3x3, two normalisations in a block and one at the end.
+    def level(before, channels, blocks):
+        return 9 * before * channels + channels + blocks * 2 * (9 * channels + 3) * channels
+
+    encoder = residual_encoder((33, 17, 1), 2, filters=(3, 4), blocks=2, hidden_units=(6,))
+    levels = level(1, 3, 2) + level(3, 4, 2)
+    dense = 9 * 5 * 4 * 6 + 6
+    assert encoder.count_params() == levels + 2 * 4 + dense + 2 * (6 * 2 + 2)
+    decoder = residual_decoder((33, 17, 1), 2, filters=(4, 3), outputs={"x_mixture": 20})
+    dense = 2 * 9 * 5 * 4 + 9 * 5 * 4
+    levels = level(4, 4, 1) + level(4, 3, 1)
+    assert decoder.count_params() == dense + levels + 2 * 3 + 9 * 3 * 20 + 20
+
+
+def test_a_residual_block_adds_to_what_it_reads():
+    # With zeros in its second convolution, a block changes nothing.
+    encoders = [residual_encoder((8, 8, 1), 2, filters=(4,), blocks=n) for n in (1, 3)]
+    short, long = ({w.path: w for w in each.weights} for each in encoders)
+    kernels = [w for w in encoders[1].weights if w.path.endswith("kernel")]
+    assert len(short) < len(long)
+    for kernel in kernels[2:7:2]:
+        kernel.assign(tf.zeros_like(kernel))
+    images = tf.random.stateless_uniform([3, 8, 8, 1], [1, 2])
+    before = encoders[1](images)["z_mean"]
+    for kernel in kernels[1:7:2]:
+        kernel.assign(2.0 * kernel)
+    np.testing.assert_array_equal(encoders[1](images)["z_mean"], before)
+    kernels[2].assign(kernels[2] + 1.0)
+    assert np.any(encoders[1](images)["z_mean"] != before)
+
+
+def test_images_of_a_batch_are_normalised_by_themselves():
+    encoder = make(residual_encoder)
+    images = tf.random.stateless_uniform([4, 7, 5, 2], [1, 2])
+    alone = tf.concat([encoder(images[n : n + 1])["z_mean"] for n in range(4)], axis=0)
+    np.testing.assert_allclose(encoder(images, training=True)["z_mean"], alone, atol=1e-5)
+
+
+def test_recurrent_networks_have_the_weights_of_their_layers():
+    def lstm(before, units):
+        return 4 * (before + units + 1) * units
+
+    encoder = recurrent_encoder((9, 3), 2, units=(5, 4))
+    assert encoder.count_params() == lstm(3, 5) + lstm(5, 4) + 2 * (4 * 2 + 2)
+    decoder = recurrent_decoder((9, 3), 2, units=(5, 4), outputs={"x_mean": 3, "logits": 7})
+    assert decoder.count_params() == lstm(2, 5) + lstm(5, 4) + 4 * (3 + 7) + 3 + 7
+    written = decoder(tf.zeros([6, 2]))
+    assert {name: tuple(value.shape) for name, value in written.items()} == {
+        "x_mean": (6, 9, 3),
+        "logits": (6, 9, 7),
+    }
+
+
+def test_a_recurrent_encoder_reads_every_time_and_a_decoder_writes_every_time():
+    encoder, decoder = make(recurrent_encoder), make(recurrent_decoder)
+    sequences = tf.random.stateless_normal([1, 7, 5], [1, 2])
+    with tf.GradientTape() as tape:
+        tape.watch(sequences)
+        code = encoder(sequences)["z_mean"]
+    assert np.all(np.abs(tape.gradient(code, sequences)).sum(axis=(0, 2)) > 0.0)
+    values = decoder(tf.random.stateless_normal([40, 2], [1, 2]))["x_mean"].numpy()
+    assert np.all(values.std(axis=0) > 0.0)
+
+
+@pytest.mark.parametrize("network", RECURRENT)
+def test_recurrent_network_of_no_sequence_is_refused(network):
+    with pytest.raises(ValueError, match=r"\(time, features\); got \(7, 5, 2\)"):
+        make(network, (7, 5, 2))
+    with pytest.raises(ValueError, match="needs units"):
+        make(network, units=())
 
 
 @pytest.mark.parametrize("network", SMALL)
@@ -316,7 +416,7 @@ def test_head_of_another_name_is_linear():
     np.testing.assert_array_equal(slopes, 1.0)
 
 
-@pytest.mark.parametrize("network", [dense_encoder, convolutional_encoder])
+@pytest.mark.parametrize("network", ENCODERS)
 def test_values_and_gradients_are_finite_at_huge_features(network):
     encoder = make(network)
     images = 1e6 * tf.random.stateless_normal([4, 7, 5, 2], [1, 2])
@@ -329,7 +429,7 @@ def test_values_and_gradients_are_finite_at_huge_features(network):
         assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize("network", [dense_decoder, convolutional_decoder])
+@pytest.mark.parametrize("network", DECODERS)
 def test_every_weight_of_a_decoder_has_a_gradient(network):
     decoder = make(network, activation="tanh", outputs=("x_mean", "x_log_var"))
     with tf.GradientTape() as tape:
@@ -346,7 +446,7 @@ def test_every_weight_of_a_decoder_has_a_gradient(network):
 @pytest.mark.parametrize("network", SMALL)
 def test_heads_are_float32_under_a_16_bit_policy_and_hidden_layers_are_not(network):
     names = ("x_mean", "x_log_var") if "decoder" in network.__name__ else ("z_mean", "z_log_var")
-    model = make(network, outputs=names, activation="tanh")
+    model = make(network, outputs=names)
     outputs = model(tf.ones([2, *model.inputs[0].shape[1:]]))
     assert {output.dtype for output in outputs.values()} == {tf.float32}
     compute = {layer.name: layer.compute_dtype for layer in model.layers if layer.weights}
@@ -376,6 +476,10 @@ def test_latent_dim_that_is_no_positive_integer_is_refused(network, bad):
         (convolutional_encoder, "hidden_units"),
         (convolutional_decoder, "filters"),
         (convolutional_decoder, "hidden_units"),
+        (residual_encoder, "filters"),
+        (residual_decoder, "hidden_units"),
+        (recurrent_encoder, "units"),
+        (recurrent_decoder, "units"),
     ],
 )
 @pytest.mark.parametrize("bad", [(0,), (8, -1), (8.0,), [True], 8, "8"])
@@ -387,24 +491,25 @@ def test_layer_size_that_is_no_positive_integer_is_refused_by_name(network, sett
 @pytest.mark.parametrize("network", SMALL)
 @pytest.mark.parametrize("shape", [(0, 5, 2), (7, 5, -1), (7, 5.0, 2)])
 def test_shape_with_a_size_that_is_no_positive_integer_is_refused(network, shape):
+    shape = (shape[1:] if -1 in shape else shape[:2]) if network in RECURRENT else shape
     with pytest.raises(ValueError, match=r"_shape\[\d\] must be an integer >= 1, got"):
         make(network, shape)
 
 
 @pytest.mark.parametrize("shape", [(784,), (28, 28), (2, 28, 28, 1), ()])
-@pytest.mark.parametrize("network", [convolutional_encoder, convolutional_decoder])
+@pytest.mark.parametrize("network", CONVOLUTIONAL)
 def test_convolutional_network_of_no_image_points_to_a_dense_one(network, shape):
     with pytest.raises(ValueError, match=r"\(height, width, channels\).*Use a dense network"):
         make(network, shape)
 
 
-@pytest.mark.parametrize("network", [convolutional_encoder, convolutional_decoder])
+@pytest.mark.parametrize("network", CONVOLUTIONAL)
 def test_convolutional_network_without_a_convolution_is_refused(network):
     with pytest.raises(ValueError, match="needs filters"):
         make(network, filters=())
 
 
-@pytest.mark.parametrize("network", [convolutional_encoder, convolutional_decoder])
+@pytest.mark.parametrize("network", CONVOLUTIONAL)
 @pytest.mark.parametrize("bad", [0, 2.5])
 def test_kernel_size_that_is_no_positive_integer_is_refused(network, bad):
     with pytest.raises(ValueError, match="kernel_size"):
@@ -454,7 +559,7 @@ def test_saved_networks_load_and_predict_in_a_process_that_has_no_vae_research(t
     done = forks.run("-c", textwrap.dedent(program), cwd=tmp_path, package=False)
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout.splitlines()[-1])
-    assert len(errors) == 8  # four networks with two heads each
+    assert len(errors) == 2 * len(SMALL)  # of two heads each
     assert max(errors.values()) < 1e-6, errors
 
 

@@ -10,11 +10,17 @@ if TYPE_CHECKING:
     from vae_research.networks.convolutional import convolutional_encoder as convolutional_encoder
     from vae_research.networks.dense import dense_decoder as dense_decoder
     from vae_research.networks.dense import dense_encoder as dense_encoder
+    from vae_research.networks.recurrent import recurrent_decoder as recurrent_decoder
+    from vae_research.networks.recurrent import recurrent_encoder as recurrent_encoder
+    from vae_research.networks.residual import residual_decoder as residual_decoder
+    from vae_research.networks.residual import residual_encoder as residual_encoder
 
 _MODULES = {
     "adapters": ("ProbabilitiesToLogits",),
     "convolutional": ("convolutional_decoder", "convolutional_encoder"),
     "dense": ("dense_decoder", "dense_encoder"),
+    "recurrent": ("recurrent_decoder", "recurrent_encoder"),
+    "residual": ("residual_decoder", "residual_encoder"),
 }
 
 if not TYPE_CHECKING:

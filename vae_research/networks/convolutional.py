@@ -55,7 +55,7 @@ def convolutional_encoder(
         ValueError: a size is not a positive integer, or the shape is not that of an image.
     """
     check_order("convolutional_encoder", input_shape, latent_dim)
-    _check_image(input_shape, filters, kernel_size)
+    check_image(input_shape, filters, kernel_size)
     check_sizes(
         latent_dim=latent_dim,
         input_shape=tuple(input_shape),
@@ -120,16 +120,14 @@ def convolutional_decoder(
         ValueError: a size is not a positive integer, or the shape is not that of an image.
     """
     check_order("convolutional_decoder", output_shape, latent_dim)
-    _check_image(output_shape, filters, kernel_size)
+    check_image(output_shape, filters, kernel_size)
     check_sizes(
         latent_dim=latent_dim,
         output_shape=tuple(output_shape),
         filters=filters,
         hidden_units=hidden_units,
     )
-    height, width, _ = output_shape
-    stride = 2 ** len(filters)
-    grid = -(-height // stride), -(-width // stride), filters[0]
+    grid = *smallest_grid(output_shape, len(filters)), filters[0]
     kernels = Kernels(kernel_initializer, kernel_regularizer)
     z = keras.Input((latent_dim,), name="z")
     features = z
@@ -145,10 +143,7 @@ def convolutional_decoder(
             activation=activation,
             **kernels.settings(),
         )(features)
-    surplus = grid[0] * stride - height, grid[1] * stride - width
-    if any(surplus):
-        edges = tuple((extra // 2, extra - extra // 2) for extra in surplus)
-        features = keras.layers.Cropping2D(edges)(features)
+    features = cropped(features, output_shape, len(filters))
     images = convolutional_heads(outputs, output_shape, features, kernel_size, kernels, output_bias)
     return keras.Model(z, images, name=name)
 
@@ -179,7 +174,27 @@ def convolutional_heads(
     return heads(channels, make, features, output_bias)
 
 
-def _check_image(shape: Sequence[int], filters: Sequence[int], kernel_size: int) -> None:
+def smallest_grid(shape: Sequence[int], doublings: int) -> tuple[int, int]:
+    """Returns height and width of the smallest grid that covers an image after doubling."""
+    stride = 2**doublings
+    return -(-shape[0] // stride), -(-shape[1] // stride)
+
+
+def cropped(features: Any, shape: Sequence[int], doublings: int) -> Any:
+    """Returns features without the surplus that doubling the smallest grid has left."""
+    stride = 2**doublings
+    surplus = [
+        size * stride - wanted
+        for size, wanted in zip(smallest_grid(shape, doublings), shape, strict=False)
+    ]
+    if not any(surplus):
+        return features
+    edges = tuple((extra // 2, extra - extra // 2) for extra in surplus)
+    return keras.layers.Cropping2D(edges)(features)
+
+
+def check_image(shape: Sequence[int], filters: Sequence[int], kernel_size: int) -> None:
+    """Raises ValueError for what is no image, or without filters."""
     if len(shape) != 3:
         raise ValueError(
             "A convolutional network needs the shape of an image, (height, width, channels); got "
