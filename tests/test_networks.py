@@ -305,7 +305,7 @@ def test_residual_networks_have_the_weights_of_their_levels():
     decoder = residual_decoder((33, 17, 1), 2, filters=(4, 3), outputs={"x_mixture": 20})
     dense = 2 * 9 * 5 * 4 + 9 * 5 * 4
     levels = level(4, 4, 1) + level(4, 3, 1)
-    assert decoder.count_params() == dense + levels + 2 * 3 + 9 * 3 * 20 + 20
+    assert decoder.count_params() == dense + levels + 2 * 3 + 3 * 20 + 20
 
 
 def test_a_residual_block_adds_to_what_it_reads():

@@ -107,6 +107,7 @@ def residual_decoder(
     """Returns a functional Keras model from `z` to `[batch, height, width, channels]` heads.
 
     It starts from the smallest grid that covers the image after doubling, and crops the surplus.
+    The heads are linear in the features of their pixel.
 
     Args:
         output_shape: `(height, width, channels)` in pixels.
@@ -155,7 +156,7 @@ def residual_decoder(
         )(features)
         features = level.blocks_on(features)
     features = cropped(level.normalised(features), output_shape, len(filters))
-    images = convolutional_heads(outputs, output_shape, features, kernel_size, kernels, output_bias)
+    images = convolutional_heads(outputs, output_shape, features, 1, kernels, output_bias)
     return keras.Model(z, images, name=name)
 
 

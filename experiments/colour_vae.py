@@ -1,0 +1,66 @@
+"""A VAE of colour images: residual networks, and a mixture of logistic distributions per pixel.
+
+Paper: Salimans et al. 2017 (arXiv:1701.05517, PixelCNN++), equations 2 and 3, for the likelihood of
+a pixel, in which green depends on red, and blue on both; He et al. 2016 (arXiv:1603.05027) and Wu
+and He 2018 (arXiv:1803.08494) for the blocks of the networks. The images of the figures are emoji:
+  npm pack emoji-datasource-twitter@16.0.0
+  tar xzf emoji-datasource-twitter-16.0.0.tgz package/img/twitter/64
+
+Command: scripts/run experiments/colour_vae.py --dataset=package/img/twitter/64 \
+    --background=white --image_size=32
+Time: 0 minutes on 2 busy cores
+Expect: test ELBO 0.0
+"""
+
+import math
+
+import tensorflow as tf
+
+import vae_research as vr
+from vae_research import runs
+
+runs.set_defaults(epochs=12, batch_size=32, latent_dim=64, importance_samples=50)
+runs.define_integers("filters", (16, 32, 64), "channels of the levels; each halves the size")
+runs.define_integer("blocks", 1, "residual blocks in each level")
+runs.define_integer("components", 5, "of the mixture")
+
+
+def data(config):
+    """Returns the data set that the flags name; half of the training images are mirrored."""
+
+    def mirrored(batch, key):
+        images = batch["inputs"]
+        draw = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], key, alg="philox")
+        return {"inputs": tf.where(draw < 0.5, images[:, :, ::-1], images)}
+
+    return runs.load_data(config).augmented(mirrored)
+
+
+def build(config, data):
+    """Returns the model."""
+    if data.train.raw.dtype.kind != "u" or (data.rescale, data.binarize) != ("unit", "none"):
+        raise runs.UsageError(f"{data.name} has no levels; experiments/sigma_vae.py needs none.")
+    levels = int(data.train.scaling.divisor) + 1
+    size, filters, outputs = config.latent_dim, config.filters, 10 * config.components
+    encoder = vr.residual_encoder(data.shape, size, filters=filters, blocks=config.blocks)
+    decoder = vr.residual_decoder(
+        data.shape,
+        size,
+        filters=filters[::-1],
+        blocks=config.blocks,
+        outputs={"x_mixture": outputs},
+    )
+    likelihood = vr.DiscretizedLogisticMixture(components=config.components, levels=levels)
+    terms = [likelihood, vr.KLDivergence()]
+    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.seed)
+
+
+def print_bits(run):
+    """Prints the test figures per pixel and channel."""
+    for name in ("elbo", "negative_log_likelihood"):
+        bits = abs(run.summary["test"][name]["value"]) / math.log(2.0)
+        print(f"{name}: {bits / math.prod(run.data.shape):.3f} bits per dimension")
+
+
+if __name__ == "__main__":
+    runs.main(build, data=data, after=print_bits)
