@@ -64,6 +64,15 @@ def mixture_of_rgb():
     )
 
 
+def residual():
+    return vr.VAE(
+        vr.residual_encoder(SHAPE, 3, filters=(4,)),
+        vr.GaussianBottleneck(3),
+        vr.residual_decoder(SHAPE, 3, filters=(4,)),
+        [vr.Bernoulli(), vr.KLDivergence()],
+    )
+
+
 def recurrent():
     return vr.VAE(
         vr.recurrent_encoder((8, 8), 2, units=(4,)),
@@ -73,7 +82,7 @@ def recurrent():
     )
 
 
-MODELS |= {"mixture of RGB": mixture_of_rgb, "recurrent": recurrent}
+MODELS |= {"mixture of RGB": mixture_of_rgb, "residual": residual, "recurrent": recurrent}
 
 
 def sums_of_three(step, *arguments):
