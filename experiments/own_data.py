@@ -15,7 +15,6 @@ Expect: test ELBO -10386 nats (4.88 bits per dimension), NLL 10286 (4.83) (seed 
 import math
 
 import tensorflow as tf
-from keras import ops
 
 import vae_research as vr
 from vae_research import runs
@@ -36,25 +35,6 @@ def data(config):
     return runs.load_data(config).augmented(mirrored)
 
 
-class RoundedLogistic(vr.Likelihood):
-    """A logistic distribution around `x_mean`, rounded to the levels 0, 1 / largest, ..., 1."""
-
-    support = (0.0, 1.0)
-    largest: float
-
-    def log_likelihood(self, targets, x_mean, x_log_var):
-        inverse_scale = math.pi / math.sqrt(3.0) * ops.exp(-0.5 * x_log_var)
-        middle, half = (targets - x_mean) * inverse_scale, 0.5 / self.largest * inverse_scale
-        above = ops.where(targets < 1.0, middle + half, 1e6)
-        below = ops.where(targets > 0.0, middle - half, -1e6)
-        # log(sigmoid(above) - sigmoid(below)); the outermost levels have all that is beyond.
-        outside = ops.log_sigmoid(above) + ops.log_sigmoid(-below)
-        return vr.sum_over_event(outside + ops.log(-ops.expm1(below - above)))
-
-    def mean(self, x_mean):
-        return ops.clip(x_mean, 0.0, 1.0)
-
-
 def build(config, data):
     """Returns the model."""
     if data.train.raw.dtype.kind != "u" or (data.rescale, data.binarize) != ("unit", "none"):
@@ -64,7 +44,8 @@ def build(config, data):
     outputs = ["x_mean", "x_log_var"]
     encoder = vr.convolutional_encoder(data.shape, size, filters=filters, hidden_units=units)
     decoder = vr.convolutional_decoder(data.shape, size, outputs=outputs, **backwards)
-    terms = [RoundedLogistic(largest=float(data.train.scaling.divisor)), vr.KLDivergence()]
+    levels = int(data.train.scaling.divisor) + 1
+    terms = [vr.DiscretizedLogistic(levels=levels), vr.KLDivergence()]
     return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.seed)
 
 

@@ -76,11 +76,11 @@ AS_MODULE = {"vae_mnist"}
 
 SPLITS = "train", "validation"
 
-# Of those that stream their data; the others have arrays with labels.
-DATASETS = {"own_data": "pictures"}
+# Of those whose images are in colour; the others have arrays with labels.
+DATASETS = {"own_data": "pictures", "colour_vae": "pictures"}
 
 # They make their data.
-WITH_DATA = {"table_vae"}
+WITH_DATA = {"sequence_vae", "table_vae"}
 
 # Their codes have no noise, and there is no ELBO.
 WITHOUT_ELBO = {"rae_mnist", "wae_gan"}
@@ -588,15 +588,3 @@ def test_images_are_streamed_and_their_figures_are_bits(finished):
     for name in ("elbo", "negative_log_likelihood"):
         bits = abs(run.summary["test"][name]["value"]) / np.log(2.0) / (32 * 32 * 3)
         assert f"{name}: {bits:.3f} bits per dimension" in process.stdout
-
-
-@pytest.mark.parametrize("largest", [1, 15, 255])
-def test_the_probabilities_of_rounded_levels_add_up_to_one(largest):
-    from experiments.own_data import RoundedLogistic
-
-    levels = (np.arange(largest + 1) / largest).astype(np.float32)[:, np.newaxis]
-    for mean in (-0.3, 0.0, 0.47, 1.0, 1.8):
-        for log_var in (-12.0, -3.0, 2.0):
-            x_mean, x_log_var = (np.full_like(levels, value) for value in (mean, log_var))
-            found = RoundedLogistic(largest=largest).log_likelihood(levels, x_mean, x_log_var)
-            assert np.exp(found.numpy().astype(np.float64)).sum() == pytest.approx(1.0, abs=1e-4)
