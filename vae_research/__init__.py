@@ -114,6 +114,8 @@ if TYPE_CHECKING:
     from vae_research.networks.recurrent import recurrent_encoder as recurrent_encoder
     from vae_research.networks.residual import residual_decoder as residual_decoder
     from vae_research.networks.residual import residual_encoder as residual_encoder
+    from vae_research.networks.ladder import ladder_encoder as ladder_encoder
+    from vae_research.networks.ladder import ladder_top_down as ladder_top_down
     from vae_research.objective import LossReport as LossReport
     from vae_research.objective import Objective as Objective
     from vae_research.plots import save_bars as save_bars
@@ -222,6 +224,7 @@ _MODULES = {
     "networks.dense": ("dense_decoder", "dense_encoder"),
     "networks.recurrent": ("recurrent_decoder", "recurrent_encoder"),
     "networks.residual": ("residual_decoder", "residual_encoder"),
+    "networks.ladder": ("ladder_encoder", "ladder_top_down"),
     "objective": ("LossReport", "Objective"),
     "plots": ("save_bars", "save_plane", "save_scatter"),
     "priors.flow": ("RealNVPPrior",),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import math
@@ -137,6 +138,44 @@ def declared_names(function: Callable[..., Any]) -> list[str]:
             )
         names.append(parameter.name)
     return names
+
+
+def reads(names: Callable[[Any], Iterable[str]]) -> Callable[[Callable[..., Any]], Any]:
+    """Declares which tensors a method reads as `**tensors`, if that differs between objects.
+
+    Args:
+        names: returns the names, given the object.
+
+    >>> class Sum:
+    ...     def __init__(self, *terms):
+    ...         self.terms = terms
+    ...
+    ...     @reads(lambda self: self.terms)
+    ...     def call(self, seed, **terms):
+    ...         return seed + sum(terms.values())
+    >>> declared_names(Sum("a", "b").call), Sum("a", "b").call(seed=1, a=2, b=3)
+    (['seed', 'a', 'b'], 6)
+    """
+    return lambda method: _Reading(method, names)
+
+
+class _Reading:
+    """A method with `**tensors`, whose signature names them once it is bound to an object."""
+
+    def __init__(self, method: Callable[..., Any], names: Callable[[Any], Iterable[str]]) -> None:
+        self._method, self._names = method, names
+        self.__doc__ = method.__doc__
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        if owner is None:
+            return self
+        bound = functools.partial(self._method, owner)
+        functools.update_wrapper(bound, self._method)
+        _, *fixed, _ = inspect.signature(self._method).parameters
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter(name, keyword) for name in (*fixed, *self._names(owner))]
+        bound.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return bound
 
 
 def _is_same_file(module: str, saved: str) -> bool:

@@ -1,167 +1,212 @@
-"""Two levels of normal latents."""
+"""Levels of normal latents, each of which depends on the one above it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from vae_research import probability
-from vae_research.bottlenecks.bottleneck import Bottleneck
 from vae_research.bottlenecks.gaussian import GaussianBottleneck
-from vae_research.priors.prior import REAL_NUMBERS, Prior, StandardNormalPrior
+from vae_research.bottlenecks.posterior import PosteriorBottleneck, from_saved
+from vae_research.priors.prior import Prior
 from vae_research.randomness import fold_in
+from vae_research.settings import reads
+from vae_research.tensors import sum_in_order
+
+_PARTS = "_mean", "_log_var"
+_HEADS = "z_mean", "z_log_var"
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
-class LadderBottleneck(Bottleneck):
-    """Two normal latents: p(z_2) p(z_1|z_2), and the posterior q(z_2|x) q(z_1|x, z_2).
+class LadderBottleneck(PosteriorBottleneck):
+    """Normal latents in levels: p(z_L) p(z_{L-1}|z_L) ... p(z_1|z_2), and a posterior of this form.
 
-    The network `top_down` makes p(z_1|z_2), diagonal normal. The encoder writes an estimate of each
-    level: `z_1_mean`, `z_1_log_var`, `z_2_mean` and `z_2_log_var`. That of z_2 is q(z_2|x); that of
-    z_1 is multiplied by p(z_1|z_2): precisions add up, and means are weighted by them. Writes both
-    latents with their densities, `kl_z_1`, and with the standard normal prior `kl_z_2`, of the
-    shapes of the latents. The decoder reads `z_1`, `z_2` or both.
-    Sonderby et al. 2016 (arXiv:1602.02282), section 2.1.
+    The networks `top_down` make the distributions p(z_l|z_{l+1}), diagonal normal. The encoder
+    writes an estimate of each level: `z_1_mean`, `z_1_log_var`, `z_2_mean` and so on. That of the
+    top level is q(z_L|x); that of any other level is multiplied by p(z_l|z_{l+1}): precisions add
+    up, and means are weighted by them. Writes all latents with their densities, `kl_z_1` and so on,
+    of the shapes of the latents; that of the top level with the standard normal prior only. The
+    decoder reads any of the latents. Sonderby et al. 2016 (arXiv:1602.02282), section 2.1.
 
-    `dense_encoder(..., outputs={"z_1_mean": 20, "z_1_log_var": 20, "z_2_mean": 5, ...})` writes
-    what it reads.
+    `ladder_encoder` and `ladder_top_down` make networks for it.
 
     Args:
-        top_down: a functional Keras model from z_2 to `z_mean` and `z_log_var` of z_1, which has
-            the shapes of both: `dense_encoder((5,), 20)` for 20 and 5 values.
-        prior: of z_2; by default the standard normal one.
+        top_down: functional Keras models, the first from z_2 to `z_mean` and `z_log_var` of z_1,
+            the next from z_3 to those of z_2. They have the shapes of all latents:
+            `[dense_encoder((5,), 20)]` for 20 and 5 values. A single model makes two levels.
+        prior: of the top level; by default the standard normal one.
 
     Raises:
-        ValueError: `top_down` does not write these in one shape, or the prior is of other codes.
+        ValueError: a network does not write these in one shape, or not in the shape that the
+            network before it reads, or the prior is of other codes.
     """
 
-    def __init__(self, top_down: Any, *, prior: Prior | None = None, **kwargs: Any) -> None:
-        if isinstance(top_down, Mapping):  # of a saved configuration
-            top_down = keras.saving.deserialize_keras_object(top_down)
-        written = getattr(top_down, "output", None)
-        if not isinstance(written, Mapping) or not {"z_mean", "z_log_var"} <= written.keys():
-            raise ValueError(
-                "top_down must be a functional model that writes z_mean and z_log_var, such as "
-                f"dense_encoder((5,), 20), got {top_down!r}."
-            )
-        shapes = [tuple(written[name].shape[1:]) for name in ("z_mean", "z_log_var")]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"top_down writes z_mean with the shape {shapes[0]} for each row and z_log_var "
-                f"with {shapes[1]}; each value of z_1 needs a variance."
-            )
-        super().__init__(**kwargs)
-        self.top_down = top_down
-        self.first = GaussianBottleneck(shapes[0])
-        self.second = GaussianBottleneck(tuple(top_down.input.shape[1:]), prior=prior)
-        for level in (self.first, self.second):
+    def __init__(
+        self,
+        top_down: keras.Model | Sequence[keras.Model],
+        *,
+        prior: Prior | None = None,
+        **kwargs: Any,
+    ) -> None:
+        given: Any = top_down if isinstance(top_down, (list, tuple)) else [top_down]
+        networks = [from_saved(network) for network in given]
+        # Keras asks in its __init__ what `call` reads.
+        self._shapes = _shapes_of(networks)
+        super().__init__(prior=prior, **kwargs)
+        self.top_down = networks
+        *lower, top = self._shapes.values()
+        self.levels = [*map(GaussianBottleneck, lower), GaussianBottleneck(top, prior=self.prior)]
+        for level in self.levels:
             level.built = True  # all there is to build is built; Keras would warn of it
-        if self.second.prior.of != REAL_NUMBERS:
-            raise ValueError(
-                f"LadderBottleneck takes a prior of {REAL_NUMBERS}; "
-                f"{type(self.second.prior).__name__} is a prior of {self.second.prior.of}."
-            )
 
     @property
     def latents(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of a code of each latent, by name."""
-        return {"z_1": self.first.latents["z"], "z_2": self.second.latents["z"]}
+        return dict(self._shapes)
 
-    def call(
+    @property
+    def estimates(self) -> list[str]:
+        """The names of what the encoder writes."""
+        return [f"{latent}{part}" for latent in self._shapes for part in _PARTS]
+
+    def _descend(
         self,
-        z_1_mean: tf.Tensor,
-        z_1_log_var: tf.Tensor,
-        z_2_mean: tf.Tensor,
-        z_2_log_var: tf.Tensor,
-        seed: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
-        """Returns one sample of both latents for each row, with their densities."""
-        self._check("z_2", z_2_mean=z_2_mean, z_2_log_var=z_2_log_var)
-        second = self.second(z_2_mean, z_2_log_var, fold_in(seed, 2))
-        # Identities, here and below, so that no tensor has more than two consumers.
-        second["z"] = tf.identity(second["z"])
-        mean, log_var, unit_mean, unit_log_var = self._ladder(second["z"], z_1_mean, z_1_log_var)
-        first = self.first(unit_mean, unit_log_var, fold_in(seed, 1))
-        first["z"] = mean + tf.exp(0.5 * log_var) * first["z"]
-        of_units = 0.5 * probability.sum_over_event(log_var)
-        first |= {name: first[name] - of_units for name in ("log_posterior", "log_prior")}
-        levels = (("z_1", first), ("z_2", second))
-        return {
-            latent if name == "z" else f"{name}_{latent}": value
-            for latent, level in levels
-            for name, value in level.items()
-        }
+        choose: Callable[[_Level], tf.Tensor],
+        estimates: Mapping[str, tf.Tensor] | None = None,
+    ) -> list[_Level]:
+        """Returns the levels from z_1 up, after a code was chosen for each from the top down.
 
-    def _ladder(
-        self, z_2: tf.Tensor, z_1_mean: tf.Tensor, z_1_log_var: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns mean and log-variance of p(z_1|z_2), and those of q(z_1|x, z_2) in its units.
-
-        In these units p(z_1|z_2) is standard normal, and the level is one like any other.
+        Args:
+            choose: returns the code of a level whose distributions are known.
+            estimates: what the encoder wrote; without it, the levels have no posterior.
         """
-        self._check("z_1", z_1_mean=z_1_mean, z_1_log_var=z_1_log_var)
-        mean, log_var = self._first_prior(z_2)
-        more_precise = log_var - tf.cast(z_1_log_var, tf.float32)
-        of_gap = tf.identity(log_var)
-        gap = (tf.cast(z_1_mean, tf.float32) - mean) * tf.exp(-0.5 * of_gap)
-        unit_mean = tf.sigmoid(more_precise) * gap
-        return mean, tf.identity(of_gap), unit_mean, -tf.nn.softplus(more_precise)
+        levels = [_Level(number, part) for number, part in enumerate(self.levels, 1)]
+        for index in reversed(range(len(levels))):
+            level = levels[index]
+            if index < len(self.top_down):
+                # Identities, here and below, so that no tensor has more than two consumers.
+                made = self.top_down[index](tf.identity(levels[index + 1].code))
+                level.take_prior(*(tf.cast(made[name], tf.float32) for name in _HEADS))
+            if estimates is not None:
+                level.take_estimate(*(estimates[f"{level.latent}{part}"] for part in _PARTS))
+            level.code = choose(level)
+        return levels
 
-    def _check(self, latent: str, **written: tf.Tensor) -> None:
-        for name, value in written.items():
-            if not value.shape[1:].is_compatible_with(self.latents[latent]):
-                raise ValueError(
-                    f"The encoder writes {name!r} with shape {value.shape}; by top_down {latent} "
-                    f"has the shape {self.latents[latent]} for each row."
-                )
+    @reads(lambda self: self.estimates)
+    def call(self, seed: tf.Tensor, **estimates: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns one sample of all latents for each row, with their densities."""
+        levels = self._descend(lambda level: level.draw(seed), estimates)
+        return {name: value for level in levels for name, value in level.named().items()}
 
-    def _first_prior(self, z_2: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and log-variance of p(z_1|z_2)."""
-        made = self.top_down(z_2)
-        return tf.cast(made["z_mean"], tf.float32), tf.cast(made["z_log_var"], tf.float32)
+    @reads(lambda self: [*self.latents, *self.estimates])
+    def log_prob(self, **tensors: tf.Tensor) -> tf.Tensor:
+        """Returns log q(z_L|x) + ... + log q(z_1|x, z_2) of given codes, `[rows]`, nats."""
+        levels = self._descend(lambda level: tensors[level.latent], tensors)
+        return sum_in_order([x.part.log_prob(x.unit, *x.posterior) - x.volume for x in levels])
 
-    def log_prob(
-        self,
-        z_1: tf.Tensor,
-        z_2: tf.Tensor,
-        z_1_mean: tf.Tensor,
-        z_1_log_var: tf.Tensor,
-        z_2_mean: tf.Tensor,
-        z_2_log_var: tf.Tensor,
-    ) -> tf.Tensor:
-        """Returns log q(z_2|x) + log q(z_1|x, z_2) of given codes, `[rows]`, nats."""
-        mean, log_var, *unit = self._ladder(z_2, z_1_mean, z_1_log_var)
-        of_first = self.first.log_prob((z_1 - mean) * tf.exp(-0.5 * log_var), *unit)
-        of_second = self.second.log_prob(z_2, z_2_mean, z_2_log_var)
-        return of_first - 0.5 * probability.sum_over_event(log_var) + of_second
+    @reads(lambda self: self.latents)
+    def prior_log_prob(self, **codes: tf.Tensor) -> tf.Tensor:
+        """Returns log p(z_L) + ... + log p(z_1|z_2) of given codes, `[rows]`, nats."""
+        levels = self._descend(lambda level: codes[level.latent])
+        return sum_in_order([x.part.prior_log_prob(x.unit) - x.volume for x in levels])
 
-    def prior_log_prob(self, z_1: tf.Tensor, z_2: tf.Tensor) -> tf.Tensor:
-        """Returns log p(z_2) + log p(z_1|z_2) of given codes, `[rows]`, nats."""
-        mean, log_var = self._first_prior(z_2)
-        of_first = probability.normal_log_density(z_1, mean, log_var)
-        return probability.sum_over_event(of_first) + self.second.prior_log_prob(z_2)
-
-    def center(  # type: ignore[override]  # it reads other tensors
-        self, z_1_mean: tf.Tensor, z_1_log_var: tf.Tensor, z_2_mean: tf.Tensor
-    ) -> Any:
-        """Returns both codes without noise, by name: the means, of z_1 given that of z_2."""
-        z_2 = tf.cast(z_2_mean, tf.float32)
-        mean, log_var, unit_mean, _ = self._ladder(z_2, z_1_mean, z_1_log_var)
-        return {"z_1": mean + tf.exp(0.5 * log_var) * unit_mean, "z_2": z_2}
+    @reads(lambda self: self.estimates)
+    def center(self, **estimates: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns all codes without noise, by name: each the mean, given that of the one above."""
+        levels = self._descend(lambda level: level.code_of(level.posterior[0]), estimates)
+        return {level.latent: level.code for level in levels}
 
     def sample_prior(self, count: int, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns `[count, ...]` codes of both latents from the prior, by name."""
-        z_2 = self.second.sample_prior(count, fold_in(seed, 2))
-        unit = self.first.sample_prior(count, fold_in(seed, 1))
-        mean, log_var = self._first_prior(z_2)
-        return {"z_1": mean + tf.exp(0.5 * log_var) * unit, "z_2": z_2}
+        """Returns `[count, ...]` codes of all latents from the prior, by name."""
+        levels = self._descend(lambda level: level.draw_prior(count, seed))
+        return {level.latent: level.code for level in levels}
 
     def get_config(self) -> dict[str, Any]:
         """Returns the settings."""
-        config = {"top_down": keras.saving.serialize_keras_object(self.top_down)}
-        if type(self.second.prior) is not StandardNormalPrior:
-            config["prior"] = keras.saving.serialize_keras_object(self.second.prior)
-        return {**super().get_config(), **config}
+        networks = [keras.saving.serialize_keras_object(network) for network in self.top_down]
+        return {**super().get_config(), "top_down": networks}
+
+
+@dataclasses.dataclass
+class _Level:
+    """One level on the way down: its code is z = mean + exp(log_var / 2) u.
+
+    With the mean and log-variance of p(z_l|z_{l+1}), u is standard normal in the prior, and the
+    level is one like any other. At the top, u is z.
+    """
+
+    number: int
+    part: GaussianBottleneck
+    mean: tf.Tensor | float = 0.0
+    log_var: tf.Tensor | float = 0.0
+    volume: tf.Tensor | float = 0.0  # the logarithm of dz / du, [rows], nats
+    posterior: tuple[tf.Tensor, ...] = ()
+    written: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    code: Any = None
+
+    @property
+    def latent(self) -> str:
+        return f"z_{self.number}"
+
+    def take_prior(self, mean: tf.Tensor, log_var: tf.Tensor) -> None:
+        """Sets p(z_l|z_{l+1})."""
+        self.mean, self.log_var = mean, tf.identity(log_var)
+        self.volume = 0.5 * probability.sum_over_event(log_var)
+
+    def take_estimate(self, mean: tf.Tensor, log_var: tf.Tensor) -> None:
+        """Sets the posterior of u: the estimate, below the top multiplied by the prior."""
+        self.part._check_latent_dim(f"{self.latent}_mean", mean)
+        self.part._check_latent_dim(f"{self.latent}_log_var", log_var)
+        self.posterior = tf.cast(mean, tf.float32), tf.cast(log_var, tf.float32)
+        if tf.is_tensor(self.log_var):
+            mean, log_var = self.posterior
+            more_precise = self.log_var - log_var
+            of_gap = tf.identity(self.log_var)
+            gap = (mean - self.mean) * tf.exp(-0.5 * of_gap)
+            self.posterior = tf.sigmoid(more_precise) * gap, -tf.nn.softplus(more_precise)
+            self.log_var = tf.identity(of_gap)
+
+    def code_of(self, unit: tf.Tensor) -> tf.Tensor:
+        return self.mean + tf.exp(0.5 * self.log_var) * unit
+
+    @property
+    def unit(self) -> tf.Tensor:
+        return (self.code - self.mean) * tf.exp(-0.5 * self.log_var)
+
+    def draw(self, seed: tf.Tensor) -> tf.Tensor:
+        self.written = self.part(*self.posterior, fold_in(seed, self.number))
+        return self.code_of(self.written.pop("z"))
+
+    def draw_prior(self, count: int, seed: tf.Tensor) -> tf.Tensor:
+        return self.code_of(self.part.sample_prior(count, fold_in(seed, self.number)))
+
+    def named(self) -> dict[str, tf.Tensor]:
+        """Returns what was drawn, by the names that it has among several latents."""
+        shift = {"log_posterior": self.volume, "log_prior": self.volume}
+        values = {name: value - shift.get(name, 0.0) for name, value in self.written.items()}
+        return {self.latent: self.code} | {f"{n}_{self.latent}": v for n, v in values.items()}
+
+
+def _shapes_of(networks: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each latent by name; raises ValueError if networks do not fit."""
+    shapes: list[tuple[int, ...]] = []
+    for number, network in enumerate(networks or [None], 1):
+        written = getattr(network, "output", None)
+        written = written if isinstance(written, Mapping) else {}
+        mean, log_var = (tuple(written[n].shape[1:]) if n in written else None for n in _HEADS)
+        if mean is None or mean != log_var:
+            raise ValueError(
+                "top_down must be functional models that write z_mean and z_log_var in one shape, "
+                f"such as dense_encoder((5,), 20), got {network!r} with {mean} and {log_var}."
+            )
+        if shapes and shapes[-1] != mean:
+            raise ValueError(
+                f"The top_down network of z_{number} makes codes of shape {mean}, and that of "
+                f"z_{number - 1} reads codes of shape {shapes[-1]}: they are ordered from z_1 up."
+            )
+        shapes[number - 1 :] = [mean, tuple(network.input.shape[1:])]
+    return {f"z_{number}": shape for number, shape in enumerate(shapes, 1)}

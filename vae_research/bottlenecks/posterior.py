@@ -12,6 +12,11 @@ from vae_research.bottlenecks.bottleneck import Bottleneck
 from vae_research.priors.prior import REAL_NUMBERS, Prior, StandardNormalPrior
 
 
+def from_saved(part: Any) -> Any:
+    """Returns a part that a bottleneck is given: an object, or the saved configuration of one."""
+    return keras.saving.deserialize_keras_object(part) if isinstance(part, Mapping) else part
+
+
 class PosteriorBottleneck(Bottleneck):
     """A posterior family with a `Prior`, which the model trains; subclasses write `call`.
 
@@ -21,6 +26,7 @@ class PosteriorBottleneck(Bottleneck):
 
     Args:
         latent_dim: number of latent dimensions, at least 1, or the shape of a code, `(7, 7, 16)`.
+            Left out by a class that declares `latents`.
         prior: of z; by default a `default_prior`.
 
     Attributes:
@@ -36,11 +42,14 @@ class PosteriorBottleneck(Bottleneck):
     default_prior: ClassVar[type[Prior]] = StandardNormalPrior
 
     def __init__(
-        self, latent_dim: int | Sequence[int], *, prior: Prior | None = None, **kwargs: Any
+        self,
+        latent_dim: int | Sequence[int] | None = None,
+        *,
+        prior: Prior | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(latent_dim, **kwargs)
-        if isinstance(prior, Mapping):  # of a saved configuration
-            prior = keras.saving.deserialize_keras_object(prior)
+        prior = from_saved(prior)
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"prior must be a Prior, for example MixturePrior(10), got {prior!r}.")
         self._has_default_prior = prior is None
@@ -59,7 +68,8 @@ class PosteriorBottleneck(Bottleneck):
 
     @property
     def _prior_shape(self) -> tuple[int, ...]:
-        return tuple(self._event_shape or ())
+        *_, shape = self.latents.values()
+        return shape
 
     def prior_log_prob(self, z: tf.Tensor) -> tf.Tensor:
         """Returns log p(z) of given codes, `[rows]`, nats."""

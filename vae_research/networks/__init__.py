@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from vae_research.networks.recurrent import recurrent_encoder as recurrent_encoder
     from vae_research.networks.residual import residual_decoder as residual_decoder
     from vae_research.networks.residual import residual_encoder as residual_encoder
+    from vae_research.networks.ladder import ladder_encoder as ladder_encoder
+    from vae_research.networks.ladder import ladder_top_down as ladder_top_down
 
 _MODULES = {
     "adapters": ("ProbabilitiesToLogits",),
@@ -21,6 +23,7 @@ _MODULES = {
     "dense": ("dense_decoder", "dense_encoder"),
     "recurrent": ("recurrent_decoder", "recurrent_encoder"),
     "residual": ("residual_decoder", "residual_encoder"),
+    "ladder": ("ladder_encoder", "ladder_top_down"),
 }
 
 if not TYPE_CHECKING:
