@@ -6,8 +6,8 @@ latents of the one below it. One level is the VAE of Kingma and Welling, with hi
 as makes it equal.
 
 Command: scripts/run experiments/ladder_mnist.py --epochs=20
-Time: 9 minutes on 2 busy cores
-Expect: test NLL 0.0 nats, 0.0 with --levels=1 (seed 0)
+Time: 12 minutes on 2 busy cores
+Expect: test NLL 93.8 nats (seed 0); ELBO -98.0; KL 18.3, 3.7 and 1.9 of the three levels
 """
 
 import math

@@ -43,7 +43,7 @@ def two_levels(config, shape):
     decoder = vr.dense_decoder(shape, lower, hidden_units=(lower_units,), name="from_z_1")
     return (
         keras.Model(inputs, outputs, name="encoder"),
-        vr.LadderBottleneck(top_down),
+        vr.LadderBottleneck([top_down]),
         keras.Model(z_1, decoder(z_1), name="decoder"),
     )
 

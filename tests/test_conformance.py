@@ -183,6 +183,16 @@ def second_stage_prior():
     return made
 
 
+# Of a ladder: a map, and two vectors.
+LEVELS = {"z_1": (3, 4, 1), "z_2": (3,), "z_3": (2,)}
+HEADS = "mean", "log_var"
+
+
+def dense_blocks():
+    """A layer for each level but the first."""
+    return [keras.layers.Flatten(), keras.layers.Dense(4)]
+
+
 CASES = {
     "Bernoulli": term(
         "Bernoulli",
@@ -358,20 +368,16 @@ CASES = {
     ),
     "LadderBottleneck": Case(
         lambda: vae_research.LadderBottleneck(
-            vae_research.dense_encoder((2,), LATENT, hidden_units=(4,))
+            vae_research.ladder_top_down(list(LEVELS.values()), dense_blocks())
         ),
-        {
-            "z_1_mean": normal(ROWS, LATENT, seed=1),
-            "z_1_log_var": normal(ROWS, LATENT, seed=2),
-            "z_2_mean": normal(ROWS, 2, seed=3),
-            "z_2_log_var": normal(ROWS, 2, seed=4),
-            "seed": np.array([3, 1], np.int64),
-        },
-        {"z_1": (ROWS, LATENT), "kl_z_1": (ROWS, LATENT), "z_2": (ROWS, 2), "kl_z_2": (ROWS, 2)}
-        | {f"log_{part}_{z}": (ROWS,) for part in ("posterior", "prior") for z in ("z_1", "z_2")},
+        {f"{z}_{part}": normal(ROWS, *LEVELS[z], seed=3) for z in LEVELS for part in HEADS}
+        | {"seed": np.array([3, 1], np.int64)},
+        {z: (ROWS, *shape) for z, shape in LEVELS.items()}
+        | {f"kl_{z}": (ROWS, *shape) for z, shape in LEVELS.items()}
+        | {f"log_{part}_{z}": (ROWS,) for part in ("posterior", "prior") for z in LEVELS},
         tuple(
-            {"z_1_log_var": full(bound, ROWS, LATENT), "z_1_mean": full(1e4, ROWS, LATENT)}
-            | {"z_2_log_var": full(bound, ROWS, 2)}
+            {f"{z}_log_var": full(bound, ROWS, *shape) for z, shape in LEVELS.items()}
+            | {"z_1_mean": full(1e4, ROWS, *LEVELS["z_1"])}
             for bound in (-20.0, 20.0)
         ),
     ),
@@ -412,6 +418,20 @@ CASES = {
     "residual_decoder": network("residual_decoder", "z", PIXELS, filters=(4, 3)),
     "recurrent_encoder": network("recurrent_encoder", "inputs", CODES, SEQUENCE, units=(4, 3)),
     "recurrent_decoder": network("recurrent_decoder", "z", VALUES, SEQUENCE, units=(4, 3)),
+    "ladder_encoder": Case(
+        lambda: vae_research.ladder_encoder(
+            IMAGE, list(LEVELS.values()), [keras.layers.Conv2D(4, 3, 2, "same"), *dense_blocks()]
+        ),
+        {"inputs": normal(ROWS, *IMAGE)},
+        {f"{z}_{part}": (ROWS, *LEVELS[z]) for z in LEVELS for part in HEADS},
+        tuple({"inputs": full(value, ROWS, *IMAGE)} for value in (-1e6, 0.0, 1e6)),
+    ),
+    "ladder_top_down": Case(
+        lambda: vae_research.ladder_top_down(list(LEVELS.values()), dense_blocks()[::-1])[0],
+        {"z_2": normal(ROWS, *LEVELS["z_2"])},
+        {f"z_{part}": (ROWS, *LEVELS["z_1"]) for part in HEADS},
+        tuple({"z_2": full(value, ROWS, *LEVELS["z_2"])} for value in (-1e6, 0.0, 1e6)),
+    ),
     "ProbabilitiesToLogits": Case(
         vae_research.ProbabilitiesToLogits,
         {"probabilities": uniform(ROWS, *IMAGE)},

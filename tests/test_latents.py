@@ -522,6 +522,57 @@ def test_two_levels_are_trained_watched_and_saved(tmp_path):
     assert figures["val_loss"] == pytest.approx(-figures["val_elbo"])
 
 
+def model_of(posterior):
+    """A model of each posterior, with codes of few values."""
+    inputs = keras.Input(SHAPE, name="inputs")
+    spatial = {"z_mean": keras.layers.Conv2D(2, 2, 2)(inputs)}
+    terms = [vr.Bernoulli(), vr.KLDivergence()]
+    if posterior == "full":
+        outputs = {"z_mean": 3, "z_log_var": 3, "z_scale_lower": 3}
+        encoder = vr.dense_encoder(SHAPE, 3, hidden_units=(4,), outputs=outputs)
+        bottleneck = vr.FullCovarianceGaussianBottleneck(3)
+    elif posterior == "ladder":
+        latents, dense = [(2, 2, 1), (3,), (2,)], keras.layers.Dense
+        up = [keras.layers.Conv2D(2, 2, 2), keras.layers.Flatten(), dense(4)]
+        encoder = vr.ladder_encoder(SHAPE, latents, up)
+        bottleneck = vr.LadderBottleneck(vr.ladder_top_down(latents, [dense(4), dense(4)]))
+    elif posterior == "vector quantised":
+        encoder, bottleneck = (
+            keras.Model(inputs, spatial),
+            vr.VectorQuantizedBottleneck((2, 2, 2), 5),
+        )
+        terms += [vr.Commitment(weight=0.25), vr.Perplexity()]
+    else:
+        encoder = keras.Model(inputs, spatial)
+        bottleneck = vr.FiniteScalarQuantizedBottleneck((2, 2, 2), (4, 3))
+        terms += [vr.Perplexity()]
+    name, shape = next(iter(bottleneck.latents.items()))
+    z = keras.Input(shape, name=name)
+    logits = keras.layers.Dense(16)(keras.layers.Flatten()(z))
+    decoder = keras.Model(z, {"logits": keras.layers.Reshape(SHAPE)(logits)})
+    return vr.VAE(encoder, bottleneck, decoder, terms)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "posterior",
+    [
+        "vector quantised",
+        *(pytest.param(n, marks=pytest.mark.soak) for n in ("full", "ladder", "finite scalar")),
+    ],
+)
+def test_every_posterior_is_trained_watched_and_saved(posterior, tmp_path):
+    vae = model_of(posterior)
+    found, figures = fitted(vae, tmp_path, callbacks.Gradients(tmp_path, IMAGES))
+    # That of z_1 and z_2 depends on noise above, which is not that of the validation.
+    accuracy = 0.4 if posterior == "ladder" else 1e-5
+    assert found["kl"].sum(axis=1).mean() == pytest.approx(figures["val_kl"], rel=accuracy)
+    assert ("kl_of_columns" in found) == (posterior == "ladder")
+    if "quantised" in posterior:
+        np.testing.assert_array_equal(found["code"], found["z"])
+        assert 1.0 <= figures["val_perplexity"] <= vae.bottleneck.num_codes
+
+
 class OneNumber(vr.GaussianBottleneck):
     """Writes the divergence of the whole code, as a full covariance would have it."""
 
