@@ -36,6 +36,7 @@ from vae_research.tensors import Tensors, bind, of_all_levels
 BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck", "Prior"} | {
     "PosteriorBottleneck",
     "QuantizedBottleneck",
+    *("DistributionLikelihood", "DistributionBottleneck", "DistributionPrior"),
 }
 
 ROWS, LATENT, IMAGE = 4, 3, (5, 7, 2)

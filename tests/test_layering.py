@@ -30,7 +30,7 @@ LAYERS = (
     ("controllers",),
     ("priors",),
     ("losses", "bottlenecks", "networks", "data", "gradient_estimators"),
-    ("objective", "keras_losses"),
+    ("objective", "keras_losses", "distributions"),
     ("critics",),
     ("averaging",),
     ("keras_inputs", "suitability", "execution", "checkpoints", "running_means", "serialization"),
@@ -72,7 +72,12 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[2]} | {
     "manifests": {"numpy"},
     "randomness": {"tensorflow"},
 }
-OPTIONAL = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # in setup.cfg
+# By the extra of setup.cfg that has them.
+EXTRAS = {
+    "figures": {"matplotlib": "matplotlib", "sklearn": "scikit-learn"},
+    "probability": {"tensorflow_probability": "tensorflow-probability"},
+}
+OPTIONAL = {name for packages in EXTRAS.values() for name in packages}
 
 
 class Import(NamedTuple):
@@ -303,7 +308,8 @@ def test_what_is_imported_is_what_setup_cfg_requires():
     lines = settings["options"]["install_requires"].split("\n")
     required = {re.match(r"[\w-]*", line)[0].removesuffix("-py") for line in lines} - {""}
     assert required == REQUIRED - {"keras", "PIL"} | {"pillow"}  # TensorFlow brings Keras
-    assert all(name in settings["options.extras_require"]["figures"] for name in OPTIONAL.values())
+    for extra, packages in EXTRAS.items():
+        assert all(name in settings["options.extras_require"][extra] for name in packages.values())
 
 
 def test_importing_the_package_defines_no_flag_and_loads_no_tensorflow():
@@ -312,7 +318,9 @@ import sys
 from absl import app, flags, logging
 import vae_research
 own = [module for module in flags.FLAGS.flags_by_module_dict() if not module.startswith("absl.")]
-print(own, sorted({"keras", "tensorflow", "matplotlib"} & sys.modules.keys()))
+vae_research.distributions
+heavy = {"keras", "tensorflow", "matplotlib", "tensorflow_probability", "tf_keras"}
+print(own, sorted(heavy & sys.modules.keys()))
 """
     command = [sys.executable, "-c", program]
     answer = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)

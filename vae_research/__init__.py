@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vae_research import bottlenecks as bottlenecks
     from vae_research import callbacks as callbacks
     from vae_research import controllers as controllers
+    from vae_research import distributions as distributions
     from vae_research import losses as losses
     from vae_research import networks as networks
     from vae_research import priors as priors
@@ -60,6 +61,13 @@ if TYPE_CHECKING:
     from vae_research.data import DataError as DataError
     from vae_research.data import load_data as load_data
     from vae_research.data.means import logits_of_mean as logits_of_mean
+    from vae_research.distributions.likelihood import (
+        DistributionLikelihood as DistributionLikelihood,
+    )
+    from vae_research.distributions.posterior import (
+        DistributionBottleneck as DistributionBottleneck,
+    )
+    from vae_research.distributions.prior import DistributionPrior as DistributionPrior
     from vae_research.evaluation.diagnosis import diagnose as diagnose
     from vae_research.evaluation.diagnosis import mutual_information as mutual_information
     from vae_research.evaluation.estimates import Estimate as Estimate
@@ -147,8 +155,8 @@ if TYPE_CHECKING:
     from vae_research.tensors import named as named
 
 _NAMESPACES = (
-    *("bottlenecks", "callbacks", "controllers", "losses", "networks", "priors"),
-    "schedules",
+    *("bottlenecks", "callbacks", "controllers", "distributions", "losses", "networks"),
+    *("priors", "schedules"),
 )
 _MODULES = {
     "bottlenecks.bottleneck": ("Bottleneck",),
@@ -176,6 +184,9 @@ _MODULES = {
     "critics": ("Critic",),
     "data": ("Data", "DataError", "load_data"),
     "data.means": ("logits_of_mean",),
+    "distributions.likelihood": ("DistributionLikelihood",),
+    "distributions.posterior": ("DistributionBottleneck",),
+    "distributions.prior": ("DistributionPrior",),
     "evaluation.diagnosis": ("diagnose", "mutual_information"),
     "evaluation.estimates": ("Estimate", "estimate"),
     "evaluation.fitted_priors": ("fit_prior",),

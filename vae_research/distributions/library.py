@@ -1,0 +1,99 @@
+"""What the parts of this folder ask of TensorFlow Probability and of its distributions."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_PACKAGES = {"tensorflow_probability": "tensorflow-probability", "tf_keras": "tf-keras"}
+
+
+def check_installed(part: str) -> None:
+    """Raises ImportError if a package of the extra `probability` is missing; imports nothing."""
+    missing = [name for module, name in _PACKAGES.items() if not importlib.util.find_spec(module)]
+    if missing:
+        raise ImportError(
+            f"{part} needs {' and '.join(missing)}: pip install 'vae_research[probability]'."
+        )
+
+
+def distributions() -> Any:
+    """Returns the module `tensorflow_probability.distributions`, which takes seconds to import."""
+    import tensorflow_probability as tfp
+
+    return tfp.distributions
+
+
+def key_of(seed: tf.Tensor) -> tf.Tensor:
+    """Returns the key of the library, `[2]` int32, for a key of ours, `[2]` int64."""
+    import tensorflow as tf
+
+    from vae_research.randomness import philox_bits
+
+    return tf.bitcast(philox_bits([2], seed), tf.int32)
+
+
+def checked(part: str, made: Any, shape: Any, variables: Iterable[Any] = ()) -> Any:
+    """Returns a distribution, if it is one of values of a shape.
+
+    Args:
+        part: the class that made it.
+        made: what its method `distribution` returned.
+        shape: of the values, a `tf.TensorShape`: batch and event together.
+        variables: the weights of the part. Others would be neither trained nor saved.
+
+    Raises:
+        TypeError: it is not a distribution of one tensor.
+        ValueError: it is one of other values, or uses variables that are not weights of the part.
+    """
+    import tensorflow as tf
+
+    if not isinstance(made, distributions().Distribution) or not isinstance(
+        made.event_shape, tf.TensorShape
+    ):
+        raise TypeError(
+            f"{part}.distribution returned a {type(made).__name__}; it must return a distribution "
+            "of one tensor, of the class tfp.distributions.Distribution."
+        )
+    if not made.batch_shape.concatenate(made.event_shape).is_compatible_with(shape):
+        raise ValueError(
+            f"{part}.distribution returned a {type(made).__name__} with batch shape "
+            f"{made.batch_shape} and event shape {made.event_shape}; together they must be the "
+            f"shape of the values, {shape}."
+        )
+    weights = {variable.value.ref() for variable in variables}
+    for variable in made.variables:
+        if variable.ref() not in weights:
+            raise ValueError(
+                f"{part}.distribution uses the variable {variable.name!r}, which is not a weight "
+                "of a Keras layer: it would be neither trained nor saved. Weights are made by "
+                "add_weight, or by layers that are attributes, in the method build of a prior or a "
+                "bottleneck."
+            )
+    return made
+
+
+def typical(part: str, method: str, made: Any) -> tf.Tensor:
+    """Returns the mean of a distribution as float32, or its mode if no mean is known.
+
+    Of a distribution of integers, such as classes, it is the mode.
+
+    Raises:
+        ValueError: neither is known.
+    """
+    import tensorflow as tf
+
+    of_integers = made.dtype.is_integer
+    for known in (made.mode, made.mean) if of_integers else (made.mean, made.mode):
+        try:
+            return tf.cast(known(), tf.float32)
+        except NotImplementedError:
+            pass
+    raise ValueError(
+        f"{part}.distribution returned a {type(made).__name__}, which knows neither its mean nor "
+        f"its mode: write {method} in {part}."
+    )

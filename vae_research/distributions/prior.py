@@ -1,0 +1,57 @@
+"""Any distribution as a prior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from vae_research.distributions.library import check_installed, checked, key_of
+from vae_research.priors.prior import Prior
+from vae_research.probability import sum_over_event
+
+
+class DistributionPrior(Prior):
+    """A prior p(z) from TensorFlow Probability; a subclass writes `distribution`.
+
+    It returns a `tfp.distributions.Distribution` whose batch and event shape together are
+    `event_shape`, that of a code. Its weights are made in `build`, after `super().build(...)`: by
+    `add_weight`, or by Keras layers that are attributes and are built there. So they are trained
+    and saved with the model. Variables of the library, as those of its own networks, are refused.
+
+        @keras.saving.register_keras_serializable(package="lab")
+        class LaplacePrior(vr.DistributionPrior):
+            def build(self, input_shape):
+                super().build(input_shape)
+                self.log_scale = self.add_weight(shape=self.event_shape, initializer="zeros")
+
+            def distribution(self):
+                return tfp.distributions.Laplace(0.0, tf.exp(self.log_scale))
+
+    Raises:
+        ImportError: TensorFlow Probability is not installed.
+        ValueError: the distribution has another shape, or variables that are not its weights.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        check_installed(type(self).__name__)
+        super().__init__(**kwargs)
+
+    def distribution(self) -> Any:
+        """Returns p(z), a `tfp.distributions.Distribution` of one code."""
+        raise TypeError(f"{type(self).__name__} must define distribution(self).")
+
+    def checked_distribution(self) -> Any:
+        """Returns `distribution()`, if it has the shape of a code and weights of this layer."""
+        shape = tf.TensorShape(self.event_shape)
+        return checked(type(self).__name__, self.distribution(), shape, self.variables)
+
+    def log_prob(self, z: tf.Tensor) -> tf.Tensor:
+        """Returns log p(z), `[rows]`, nats."""
+        made = self.checked_distribution()
+        return sum_over_event(made.log_prob(tf.cast(z, made.dtype)))
+
+    def sample(self, count: int, seed: tf.Tensor) -> tf.Tensor:
+        """Returns `[count, ...]`."""
+        made = self.checked_distribution()
+        return tf.cast(made.sample(count, seed=key_of(seed)), tf.float32)
