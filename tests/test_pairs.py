@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
+from tests.test_distributions import Triangular
 from tests.test_priors import PRIORS
 from vae_research.codes import CodeLayout
 from vae_research.tensors import Tensors, of_all_levels
@@ -33,19 +34,20 @@ POSTERIORS = {
         vr.FullCovarianceGaussianBottleneck,
         {"z_mean": [0.4, -0.7], "z_log_var": [-1.0, -1.5], "z_scale_lower": [-0.8]},
     ),
+    "library": (
+        Triangular,
+        {"z_mean": [0.4, -0.7], "z_log_var": [-1.0, -1.5], "z_scale_lower": [-0.8]},
+    ),
     "ladder": (
         two_levels,
         {"z_1_mean": [0.4], "z_1_log_var": [-1.0], "z_2_mean": [-0.7], "z_2_log_var": [-0.3]},
     ),
 }
-REFUSED = {("full", "vamp"), ("ladder", "vamp")}
-# Priors of a single value, which the upper level of the ladder has.
-OF_LEVEL = {"standard", "mixture"}
+REFUSED = {("full", "vamp"), ("ladder", "vamp"), ("library", "vamp")}
+# Of some posteriors: the upper level of the ladder has a single value.
+SOME = {"ladder": {"standard", "mixture"}, "library": {"standard", "library"}}
 PAIRS = [
-    (q, p)
-    for q in POSTERIORS
-    for p in PRIORS
-    if (q, p) not in REFUSED and (q != "ladder" or p in OF_LEVEL)
+    (q, p) for q in POSTERIORS for p in PRIORS if (q, p) not in REFUSED and p in SOME.get(q, PRIORS)
 ]
 
 

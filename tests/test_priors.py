@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
+from tests.test_distributions import Flow
 from vae_research.randomness import evaluation_key
 
 
@@ -32,6 +33,7 @@ PRIORS = {
     "vamp": vamp,
     "flow": lambda: vr.RealNVPPrior(3, hidden_units=(8,)),
     "whitened": whitened,
+    "library": Flow,
 }
 
 

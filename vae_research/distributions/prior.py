@@ -16,8 +16,9 @@ class DistributionPrior(Prior):
 
     It returns a `tfp.distributions.Distribution` whose batch and event shape together are
     `event_shape`, that of a code. Its weights are made in `build`, after `super().build(...)`: by
-    `add_weight`, or by Keras layers that are attributes and are built there. So they are trained
-    and saved with the model. Variables of the library, as those of its own networks, are refused.
+    `add_weight`, or by Keras layers of `dtype="float32"` that are attributes and are built there.
+    They are trained and saved with the model. Variables of the library, as those of its own
+    networks, are refused.
 
         @keras.saving.register_keras_serializable(package="lab")
         class LaplacePrior(vr.DistributionPrior):
