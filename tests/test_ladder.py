@@ -173,7 +173,7 @@ def test_free_bits_are_of_one_level():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"write z_mean and z_log_var in one .*dense_encoder"):
+    with pytest.raises(ValueError, match=r"write z_mean and z_log_var in .*dense_encoder"):
         vr.LadderBottleneck(vr.dense_encoder((2,), 3, outputs=["z_mean"]))
     for name in ("z_1_mean", "z_2_mean"):
         with pytest.raises(ValueError, match=rf"'{name}' with shape \(1, 2\); .* needs 1 in the"):
@@ -183,6 +183,9 @@ def test_what_does_not_fit_is_refused():
         vr.LadderBottleneck(shared)
     with pytest.raises(ValueError, match=r"got None"):
         vr.LadderBottleneck([])
+    two = [keras.Input((1,)), keras.Input((1,))]
+    with pytest.raises(ValueError, match=r"models of one input"):
+        vr.LadderBottleneck(keras.Model(two, {"z_mean": two[0], "z_log_var": two[1]}))
     with pytest.raises(
         ValueError, match=r"of z_2 makes .* \(2,\), and that of z_1 reads .* \(3,\)"
     ):

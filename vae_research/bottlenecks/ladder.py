@@ -198,15 +198,16 @@ def _shapes_of(networks: Sequence[Any]) -> dict[str, tuple[int, ...]]:
         written = getattr(network, "output", None)
         written = written if isinstance(written, Mapping) else {}
         mean, log_var = (tuple(written[n].shape[1:]) if n in written else None for n in _HEADS)
-        if mean is None or mean != log_var:
+        if mean is None or mean != log_var or len(network.inputs) > 1:
             raise ValueError(
-                "top_down must be functional models that write z_mean and z_log_var in one shape, "
-                f"such as dense_encoder((5,), 20), got {network!r} with {mean} and {log_var}."
+                "top_down must be functional models of one input that write z_mean and z_log_var "
+                f"in one shape, such as dense_encoder((5,), 20), got {network!r} with {mean} and "
+                f"{log_var}."
             )
         if shapes and shapes[-1] != mean:
             raise ValueError(
                 f"The top_down network of z_{number} makes codes of shape {mean}, and that of "
                 f"z_{number - 1} reads codes of shape {shapes[-1]}: they are ordered from z_1 up."
             )
-        shapes[number - 1 :] = [mean, tuple(network.input.shape[1:])]
+        shapes[number - 1 :] = [mean, tuple(network.inputs[0].shape[1:])]
     return {f"z_{number}": shape for number, shape in enumerate(shapes, 1)}
