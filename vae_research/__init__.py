@@ -118,12 +118,12 @@ if TYPE_CHECKING:
     from vae_research.networks.convolutional import convolutional_encoder as convolutional_encoder
     from vae_research.networks.dense import dense_decoder as dense_decoder
     from vae_research.networks.dense import dense_encoder as dense_encoder
+    from vae_research.networks.ladder import ladder_encoder as ladder_encoder
+    from vae_research.networks.ladder import ladder_top_down as ladder_top_down
     from vae_research.networks.recurrent import recurrent_decoder as recurrent_decoder
     from vae_research.networks.recurrent import recurrent_encoder as recurrent_encoder
     from vae_research.networks.residual import residual_decoder as residual_decoder
     from vae_research.networks.residual import residual_encoder as residual_encoder
-    from vae_research.networks.ladder import ladder_encoder as ladder_encoder
-    from vae_research.networks.ladder import ladder_top_down as ladder_top_down
     from vae_research.objective import LossReport as LossReport
     from vae_research.objective import Objective as Objective
     from vae_research.plots import save_bars as save_bars

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from vae_research.networks.heads import check_sizes, dense_heads, heads
+from vae_research.networks.heads import Kernels, check_sizes, dense_heads, heads
 
 
 def ladder_encoder(
@@ -80,9 +80,9 @@ def _check(latents: Sequence[Sequence[int]], blocks: Sequence[Any], needed: int)
 def _heads(names: Sequence[str], shape: Sequence[int], features: Any) -> dict[str, Any]:
     if len(shape) == 3 and tuple(features.shape[1:-1]) == tuple(shape[:-1]):
         return heads(
-            names,
+            dict.fromkeys(names, (shape[-1],)),
             lambda name: keras.layers.Conv2D(shape[-1], 1, dtype="float32", name=name),
             features,
         )
     flat = keras.layers.Flatten()(features) if len(features.shape) > 2 else features
-    return dense_heads(names, tuple(shape), flat)
+    return dense_heads(names, tuple(shape), flat, Kernels("glorot_uniform", None))
