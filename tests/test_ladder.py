@@ -9,7 +9,7 @@ import scipy.stats
 import tensorflow as tf
 
 import vae_research as vr
-from vae_research.tensors import Tensors
+from vae_research.tensors import Tensors, sum_in_order
 
 SEED = tf.constant([3, 1 << 57], tf.int64)
 DRAWS = 20_000
@@ -170,6 +170,24 @@ def test_free_bits_are_of_one_level():
     assert float(report.weights["free_bits_z_2"]) == pytest.approx(0.5)
     levels = [found[f"kl_z_{number}"].numpy().sum(axis=(1, 2, 3)) for number in (1, 2)]
     np.testing.assert_allclose(report.values["kl"], sum(levels), rtol=1e-6)
+
+
+def test_a_gradient_is_the_sum_of_two_at_most():
+    # That of three has no fixed order, and training would not repeat to the last bit.
+    shapes = LADDERS["three maps"]
+    bottleneck = ladder(shapes)
+
+    def gradients(rows):
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            found = Tensors(bottleneck(**rows, seed=SEED))
+            taken = [tf.reduce_sum(found.tap("test", name)) for name in list(found)]
+            total = sum_in_order(taken)
+        return tape.gradient(total, [*rows.values(), *bottleneck.trainable_variables])
+
+    graph = tf.function(gradients).get_concrete_function(estimates(shapes)).graph
+    sums = [len(op.inputs) for op in graph.get_operations() if op.type == "AddN"]
+    assert max(sums) == 2
 
 
 def test_what_does_not_fit_is_refused():
