@@ -44,10 +44,14 @@ def of_rows(values):
     return {n: np.shape(v)[1:] for n, v in values.items()}
 
 
+# Parts that are not of a forward pass by themselves, and the bottleneck of a model with them: a
+# prior that is fitted to a trained model, and networks that a bottleneck has.
+INSTEAD = {"SecondStagePrior": "GaussianBottleneck", "ladder_top_down": "LadderBottleneck"}
+
+
 def bottleneck_of(name):
     """Returns a bottleneck with its case; a prior is that of the one in its case."""
-    if name == "SecondStagePrior":  # it is fitted to a trained model
-        name = "GaussianBottleneck"
+    name = INSTEAD.get(name, name)
     return CASES[name].make(), CASES[name]
 
 
@@ -160,11 +164,15 @@ def exercise(parts, jit, folder):
     assert state_sha256(resumed) == state_sha256(vae)
 
 
-MIDDLES = KINDS["Bottleneck"] + KINDS["Prior"]
+MIDDLES = [*KINDS["Bottleneck"], *KINDS["Prior"], "ladder_top_down"]
+# What a network needs of the bottleneck.
+OF_LADDER = {"ladder_encoder": {"bottleneck": "LadderBottleneck"}}
 NETWORKS = [
     {"encoder" if name.endswith("encoder") else "decoder": name}
     | ({"likelihood": "GaussianWithVariance"} if "x_mean" in CASES[name].outputs else {})
+    | OF_LADDER.get(name, {})
     for name in KINDS["network"]
+    if name not in MIDDLES
 ]
 # What a term needs of the bottleneck.
 NEEDS = {"Perplexity": {"bottleneck": "FiniteScalarQuantizedBottleneck"}}
