@@ -64,6 +64,7 @@ SMALLER = {
 COMPILE_LESS = {
     "conditional_vae": {"jit": "off"},
     "denoising": {"jit": "off"},
+    "colour_vae": {"image_size": "8"},
     "own_data": {"jit": "off"},
     "semi_supervised": {"jit": "off"},
     "kl_formulations": {"timed": "Solution I", "filters": "2"},
