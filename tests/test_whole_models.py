@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vae_research as vr
-from tests.test_conformance import CASES, IMAGE, ROWS
+from tests.test_conformance import CASES, ROWS
 from vae_research import callbacks, checkpoints
 from vae_research.callbacks.inference import Inference
 from vae_research.levels import levels
@@ -55,6 +55,15 @@ def bottleneck_of(name):
     return CASES[name].make(), CASES[name]
 
 
+def shape_of(network):
+    """Returns the shape of an example that a network reads or writes, if its case says so."""
+    if network is None or network == "ProbabilitiesToLogits":
+        return None
+    case = CASES[network]
+    values = case.inputs.get("inputs")
+    return next(iter(case.outputs.values()))[1:] if values is None else values.shape[1:]
+
+
 def model_of(
     likelihood="Bernoulli",
     bottleneck="GaussianBottleneck",
@@ -67,14 +76,24 @@ def model_of(
     keras.utils.set_random_seed(0)
     compared = CASES[likelihood].make()
     middle, case = bottleneck_of(bottleneck)
-    inputs = keras.Input(IMAGE, name="inputs")
+    of_likelihood = np.shape(CASES[likelihood].inputs["targets"])[1:]
+    shape = shape_of(encoder or decoder) or of_likelihood
+
+    def fitted(values):
+        return {
+            n: np.resize(v, (ROWS, *shape)) if np.shape(v)[1:] == of_likelihood else v
+            for n, v in values.items()
+        }
+
+    inputs = keras.Input(shape, name="inputs")
     features = keras.layers.Dense(3, "tanh")(keras.layers.Flatten()(inputs))
     heads = of_rows({n: v for n, v in case.inputs.items() if n != "seed"})
     first = keras.Model(inputs, dense_outputs(features, heads))
     codes = {n: keras.Input(shape, name=n) for n, shape in middle.latents.items()}
     flat = [keras.layers.Flatten()(value) for value in codes.values()]
     joined = keras.layers.Concatenate()(flat) if len(flat) > 1 else flat[0]
-    written = {n: v for n, v in CASES[likelihood].inputs.items() if n not in OF_DATA}
+    given = fitted(CASES[likelihood].inputs)
+    written = {n: v for n, v in given.items() if n not in OF_DATA}
     last = keras.Model(
         codes if len(codes) > 1 else codes["z"], dense_outputs(joined, of_rows(written))
     )
@@ -95,10 +114,10 @@ def model_of(
         terms.append(divergence(weight=1.0 if weight is None else CASES[weight].make()))
     if term is not None:
         terms.append(CASES[term].make())
-    data = {n: v for n, v in CASES[likelihood].inputs.items() if n in OF_DATA}
+    data = {n: v for n, v in given.items() if n in OF_DATA}
     data = {n: np.tile(v, (STEPS, *[1] * (np.ndim(v) - 1))) for n, v in data.items()}
     data["inputs"] = (
-        np.random.default_rng(0).uniform(0.05, 0.95, (STEPS * ROWS, *IMAGE)).astype(np.float32)
+        np.random.default_rng(0).uniform(0.05, 0.95, (STEPS * ROWS, *shape)).astype(np.float32)
     )
     return vr.VAE(first, middle, last, terms), data
 
@@ -109,7 +128,7 @@ def watchers(folder, data):
     return [
         callbacks.Overview(folder, {"inputs": data["inputs"]}),
         callbacks.Latents(folder, shared),
-        callbacks.Pictures(folder, shared, columns=2),
+        *([callbacks.Pictures(folder, shared, columns=2)] if data["inputs"].ndim == 4 else []),
         callbacks.Projector(folder, shared, every_epochs=1),
         callbacks.Scalars(folder, every_steps=1),
         callbacks.Gradients(folder, data, every_steps=1),
@@ -152,7 +171,7 @@ def exercise(parts, jit, folder):
     loaded = keras.models.load_model(path)
     if vae.bottleneck.has_prior:
         samples = vae.sample(3, seed=1)
-        assert samples.shape == (3, *IMAGE)
+        assert samples.shape == (3, *data["inputs"].shape[1:])
         np.testing.assert_array_equal(loaded.sample(3, seed=1), samples)
     np.testing.assert_array_equal(loaded.reconstruct(data), vae.reconstruct(data))
     resumed, _ = model_of(**parts)
