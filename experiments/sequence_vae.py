@@ -5,8 +5,8 @@ those of the data. An and Cho 2015, Variational autoencoder based anomaly detect
 improbable is abnormal, here by an estimate of -log p(x). Two sensors see one oscillation.
 
 Command: scripts/run experiments/sequence_vae.py
-Time: 0 minutes on 2 busy cores
-Expect: test NLL 0.0
+Time: 10 minutes on 2 busy cores
+Expect: test NLL -56.5 nats, area under the ROC curve 0.97 (stuck), 1.00, 0.99 (late) (seed 0)
 """
 
 import keras
