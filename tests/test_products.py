@@ -215,3 +215,15 @@ def test_labels_outside_the_classes_end_a_run_before_it_begins(tmp_path):
     with pytest.raises(vr.DataError, match="labels has values from 0 to 3, and Categorical"):
         runs.train(build, data=data, run_dir=tmp_path / "run", latent_dim=2, batch_size=8)
     assert not (tmp_path / "run").exists()
+
+
+def test_values_between_integers_end_a_run_before_it_begins(tmp_path):
+    def count(config, data):
+        decoder = vr.dense_decoder(data.shape, 2, hidden_units=(4,), outputs=["x_log_rate"])
+        encoder = vr.dense_encoder(data.shape, 2, hidden_units=(4,))
+        return vr.VAE(encoder, vr.GaussianBottleneck(2), decoder, [vr.Poisson(), vr.KLDivergence()])
+
+    data = vr.Data.from_arrays(np.arange(640, dtype=np.float32).reshape(40, 4, 4) / 8)
+    with pytest.raises(vr.DataError, match=r"values such as 0\.\d+, and Poisson\(\) needs whole"):
+        runs.train(count, data=data, run_dir=tmp_path / "run", latent_dim=2, batch_size=8)
+    assert not (tmp_path / "run").exists()
