@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from vae_research.bottlenecks.deterministic import (
         DeterministicBottleneck as DeterministicBottleneck,
     )
+    from vae_research.bottlenecks.flow import FlowBottleneck as FlowBottleneck
+    from vae_research.bottlenecks.flows import Flow as Flow
+    from vae_research.bottlenecks.flows import (
+        InverseAutoregressiveFlow as InverseAutoregressiveFlow,
+    )
+    from vae_research.bottlenecks.flows import PlanarFlow as PlanarFlow
     from vae_research.bottlenecks.full_covariance import (
         FullCovarianceGaussianBottleneck as FullCovarianceGaussianBottleneck,
     )
@@ -161,6 +167,8 @@ _NAMESPACES = (
 _MODULES = {
     "bottlenecks.bottleneck": ("Bottleneck",),
     "bottlenecks.deterministic": ("DeterministicBottleneck",),
+    "bottlenecks.flow": ("FlowBottleneck",),
+    "bottlenecks.flows": ("Flow", "InverseAutoregressiveFlow", "PlanarFlow"),
     "bottlenecks.full_covariance": ("FullCovarianceGaussianBottleneck",),
     "bottlenecks.gaussian": ("GaussianBottleneck",),
     "bottlenecks.ladder": ("LadderBottleneck",),

@@ -165,6 +165,15 @@ def _defined_in(cls: type, name: str) -> type:
     return next(base for base in cls.__mro__ if name in vars(base))
 
 
+def _why_not(bottleneck: Any, name: str) -> str:
+    """Returns what a bottleneck says of a property that it does not have."""
+    try:
+        getattr(bottleneck, name)
+    except AttributeError as error:
+        return str(error).rstrip(".")
+    return f"{type(bottleneck).__name__} has {name}"
+
+
 def check_densities(estimator: GradientEstimator, bottleneck: Any) -> None:
     """Refuses a bottleneck whose densities are not known as functions of z.
 
@@ -181,12 +190,17 @@ def check_densities(estimator: GradientEstimator, bottleneck: Any) -> None:
         )
     for method, density in _DENSITIES.items():
         function = getattr(bottleneck, method, None)
-        if function is None or "z" not in declared_names(function):
+        if function is None or "z" not in declared_names(function, written=()):
+            lacks = f"{type(bottleneck).__name__} has no {method}(self, z, ...)"
+            cure = (
+                "Add this method to the bottleneck; its further parameters name the tensors that "
+                "it reads. Or train"
+            )
+            if function is None and hasattr(type(bottleneck), method):  # a property
+                lacks, cure = _why_not(bottleneck, method), "Train"
             raise ValueError(
-                f"{estimator!r} needs {density} as a function of z, and "
-                f"{type(bottleneck).__name__} has no {method}(self, z, ...). Add this method to "
-                "the bottleneck; its further parameters name the tensors that it reads. Or train "
-                "without a gradient_estimator."
+                f"{estimator!r} needs {density} as a function of z, and {lacks}. {cure} without a "
+                "gradient_estimator."
             )
     own = {_defined_in(type(bottleneck), name) for name in _DENSITIES}
     of_call = _defined_in(type(bottleneck), "call")

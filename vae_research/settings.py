@@ -20,7 +20,7 @@ import math
 import numbers
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Self
 
 
@@ -121,14 +121,24 @@ def from_config(config: Mapping[str, Any]) -> Settings:
     return matching[-1](**settings)  # if a notebook cell ran twice, the later class
 
 
-def declared_names(function: Callable[..., Any]) -> list[str]:
+def declared_names(
+    function: Callable[..., Any], written: Container[str] | None = None
+) -> list[str]:
     """Returns the names of the tensors that a method reads: its parameters.
+
+    Args:
+        function: the method.
+        written: names of tensors that there are. Of a layer's method, an optional parameter, such
+            as `labels=None`, is read if it is among them; by default none is allowed.
 
     Raises:
         TypeError: a parameter has a default value, or is `*args` or `**kwargs`.
     """
     names = []
     for parameter in inspect.signature(function).parameters.values():
+        if written is not None and parameter.default is None:
+            names += [parameter.name] if parameter.name in written else []
+            continue
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if variadic or parameter.default is not parameter.empty:
             raise TypeError(

@@ -207,7 +207,8 @@ def bind(
     is_network = isinstance(function, keras.layers.Layer)
     names = reads_of(function, tensors) if is_network else None
     if names is None:
-        names = declared_names(function)
+        of_layer = isinstance(getattr(function, "__self__", None), keras.layers.Layer)
+        names = declared_names(function, tensors if of_layer else None)
     elif len(names) == 1 and only_input and _is_unnamed(function, names[0], tensors):
         rename = {names[0]: only_input, **rename}
     joined = [name for name in OF_LEVELS if joined_levels and name not in rename]

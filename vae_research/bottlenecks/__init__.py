@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from vae_research.bottlenecks.deterministic import (
         DeterministicBottleneck as DeterministicBottleneck,
     )
+    from vae_research.bottlenecks.flow import FlowBottleneck as FlowBottleneck
+    from vae_research.bottlenecks.flows import Flow as Flow
+    from vae_research.bottlenecks.flows import (
+        InverseAutoregressiveFlow as InverseAutoregressiveFlow,
+    )
+    from vae_research.bottlenecks.flows import PlanarFlow as PlanarFlow
     from vae_research.bottlenecks.full_covariance import (
         FullCovarianceGaussianBottleneck as FullCovarianceGaussianBottleneck,
     )
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "bottleneck": ("Bottleneck",),
     "deterministic": ("DeterministicBottleneck",),
+    "flow": ("FlowBottleneck",),
+    "flows": ("Flow", "InverseAutoregressiveFlow", "PlanarFlow"),
     "full_covariance": ("FullCovarianceGaussianBottleneck",),
     "gaussian": ("GaussianBottleneck",),
     "ladder": ("LadderBottleneck",),
