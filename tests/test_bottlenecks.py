@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+import vae_research as vr
 from vae_research import (
     Bottleneck,
     DeterministicBottleneck,
@@ -334,3 +335,76 @@ def test_own_bottleneck_without_a_prior_sampler_is_asked_for_one():
 
     with pytest.raises(TypeError, match=r"Own must define sample_prior\(self, count, seed\)"):
         Own(2).sample_prior(3, SEED)
+
+
+# Flows.
+
+FLOWS = [lambda: vr.InverseAutoregressiveFlow((5, 4)), vr.PlanarFlow]
+
+
+@pytest.mark.parametrize("context_dim", [0, 2])
+@pytest.mark.parametrize("make", FLOWS)
+def test_a_flow_says_how_much_it_changes_the_volume(make, context_dim):
+    flow = make()
+    flow.build_for(3, context_dim)
+    random = np.random.default_rng(0)
+    scale = 0.5 if flow.has_inverse else 2.0  # which planar steps have to bound
+    for variable in flow.trainable_variables:
+        variable.assign(scale * random.standard_normal(variable.shape))
+    z = tf.constant(random.standard_normal((4, 3)), tf.float32)
+    context = tf.constant(random.standard_normal((4, 2)), tf.float32) if context_dim else None
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(z)
+        moved, log_determinant = flow(z, context)
+    jacobian = tape.batch_jacobian(moved, z, experimental_use_pfor=False).numpy()
+    sign, wanted = np.linalg.slogdet(jacobian)
+    np.testing.assert_allclose(log_determinant, wanted, rtol=1e-4, atol=1e-5)
+    if flow.has_inverse:
+        # In another order it is triangular: a value depends on those before it.
+        assert np.all(np.triu(jacobian[:, ::-1], 1) == 0.0)
+        assert np.any(jacobian != 0.0, axis=0).sum() == 6
+        again, of_inverse = flow.inverse(moved, context)
+        np.testing.assert_allclose(again, z, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(of_inverse, log_determinant, rtol=1e-4, atol=1e-5)
+    else:
+        assert np.all(sign == 1.0)
+
+
+def test_a_step_of_a_flow_for_a_single_value_depends_on_the_context():
+    flow = vr.InverseAutoregressiveFlow((4,))
+    flow.build_for(1, 2)
+    one, other = (flow(tf.ones([1, 1]), tf.constant([[x, 1.0]]))[0] for x in (0.5, 2.0))
+    assert float(one[0, 0]) != float(other[0, 0])
+
+
+def planar(**settings):
+    return vr.FlowBottleneck(2, [vr.PlanarFlow()], **settings)
+
+
+def test_what_does_not_fit_to_a_flow_is_refused():
+    step = vr.PlanarFlow()
+    for flows, message in (
+        ([], "flows must be a list with one flow or more"),
+        ([vr.StandardNormalPrior()], "list of flows, such as InverseAutoregressiveFlow"),
+        ([step, step], "PlanarFlow .* is a part of a bottleneck already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vr.FlowBottleneck(2, flows)
+    values = tf.zeros([3, 2]), tf.zeros([3, 2]), tf.constant([0, 0], tf.int64)
+    with pytest.raises(ValueError, match=r"no values of 'z_context', .*\(context_dim=4\) reads 4"):
+        planar(context_dim=4)(*values)
+    with pytest.raises(ValueError, match=r"5 values of 'z_context', .* reads none"):
+        planar()(*values, tf.zeros([3, 5]))
+
+
+def test_without_an_inverse_there_is_no_density_of_given_codes():
+    assert not hasattr(planar(), "log_prob")
+    message = "log_prob with PlanarFlow, which has no inverse in closed form.* Train without"
+    with pytest.raises(ValueError, match=message):
+        vr.VAE(
+            vr.dense_encoder((4,), 2),
+            planar(),
+            vr.dense_decoder((4,), 2),
+            [vr.Bernoulli(), vr.MonteCarloKL()],
+            gradient_estimator=vr.StickingTheLanding(),
+        )

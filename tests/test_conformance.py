@@ -33,7 +33,7 @@ from vae_research.settings import from_config
 from vae_research.tensors import Tensors, bind, of_all_levels
 
 # What others derive from: they are not used as they are, and have no entry.
-BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck", "Prior"} | {
+BASES = {"LossTerm", "Likelihood", "Schedule", "Controller", "Bottleneck", "Prior", "Flow"} | {
     "PosteriorBottleneck",
     "QuantizedBottleneck",
     *("DistributionLikelihood", "DistributionBottleneck", "DistributionPrior"),
@@ -145,6 +145,39 @@ def prior(make, **further):
         POSTERIOR | {"seed": np.array([3, 1], np.int64)},
         {"z": (ROWS, LATENT), "log_posterior": (ROWS,), "log_prior": (ROWS,), **further},
         tuple({"z_mean": full(value, ROWS, LATENT)} for value in (-1e4, 0.0, 1e4)),
+    )
+
+
+def flow(make, context_dim=0):
+    """Of a bottleneck that has two such steps."""
+    context = {"z_context": normal(ROWS, context_dim, seed=4)} if context_dim else {}
+    return Case(
+        lambda: vae_research.FlowBottleneck(LATENT, [make(), make()], context_dim=context_dim),
+        POSTERIOR | context | {"seed": np.array([3, 1], np.int64)},
+        {"z": (ROWS, LATENT), "log_posterior": (ROWS,), "log_prior": (ROWS,)},
+        tuple(
+            {name: full(value, *array.shape) for name, array in context.items()}
+            | {"z_mean": full(value, ROWS, LATENT), "z_log_var": full(bound, ROWS, LATENT)}
+            for value, bound in ((-1e4, -20.0), (0.0, 0.0), (1e4, 20.0))
+        ),
+    )
+
+
+def on_sphere(**priors):
+    return Case(
+        lambda: vae_research.PowerSphericalBottleneck(
+            (2, LATENT), **{name: make() for name, make in priors.items()}
+        ),
+        {"z_mean": normal(ROWS, 2, LATENT), "z_concentration": normal(ROWS, 2, 1, seed=1)}
+        | {"seed": np.array([3, 1], np.int64)},
+        {"z": (ROWS, 2, LATENT), "log_posterior": (ROWS,), "log_prior": (ROWS,), "kl": (ROWS, 2)},
+        (
+            {"z_mean": np.tile(np.eye(LATENT, dtype=np.float32)[0], (ROWS, 2, 1))},
+            *(
+                {"z_mean": full(value, ROWS, 2, LATENT), "z_concentration": full(k, ROWS, 2, 1)}
+                for value, k in ((0.0, 0.0), (1e6, 1e5), (-1e-6, -1e5))
+            ),
+        ),
     )
 
 
@@ -367,6 +400,9 @@ CASES = {
             for bound in (-20.0, 20.0)
         ),
     ),
+    "FlowBottleneck": flow(lambda: vae_research.InverseAutoregressiveFlow((6, 5)), 2),
+    "InverseAutoregressiveFlow": flow(lambda: vae_research.InverseAutoregressiveFlow((6,))),
+    "PlanarFlow": flow(vae_research.PlanarFlow, 2),
     "LadderBottleneck": Case(
         lambda: vae_research.LadderBottleneck(
             vae_research.ladder_top_down(list(LEVELS.values()), dense_blocks())
@@ -382,6 +418,8 @@ CASES = {
             for bound in (-20.0, 20.0)
         ),
     ),
+    "PowerSphericalBottleneck": on_sphere(),
+    "SphericalUniformPrior": on_sphere(prior=vae_research.SphericalUniformPrior),
     "StandardNormalPrior": prior(vae_research.StandardNormalPrior, kl=(ROWS, LATENT)),
     "MixturePrior": prior(lambda: vae_research.MixturePrior(3)),
     "RealNVPPrior": prior(lambda: vae_research.RealNVPPrior(2, hidden_units=(6,))),
@@ -446,7 +484,7 @@ CASES = {
 
 
 def belongs_to_the_table(thing):
-    kinds = (LossTerm, Schedule, Controller, Bottleneck, vae_research.Prior)
+    kinds = (LossTerm, Schedule, Controller, Bottleneck, vae_research.Prior, vae_research.Flow)
     if isinstance(thing, type) and issubclass(thing, kinds):
         return True
     return getattr(thing, "__module__", "").startswith("vae_research.networks.")
@@ -608,7 +646,8 @@ def test_part_depends_on_every_input(named_case):
     part, case = named_case
     before = call(part, as_tensors(case.inputs))
     for name, value in case.inputs.items():
-        moved = value + 1 if value.dtype == np.int64 else value * np.float32(0.5)
+        half, some = np.float32(0.5), np.float32(0.1)  # a direction does not depend on lengths
+        moved = value + 1 if value.dtype == np.int64 else value * half + some
         after = call(part, as_tensors(case.inputs | {name: moved}))
         constant = isinstance(part, vae_research.Constant) or name in case.in_training
         assert constant or any(np.any(after[n] != before[n]) for n in after), name

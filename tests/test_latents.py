@@ -531,6 +531,12 @@ def model_of(posterior):
         outputs = {"z_mean": 3, "z_log_var": 3, "z_scale_lower": 3}
         encoder = vr.dense_encoder(SHAPE, 3, hidden_units=(4,), outputs=outputs)
         bottleneck = vr.FullCovarianceGaussianBottleneck(3)
+    elif posterior == "flow":
+        outputs = {"z_mean": 3, "z_log_var": 3, "z_context": 2}
+        encoder = vr.dense_encoder(SHAPE, 3, hidden_units=(4,), outputs=outputs)
+        flows = [vr.InverseAutoregressiveFlow((5,)), vr.InverseAutoregressiveFlow((5,))]
+        bottleneck = vr.FlowBottleneck(3, flows, context_dim=2)
+        terms = [vr.Bernoulli(), vr.MonteCarloKL()]
     elif posterior == "ladder":
         latents, dense = [(2, 2, 1), (3,), (2,)], keras.layers.Dense
         up = [keras.layers.Conv2D(2, 2, 2), keras.layers.Flatten(), dense(4)]
@@ -553,12 +559,15 @@ def model_of(posterior):
     return vr.VAE(encoder, bottleneck, decoder, terms)
 
 
+SELDOM = ("full", "flow", "ladder", "finite scalar")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "posterior",
     [
         "vector quantised",
-        *(pytest.param(n, marks=pytest.mark.soak) for n in ("full", "ladder", "finite scalar")),
+        *(pytest.param(n, marks=pytest.mark.soak) for n in SELDOM),
     ],
 )
 def test_every_posterior_is_trained_watched_and_saved(posterior, tmp_path):
@@ -566,6 +575,10 @@ def test_every_posterior_is_trained_watched_and_saved(posterior, tmp_path):
     found, figures = fitted(vae, tmp_path, callbacks.Gradients(tmp_path, IMAGES))
     # That of z_1 and z_2 depends on noise above, which is not that of the validation.
     accuracy = 0.4 if posterior == "ladder" else 1e-5
+    if posterior == "flow":
+        assert "kl" not in found
+        assert found["log_densities"].shape == (24, 24)
+        return
     assert found["kl"].sum(axis=1).mean() == pytest.approx(figures["val_kl"], rel=accuracy)
     assert ("kl_of_columns" in found) == (posterior == "ladder")
     if "quantised" in posterior:

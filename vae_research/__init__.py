@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
     from vae_research.bottlenecks.ladder import LadderBottleneck as LadderBottleneck
     from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
+    from vae_research.bottlenecks.power_spherical import (
+        PowerSphericalBottleneck as PowerSphericalBottleneck,
+    )
     from vae_research.bottlenecks.quantized import (
         FiniteScalarQuantizedBottleneck as FiniteScalarQuantizedBottleneck,
     )
@@ -142,6 +145,7 @@ if TYPE_CHECKING:
     from vae_research.priors.prior import Prior as Prior
     from vae_research.priors.prior import StandardNormalPrior as StandardNormalPrior
     from vae_research.priors.second_stage import SecondStagePrior as SecondStagePrior
+    from vae_research.priors.sphere import SphericalUniformPrior as SphericalUniformPrior
     from vae_research.priors.vamp import VampPrior as VampPrior
     from vae_research.priors.whitened import WhitenedPrior as WhitenedPrior
     from vae_research.probability import log_mean_exp as log_mean_exp
@@ -173,6 +177,7 @@ _MODULES = {
     "bottlenecks.gaussian": ("GaussianBottleneck",),
     "bottlenecks.ladder": ("LadderBottleneck",),
     "bottlenecks.posterior": ("PosteriorBottleneck",),
+    "bottlenecks.power_spherical": ("PowerSphericalBottleneck",),
     "bottlenecks.quantized": (
         "QuantizedBottleneck",
         "FiniteScalarQuantizedBottleneck",
@@ -254,6 +259,7 @@ _MODULES = {
     "priors.mixture": ("MixturePrior",),
     "priors.prior": ("Prior", "StandardNormalPrior"),
     "priors.second_stage": ("SecondStagePrior",),
+    "priors.sphere": ("SphericalUniformPrior",),
     "priors.vamp": ("VampPrior",),
     "priors.whitened": ("WhitenedPrior",),
     "probability": (

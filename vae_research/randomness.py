@@ -10,6 +10,7 @@ import functools
 import math
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -72,14 +73,61 @@ def standard_normal(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Ten
     shape = tf.convert_to_tensor(shape, tf.int32)
     known = tf.get_static_value(shape)
     count = tf.reduce_prod(shape) if known is None else math.prod(known.tolist())
-    bits = philox_bits([2, (count + 1) // 2], seed)
-    # 23 bits and a half fit a float32 exactly; the half keeps the logarithm away from zero.
-    upper = tf.cast(tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32)), tf.float32)
-    first, second = tf.unstack((upper + 0.5) * 2.0**-23)
+    first, second = tf.unstack(_uniform([2, (count + 1) // 2], seed))
     radius = tf.sqrt(-2.0 * tf.math.log(first))
     angle = 2.0 * math.pi * second
     numbers = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
     return tf.reshape(numbers[:count], shape)
+
+
+def _uniform(shape: Sequence[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    """Returns float32 numbers between 0 and 1, neither of which occurs."""
+    bits = philox_bits(shape, seed)
+    # 23 bits and a half fit a float32 exactly; the half keeps a logarithm away from zero.
+    upper = tf.cast(tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32)), tf.float32)
+    return (upper + 0.5) * 2.0**-23
+
+
+# Proposals for each number: one is accepted with a probability above 0.95, so that none of them is
+# with one below 1e-10; the first is taken then.
+_PROPOSALS = 8
+_TINY = 1e-30
+
+
+def standard_gamma(concentration: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns float32 numbers from Gamma(concentration, 1), with a gradient by the concentration.
+
+    Proposals of Marsaglia and Tsang 2000, A Simple Method for Generating Gamma Variables, for
+    concentration + 1, and their step from there to the concentration. The gradient is that of
+    implicit reparameterisation: Figurnov et al. 2018 (arXiv:1805.08498). As `standard_normal`, the
+    numbers agree with XLA and without.
+
+    Args:
+        concentration: `[...]`, at least 0.1.
+        seed: a key, `[2]`.
+    """
+    wanted = tf.stop_gradient(tf.cast(concentration, tf.float32))
+    shape = tf.shape(wanted)
+    each = tf.concat([[_PROPOSALS], shape], axis=0)
+    scale = wanted + 2.0 / 3.0
+    normal = standard_normal(each, fold_in(seed, 0))
+    uniform = _uniform([(_PROPOSALS + 1) * tf.size(wanted)], fold_in(seed, 1))
+    uniform = tf.reshape(uniform, tf.concat([[_PROPOSALS + 1], shape], axis=0))
+    cubed = tf.maximum((1.0 + normal / tf.sqrt(9.0 * scale)) ** 3, _TINY)
+    bound = 0.5 * tf.square(normal) + scale * (1.0 - cubed + tf.math.log(cubed))
+    accepted = tf.cast(tf.math.log(uniform[1:]) < bound, tf.float32)
+    first = tf.one_hot(tf.argmax(accepted, axis=0), _PROPOSALS, axis=0)
+    drawn = scale * tf.reduce_sum(first * cubed, axis=0) * uniform[0] ** (1.0 / wanted)
+    return _with_implicit_gradient(concentration, tf.maximum(drawn, _TINY))
+
+
+@tf.custom_gradient
+def _with_implicit_gradient(concentration: tf.Tensor, drawn: tf.Tensor) -> Any:
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        slope = tf.raw_ops.RandomGammaGrad(alpha=tf.cast(concentration, tf.float32), sample=drawn)
+        return upstream * slope, None
+
+    return tf.identity(drawn), gradient
 
 
 def philox_bits(shape: Sequence[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
     from vae_research.bottlenecks.ladder import LadderBottleneck as LadderBottleneck
     from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
+    from vae_research.bottlenecks.power_spherical import (
+        PowerSphericalBottleneck as PowerSphericalBottleneck,
+    )
     from vae_research.bottlenecks.quantized import (
         FiniteScalarQuantizedBottleneck as FiniteScalarQuantizedBottleneck,
     )
@@ -38,6 +41,7 @@ _MODULES = {
     "gaussian": ("GaussianBottleneck",),
     "ladder": ("LadderBottleneck",),
     "posterior": ("PosteriorBottleneck",),
+    "power_spherical": ("PowerSphericalBottleneck",),
     "quantized": (
         "QuantizedBottleneck",
         "FiniteScalarQuantizedBottleneck",

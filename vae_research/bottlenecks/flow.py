@@ -84,9 +84,7 @@ class FlowBottleneck(PosteriorBottleneck):
             "log_prior": self.prior.log_prob(z),
         }
 
-    def center(  # type: ignore[override]  # it reads other tensors
-        self, z_mean: tf.Tensor, z_context: tf.Tensor | None = None
-    ) -> tf.Tensor:
+    def center(self, z_mean: tf.Tensor, z_context: tf.Tensor | None = None) -> tf.Tensor:
         """Returns what the flow makes of the mean of the normal distribution, `[rows, ...]`."""
         return self._transformed(self.base.center(z_mean), z_context)[0]
 
@@ -114,9 +112,8 @@ class FlowBottleneck(PosteriorBottleneck):
     ) -> tf.Tensor:
         values = tf.reshape(tf.cast(z, tf.float32), [-1, self.latent_dim])
         total = tf.zeros(tf.shape(values)[:1])
-        for flow, context in reversed(
-            list(zip(self.flows, self._contexts(z_context), strict=True))
-        ):
+        steps = list(zip(self.flows, self._contexts(z_context), strict=True))
+        for flow, context in reversed(steps):
             values, log_determinant = flow.inverse(values, context)
             total += log_determinant
         values = tf.reshape(values, tf.shape(z))

@@ -28,6 +28,7 @@ class Flow(keras.layers.Layer):
     """
 
     has_inverse: ClassVar[bool] = False
+    built: bool
     context_dim: int
     size: int
 

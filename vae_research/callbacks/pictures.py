@@ -305,7 +305,10 @@ def decoded_plane(
 
 
 def _decode(model: VAE, codes: tf.Tensor, conditions: dict[str, tf.Tensor]) -> tf.Tensor:
-    return model.decode(model.code_layout.unflatten(codes), **conditions)
+    """Returns what is made of columns of codes, those nearest to them if they are none."""
+    bottleneck, codes = model.bottleneck, model.code_layout.unflatten(codes)
+    codes = bottleneck.codes_of_values(bottleneck.values_of_codes(codes))
+    return model.decode(codes, **conditions)
 
 
 def _summary(tag: str, draw: Callable[[], np.ndarray]) -> event_protos.Summary:

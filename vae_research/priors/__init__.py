@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vae_research.priors.prior import Prior as Prior
     from vae_research.priors.prior import StandardNormalPrior as StandardNormalPrior
     from vae_research.priors.second_stage import SecondStagePrior as SecondStagePrior
+    from vae_research.priors.sphere import SphericalUniformPrior as SphericalUniformPrior
     from vae_research.priors.vamp import VampPrior as VampPrior
     from vae_research.priors.whitened import WhitenedPrior as WhitenedPrior
 
@@ -24,6 +25,7 @@ _MODULES = {
     "mixture": ("MixturePrior",),
     "prior": ("Prior", "StandardNormalPrior"),
     "second_stage": ("SecondStagePrior",),
+    "sphere": ("SphericalUniformPrior",),
     "vamp": ("VampPrior",),
     "whitened": ("WhitenedPrior",),
 }

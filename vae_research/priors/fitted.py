@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from vae_research.codes import CodeLayout
-from vae_research.priors.prior import INDICES, REAL_NUMBERS, Prior
+from vae_research.priors.prior import INDICES, REAL_NUMBERS, SPHERE, Prior
 
 
 def refuse_unfitted(prior: Any, bottleneck: Any) -> None:
@@ -43,8 +43,10 @@ def refuse_other_codes(prior: Prior, bottleneck: Any, values: Any) -> None:
         values: what its `values_of_codes` makes of them, `[rows, ...]`.
     """
     kind = REAL_NUMBERS if tf.as_dtype(values.dtype).is_floating else INDICES
+    if SPHERE in getattr(bottleneck, "takes", ()):
+        kind = SPHERE
     name = type(bottleneck).__name__
-    if (prior.of == INDICES) != (kind == INDICES):
+    if prior.of != kind and {prior.of, kind} & {INDICES, SPHERE}:
         raise ValueError(
             f"The codes of {name} are {kind}; {type(prior).__name__} is a prior of {prior.of}. One "
             f"of your own says in its class what it is of: of = {kind!r}."

@@ -17,6 +17,7 @@ from vae_research.randomness import standard_normal
 REAL_NUMBERS = "real numbers"
 DIAGONAL_POSTERIORS = "codes with diagonal normal posteriors"
 INDICES = "indices of codes"
+SPHERE = "points on a sphere"
 
 
 class Prior(keras.layers.Layer):
