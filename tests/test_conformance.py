@@ -181,6 +181,27 @@ def on_sphere(**priors):
     )
 
 
+def categorical(make, classes, **latents):
+    """A relaxed categorical of two variables; `latents` are further ones, of Gaussians."""
+    suffix = "_c" if latents else ""
+    code = "c" if latents else "z"
+    written = {f"kl{suffix}": (ROWS, 2), code: (ROWS, 2, classes)}
+    inputs = {f"{code}_logits": normal(ROWS, 2, classes, seed=5)}
+    for name, size in latents.items():
+        inputs |= {f"{name}_mean": normal(ROWS, size), f"{name}_log_var": normal(ROWS, size)}
+        written |= {name: (ROWS, size), f"kl_{name}": (ROWS, size)}
+    densities = [f"log_{part}" for part in ("posterior", "prior")]
+    ends = [suffix, *(f"_{name}" for name in latents)]
+    written |= {f"{name}{end}": (ROWS,) for name in densities for end in ends}
+    return Case(
+        make,
+        inputs | {"seed": np.array([3, 1], np.int64), "step": np.float32(7.0)},
+        written,
+        tuple({f"{code}_logits": full(value, ROWS, 2, classes)} for value in (-1e6, 0.0, 1e6)),
+        frozenset({"step"}),
+    )
+
+
 def quantized(make, num_codes, **further):
     """A bottleneck with so many codes, at a single position."""
     written = dict.fromkeys(("log_posterior", "log_prior", "kl"), (ROWS,))
@@ -403,6 +424,22 @@ CASES = {
     "FlowBottleneck": flow(lambda: vae_research.InverseAutoregressiveFlow((6, 5)), 2),
     "InverseAutoregressiveFlow": flow(lambda: vae_research.InverseAutoregressiveFlow((6,))),
     "PlanarFlow": flow(vae_research.PlanarFlow, 2),
+    "RelaxedCategoricalBottleneck": categorical(
+        lambda: vae_research.RelaxedCategoricalBottleneck(
+            (2, 5), temperature=vae_research.LinearWarmup(start=2.0, peak=0.25, steps=10)
+        ),
+        5,
+    ),
+    "JointBottleneck": categorical(
+        lambda: vae_research.JointBottleneck(
+            {
+                "a": vae_research.GaussianBottleneck(LATENT),
+                "c": vae_research.RelaxedCategoricalBottleneck((2, 5), temperature=0.7),
+            }
+        ),
+        5,
+        a=LATENT,
+    ),
     "LadderBottleneck": Case(
         lambda: vae_research.LadderBottleneck(
             vae_research.ladder_top_down(list(LEVELS.values()), dense_blocks())
@@ -799,8 +836,10 @@ def test_bottleneck_with_a_path_has_its_densities_as_functions_of_z(named_case):
     tensors.write("bottleneck", written)
     has_prior = any(name.startswith("log_prior") for name in written)
     assert hasattr(part, "prior_log_prob") == has_prior
-    # A posterior on a single code has no density that a path could follow.
-    has_path = has_prior and not isinstance(part, vae_research.QuantizedBottleneck)
+    # A posterior on codes that are counted has no density that a path could follow.
+    parts = getattr(part, "parts", {"z": part}).values()
+    counted = any(isinstance(each, vae_research.QuantizedBottleneck) for each in parts)
+    has_path = has_prior and not counted
     assert hasattr(part, "log_prob") == has_path
     for method, name in (("log_prob", "log_posterior"), ("prior_log_prob", "log_prior")):
         if (function := getattr(part, method, None)) is not None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vae_research import priors as priors
     from vae_research import schedules as schedules
     from vae_research.bottlenecks.bottleneck import Bottleneck as Bottleneck
+    from vae_research.bottlenecks.categorical import (
+        RelaxedCategoricalBottleneck as RelaxedCategoricalBottleneck,
+    )
     from vae_research.bottlenecks.deterministic import (
         DeterministicBottleneck as DeterministicBottleneck,
     )
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
         FullCovarianceGaussianBottleneck as FullCovarianceGaussianBottleneck,
     )
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
+    from vae_research.bottlenecks.joint import JointBottleneck as JointBottleneck
     from vae_research.bottlenecks.ladder import LadderBottleneck as LadderBottleneck
     from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
     from vae_research.bottlenecks.power_spherical import (
@@ -170,11 +174,13 @@ _NAMESPACES = (
 )
 _MODULES = {
     "bottlenecks.bottleneck": ("Bottleneck",),
+    "bottlenecks.categorical": ("RelaxedCategoricalBottleneck",),
     "bottlenecks.deterministic": ("DeterministicBottleneck",),
     "bottlenecks.flow": ("FlowBottleneck",),
     "bottlenecks.flows": ("Flow", "InverseAutoregressiveFlow", "PlanarFlow"),
     "bottlenecks.full_covariance": ("FullCovarianceGaussianBottleneck",),
     "bottlenecks.gaussian": ("GaussianBottleneck",),
+    "bottlenecks.joint": ("JointBottleneck",),
     "bottlenecks.ladder": ("LadderBottleneck",),
     "bottlenecks.posterior": ("PosteriorBottleneck",),
     "bottlenecks.power_spherical": ("PowerSphericalBottleneck",),

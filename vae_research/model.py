@@ -144,6 +144,17 @@ class VAE(TrainingSteps):
             )
         super().__setattr__(name, value)
 
+    def _use_clock(self) -> None:
+        super()._use_clock()
+        clock, convert = (
+            self._own_state.clock,
+            getattr(self.bottleneck, "set_steps_per_epoch", None),
+        )
+        if convert is None or clock.steps_per_epoch is None:
+            return
+        if convert(clock.steps_per_epoch, clock.steps_ahead):
+            self.remake_functions()  # the compiled steps have the old lengths in them
+
     # The forward pass.
 
     def forward(

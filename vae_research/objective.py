@@ -22,7 +22,7 @@ from vae_research.levels import OF_LEVELS, level_of, levels
 from vae_research.losses.term import Likelihood, LossTerm
 from vae_research.probability import sum_over_event
 from vae_research.schedules import Schedule, value_at
-from vae_research.tensors import Tensors, graph_scope, sum_in_order
+from vae_research.tensors import RELAXED, Tensors, graph_scope, sum_in_order
 
 # The state of each controller, by the name of its term: scalars by name.
 ControllerStates = Mapping[str, Mapping[str, Any]]
@@ -59,7 +59,7 @@ class LossReport:
         values: unweighted values by name, `[batch]` or a scalar, means over the samples.
         weights: weights by name, scalars; terms that are only logged have none.
         elbo: `[batch]`, log-likelihood minus KL divergence whatever is trained, or None if there is
-            no posterior.
+            no posterior, or codes are relaxed.
         critics: the reports of the critics, by name.
         importance_weighted_bound: `[batch]`, the bound of log p(x) of K samples with all weights 1
             (Burda et al. 2016, equation 8), if such a bound is trained, otherwise None.
@@ -259,7 +259,8 @@ class Objective:
         elbo = None
         if divergences := _divergences(tensors):
             divergence = sum_in_order(list(divergences.values()))
-            elbo = self._mean_over_samples(-rows[self.likelihood.label] - divergence)
+            if RELAXED not in tensors:
+                elbo = self._mean_over_samples(-rows[self.likelihood.label] - divergence)
             # Unless a term has this name, it is the divergence that is part of the ELBO.
             rows.setdefault("kl", divergence)
             if len(divergences) > 1:

@@ -16,6 +16,7 @@ read them, and a name is written once. The names that every part of the package 
 | `kl` | `[rows, ...]`, nats: its shape is that of the divergence | bottleneck with a closed form |
 | `kl_NAME`, `log_posterior_NAME`, `log_prior_NAME` | as these three | bottleneck, module |
 | `code_usage` | `[rows, codes]`: shares of an example's codes | bottleneck with a codebook |
+| `relaxed` | scalar: there is no ELBO | bottleneck whose codes are relaxed in training |
 | `logits`; `x_mean`, `x_log_var` | as `targets` | decoder |
 | `reconstruction` | as `targets`, in data space | the likelihood's mean |
 | `reconstruction_ARRAY` | as this array of the data | mean of a factor of a `ProductLikelihood` |
@@ -48,6 +49,8 @@ from vae_research.settings import declared_names, did_you_mean
 
 # Names that do not have a row for every example: they are not repeated for K samples.
 SCALARS = ("step", "seed")
+# Codes are not those of the model: likelihood and divergence are no bound of log p(x).
+RELAXED = "relaxed"
 
 
 class MissingTensorError(ValueError):
@@ -65,6 +68,8 @@ class MissingTensorError(ValueError):
         level = levels(written, complete=False).get(latent, {})
         if part == "kl" and {"log_posterior", "log_prior"} <= level.keys():
             hint = " Posterior and prior have no divergence in closed form: use MonteCarloKL()."
+        if part in ("log_posterior", "log_prior") and RELAXED in written:
+            hint = " Relaxed codes have no probability: train with KLDivergence()."
         if name == "targets":
             hint = (
                 " There are none when codes are decoded: a decoder that is trained on them "

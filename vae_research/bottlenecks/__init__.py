@@ -6,6 +6,9 @@ from vae_research.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vae_research.bottlenecks.bottleneck import Bottleneck as Bottleneck
+    from vae_research.bottlenecks.categorical import (
+        RelaxedCategoricalBottleneck as RelaxedCategoricalBottleneck,
+    )
     from vae_research.bottlenecks.deterministic import (
         DeterministicBottleneck as DeterministicBottleneck,
     )
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
         FullCovarianceGaussianBottleneck as FullCovarianceGaussianBottleneck,
     )
     from vae_research.bottlenecks.gaussian import GaussianBottleneck as GaussianBottleneck
+    from vae_research.bottlenecks.joint import JointBottleneck as JointBottleneck
     from vae_research.bottlenecks.ladder import LadderBottleneck as LadderBottleneck
     from vae_research.bottlenecks.posterior import PosteriorBottleneck as PosteriorBottleneck
     from vae_research.bottlenecks.power_spherical import (
@@ -34,11 +38,13 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "bottleneck": ("Bottleneck",),
+    "categorical": ("RelaxedCategoricalBottleneck",),
     "deterministic": ("DeterministicBottleneck",),
     "flow": ("FlowBottleneck",),
     "flows": ("Flow", "InverseAutoregressiveFlow", "PlanarFlow"),
     "full_covariance": ("FullCovarianceGaussianBottleneck",),
     "gaussian": ("GaussianBottleneck",),
+    "joint": ("JointBottleneck",),
     "ladder": ("LadderBottleneck",),
     "posterior": ("PosteriorBottleneck",),
     "power_spherical": ("PowerSphericalBottleneck",),

@@ -39,6 +39,10 @@ class Bottleneck(keras.layers.Layer):
     """
 
     has_prior = True
+    one_hot: tuple[str, ...] = ()
+    """The latents whose codes are one-hot in the last axis: pictures show each class."""
+    note: str | None = None
+    """A remark that must accompany the figures of a run with this bottleneck."""
 
     def __init__(self, latent_dim: int | Sequence[int] | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -72,6 +76,14 @@ class Bottleneck(keras.layers.Layer):
             seed: a stateless key, `[2]`.
         """
         raise TypeError(f"{type(self).__name__} must define sample_prior(self, count, seed).")
+
+    def set_steps_per_epoch(self, steps_per_epoch: int, ahead: float = 0.0) -> bool:
+        """Converts lengths of schedules in epochs to steps; returns whether one has changed.
+
+        Args:
+            steps_per_epoch, ahead: as for `Settings.in_steps`.
+        """
+        return False
 
     def values_of_codes(self, codes: Any) -> tf.Tensor:
         """Returns what a prior is fitted to after training, `[rows, ...]`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ _DESCRIPTIONS = {
     SAMPLES_FITTED: "Means of p(x|z) for codes from the prior that was fitted after training.",
     "traversals": "A row for each latent dimension, the one with the largest KL divergence on top: "
     "it moves from -3 to 3 standard deviations, the others stay those of the first image.",
+    "classes": "A row for each discrete variable: it is each of its classes in turn, the other "
+    "values stay those of the first image.",
     "plane": "Means of p(x|z) over the latent plane, from -3 to 3 standard deviations; the first "
     "dimension grows to the right, the second upwards.",
 }
@@ -53,6 +56,8 @@ class Pictures(keras.callbacks.Callback):
     - `traversals`: means of p(x|z) for the code of the first image, with one dimension at a time
       moved from -3 to 3 standard deviations (of the prior, or of the codes if there is none). At
       most 20 dimensions, sorted by KL divergence, or by variance if there is none for each.
+    - `classes`, for one-hot codes, whose values do not move: means of p(x|z) for the code of the
+      first image, with one variable at a time set to each of its classes in turn; at most 20.
     - `plane`, for two latent dimensions: means of p(x|z) over the same range of both.
 
     Args:
@@ -90,7 +95,7 @@ class Pictures(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the pictures."""
         step, images = self.model.step, self._decoded_by(self.model)
-        for tag, draw in self._drawings(images).items():
+        for tag, draw in self._drawings(self.model, images).items():
             self._summaries.add("validation", functools.partial(_summary, tag, draw), step)
         self._summaries.flush("validation")
 
@@ -101,7 +106,7 @@ class Pictures(keras.callbacks.Callback):
     def draw(self, model: VAE) -> dict[str, np.ndarray]:
         """Returns the pictures of a model by tag, as they are written."""
         self.inference.clear()
-        return {tag: draw() for tag, draw in self._drawings(self._decoded_by(model)).items()}
+        return {tag: draw() for tag, draw in self._drawings(model, self._decoded_by(model)).items()}
 
     def _decoded_by(self, model: VAE) -> dict[str, np.ndarray]:
         """Returns the images of each picture; all of them are decoded in one call."""
@@ -109,14 +114,19 @@ class Pictures(keras.callbacks.Callback):
         codes = found["code"]
         by_column = found.get("kl_of_columns")
         use = codes.var(axis=0) if by_column is None else by_column.mean(axis=0)
-        order = np.argsort(-use, kind="stable")[:_TRAVERSED]
+        discrete = one_hot_columns(model)
+        order = np.argsort(-use, kind="stable")
+        order = order[~np.isin(order, [column for each in discrete for column in each])]
         codes_of = {"reconstructed": codes[: len(self.images)]}
         population = codes
         if model.bottleneck.has_prior:
             codes_of["samples"], population = self._codes_from_prior(model)
         mean, deviation = population.mean(axis=0), population.std(axis=0)
-        codes_of["traversals"] = traversals(codes[0], mean, deviation, order)
-        if model.code_layout.size == 2:
+        if len(order):
+            codes_of["traversals"] = traversals(codes[0], mean, deviation, order[:_TRAVERSED])
+        if discrete:
+            codes_of["classes"] = class_codes(codes[0], discrete[:_TRAVERSED])
+        if model.code_layout.size == 2 and not discrete:
             corner = _DEVIATIONS * deviation
             codes_of["plane"] = plane_codes(mean - corner, mean + corner, _PLANE)
         rows = [self._rows_of(name, len(codes)) for name, codes in codes_of.items()]
@@ -158,17 +168,20 @@ class Pictures(keras.callbacks.Callback):
             }
         return self._prior_codes
 
-    def _drawings(self, images: dict[str, np.ndarray]) -> dict[str, Callable[[], np.ndarray]]:
+    def _drawings(
+        self, model: VAE, images: dict[str, np.ndarray]
+    ) -> dict[str, Callable[[], np.ndarray]]:
         """Returns a function for each picture that draws it, to be called in the background."""
-        originals = self.images
+        originals, classes = self.images, max(map(len, one_hot_columns(model)), default=1)
         drawings = {
             "reconstructions": lambda: pairs(originals, images["reconstructed"], self.columns),
             "errors": lambda: errors(originals, images["reconstructed"], self.columns),
             "samples": lambda: tile([images["samples"]], self.columns),
             "traversals": lambda: tile([images["traversals"]], _STEPS),
+            "classes": lambda: tile([images["classes"]], classes),
             "plane": lambda: tile([images["plane"]], _PLANE, gap=0),
         }
-        missing = {"samples", "plane"} - images.keys()
+        missing = {"samples", "traversals", "classes", "plane"} - images.keys()
         return {tag: draw for tag, draw in drawings.items() if tag not in missing}
 
 
@@ -190,6 +203,34 @@ def traversals(
     codes = np.tile(code, [len(dimensions), _STEPS, 1])
     for row, dimension in zip(codes, dimensions, strict=True):
         row[:, dimension] = mean[dimension] + steps * deviation[dimension]
+    return codes.reshape([-1, len(code)])
+
+
+def one_hot_columns(model: VAE) -> list[range]:
+    """Returns the columns of codes that belong to each discrete variable, one for each class."""
+    found, start = [], 0
+    for name, shape in model.code_layout.shapes.items():
+        size, classes = math.prod(shape), shape[-1]
+        if name in model.bottleneck.one_hot:
+            found += [range(at, at + classes) for at in range(start, start + size, classes)]
+        start += size
+    return found
+
+
+def class_codes(code: np.ndarray, variables: Sequence[range]) -> np.ndarray:
+    """Returns codes in which one variable at a time is each of its classes in turn.
+
+    Args:
+        code: `[latent]`, the values of the variables that do not change.
+        variables: the columns of each; with fewer classes than others, it has them again.
+
+    Returns:
+        `[variables * most classes, latent]`, row by row.
+    """
+    most = max(map(len, variables))
+    codes = np.tile(code, [len(variables), most, 1])
+    for row, columns in zip(codes, variables, strict=True):
+        row[:, columns] = np.eye(len(columns))[np.arange(most) % len(columns)]
     return codes.reshape([-1, len(code)])
 
 

@@ -43,9 +43,14 @@ def refuse_other_codes(prior: Prior, bottleneck: Any, values: Any) -> None:
         values: what its `values_of_codes` makes of them, `[rows, ...]`.
     """
     kind = REAL_NUMBERS if tf.as_dtype(values.dtype).is_floating else INDICES
-    if SPHERE in getattr(bottleneck, "takes", ()):
+    name, takes = type(bottleneck).__name__, set(getattr(bottleneck, "takes", ()))
+    if len(bottleneck.latents) > 1 and takes & {INDICES, SPHERE}:
+        raise ValueError(
+            f"The latents of {name} are {', '.join(sorted(takes))}: no prior is one of them side "
+            "by side."
+        )
+    if SPHERE in takes:
         kind = SPHERE
-    name = type(bottleneck).__name__
     if prior.of != kind and {prior.of, kind} & {INDICES, SPHERE}:
         raise ValueError(
             f"The codes of {name} are {kind}; {type(prior).__name__} is a prior of {prior.of}. One "

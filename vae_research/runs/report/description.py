@@ -59,6 +59,7 @@ def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
 def notes_of(model: VAE, data: Data) -> list[str]:
     """Returns notes that a reader of a run's figures needs: on likelihood, training and data."""
     found = [model.objective.likelihood.note(data.grey_values), model.objective.gradient_bias]
+    found.append(getattr(model.bottleneck, "note", None))
     notes = [note for note in found if note]
     if model.averaging.momentum is not None:
         notes.append(
