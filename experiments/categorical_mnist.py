@@ -54,12 +54,12 @@ def build(config, data):
     written[f"{code}_logits"] = keras.layers.Reshape(shape)(written[f"{code}_logits"])
     codes = {name: keras.Input(size, name=name) for name, size in bottleneck.latents.items()}
     flat = [keras.layers.Flatten()(each) for each in codes.values()]
-    flat = keras.layers.Concatenate()(flat) if len(flat) > 1 else flat[0]
+    flat = keras.layers.Concatenate()(flat) if config.joint else flat[0]
     decoder = vr.dense_decoder(data.shape, flat.shape[-1], hidden_units=units[::-1])
     return vr.VAE(
         keras.Model(inputs, written, name="encoder"),
         bottleneck,
-        keras.Model(codes, decoder(flat), name="decoder"),
+        keras.Model(codes if config.joint else codes[code], decoder(flat), name="decoder"),
         terms,
         seed=config.seed,
     )
