@@ -13,8 +13,10 @@ from vae_research import (
     FullCovarianceGaussianBottleneck,
     GaussianBottleneck,
 )
+from vae_research.gradient_estimators import check_densities
+from vae_research.priors.fitted import refuse_other_codes
 from vae_research.probability import normal_log_density
-from vae_research.randomness import philox_bits, standard_normal
+from vae_research.randomness import fold_in, philox_bits, standard_gamma, standard_normal
 
 FLOAT32 = 1e-6
 SEED = tf.constant([3, 1 << 57], tf.int64)  # a key as the model makes it: run's seed, position
@@ -408,3 +410,232 @@ def test_without_an_inverse_there_is_no_density_of_given_codes():
             [vr.Bernoulli(), vr.MonteCarloKL()],
             gradient_estimator=vr.StickingTheLanding(),
         )
+
+
+# The sphere.
+
+
+def test_gamma_numbers_are_of_their_distribution_and_move_with_it():
+    wanted = np.repeat(np.array([0.5, 3.0, 200.0], np.float32), 20_000)
+    concentration = tf.constant(wanted)
+    with tf.GradientTape() as tape:
+        tape.watch(concentration)
+        drawn = standard_gamma(concentration, SEED)
+    for values, each in zip(np.split(drawn.numpy(), 3), (0.5, 3.0, 200.0), strict=True):
+        assert scipy.stats.kstest(values, scipy.stats.gamma(each).cdf).pvalue > 0.01
+    # A number keeps its place among all others: F(x; k) does not change with k.
+    x, some = drawn.numpy()[::2000], wanted[::2000]
+    step = 1e-4 * some
+    above = scipy.stats.gamma.ppf(scipy.stats.gamma.cdf(x.astype(float), some), some + step)
+    np.testing.assert_allclose(
+        tape.gradient(drawn, concentration)[::2000], (above - x) / step, rtol=0.02
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_power_spherical_codes_agree_with_tensorflow_probability(size):
+    from tensorflow_probability import distributions as tfd
+
+    count, logit = 100_000, 2.5
+    mean = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    oracle = tfd.PowerSpherical(tf.math.l2_normalize(mean), tf.nn.softplus(logit))
+    rows, logits = tf.tile(mean[tf.newaxis], [count, 1]), tf.fill([count, 1], logit)
+    bottleneck = vr.PowerSphericalBottleneck(size)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch((rows, logits))
+        found = bottleneck(rows, logits, SEED)
+        ratio = found["log_posterior"] - found["log_prior"]
+        above = found["z"][:, 0] ** 3
+    z = found["z"]
+    np.testing.assert_allclose(tf.norm(z, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(oracle.log_prob(z), found["log_posterior"], atol=1e-4)
+    np.testing.assert_allclose(
+        bottleneck.log_prob(z, rows, logits), found["log_posterior"], atol=1e-4
+    )
+    kl = oracle.kl_divergence(tfd.SphericalUniform(size))
+    np.testing.assert_allclose(found["kl"][0], kl, atol=1e-5)
+
+    def errors(values, wanted):
+        values = np.asarray(values, float).reshape(count, -1)
+        return np.abs(values.mean(0) - wanted) / np.maximum(values.std(0) / count**0.5, 1e-6)
+
+    assert errors(ratio, kl) < 3.5
+    assert np.all(errors(z, oracle.mean()) < 3.5)
+    covariance = (z[:, :, tf.newaxis] - oracle.mean()) * (z[:, tf.newaxis] - oracle.mean())
+    assert np.all(errors(covariance, np.ravel(oracle.covariance())) < 3.5)
+    slope = tape.gradient(found["kl"], logits)[0]
+    assert errors(tape.gradient(ratio, logits), slope) < 3.5
+    # The gradient of a mean of z, against that of its integral with weights of the density.
+    with tf.GradientTape() as again:
+        again.watch(logits)
+        log_q = bottleneck.log_prob(z, rows, logits)
+        score = log_q * (tf.stop_gradient(above) - tf.reduce_mean(above))
+    by_path, by_score = tape.gradient(above, logits), again.gradient(score, logits)
+    assert errors(by_path - by_score, 0.0) < 3.5
+
+
+def test_the_densities_on_circle_and_sphere_integrate_to_one():
+    angle = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    height = (
+        np.linspace(-1, 1, 2001)[1:] - 1 / 2000
+    )  # a zone of the sphere has the area of its height
+    along = np.sqrt(1 - height**2)
+    turned = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    sphere = np.stack(
+        [
+            np.outer(along, np.cos(turned)),
+            np.outer(along, np.sin(turned)),
+            np.outer(height, turned**0),
+        ],
+        -1,
+    ).reshape(-1, 3)
+    for points, area in ((circle, 2 * np.pi), (sphere.astype(np.float32), 4 * np.pi)):
+        size = points.shape[1]
+        mean = tf.tile(tf.constant([[0.3, -1.0, 0.5][:size]]), [len(points), 1])
+        bottleneck = vr.PowerSphericalBottleneck(size)
+        for logit in (-3.0, 1.0, 4.0):
+            log_q = bottleneck.log_prob(points, mean, tf.fill([len(points), 1], logit))
+            assert np.exp(log_q).mean() * area == pytest.approx(1.0, abs=1e-3)
+        assert np.exp(bottleneck.prior_log_prob(points)).mean() * area == pytest.approx(1.0)
+
+
+def test_priors_elsewhere_are_refused_on_the_sphere_and_that_of_the_sphere_elsewhere():
+    with pytest.raises(ValueError, match="takes a prior of points on a sphere; MixturePrior is"):
+        vr.PowerSphericalBottleneck(3, prior=vr.MixturePrior(2))
+    with pytest.raises(ValueError, match="SphericalUniformPrior is a prior of points on a sphere"):
+        vr.GaussianBottleneck(3, prior=vr.SphericalUniformPrior())
+    with pytest.raises(ValueError, match="A sphere has 2 dimensions or more"):
+        vr.PowerSphericalBottleneck(1)
+    with pytest.raises(ValueError, match=r"'z_concentration' with shape .*need the shape \(1,\)"):
+        vr.PowerSphericalBottleneck(3)(tf.zeros([2, 3]), tf.zeros([2, 3]), SEED)
+    sphere = vr.PowerSphericalBottleneck(3)
+    for prior, bottleneck in (
+        (vr.MixturePrior(2), sphere),
+        (vr.SphericalUniformPrior(), vr.GaussianBottleneck(3)),
+    ):
+        with pytest.raises(ValueError, match="points on a sphere"):
+            refuse_other_codes(prior, bottleneck, tf.zeros([2, 3]))
+    refuse_other_codes(vr.SphericalUniformPrior(), sphere, tf.zeros([2, 3]))
+
+
+# Discrete codes.
+
+
+def test_relaxed_codes_are_near_to_one_hot_ones_at_low_temperatures():
+    logits = tf.constant(np.random.default_rng(0).standard_normal((500, 2, 4)), tf.float32)
+    given = logits, SEED, tf.constant(0.0)
+    hard = vr.RelaxedCategoricalBottleneck((2, 4))(*given)["z"].numpy()
+    for temperature, distance in ((100.0, (0.7, 0.8)), (1.0, (0.2, 0.6)), (0.01, (0.0, 0.02))):
+        schedule = vr.Constant(value=temperature)
+        bottleneck = vr.RelaxedCategoricalBottleneck((2, 4), temperature=schedule)
+        relaxed = bottleneck(*given, training=True)
+        assert relaxed.keys() == {"z", "kl", "relaxed"}
+        np.testing.assert_allclose(tf.reduce_sum(relaxed["z"], axis=-1), 1.0, rtol=1e-5)
+        np.testing.assert_array_equal(np.argmax(relaxed["z"], -1), np.argmax(hard, -1))
+        low, high = distance
+        assert low <= np.abs(relaxed["z"] - hard).max(axis=-1).mean() < high
+
+
+def categorical_model(terms, **settings):
+    z = keras.Input((3, 4), name="z")
+    inputs = keras.Input((6,), name="inputs")
+    logits = keras.layers.Reshape((3, 4))(keras.layers.Dense(12)(inputs))
+    pixels = keras.layers.Dense(6)(keras.layers.Flatten()(z))
+    return vr.VAE(
+        keras.Model(inputs, {"z_logits": logits}),
+        vr.RelaxedCategoricalBottleneck((3, 4), **settings),
+        keras.Model(z, {"logits": pixels}),
+        [vr.Bernoulli(), *terms],
+    )
+
+
+@pytest.mark.slow
+def test_figures_of_discrete_codes_are_those_of_all_codes_there_are():
+    keras.utils.set_random_seed(0)
+    vae = categorical_model([vr.KLDivergence()])
+    data = (np.random.default_rng(0).random((8, 6)) > 0.5).astype(np.float32)
+    found = vr.estimate(vae, data, num_samples=4000)
+    numbers = np.stack(np.meshgrid(*[range(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    codes = tf.one_hot(numbers, 4)
+    logits = vae.decoder(codes)["logits"].numpy()[np.newaxis]
+    log_joint = (data[:, np.newaxis] * logits - np.log1p(np.exp(logits))).sum(-1) - 3 * np.log(4)
+    log_p = tf.nn.log_softmax(vae.encoder(data)["z_logits"]).numpy()
+    log_q = np.einsum("nvc,kvc->nk", log_p, codes)
+    elbo = (np.exp(log_q) * (log_joint - log_q)).sum(1).mean()
+    kl = (np.exp(log_q) * (log_q + 3 * np.log(4))).sum(1).mean()
+    nll = -np.logaddexp.reduce(log_joint, axis=1).mean()
+    assert found["kl"].value == pytest.approx(kl, rel=1e-4)
+    assert found["elbo"].value == pytest.approx(elbo, abs=0.01)
+    assert found["negative_log_likelihood"].value == pytest.approx(nll, abs=0.01)
+
+
+@pytest.mark.slow
+def test_training_with_relaxed_codes_reports_no_bound():
+    vae = categorical_model([vr.KLDivergence()])
+    data = np.ones([4, 6], np.float32)
+    assert vae.report(data, training=True)[1].elbo is None
+    assert vae.report(data)[1].elbo is not None
+    assert "no bound" in vae.bottleneck.note
+    with pytest.raises(ValueError, match=r"'log_posterior'.* Relaxed codes have no probability"):
+        categorical_model([vr.MonteCarloKL()]).report(data, training=True)
+    with pytest.raises(ValueError, match=r"RelaxedCategoricalBottleneck has no log_prob\(self, z"):
+        check_densities(vr.StickingTheLanding(), vae.bottleneck)
+    with pytest.raises(ValueError, match=r"takes a UniformPrior.* AutoregressivePrior"):
+        categorical_model([], prior=vr.AutoregressivePrior(4))
+    with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
+        categorical_model([], temperature=0)
+
+
+@pytest.mark.slow
+def test_a_temperature_may_count_in_epochs():
+    schedule = vr.LinearWarmup(start=2.0, peak=0.5, epochs=2)
+    vae = categorical_model([vr.KLDivergence()], temperature=schedule)
+    vae.compile("sgd", jit_compile=False)
+    vae.fit(np.ones([6, 6], np.float32), batch_size=2, verbose=0)
+    assert vae.bottleneck.temperature == vr.LinearWarmup(start=2.0, peak=0.5, steps=6)
+    again = type(vae.bottleneck).from_config(vae.bottleneck.get_config())
+    assert again.temperature == schedule
+
+
+# Joint latents.
+
+
+def test_joint_latents_are_those_of_the_bottlenecks_with_noise_of_their_own():
+    parts = {"a": vr.GaussianBottleneck(2), "b": vr.PowerSphericalBottleneck(3)}
+    joint = vr.JointBottleneck(parts)
+    random = np.random.default_rng(0)
+    shapes = {"a_mean": 2, "a_log_var": 2, "b_mean": 3, "b_concentration": 1}
+    given = {name: random.standard_normal((5, size)) for name, size in shapes.items()}
+    given = {name: tf.constant(value, tf.float32) for name, value in given.items()}
+    found = joint(**given, seed=SEED)
+    own = {
+        name: part(*[v for n, v in given.items() if n.startswith(name)], fold_in(SEED, number))
+        for number, (name, part) in enumerate(parts.items())
+    }
+    for name, written in own.items():
+        np.testing.assert_array_equal(found.pop(name), written["z"])
+        for part in ("kl", "log_posterior", "log_prior"):
+            np.testing.assert_array_equal(found.pop(f"{part}_{name}"), written[part])
+    assert not found
+    density = joint.log_prob(**given, a=own["a"]["z"], b=own["b"]["z"])
+    wanted = own["a"]["log_posterior"] + own["b"]["log_posterior"]
+    np.testing.assert_allclose(density, wanted, rtol=1e-4)
+    moved = joint.codes_of_values(2.0 * joint.values_of_codes(joint.sample_prior(4, SEED)))
+    np.testing.assert_allclose(tf.norm(moved["b"], axis=1), 1.0, rtol=1e-5)
+
+
+def test_what_does_not_fit_into_a_joint_bottleneck_is_refused():
+    for parts in (
+        {"a": vr.GaussianBottleneck(2)},
+        {"a": vr.GaussianBottleneck(2), "b": DeterministicBottleneck(2)},
+        {"a": vr.GaussianBottleneck(2), "b": vr.StandardNormalPrior()},
+    ):
+        with pytest.raises(ValueError, match="two bottlenecks or more, each with a prior"):
+            vr.JointBottleneck(parts)
+    both = {"z": vr.GaussianBottleneck(2), "c": vr.RelaxedCategoricalBottleneck(3)}
+    joint = vr.JointBottleneck(both)
+    assert not hasattr(joint, "log_prob")
+    with pytest.raises(ValueError, match="no prior is one of them side by side"):
+        refuse_other_codes(vr.MixturePrior(2), joint, tf.zeros([2, 5]))

@@ -537,6 +537,22 @@ def model_of(posterior):
         flows = [vr.InverseAutoregressiveFlow((5,)), vr.InverseAutoregressiveFlow((5,))]
         bottleneck = vr.FlowBottleneck(3, flows, context_dim=2)
         terms = [vr.Bernoulli(), vr.MonteCarloKL()]
+    elif posterior == "sphere":
+        outputs = {"z_mean": 3, "z_concentration": 1}
+        encoder = vr.dense_encoder(SHAPE, 3, hidden_units=(4,), outputs=outputs)
+        bottleneck = vr.PowerSphericalBottleneck(3)
+    elif posterior == "joint":
+        outputs = {"z_mean": 2, "z_log_var": 2, "c_logits": 4}
+        encoder = vr.dense_encoder(SHAPE, 2, hidden_units=(4,), outputs=outputs)
+        discrete = vr.RelaxedCategoricalBottleneck(4)
+        bottleneck = vr.JointBottleneck({"z": vr.GaussianBottleneck(2), "c": discrete})
+        terms = [
+            vr.Bernoulli(),
+            *(
+                vr.CapacityKL(latent=name, capacity=value)
+                for name, value in (("z", 5.0), ("c", 1.0))
+            ),
+        ]
     elif posterior == "ladder":
         latents, dense = [(2, 2, 1), (3,), (2,)], keras.layers.Dense
         up = [keras.layers.Conv2D(2, 2, 2), keras.layers.Flatten(), dense(4)]
@@ -552,14 +568,16 @@ def model_of(posterior):
         encoder = keras.Model(inputs, spatial)
         bottleneck = vr.FiniteScalarQuantizedBottleneck((2, 2, 2), (4, 3))
         terms += [vr.Perplexity()]
-    name, shape = next(iter(bottleneck.latents.items()))
-    z = keras.Input(shape, name=name)
-    logits = keras.layers.Dense(16)(keras.layers.Flatten()(z))
-    decoder = keras.Model(z, {"logits": keras.layers.Reshape(SHAPE)(logits)})
+    latents = dict(list(bottleneck.latents.items())[: 1 if posterior == "ladder" else 2])
+    codes = {name: keras.Input(shape, name=name) for name, shape in latents.items()}
+    flat = [keras.layers.Flatten()(code) for code in codes.values()]
+    logits = keras.layers.Dense(16)(keras.layers.Concatenate()(flat) if flat[1:] else flat[0])
+    read = codes if flat[1:] else next(iter(codes.values()))
+    decoder = keras.Model(read, {"logits": keras.layers.Reshape(SHAPE)(logits)})
     return vr.VAE(encoder, bottleneck, decoder, terms)
 
 
-SELDOM = ("full", "flow", "ladder", "finite scalar")
+SELDOM = ("full", "flow", "sphere", "ladder", "finite scalar")
 
 
 @pytest.mark.slow
@@ -567,6 +585,7 @@ SELDOM = ("full", "flow", "ladder", "finite scalar")
     "posterior",
     [
         "vector quantised",
+        "joint",
         *(pytest.param(n, marks=pytest.mark.soak) for n in SELDOM),
     ],
 )
@@ -581,6 +600,15 @@ def test_every_posterior_is_trained_watched_and_saved(posterior, tmp_path):
         return
     assert found["kl"].sum(axis=1).mean() == pytest.approx(figures["val_kl"], rel=accuracy)
     assert ("kl_of_columns" in found) == (posterior == "ladder")
+    if posterior == "joint":
+        pictures = callbacks.Pictures(tmp_path, IMAGES).draw(vae)
+        border, side = 1, SHAPE[0]
+        assert pictures["traversals"].shape[0] == 2 * (side + border) + border
+        assert pictures["classes"].shape[:2] == (side + 2 * border, 4 * (side + border) + border)
+        assert "plane" not in pictures
+    if posterior == "sphere":
+        assert np.linalg.norm(found["code"], axis=1) == pytest.approx(1.0)
+        assert "log_densities" in found
     if "quantised" in posterior:
         np.testing.assert_array_equal(found["code"], found["z"])
         assert 1.0 <= figures["val_perplexity"] <= vae.bottleneck.num_codes
