@@ -13,6 +13,7 @@ from tensorboard.util import tensor_util
 import vae_research as vr
 from vae_research import callbacks
 from vae_research.callbacks.inference import Inference
+from vae_research.callbacks.pictures import class_codes
 from vae_research.codes import CodeLayout
 from vae_research.levels import level_of, levels
 from vae_research.tensors import Tensors, of_all_levels
@@ -577,7 +578,7 @@ def model_of(posterior):
     return vr.VAE(encoder, bottleneck, decoder, terms)
 
 
-SELDOM = ("full", "flow", "sphere", "ladder", "finite scalar")
+SELDOM = ("full", "flow", "sphere", "joint", "ladder", "finite scalar")
 
 
 @pytest.mark.slow
@@ -585,7 +586,6 @@ SELDOM = ("full", "flow", "sphere", "ladder", "finite scalar")
     "posterior",
     [
         "vector quantised",
-        "joint",
         *(pytest.param(n, marks=pytest.mark.soak) for n in SELDOM),
     ],
 )
@@ -600,12 +600,6 @@ def test_every_posterior_is_trained_watched_and_saved(posterior, tmp_path):
         return
     assert found["kl"].sum(axis=1).mean() == pytest.approx(figures["val_kl"], rel=accuracy)
     assert ("kl_of_columns" in found) == (posterior == "ladder")
-    if posterior == "joint":
-        pictures = callbacks.Pictures(tmp_path, IMAGES).draw(vae)
-        border, side = 1, SHAPE[0]
-        assert pictures["traversals"].shape[0] == 2 * (side + border) + border
-        assert pictures["classes"].shape[:2] == (side + 2 * border, 4 * (side + border) + border)
-        assert "plane" not in pictures
     if posterior == "sphere":
         assert np.linalg.norm(found["code"], axis=1) == pytest.approx(1.0)
         assert "log_densities" in found
@@ -637,6 +631,33 @@ def test_a_divergence_is_not_indexed_by_the_code(tmp_path):
     np.testing.assert_allclose(report.values["kl"], found["kl"][:, 0], rtol=1e-6)
     traversals = callbacks.Pictures(tmp_path, shared).draw(vae)["traversals"]
     assert traversals.shape[0] == 3 * (SHAPE[0] + 1) + 1  # a row for each dimension, with borders
+
+
+def test_pictures_show_the_classes_of_one_hot_codes_and_move_the_others(tmp_path):
+    vae = model_of("joint")
+    decoded = []
+    decode = vae.decode
+    vae.decode = lambda z, **more: decoded.append(z) or decode(z, **more)
+    drawing = callbacks.Pictures(tmp_path, IMAGES[:4], columns=2)
+    drawing._decode = drawing._decode.python_function  # which is not compiled
+    pictures = drawing.draw(vae)
+    assert pictures.keys() == {"reconstructions", "errors", "samples", "traversals", "classes"}
+    (codes,) = decoded
+    assert np.all(np.sort(codes["c"], axis=1) == [0, 0, 0, 1])
+    moved, classes = slice(-18, -4), slice(-4, None)  # two rows of seven, and the four classes
+    assert np.all(codes["c"][moved] == codes["c"][0])
+    assert np.all(codes["z"][classes] == codes["z"][0])
+    np.testing.assert_array_equal(codes["c"][classes], np.eye(4))
+    side, gap = SHAPE[0], 2
+    assert pictures["classes"].shape[:2] == (side, 4 * (side + gap) - gap)
+
+
+def test_a_variable_with_fewer_classes_than_others_has_them_again():
+    code = np.array([0.5, 1, 0, 0, 1, 0], np.float32)
+    found = class_codes(code, [range(1, 4), range(4, 6)])
+    wanted = [[1, 0, 0, 1, 0], [0, 1, 0, 1, 0], [0, 0, 1, 1, 0]]
+    wanted += [[1, 0, 0, 1, 0], [1, 0, 0, 0, 1], [1, 0, 0, 1, 0]]
+    np.testing.assert_array_equal(found, [[0.5, *row] for row in wanted])
 
 
 def test_a_prior_of_another_family_has_the_shape_of_the_code():
