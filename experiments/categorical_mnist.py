@@ -5,7 +5,7 @@ Maddison et al. 2017 (arXiv:1611.00712). With --joint, one variable of ten class
 latents, with a capacity of its own for each (Dupont 2018, arXiv:1804.00104). Training draws relaxed
 codes, whose figures are no bound; validation and test draw one-hot codes.
 
-Command: scripts/run experiments/categorical_mnist.py --epochs=20
+Command: scripts/run experiments/categorical_mnist.py
 Time: minutes
 Expect: test NLL
 """
