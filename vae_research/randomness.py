@@ -73,15 +73,22 @@ def standard_normal(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Ten
     shape = tf.convert_to_tensor(shape, tf.int32)
     known = tf.get_static_value(shape)
     count = tf.reduce_prod(shape) if known is None else math.prod(known.tolist())
-    first, second = tf.unstack(_uniform([2, (count + 1) // 2], seed))
+    first, second = tf.unstack(uniform([2, (count + 1) // 2], seed))
     radius = tf.sqrt(-2.0 * tf.math.log(first))
     angle = 2.0 * math.pi * second
     numbers = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
     return tf.reshape(numbers[:count], shape)
 
 
-def _uniform(shape: Sequence[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
-    """Returns float32 numbers between 0 and 1, neither of which occurs."""
+def uniform(shape: Sequence[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    """Returns float32 numbers between 0 and 1, neither of which occurs.
+
+    `tf.random.stateless_uniform` draws other floats under XLA than without, also with Philox.
+
+    Args:
+        shape: of the result; integers or scalars.
+        seed: a key, `[2]`.
+    """
     bits = philox_bits(shape, seed)
     # 23 bits and a half fit a float32 exactly; the half keeps a logarithm away from zero.
     upper = tf.cast(tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32)), tf.float32)
@@ -111,13 +118,13 @@ def standard_gamma(concentration: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     each = tf.concat([[_PROPOSALS], shape], axis=0)
     scale = wanted + 2.0 / 3.0
     normal = standard_normal(each, fold_in(seed, 0))
-    uniform = _uniform([(_PROPOSALS + 1) * tf.size(wanted)], fold_in(seed, 1))
-    uniform = tf.reshape(uniform, tf.concat([[_PROPOSALS + 1], shape], axis=0))
+    levels = uniform([(_PROPOSALS + 1) * tf.size(wanted)], fold_in(seed, 1))
+    levels = tf.reshape(levels, tf.concat([[_PROPOSALS + 1], shape], axis=0))
     cubed = tf.maximum((1.0 + normal / tf.sqrt(9.0 * scale)) ** 3, _TINY)
     bound = 0.5 * tf.square(normal) + scale * (1.0 - cubed + tf.math.log(cubed))
-    accepted = tf.cast(tf.math.log(uniform[1:]) < bound, tf.float32)
+    accepted = tf.cast(tf.math.log(levels[1:]) < bound, tf.float32)
     first = tf.one_hot(tf.argmax(accepted, axis=0), _PROPOSALS, axis=0)
-    drawn = scale * tf.reduce_sum(first * cubed, axis=0) * uniform[0] ** (1.0 / wanted)
+    drawn = scale * tf.reduce_sum(first * cubed, axis=0) * levels[0] ** (1.0 / wanted)
     return _with_implicit_gradient(concentration, tf.maximum(drawn, _TINY))
 
 
