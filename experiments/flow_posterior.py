@@ -6,8 +6,9 @@ decoder are those of vae_mnist.py for all; with a flow the encoder also writes a
 divergence of the posterior from the prior is estimated from the sampled z for all.
 
 Command: scripts/run experiments/flow_posterior.py --epochs=20
-Time: minutes
-Expect: test NLL
+Time: 30 minutes on 2 cores that five trainings shared; 22 with --posterior=diagonal
+Expect: test NLL 94.2 nats, 95.4 with --posterior=diagonal (seed 0, the same test noise; paired
+difference 1.19, standard error 0.03); ELBO -98.5 and -100.1, paired difference 1.66, 0.03
 """
 
 import vae_research as vr

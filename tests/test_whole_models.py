@@ -25,7 +25,7 @@ def kind_of(name):
     part = getattr(vr, name)
     if isinstance(part, type) and issubclass(part, vr.Likelihood):
         return "likelihood"
-    for kind in (vr.LossTerm, vr.Schedule, vr.Controller, vr.Bottleneck, vr.Prior):
+    for kind in (vr.LossTerm, vr.Schedule, vr.Controller, vr.Bottleneck, vr.Prior, vr.Flow):
         if isinstance(part, type) and issubclass(part, kind):
             return kind.__name__
     return "network"
@@ -87,7 +87,7 @@ def model_of(
 
     inputs = keras.Input(shape, name="inputs")
     features = keras.layers.Dense(3, "tanh")(keras.layers.Flatten()(inputs))
-    heads = of_rows({n: v for n, v in case.inputs.items() if n != "seed"})
+    heads = of_rows({n: v for n, v in case.inputs.items() if n not in ("seed", "step")})
     first = keras.Model(inputs, dense_outputs(features, heads))
     codes = {n: keras.Input(shape, name=n) for n, shape in middle.latents.items()}
     flat = [keras.layers.Flatten()(value) for value in codes.values()]
@@ -183,7 +183,7 @@ def exercise(parts, jit, folder):
     assert state_sha256(resumed) == state_sha256(vae)
 
 
-MIDDLES = [*KINDS["Bottleneck"], *KINDS["Prior"], "ladder_top_down"]
+MIDDLES = [*KINDS["Bottleneck"], *KINDS["Prior"], *KINDS["Flow"], "ladder_top_down"]
 # What a network needs of the bottleneck.
 OF_LADDER = {"ladder_encoder": {"bottleneck": "LadderBottleneck"}}
 NETWORKS = [
