@@ -41,6 +41,8 @@ class Bottleneck(keras.layers.Layer):
     has_prior = True
     one_hot: tuple[str, ...] = ()
     """The latents whose codes are one-hot in the last axis: pictures show each class."""
+    compared_codes: int = 128
+    """How many codes `latent/mutual_information` evaluates `log_prob` of; fewer if it is slow."""
     note: str | None = None
     """A remark that must accompany the figures of a run with this bottleneck."""
 

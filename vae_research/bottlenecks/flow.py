@@ -41,6 +41,8 @@ class FlowBottleneck(PosteriorBottleneck):
             other codes.
     """
 
+    compared_codes = 16  # of inverse autoregressive steps: 128 take 20 seconds of a processor
+
     def __init__(
         self,
         latent_dim: int | Sequence[int],

@@ -57,8 +57,9 @@ class Inference:
 
         `[count, columns]`, of all latents side by side, as `VAE.code_layout` labels them: `code`
         (without noise), `z`, and `z_log_var` if the posterior is a `GaussianBottleneck`'s. Of other
-        bottlenecks with a method `log_prob`, `[128, count]`: `log_densities`, log q(z|x), nats, of
-        the sampled codes of the first 128 examples given each example. `[count, values]`:
+        bottlenecks with a method `log_prob`, `[compared, count]`: `log_densities`, log q(z|x),
+        nats, of the sampled codes of the first examples (`Bottleneck.compared_codes`, 128) given
+        each example. `[count, values]`:
         `kl` in nats, if there is a closed form for every latent; it has its own number of values.
         `kl_of_columns`, `[count, columns]`, is there if every latent has one of its own shape.
         `with_code/NAME`: what `center` returned beside codes. `[128]`, for the first 128 examples:
@@ -131,5 +132,5 @@ def _log_densities(model: VAE, tensors: Tensors) -> tf.Tensor | None:
         repeated = {name: tf.repeat(tensors[name][row][tf.newaxis], count, 0) for name in codes}
         return tf.cast(log_prob(**given | repeated), tf.float32)
 
-    rows = tf.range(tf.minimum(count, _DECODED))
+    rows = tf.range(tf.minimum(count, model.bottleneck.compared_codes))
     return tf.map_fn(of_example, rows, fn_output_signature=tf.float32)
