@@ -1,4 +1,4 @@
-"""README.md stays short, and lists the experiments and the parts of the package.
+"""README.md stays short, and shows experiments, all pages and the parts of the package.
 
 Its code is run by test_docs.py, like that of every page.
 """
@@ -14,9 +14,14 @@ def test_the_readme_has_at_most_150_lines():
     assert len(README.splitlines()) <= 150
 
 
-def test_every_experiment_is_in_the_table():
+def test_every_experiment_is_on_its_page_and_the_readme_has_rows_of_it():
+    page = (CHECKOUT / "docs/experiments.md").read_text(encoding="utf-8")
     found = {path.name for path in (CHECKOUT / "experiments").glob("[!_]*.py")}
-    assert set(re.findall(r"^\| `experiments/(\w+\.py)`", README, re.MULTILINE)) == found
+    assert sorted(re.findall(r"^\| `experiments/(\w+\.py)`", page, re.MULTILINE)) == sorted(found)
+    rows = re.findall(r"^\| `experiments/.*", README, re.MULTILINE)
+    assert rows
+    assert set(rows) <= set(page.splitlines())
+    assert f"[All {len(found)} experiments](docs/experiments.md)" in README
 
 
 def test_the_map_shows_every_part_of_the_package():
