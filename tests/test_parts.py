@@ -182,7 +182,7 @@ def test_a_run_without_its_source_is_loaded_by_what_is_given(run, tmp_path):
 def test_every_test_example_keeps_its_values(run):
     values, figures = np.load(run.path / "figures.npz"), run.summary["test"]
     named = {"reconstruction", "kl", "elbo", "negative_log_likelihood", "error"}
-    assert set(values) == {*named, "importance_weighted_bound"}
+    assert set(values) == {*named, "effective_sample_size", "importance_weighted_bound"}
     for name in values:
         assert (values[name].dtype, values[name].shape) == (np.float32, (len(DATA.test),))
         exact = values[name].astype(np.float64)
@@ -198,6 +198,32 @@ def test_every_test_example_keeps_its_values(run):
     ones = [run.model.reconstruct(images[i : i + 1]).numpy()[0] for i in range(count)]
     errors = [np.abs(one - image).mean() for one, image in zip(ones, images, strict=True)]
     np.testing.assert_allclose(values["error"], errors, rtol=1e-5)
+
+
+def test_a_run_is_compared_with_another_example_by_example(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run.path, other)
+    with np.load(run.path / "figures.npz") as found:
+        values = dict(found)
+    moved = values["elbo"] + np.linspace(0.0, 2.0, len(values["elbo"]), dtype=np.float32)
+    np.savez(other / "figures.npz", elbo=moved)
+    found = vr.paired_difference(other, run, "elbo")
+    assert found.value == pytest.approx(1.0, rel=1e-5)
+    assert found.standard_error == pytest.approx(
+        (moved - values["elbo"]).std(ddof=1) / found.count**0.5
+    )
+    assert found == vr.paired_difference(moved, values["elbo"])
+    for figure, what in (("elbow", "has no 'elbow'"), ("kl", "has no 'kl'")):
+        with pytest.raises(runs.UsageError, match=what):
+            vr.paired_difference(other, run, figure)
+    config = json.loads((other / "config.json").read_text())
+    del config["sha256"]
+    config["data"]["binarize"] = "threshold"
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(runs.UsageError, match="binarize is 'threshold' and"):
+        vr.paired_difference(other, run, "elbo")
+    with pytest.raises(runs.UsageError, match="two values of each example"):
+        vr.paired_difference(moved, moved[1:])
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,7 @@ if TYPE_CHECKING:
     from vae_research.randomness import fold_in as fold_in
     from vae_research.randomness import standard_normal as standard_normal
     from vae_research.runs.cli.flags import configure as configure
+    from vae_research.runs.report.comparison import paired_difference as paired_difference
     from vae_research.runs.session.loading import load_run as load_run
     from vae_research.schedules import Constant as Constant
     from vae_research.schedules import Cosine as Cosine
@@ -276,6 +277,7 @@ _MODULES = {
     ),
     "randomness": ("fold_in", "standard_normal"),
     "runs.cli.flags": ("configure",),
+    "runs.report.comparison": ("paired_difference",),
     "runs.session.loading": ("load_run",),
     "schedules": ("Constant", "Cosine", "Cyclical", "LinearWarmup", "Schedule", "value_at"),
     "tensors": ("named",),

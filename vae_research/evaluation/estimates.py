@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import weakref
 from collections.abc import Callable, Mapping
@@ -13,14 +12,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.arguments import checked_integer
+from vae_research.arguments import checked_integer, checked_seed
 from vae_research.codes import CodeLayout
+from vae_research.evaluation import importance
 from vae_research.levels import WITHOUT_SUFFIX, levels
 from vae_research.model import VAE
 from vae_research.objective import Objective, log_prior_ratio
 from vae_research.priors.fitted import refuse_unfitted
 from vae_research.priors.prior import Prior
-from vae_research.probability import log_mean_exp
+from vae_research.randomness import evaluation_key
 from vae_research.suitability import refuse_unsuitable_data
 from vae_research.tensors import Tensors
 
@@ -33,13 +33,36 @@ VALUES_PER_CALL = 2**21
 ACTIVE_VARIANCE = 0.01
 
 # Names of what a pass returns besides the values of terms, whose names have no slash.
-_CODE, _LOG_SUM_WEIGHT = "pass/code", "pass/log_sum_weight"
+_CODE, _LOG_WEIGHT = "pass/code", "pass/log_weight"
 # Behind the names of figures under a prior that was fitted after training.
-_FITTED = "_fitted_prior"
-_SUM_OF_BOUNDS, _GROUPS = "pass/sum_of_bounds", "pass/groups"
+FITTED = "_fitted_prior"
+# Log-weights that are kept until the figures of their examples are computed: 32 MB.
+_LOG_WEIGHTS_KEPT = 2**23
+# What is known of the weights of an example, beside its figures.
+_VARIANCE, _BY_SAMPLES = "weights/variance", "weights/by_samples"
 
 # Names of the parts of the ELBO among the figures, whatever the terms are called.
 _ELBO_PARTS = ("reconstruction", "kl")
+
+
+@dataclasses.dataclass(frozen=True)
+class OfSamples:
+    """An importance-weighted estimate from so many samples of each example, nats.
+
+    It is the mean over disjoint groups of the samples that there are, and over examples.
+
+    Attributes:
+        samples: in a group.
+        value, standard_error: of the estimate.
+        fall, fall_error: by how much it is lower than the one from fewer samples before it, with
+            the standard error of the paired difference; None of the first.
+    """
+
+    samples: int
+    value: float
+    standard_error: float | None
+    fall: float | None = None
+    fall_error: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +74,17 @@ class Estimate:
     Attributes:
         values: float32 `[count]`, the value of each example in the order of the data, if
             `estimate` was asked for them, otherwise None.
+        monte_carlo_error: of an importance-weighted estimate, the part of the standard error that
+            other samples of z would change; None of a single sample.
+        by_samples: of an importance-weighted estimate, what fewer samples give, and all of them.
     """
 
     value: float
     standard_error: float | None
     count: int
     values: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    monte_carlo_error: float | None = dataclasses.field(default=None, repr=False)
+    by_samples: tuple[OfSamples, ...] = dataclasses.field(default=(), repr=False)
 
     @classmethod
     def mean_of(cls, values: np.ndarray) -> Estimate:
@@ -66,9 +94,13 @@ class Estimate:
             spread = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
             return cls(float(values.mean()), spread, len(values))
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Returns value, standard error and count by name, for JSON."""
-        return {"value": self.value, "standard_error": self.standard_error, "count": self.count}
+    def as_dict(self) -> dict[str, Any]:
+        """Returns value, standard error and count by name, and what else there is, for JSON."""
+        found = {"value": self.value, "standard_error": self.standard_error, "count": self.count}
+        if not self.by_samples:
+            return found
+        points = [dataclasses.asdict(point) for point in self.by_samples]
+        return found | {"monte_carlo_error": self.monte_carlo_error, "by_samples": points}
 
 
 def estimate(
@@ -76,6 +108,7 @@ def estimate(
     data: np.ndarray | Mapping[str, np.ndarray],
     *,
     num_samples: int = 200,
+    seed: int | None = None,
     prior: Prior | None = None,
     rows_per_call: int | None = None,
     per_example: bool = False,
@@ -89,17 +122,22 @@ def estimate(
     - `negative_log_likelihood`: the importance-weighted estimate of -log p(x) from the same
       samples. It is an upper bound in expectation, tighter with more samples. Burda et al. 2016
       (arXiv:1509.00519), equation 8.
+    - `effective_sample_size` of the weights, from 1 to `num_samples`, if that is more.
+    - `large_pareto_k`, the share of examples whose weights have so heavy a tail that their value is
+      not to be trusted: the k of the tail is above `min(1 - 1 / log10(num_samples), 0.7)`. Vehtari
+      et al. 2024 (arXiv:1507.02646). Omitted below 25 samples, which have no tail.
     - `importance_weighted_bound`, if the model trains with such a bound of K samples: the bound of
-      log p(x) with all weights 1, mean over the groups of K samples that fit in calls. Omitted if
-      `num_samples` or `rows_per_call` is below K.
+      log p(x) with all weights 1, mean over groups of K samples. Omitted if `num_samples` is below
+      K.
     - `reconstruction` and `kl`, the two parts of the ELBO, `kl_NAME` of each of several latents,
       and every other term with a value per example, unweighted, by its name.
     - `active_units`: latent dimensions whose posterior mean has a variance above 0.01 over the
       data.
     - of a `prior` that has a density: `log_density_fitted_prior` of the codes and, if they have a
-      posterior, `elbo_fitted_prior`, `kl_fitted_prior` and `negative_log_likelihood_fitted_prior`,
-      those of the model whose prior it would be, from the same samples. Further latents, whose
-      densities a module writes, keep their own prior.
+      posterior, `elbo_fitted_prior`, `kl_fitted_prior` and `negative_log_likelihood_fitted_prior`
+      with its `effective_sample_size_fitted_prior` and so on, those of the model whose prior it
+      would be, from the same samples. Further latents, whose densities a module writes, keep their
+      own prior.
 
     A model without a posterior has only the figures of its terms, and that density.
 
@@ -107,6 +145,8 @@ def estimate(
         model: a VAE whose variables exist.
         data: `[count, ...]` scaled as in training, or a dictionary of such arrays.
         num_samples: samples of z for each example.
+        seed: of the noise of all samples, 0 to 2**32 - 1; by default that of the model. Models that
+            are compared by their examples (`paired_difference`) have the same noise with one seed.
         prior: one that `fit_prior` has fitted to the model.
         rows_per_call: examples times samples that are decoded at once, which bounds the memory; by
             default about two million values in data space.
@@ -118,9 +158,9 @@ def estimate(
         between_calls: called before each compiled call; it may raise to end the evaluation.
 
     Raises:
-        ValueError: `num_samples` or `rows_per_call` is not a positive integer, there are no data,
-            the arrays differ in length, or they do not suit the likelihood, or the prior is not
-            fitted or is of other codes.
+        ValueError: `num_samples` or `rows_per_call` is not a positive integer, `seed` is no seed,
+            there are no data, the arrays differ in length or do not suit the likelihood, or the
+            prior is not fitted or is of other codes.
     """
     if prior is not None:
         refuse_unfitted(prior, model.bottleneck)
@@ -128,6 +168,7 @@ def estimate(
     count = len(data["inputs"])
     refuse_unsuitable_data(model.objective.likelihood, data)
     num_samples = checked_integer("num_samples", num_samples, 1)
+    seed = checked_seed(model.seed if seed is None else seed)
     if rows_per_call is None:
         rows = max(1, VALUES_PER_CALL // math.prod(data["inputs"].shape[1:]))
     else:
@@ -136,7 +177,7 @@ def estimate(
     examples = max(_parts(count, at_most=max(1, rows // max(samples))))
     call = _compiled_pass(model, prior, jit_compile)
     bar = keras.utils.Progbar(count, verbose=verbose, unit_name="example")
-    batches = []
+    found = _Values(model.objective, num_samples)
     for start in range(0, count, examples):
         batch = {
             name: tf.constant(_padded(values[start : start + examples], examples))
@@ -146,20 +187,12 @@ def estimate(
         for index, size in enumerate(samples):
             if between_calls is not None:
                 between_calls()
-            key = model.evaluation_key(start * len(samples) + index)
+            key = evaluation_key(seed, start * len(samples) + index)
             parts.append({name: part.numpy() for name, part in call(batch, key, size).items()})
         joined = _join(parts, samples)
-        batches.append({name: part[: count - start] for name, part in joined.items()})
+        found.add({name: part[: count - start] for name, part in joined.items()})
         bar.update(min(start + examples, count))
-    values = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
-    codes = values.pop(_CODE)
-    figures = {}
-    for name, part in values.items():
-        part = part.astype(np.float32)
-        figures[name] = dataclasses.replace(
-            Estimate.mean_of(part), values=part if per_example else None
-        )
-    return figures | {"active_units": active_units(codes)} if "elbo" in figures else figures
+    return found.figures(per_example)
 
 
 def named_arrays(user: str, data: Any) -> dict[str, Any]:
@@ -275,25 +308,18 @@ def _new_pass(model: VAE, prior: Prior | None, jit_compile: bool) -> _Pass:
         log_ratios = {"": log_prior_ratio("bound", tensors)}  # by the end of their figures' names
         if prior is not None and prior.has_density:
             log_prior = prior.log_prob(held_by_caller.prior_values(tensors))
-            rows[f"log_density{_FITTED}"] = log_prior
+            rows[f"log_density{FITTED}"] = log_prior
             log_ratio = _fitted_log_ratio(log_prior, tensors, held_by_caller.code_layout)
             if log_ratio is not None:
-                log_ratios[_FITTED] = log_ratio
-                rows[f"kl{_FITTED}"] = -log_ratio
-                rows[f"elbo{_FITTED}"] = log_ratio - rows["reconstruction"]
+                log_ratios[FITTED] = log_ratio
+                rows[f"kl{FITTED}"] = -log_ratio
+                rows[f"elbo{FITTED}"] = log_ratio - rows["reconstruction"]
         samples = {name: tf.reshape(value, [-1, num_samples]) for name, value in rows.items()}
         values = {name: tf.reduce_mean(value, axis=1) for name, value in samples.items()}
         for suffix, log_ratio in log_ratios.items():
-            if log_ratio is None:
-                continue
-            log_weight = tf.reshape(log_ratio, [-1, num_samples]) - samples["reconstruction"]
-            values[f"{_LOG_SUM_WEIGHT}{suffix}"] = tf.reduce_logsumexp(log_weight, axis=1)
-            size = objective.num_samples
-            groups = num_samples // size
-            if not suffix and objective.importance_weighted and groups:
-                per_group = tf.reshape(log_weight[:, : groups * size], [-1, groups, size])
-                bounds = tf.reduce_sum(log_mean_exp(per_group, axis=2), axis=1)
-                values |= {_SUM_OF_BOUNDS: bounds, _GROUPS: tf.fill(tf.shape(bounds), groups)}
+            if log_ratio is not None:
+                log_weight = tf.reshape(log_ratio, [-1, num_samples]) - samples["reconstruction"]
+                values[f"{_LOG_WEIGHT}{suffix}"] = log_weight
         codes = held_by_caller.code_layout.flatten(held_by_caller.encode(batch))
         return values | {_CODE: codes}
 
@@ -323,23 +349,111 @@ def _fitted_log_ratio(
 
 
 def _join(parts: list[dict[str, np.ndarray]], samples: list[int]) -> dict[str, np.ndarray]:
-    """Returns one value per example, from calls with different samples of it."""
+    """Returns one value per example, and all log-weights, from calls with different samples."""
     joined: dict[str, np.ndarray] = {
         name: np.average([part[name] for part in parts], axis=0, weights=samples)
         for name in parts[0]
         if "/" not in name
     }
-    for key in parts[0]:
-        if key.startswith(_LOG_SUM_WEIGHT):
-            log_sum = np.logaddexp.reduce([part[key].astype(np.float64) for part in parts])
-            name = f"negative_log_likelihood{key.removeprefix(_LOG_SUM_WEIGHT)}"
-            joined[name] = math.log(sum(samples)) - log_sum
-    groups = [part for part in parts if _GROUPS in part]
-    if groups:
-        bounds = functools.reduce(np.add, [part[_SUM_OF_BOUNDS] for part in groups])
-        counts = functools.reduce(np.add, [part[_GROUPS] for part in groups])
-        joined["importance_weighted_bound"] = bounds / counts
+    for name in parts[0]:
+        if name.startswith(_LOG_WEIGHT):
+            joined[name] = np.concatenate([part[name] for part in parts], axis=1)
     return joined | {_CODE: parts[0][_CODE]}
+
+
+class _Values:
+    """The values of examples, in the order of the data; log-weights become figures on the way.
+
+    Args:
+        objective: of the model.
+        num_samples: log-weights of each example.
+    """
+
+    def __init__(self, objective: Objective, num_samples: int) -> None:
+        self._num_samples = num_samples
+        group = objective.num_samples if objective.importance_weighted else num_samples + 1
+        self._group = group if group <= num_samples else None
+        self._curve = _numbers_of_samples(num_samples)
+        self._waiting: list[dict[str, np.ndarray]] = []
+        self._done: list[dict[str, np.ndarray]] = []
+
+    def add(self, values: dict[str, np.ndarray]) -> None:
+        """Takes the values of further examples, by name."""
+        self._waiting.append(values)
+        if sum(len(each[_CODE]) for each in self._waiting) * self._num_samples > _LOG_WEIGHTS_KEPT:
+            self._use_weights()
+
+    def _use_weights(self) -> None:
+        values = _concatenated(self._waiting)
+        self._waiting = []
+        for name in [name for name in values if name.startswith(_LOG_WEIGHT)]:
+            log_weights, suffix = values.pop(name), name.removeprefix(_LOG_WEIGHT)
+            values[f"negative_log_likelihood{suffix}"] = -importance.log_mean_weight(log_weights)
+            if self._num_samples > 1:
+                size = importance.effective_sample_size(log_weights)
+                values[f"effective_sample_size{suffix}"] = size
+            values[f"{_VARIANCE}{suffix}"] = importance.monte_carlo_variance(log_weights)
+            if self._num_samples >= importance.SAMPLES_WITH_A_TAIL:
+                largest = importance.largest_reliable_pareto_k(self._num_samples)
+                too_large = importance.pareto_k(log_weights) > largest
+                values[f"large_pareto_k{suffix}"] = too_large.astype(np.float64)
+            for samples in self._curve:
+                fewer = -importance.by_samples(log_weights, samples)
+                values[f"{_BY_SAMPLES}{suffix}/{samples}"] = fewer
+            if not suffix and self._group is not None:
+                bound = importance.by_samples(log_weights, self._group)
+                values["importance_weighted_bound"] = bound
+        self._done.append(values)
+
+    def figures(self, per_example: bool) -> dict[str, Estimate]:
+        """Returns the figures of all examples."""
+        self._use_weights()
+        values = _concatenated(self._done)
+        figures = {}
+        for name, part in values.items():
+            if "/" not in name:
+                found = Estimate.mean_of(part.astype(np.float32))
+                kept = part.astype(np.float32) if per_example else None
+                figures[name] = dataclasses.replace(found, values=kept)
+        for name in [name for name in values if name.startswith(_VARIANCE)]:
+            suffix = name.removeprefix(_VARIANCE)
+            nll = f"negative_log_likelihood{suffix}"
+            error = math.sqrt(values[name].sum()) / len(values[name])
+            curve = [values[f"{_BY_SAMPLES}{suffix}/{samples}"] for samples in self._curve]
+            figures[nll] = dataclasses.replace(
+                figures[nll],
+                monte_carlo_error=error if math.isfinite(error) else None,
+                by_samples=_curve_of(self._curve, curve),
+            )
+        if "elbo" in figures:
+            figures["active_units"] = active_units(values[_CODE])
+        return figures
+
+
+def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _numbers_of_samples(all_samples: int) -> list[int]:
+    """Returns of how many samples an estimate is reported beside that of all.
+
+    >>> _numbers_of_samples(200)
+    [1, 5, 50, 100, 200]
+    """
+    fewer = {number for number in (1, 5, 50, 500, 5000) if number < all_samples / 2}
+    return sorted(fewer | {max(all_samples // 2, 1), all_samples})
+
+
+def _curve_of(samples: list[int], values: list[np.ndarray]) -> tuple[OfSamples, ...]:
+    points = []
+    for index, (number, part) in enumerate(zip(samples, values, strict=True)):
+        found = Estimate.mean_of(part)
+        point = OfSamples(number, found.value, found.standard_error)
+        if index:
+            fall = Estimate.mean_of(values[index - 1] - part)
+            point = dataclasses.replace(point, fall=fall.value, fall_error=fall.standard_error)
+        points.append(point)
+    return tuple(points)
 
 
 def _parts(total: int, at_most: int) -> list[int]:

@@ -162,6 +162,15 @@ def define_standard_flags() -> None:
         minimum=1,
         may_change=True,
     )
+    define_integer(
+        "evaluation_seed",
+        0,
+        "seed of the noise in the test figures; runs with the same one can be compared image by "
+        "image, whatever their --seed",
+        minimum=0,
+        maximum=2**32 - 1,
+        may_change=True,
+    )
     define_auto_integer(
         "evaluation_rows",
         "test images times samples that are decoded at once, which limits the memory needed; "

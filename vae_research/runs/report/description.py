@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research.data import Data
+from vae_research.evaluation.estimates import Estimate
+from vae_research.evaluation.importance import largest_reliable_pareto_k
 from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.runs.cli.config import Config
@@ -54,6 +57,32 @@ def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
         "weights": weights_in_words(model),
         "execution": dataclasses.asdict(execution),
     }
+
+
+def notes_on_samples(figures: Mapping[str, Estimate]) -> list[str]:
+    """Returns notes on how good the importance-weighted estimates are."""
+    notes = []
+    for name, figure in figures.items():
+        last = figure.by_samples[-1] if figure.by_samples else None
+        if last is None or last.fall is None:
+            continue
+        before = figure.by_samples[-2].samples
+        error = "" if last.fall_error is None else f" +- {last.fall_error:.3f}"
+        note = (
+            f"From {before} to {last.samples} importance samples, {name} fell by "
+            f"{last.fall:.3f}{error} nats"
+        )
+        if figure.monte_carlo_error is not None:
+            note += f"; other samples would change it by {figure.monte_carlo_error:.3f}"
+        share = figures.get(name.replace("negative_log_likelihood", "large_pareto_k"))
+        if share is not None:
+            largest = largest_reliable_pareto_k(last.samples)
+            note += (
+                f"; of {share.value:.1%} of the examples the weights have too heavy a tail for a "
+                f"value to be trusted (Pareto k above {largest:.3g})"
+            )
+        notes.append(f"{note}.")
+    return notes
 
 
 def notes_of(model: VAE, data: Data) -> list[str]:

@@ -7,15 +7,18 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vae_research.checkpoints import Checkpoint
 from vae_research.data import Data
+from vae_research.evaluation.estimates import FITTED, Estimate
 
-if TYPE_CHECKING:
-    from vae_research.evaluation.estimates import Estimate
-
-_UNITS = {"active_units": "latent dimensions"}  # of the figures that are not those of a term
+# Of the figures that are not those of a term.
+_UNITS = {
+    "active_units": "latent dimensions",
+    "effective_sample_size": "samples",
+    "large_pareto_k": "of all",
+}
 
 
 def print_start(
@@ -92,7 +95,7 @@ def print_figures(
     units = {**units, **_UNITS}
     for name, figure in figures.items():
         error = "" if figure.standard_error is None else f" +- {figure.standard_error:.2f}"
-        unit = units.get(name, "nats")
+        unit = units.get(name.removesuffix(FITTED), "nats")
         if name == "negative_log_likelihood":
             unit += f" ({num_samples} importance samples)"
         unit += f"{', ' if unit else ''}{figure.count:,} examples"

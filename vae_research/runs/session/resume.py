@@ -89,6 +89,7 @@ def evaluation(config: Config, read: Collection[str], source: str | None) -> dic
     own = {name: value for name, value in _own(config).items() if name in read}
     return {
         "importance_samples": config.importance_samples,
+        "seed": config.evaluation_seed,
         "rows": config.evaluation_rows,
         "flags": directory.as_plain(own),
         "source": source,

@@ -36,7 +36,12 @@ from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, R
 from vae_research.runs.cli.flags import may_change
 from vae_research.runs.cli.functions import experiment_file
 from vae_research.runs.report import outputs, screen
-from vae_research.runs.report.description import describe, describe_model, notes_of
+from vae_research.runs.report.description import (
+    describe,
+    describe_model,
+    notes_of,
+    notes_on_samples,
+)
 from vae_research.runs.session import directory, logs, reproducibility, resume
 from vae_research.runs.session.building import (
     build_model,
@@ -447,6 +452,7 @@ class Session:
             self.model,
             self.data.test.tensors_by_block(self.names),
             num_samples=config.importance_samples,
+            seed=config.evaluation_seed,
             prior=self.prior,
             rows_per_call=config.evaluation_rows,
             per_example=True,
@@ -486,7 +492,7 @@ class Session:
         scores = {found["epoch"]: score(found, "validation/") for found in records}
         best = max(scores, key=lambda epoch: _or_least(scores[epoch]), default=None)
         saved = checkpoints.best_in(run_dir / "checkpoints")
-        notes = notes_of(model, data)
+        notes = notes_of(model, data) + notes_on_samples(estimates)
         if best not in (None, last) and saved is not None:
             notes.append(
                 f"Figures and saved networks are of the last epoch, {last}; on validation data "
