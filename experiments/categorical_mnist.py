@@ -3,7 +3,7 @@
 Paper: Jang et al. 2017, Categorical Reparameterization with Gumbel-Softmax (arXiv:1611.01144);
 Maddison et al. 2017 (arXiv:1611.00712). With --joint, one variable of ten classes beside continuous
 latents, with a capacity of its own for each (Dupont 2018, arXiv:1804.00104). Training draws relaxed
-codes, whose figures are no bound; validation and test draw one-hot codes.
+codes, whose figures are not bounds; validation and test draw one-hot codes.
 
 Command: scripts/run experiments/categorical_mnist.py
 Time: 17 minutes on 2 cores that five trainings shared

@@ -137,6 +137,13 @@ def _with_implicit_gradient(concentration: tf.Tensor, drawn: tf.Tensor) -> Any:
     return tf.identity(drawn), gradient
 
 
+def gumbel(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns numbers from the standard Gumbel distribution; `seed` is a stateless key, `[2]`."""
+    shape = tf.convert_to_tensor(shape, tf.int32)
+    numbers = uniform([tf.reduce_prod(shape)], seed)
+    return -tf.math.log(-tf.math.log(tf.reshape(numbers, shape)))
+
+
 def philox_bits(shape: Sequence[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
     """Returns random uint32 words, those of `tf.random.stateless_uniform` with `alg="philox"`.
 

@@ -100,8 +100,7 @@ def model_arguments(config: Mapping[str, Any]) -> tuple[dict[str, Any], InputSpe
     arguments["critics"] = [Critic.from_config(critic) for critic in arguments["critics"]]
     if arguments["gradient_estimator"] is not None:
         arguments["gradient_estimator"] = from_config(arguments["gradient_estimator"])
-    narrow = arguments.pop("narrow_convolutions", {})  # the name in files of earlier versions
-    for name, names in arguments.pop("own_kernels", narrow).items():
+    for name, names in arguments.pop("own_kernels", {}).items():
         found = arguments[name]
         for layer in layers_of([x.layer for x in found] if name == "critics" else found):
             if layer.name in names:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from vae_research.data.checks import row_blocks
 from vae_research.data.streams import DeviceDataset
 from vae_research.losses.term import Likelihood
 from vae_research.tensors import Named
@@ -85,16 +86,18 @@ def refuse_between_levels(likelihood: Likelihood, name: str, values: np.ndarray)
     spacing = likelihood.spacing
     if spacing is None or (spacing == 1.0 and values.dtype.kind in "bui"):
         return
-    steps = values.astype(np.float64) / spacing
-    # In float32, a value of 65536 levels is off by up to 0.004 of their distance.
-    between = np.abs(steps - np.round(steps)) > 0.01
-    if np.any(between):
-        wanted = "whole numbers" if spacing == 1.0 else f"multiples of 1/{round(1.0 / spacing)}"
-        raise ValueError(
-            f"{name} have values such as {values[between][0]:g}, and {likelihood!r} needs "
-            f"{wanted}: keep the stored integers (rescale='none'), or set levels to their number, "
-            "if it has such a setting; Gaussian and Laplace take all values."
-        )
+    for rows in row_blocks(values):
+        block = values[rows]
+        steps = block.astype(np.float64) / spacing
+        # In float32, a value of 65536 levels is off by up to 0.004 of their distance.
+        between = np.abs(steps - np.round(steps)) > 0.01
+        if np.any(between):
+            wanted = "whole numbers" if spacing == 1.0 else f"multiples of 1/{round(1.0 / spacing)}"
+            raise ValueError(
+                f"{name} have values such as {block[between][0]:g}, and {likelihood!r} needs "
+                f"{wanted}: keep the stored integers (rescale='none'), or set levels to their "
+                "number, if it has such a setting; Gaussian and Laplace take all values."
+            )
 
 
 def as_tensor(name: str, values: Any) -> tf.Tensor:

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from vae_research.bottlenecks.quantized import QuantizedBottleneck
 from vae_research.priors.indices import UniformPrior
-from vae_research.priors.mixture import gumbel
 from vae_research.priors.prior import Prior
+from vae_research.randomness import gumbel
 from vae_research.schedules import Schedule, value_at
 from vae_research.settings import from_config
 from vae_research.tensors import RELAXED
@@ -28,8 +28,9 @@ class RelaxedCategoricalBottleneck(QuantizedBottleneck):
     as `log_posterior` and `log_prior`. The code without noise has the most probable classes.
 
     In training z is relaxed, softmax((logits + Gumbel noise) / temperature), and has no such
-    probability: neither is written. Likelihood and divergence are then of different codes and no
-    bound of log p(x) (Maddison et al. 2017, appendix C.2): no ELBO of training steps is reported.
+    probability: neither is written. Likelihood and divergence are then of different codes, and
+    their sum is not a bound of log p(x) (Maddison et al. 2017, appendix C.2): no ELBO of training
+    steps is reported.
     Jang et al. 2017 (arXiv:1611.01144); Maddison et al. 2017 (arXiv:1611.00712).
 
     Args:
@@ -40,13 +41,14 @@ class RelaxedCategoricalBottleneck(QuantizedBottleneck):
             fitted after training, with `fit_prior`.
 
     Raises:
-        ValueError: a number is out of its range, or the prior is not uniform.
+        ValueError: a number is out of its range, also the first value of a schedule, or the prior
+            is not uniform.
     """
 
     one_hot = ("z",)
     note = (
-        "Codes are relaxed in training, and its figures are no bound of log p(x) (Maddison et al. "
-        "2017); validation and test draw one-hot codes."
+        "Codes are relaxed in training, and its figures are not bounds of log p(x) (Maddison et "
+        "al. 2017); validation and test draw one-hot codes."
     )
 
     def __init__(
@@ -69,8 +71,13 @@ class RelaxedCategoricalBottleneck(QuantizedBottleneck):
             given = from_config(given)
         if not isinstance(given, Schedule):
             given = float(given)
-            if not 0.0 < given < math.inf:
-                raise ValueError(f"temperature must be above 0, got {given!r}.")
+        # A length in epochs is not known yet; the first value does not depend on it.
+        schedule = given.in_steps(1) if isinstance(given, Schedule) else given
+        first = float(value_at(schedule, 0))
+        if not 0.0 < first < math.inf:
+            raise ValueError(
+                f"temperature must be above 0, got {given!r}, which is {first:g} at first."
+            )
         self._declared_temperature: float | Schedule = given
         self.temperature = self._declared_temperature
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ import tensorflow as tf
 from vae_research.arguments import checked_integer
 from vae_research.bottlenecks.flows import Flow
 from vae_research.bottlenecks.gaussian import GaussianBottleneck
-from vae_research.bottlenecks.posterior import PosteriorBottleneck
+from vae_research.bottlenecks.posterior import PosteriorBottleneck, from_saved
 from vae_research.priors.prior import Prior
 from vae_research.tensors import sum_in_order
 
@@ -23,8 +23,8 @@ class FlowBottleneck(PosteriorBottleneck):
     Reads `z_mean`, `z_log_var` `[rows, ...]`, of the shape of a code, `seed`, and, if the steps
     depend on the example, `z_context` `[rows, context_dim]`; writes `z`, `log_posterior` and
     `log_prior`. The divergence has no closed form with any prior: train with `MonteCarloKL()`. The
-    code without noise is what the flow makes of `z_mean`. Without an inverse of all steps there is
-    no `log_prob`, and what needs it refuses the bottleneck.
+    code without noise is what the flow makes of `z_mean`. `log_prob` needs the inverse of every
+    step; gradient estimators and whatever else needs it refuse a flow with a step that has none.
     Rezende and Mohamed 2015 (arXiv:1505.05770), section 4; Kingma et al. 2016 (arXiv:1606.04934).
 
     `dense_encoder(..., outputs={"z_mean": 20, "z_log_var": 20, "z_context": 64})` writes what it
@@ -58,10 +58,7 @@ class FlowBottleneck(PosteriorBottleneck):
         self.base.built = True  # all there is to build is built; Keras would warn of it
         if not isinstance(flows, (list, tuple)) or not flows:
             raise ValueError(f"flows must be a list with one flow or more, got {flows!r}.")
-        self.flows = [
-            keras.saving.deserialize_keras_object(flow) if isinstance(flow, Mapping) else flow
-            for flow in flows
-        ]
+        self.flows = [from_saved(flow) for flow in flows]
         for flow in self.flows:
             if not isinstance(flow, Flow):
                 raise ValueError(

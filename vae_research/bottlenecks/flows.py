@@ -91,7 +91,8 @@ def autoregressive_masks(
 
     Each unit has a degree, how many of the first inputs it may depend on, and is connected with
     units of the layer before it whose degree is not larger. Germain et al. 2015 (arXiv:1502.03509),
-    equations 8 and 9; the degrees are in turn, and not drawn.
+    equations 8 and 9; the degrees are in turn, and not drawn. A layer with fewer units than inputs
+    has degrees at equal distances up to the largest, so that the last output depends on all inputs.
 
     Args:
         size: number of inputs that have an order.
@@ -105,6 +106,8 @@ def autoregressive_masks(
     masks = []
     for units in hidden_units:
         degrees = lowest + np.arange(units) % (size - lowest)
+        if units < size - lowest:
+            degrees = np.linspace(size - 1, lowest, units).round().astype(int)
         masks.append(below[:, np.newaxis] <= degrees)
         below = degrees
     return [*masks, below[:, np.newaxis] < np.tile(np.arange(1, size + 1), outputs)]
@@ -209,16 +212,17 @@ class PlanarFlow(Flow):
         # Chained identities, here and below, so that no tensor has more than two consumers.
         of_direction = tf.identity(normal)
         along = tf.reduce_sum(normal * z, axis=1, keepdims=True) + offset
-        direction, product = _invertible(towards, of_direction)
+        direction, slope = _invertible(towards, of_direction)
         bent = tf.tanh(along)
-        of_slope = tf.identity(bent)
-        # 1 + w.u (1 - tanh^2) is positive, since w.u is above -1.
-        log_det = tf.math.log1p(product * (1.0 - tf.square(of_slope)))[:, 0]
+        squared = tf.square(tf.identity(bent))
+        of_rest = tf.identity(squared)
+        # 1 + w.u (1 - tanh^2), from 1 + w.u, which keeps its digits near zero.
+        log_det = tf.math.log(slope * (1.0 - of_rest) + tf.identity(of_rest))[:, 0]
         return tf.identity(z) + direction * bent, log_det
 
 
 def _invertible(towards: tf.Tensor, normal: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns u moved along w to where w.u is above -1, and that product, `[rows, 1]`.
+    """Returns u moved along w to where w.u is above -1, and 1 + w.u, `[rows, 1]`, above 0.
 
     Args:
         towards: u, `[rows, size]`.
@@ -228,7 +232,7 @@ def _invertible(towards: tf.Tensor, normal: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     of_move = tf.identity(of_norm)
     product = tf.reduce_sum(tf.identity(towards) * normal, axis=1, keepdims=True)
     # The paper has softplus(x) - 1, by which u = 0 would move, without a limit as w goes to 0.
-    allowed = tf.nn.softplus(product + math.log(math.e - 1.0)) - 1.0
+    allowed = tf.maximum(tf.nn.softplus(product + math.log(math.e - 1.0)), 1e-30)
     squared = tf.reduce_sum(tf.square(of_norm), axis=1, keepdims=True)
-    move = tf.math.divide_no_nan(tf.identity(allowed) - tf.identity(product), squared)
+    move = tf.math.divide_no_nan(tf.identity(allowed) - 1.0 - tf.identity(product), squared)
     return towards + move * of_move, tf.identity(allowed)

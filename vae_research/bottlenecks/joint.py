@@ -11,6 +11,8 @@ import keras
 import tensorflow as tf
 
 from vae_research.bottlenecks.bottleneck import Bottleneck
+from vae_research.bottlenecks.posterior import from_saved
+from vae_research.priors.prior import DIAGONAL_POSTERIORS
 from vae_research.randomness import fold_in
 from vae_research.tensors import RELAXED, sum_in_order
 
@@ -28,10 +30,11 @@ def _outer(latent: str, name: str) -> str:
 class JointBottleneck(Bottleneck):
     """Latents that are independent, given the example and in the prior, each by its own name.
 
-    Each is the `z` of a bottleneck. What that reads and writes has the name of the latent in place
-    of `z`: of `{"z": GaussianBottleneck(10), "c": RelaxedCategoricalBottleneck(10)}` the encoder
-    writes `z_mean`, `z_log_var` and `c_logits`; divergences and densities are `kl_z`, `kl_c` and so
-    on, of which `CapacityKL(latent="c")` takes one. `log_prob` is there if each of them has it.
+    Each is the `z` of a bottleneck, whose tensors are renamed: `z` is the name of the latent, and
+    `z_mean` begins with it. Of `{"z": GaussianBottleneck(9), "c": RelaxedCategoricalBottleneck(9)}`
+    the encoder writes `z_mean`, `z_log_var` and `c_logits`; divergences and densities are `kl_z`,
+    `kl_c` and so on, of which `CapacityKL(latent="c")` takes one. `log_prob` is there if each of
+    them has it.
     Continuous and discrete latents: Dupont 2018 (arXiv:1804.00104).
 
     Args:
@@ -44,16 +47,18 @@ class JointBottleneck(Bottleneck):
 
     def __init__(self, parts: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.parts: dict[str, Bottleneck] = {
-            name: keras.saving.deserialize_keras_object(part) if isinstance(part, Mapping) else part
-            for name, part in parts.items()
-        }
+        self.parts: dict[str, Bottleneck] = {name: from_saved(part) for name, part in parts.items()}
         for name, part in self.parts.items():
             given = isinstance(part, Bottleneck) and part.has_prior and list(part.latents) == ["z"]
             if not given or len(self.parts) < 2:
                 raise ValueError(
                     "parts must be two bottlenecks or more, each with a prior and a single latent "
                     f"z, got {part!r} as {name!r} of {len(self.parts)}."
+                )
+            if getattr(getattr(part, "prior", None), "of", None) == DIAGONAL_POSTERIORS:
+                raise ValueError(
+                    f"The part {name!r} has a {type(part.prior).__name__}, which needs the encoder "
+                    "of a model with this latent alone: give it another prior."
                 )
         methods: dict[str, Callable[..., Any]] = {
             "call": self._call,

@@ -18,7 +18,7 @@ from vae_research.randomness import fold_in, standard_gamma, standard_normal
 def log_normaliser(concentration: tf.Tensor, size: int) -> tf.Tensor:
     """Returns c of the density exp(-c) ((1 + m.z) / 2)^k of the power spherical distribution.
 
-    De Cao and Aziz 2020 (arXiv:2006.04437), equation 6, with the factor 2^k in the power. In
+    De Cao and Aziz 2020 (arXiv:2006.04437), equation 6, with the factor 2^k in the power. It is
     float64: the logarithms of gamma functions are large numbers with a small difference.
 
     Args:
@@ -29,7 +29,7 @@ def log_normaliser(concentration: tf.Tensor, size: int) -> tf.Tensor:
     first = tf.cast(concentration, tf.float64) + half
     difference = tf.math.lgamma(first) - tf.math.lgamma(first + half)
     constant = (size - 1) * math.log(2.0) + half * math.log(math.pi)
-    return tf.cast(difference + constant, tf.float32)
+    return difference + constant
 
 
 def power_spherical_kl(concentration: tf.Tensor, size: int) -> tf.Tensor:
@@ -46,14 +46,15 @@ def power_spherical_kl(concentration: tf.Tensor, size: int) -> tf.Tensor:
         half, power = 0.5 * (size - 1), tf.cast(concentration, tf.float64)
         first, second = power + half, power + 2.0 * half
         # The mean of log((1 + m.z) / 2).
-        mean = tf.cast(power * (tf.math.digamma(first) - tf.math.digamma(second)), tf.float32)
+        mean = power * (tf.math.digamma(first) - tf.math.digamma(second))
+        value = mean - log_normaliser(concentration, size) + log_area(size)
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             one = tf.ones([], tf.float64)
             slope = tf.math.polygamma(one, first) - tf.math.polygamma(one, second)
             return upstream * tf.cast(power * slope, tf.float32)
 
-        return mean - log_normaliser(concentration, size) + log_area(size), gradient
+        return tf.cast(value, tf.float32), gradient
 
     return divergence(concentration)
 
@@ -137,6 +138,7 @@ class PowerSphericalBottleneck(PosteriorBottleneck):
     def _log_density(self, minus_log: tf.Tensor, concentration: tf.Tensor) -> tf.Tensor:
         """Returns the log-density, `[rows]`, from -log((1 + m.z) / 2)."""
         constant = log_normaliser(tf.identity(concentration), self.latents["z"][-1])
+        constant = tf.cast(constant, tf.float32)
         return -probability.sum_over_event(concentration * minus_log + constant)
 
     def _parameters(

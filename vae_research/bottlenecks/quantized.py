@@ -172,6 +172,8 @@ class FiniteScalarQuantizedBottleneck(QuantizedBottleneck):
     def to_indices(self, z: tf.Tensor) -> tf.Tensor:
         """Returns the indices of the codes nearest to `z` `[rows, ..., size]`, int32."""
         digits = tf.cast(tf.round(z * self._half) + self._half, tf.int32)
+        # A digit that is too large would count for the next one.
+        digits = tf.clip_by_value(digits, 0, tf.constant(self.levels) - 1)
         return tf.reduce_sum(digits * self._places, axis=-1)
 
     def from_indices(self, indices: tf.Tensor) -> tf.Tensor:

@@ -194,7 +194,7 @@ def cropped(features: Any, shape: Sequence[int], doublings: int) -> Any:
 
 
 def check_image(shape: Sequence[int], filters: Sequence[int], kernel_size: int) -> None:
-    """Raises ValueError for what is no image, or without filters."""
+    """Raises ValueError for a shape that is not that of an image, or without filters."""
     if len(shape) != 3:
         raise ValueError(
             "A convolutional network needs the shape of an image, (height, width, channels); got "

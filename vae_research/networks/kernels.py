@@ -1,4 +1,4 @@
-"""Other ways to compute two layers of Keras on a CPU: faster, and with gradients that repeat.
+"""Other ways to compute two layers of Keras: faster on a CPU, and with gradients that repeat.
 
 The last convolution of a decoder has one output channel, or three. TensorFlow's CPU kernels take as
 long for one channel as for many, and longest for the gradient of the weights. The gradient of a
@@ -72,7 +72,8 @@ def repeatable_normalization(
 
 def has_own_kernel(layer: keras.layers.Layer) -> bool:
     """Returns whether one of these functions has changed how a layer is computed."""
-    return bool({"convolution_op", "call"} & vars(layer).keys())
+    kinds = (keras.layers.Conv2D, keras.layers.GroupNormalization)
+    return isinstance(layer, kinds) and bool({"convolution_op", "call"} & vars(layer).keys())
 
 
 def give_own_kernel(layer: keras.layers.Layer) -> None:

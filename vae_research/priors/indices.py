@@ -10,9 +10,8 @@ import keras
 import tensorflow as tf
 
 from vae_research.arguments import checked_integer
-from vae_research.priors.mixture import gumbel
 from vae_research.priors.prior import INDICES, Prior
-from vae_research.randomness import fold_in
+from vae_research.randomness import fold_in, gumbel
 
 
 @keras.saving.register_keras_serializable(package="vae_research")

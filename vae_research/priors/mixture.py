@@ -12,7 +12,7 @@ import tensorflow as tf
 from vae_research import probability
 from vae_research.arguments import checked_integer
 from vae_research.priors.prior import Prior
-from vae_research.randomness import fold_in, standard_normal, uniform
+from vae_research.randomness import fold_in, gumbel, standard_normal
 
 # Of EM: steps, and the least variance of a component over that of all codes.
 _EM_STEPS, _LEAST_VARIANCE = 50, 1e-3
@@ -31,13 +31,6 @@ def mixture_log_density(
     density = probability.normal_log_density(values[:, tf.newaxis], mean, log_var)
     by_component = tf.reduce_sum(density, axis=2) + tf.nn.log_softmax(logits)
     return tf.reduce_logsumexp(by_component, axis=1)
-
-
-def gumbel(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Returns numbers from the standard Gumbel distribution; `seed` is a stateless key, `[2]`."""
-    shape = tf.convert_to_tensor(shape, tf.int32)
-    numbers = uniform([tf.reduce_prod(shape)], seed)
-    return -tf.math.log(-tf.math.log(tf.reshape(numbers, shape)))
 
 
 def mixture_sample(
