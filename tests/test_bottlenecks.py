@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import tensorflow as tf
 
@@ -13,6 +14,8 @@ from vae_research import (
     FullCovarianceGaussianBottleneck,
     GaussianBottleneck,
 )
+from vae_research.bottlenecks.flows import autoregressive_masks
+from vae_research.bottlenecks.power_spherical import power_spherical_kl
 from vae_research.gradient_estimators import check_densities
 from vae_research.priors.fitted import refuse_other_codes
 from vae_research.probability import normal_log_density
@@ -523,6 +526,39 @@ def test_priors_elsewhere_are_refused_on_the_sphere_and_that_of_the_sphere_elsew
 # Discrete codes.
 
 
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("units", [(40, 40), (7, 3), (10,)])
+def test_an_autoregressive_network_reads_all_values_before_and_no_others(units, context):
+    masks = autoregressive_masks(20, units, context, 1)
+    paths = np.linalg.multi_dot([mask.astype(int) for mask in masks])[:20] > 0
+    assert not np.tril(paths).any()
+    assert paths[:19, 19].all()
+    if min(units) >= 20:
+        np.testing.assert_array_equal(paths, np.triu(np.ones([20, 20]), 1))
+
+
+def test_a_planar_step_that_flattens_space_has_a_finite_density():
+    step = vr.PlanarFlow()
+    step.build_for(2, 0)
+    step.bias.assign([-5.0, 0.0, 5.0, 0.0, 0.0])  # w.u = -25
+    _, log_det = step(tf.zeros([1, 2]))
+    product = -25.0 + np.log(np.e - 1.0)
+    np.testing.assert_allclose(log_det, np.log1p(np.exp([product])), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(log_det, [product], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "k"), [(256, 0.1), (1000, 0.1), (3, 2.0)])
+def test_small_divergences_on_a_sphere_keep_their_digits(size, k):
+    # Of t = m.z: the density falls off as (1 + t)^k beside that of the uniform distribution.
+    t = np.linspace(-1.0, 1.0, 200_003)[1:-1]
+    log_u = 0.5 * (size - 3) * np.log1p(-(t**2))
+    log_u -= scipy.special.logsumexp(log_u)
+    log_ratio = k * np.log1p(t)
+    log_ratio -= scipy.special.logsumexp(log_u + log_ratio)
+    expected = np.sum(np.exp(log_u + log_ratio) * log_ratio)
+    assert float(power_spherical_kl(tf.constant(k), size)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_relaxed_codes_are_near_to_one_hot_ones_at_low_temperatures():
     logits = tf.constant(np.random.default_rng(0).standard_normal((500, 2, 4)), tf.float32)
     given = logits, SEED, tf.constant(0.0)
@@ -584,8 +620,9 @@ def test_training_with_relaxed_codes_reports_no_bound():
         check_densities(vr.StickingTheLanding(), vae.bottleneck)
     with pytest.raises(ValueError, match=r"takes a UniformPrior.* AutoregressivePrior"):
         categorical_model([], prior=vr.AutoregressivePrior(4))
-    with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
-        categorical_model([], temperature=0)
+    for temperature in (0, vr.LinearWarmup(steps=10)):
+        with pytest.raises(ValueError, match=r"temperature must be above 0, got .* is 0 at first"):
+            categorical_model([], temperature=temperature)
 
 
 @pytest.mark.slow

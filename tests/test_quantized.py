@@ -53,6 +53,15 @@ def test_every_index_has_a_code_of_its_own(bottleneck):
     np.testing.assert_array_equal(bottleneck.to_indices(codes), indices)
 
 
+def test_a_value_that_was_moved_beyond_its_levels_changes_no_other_one():
+    bottleneck = vr.FiniteScalarQuantizedBottleneck(3, (5, 4, 3))
+    codes = bottleneck.from_indices(np.arange(60, dtype=np.int32)).numpy()
+    moved = codes + np.float32([1.7, -1.7, 0.0])
+    again = bottleneck.from_indices(bottleneck.to_indices(moved))
+    np.testing.assert_array_equal(again[:, 2], codes[:, 2])
+    np.testing.assert_array_equal(again[:, 0].numpy() >= codes[:, 0], True)
+
+
 def test_a_decoder_sees_codes_and_nothing_else(bottleneck):
     z_mean = vectors(50, 2, 2, 3)
     found = written(bottleneck, z_mean)
