@@ -8,8 +8,9 @@ and He 2018 (arXiv:1803.08494) for the blocks of the networks. The images of the
 
 Command: scripts/run experiments/colour_vae.py --dataset=package/img/twitter/64 \
     --background=white --image_size=32
-Time: 0 minutes on 2 busy cores
-Expect: test ELBO 0.0
+Time: 37 minutes on 2 cores that had eight other programs to run
+Expect: test ELBO -9025 nats (4.24 bits per dimension), NLL 8929 (4.19) (seed 0; error 121);
+own_data.py, a smaller network with one logistic distribution for each channel, has 4.83
 """
 
 import math
