@@ -18,6 +18,20 @@ from vae_research.settings import from_config
 from vae_research.tensors import RELAXED
 
 
+def _checked_temperature(given: Any) -> float | Schedule:
+    """Returns a temperature, also that of a saved configuration; raises ValueError if it is bad."""
+    if isinstance(given, Mapping):
+        given = from_config(given)
+    found: float | Schedule = given if isinstance(given, Schedule) else float(given)
+    # A length in epochs is not known yet; the first value does not depend on it.
+    first = float(value_at(found.in_steps(1) if isinstance(found, Schedule) else found, 0))
+    if not 0.0 < first < math.inf:
+        raise ValueError(
+            f"temperature must be above 0, got {found!r}, which is {first:g} at first."
+        )
+    return found
+
+
 @keras.saving.register_keras_serializable(package="vae_research")
 class RelaxedCategoricalBottleneck(QuantizedBottleneck):
     """Each variable is one of several classes; in training, all of them with weights.
@@ -66,19 +80,7 @@ class RelaxedCategoricalBottleneck(QuantizedBottleneck):
                 f"{type(self).__name__} takes a UniformPrior: relaxed codes have no probability "
                 f"under {type(self.prior).__name__}. Fit it after training, with fit_prior."
             )
-        given: Any = temperature
-        if isinstance(given, Mapping):  # of a saved configuration
-            given = from_config(given)
-        if not isinstance(given, Schedule):
-            given = float(given)
-        # A length in epochs is not known yet; the first value does not depend on it.
-        schedule = given.in_steps(1) if isinstance(given, Schedule) else given
-        first = float(value_at(schedule, 0))
-        if not 0.0 < first < math.inf:
-            raise ValueError(
-                f"temperature must be above 0, got {given!r}, which is {first:g} at first."
-            )
-        self._declared_temperature: float | Schedule = given
+        self._declared_temperature = _checked_temperature(temperature)
         self.temperature = self._declared_temperature
 
     def set_steps_per_epoch(self, steps_per_epoch: int, ahead: float = 0.0) -> bool:

@@ -9,11 +9,16 @@ import keras
 import tensorflow as tf
 
 from vae_research.arguments import checked_integer
-from vae_research.bottlenecks.flows import Flow
+from vae_research.bottlenecks.flows import (
+    Flow,
+    all_steps,
+    built_steps,
+    undone_steps,
+    without_inverse,
+)
 from vae_research.bottlenecks.gaussian import GaussianBottleneck
-from vae_research.bottlenecks.posterior import PosteriorBottleneck, from_saved
+from vae_research.bottlenecks.posterior import PosteriorBottleneck
 from vae_research.priors.prior import Prior
-from vae_research.tensors import sum_in_order
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
@@ -56,16 +61,7 @@ class FlowBottleneck(PosteriorBottleneck):
         self.context_dim = checked_integer("context_dim", context_dim, 0)
         self.base = GaussianBottleneck(self.latents["z"])
         self.base.built = True  # all there is to build is built; Keras would warn of it
-        if not isinstance(flows, (list, tuple)) or not flows:
-            raise ValueError(f"flows must be a list with one flow or more, got {flows!r}.")
-        self.flows = [from_saved(flow) for flow in flows]
-        for flow in self.flows:
-            if not isinstance(flow, Flow):
-                raise ValueError(
-                    f"flows must be a list of flows, such as InverseAutoregressiveFlow(), got "
-                    f"{flow!r} in it."
-                )
-            flow.build_for(self.latent_dim, self.context_dim)
+        self.flows = built_steps(flows, self.latent_dim, self.context_dim)
 
     def call(
         self,
@@ -94,12 +90,11 @@ class FlowBottleneck(PosteriorBottleneck):
         Raises:
             AttributeError: a step of the flow has no inverse in closed form.
         """
-        for flow in self.flows:
-            if not flow.has_inverse:
-                raise AttributeError(
-                    f"{type(self).__name__} has no log_prob with {type(flow).__name__}, which has "
-                    "no inverse in closed form; InverseAutoregressiveFlow has one."
-                )
+        if (step := without_inverse(self.flows)) is not None:
+            raise AttributeError(
+                f"{type(self).__name__} has no log_prob with {type(step).__name__}, which has no "
+                "inverse in closed form; InverseAutoregressiveFlow has one."
+            )
         return self._log_prob
 
     def _log_prob(
@@ -109,28 +104,20 @@ class FlowBottleneck(PosteriorBottleneck):
         z_log_var: tf.Tensor,
         z_context: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        values = tf.reshape(tf.cast(z, tf.float32), [-1, self.latent_dim])
-        total = tf.zeros(tf.shape(values)[:1])
-        steps = list(zip(self.flows, self._contexts(z_context), strict=True))
-        for flow, context in reversed(steps):
-            values, log_determinant = flow.inverse(values, context)
-            total += log_determinant
+        flat = tf.reshape(tf.cast(z, tf.float32), [-1, self.latent_dim])
+        values, log_determinant = undone_steps(self.flows, flat, self._checked(z_context))
         values = tf.reshape(values, tf.shape(z))
-        return self.base.log_prob(values, z_mean, z_log_var) - total
+        return self.base.log_prob(values, z_mean, z_log_var) - log_determinant
 
     def _transformed(
         self, z: tf.Tensor, z_context: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns codes behind all steps, and log |det dz'/dz|, `[rows]`."""
-        values = tf.reshape(z, [-1, self.latent_dim])
-        log_determinants = []
-        for flow, context in zip(self.flows, self._contexts(z_context), strict=True):
-            values, log_determinant = flow(values, context)
-            log_determinants.append(log_determinant)
-        return tf.reshape(values, tf.shape(z)), sum_in_order(log_determinants)
+        flat = tf.reshape(z, [-1, self.latent_dim])
+        values, log_determinant = all_steps(self.flows, flat, self._checked(z_context))
+        return tf.reshape(values, tf.shape(z)), log_determinant
 
-    def _contexts(self, z_context: tf.Tensor | None) -> list[tf.Tensor | None]:
-        """Returns the context for each step; raises ValueError if it is not as was declared."""
+    def _checked(self, z_context: tf.Tensor | None) -> tf.Tensor | None:
         given = 0 if z_context is None else z_context.shape[-1]
         if given != self.context_dim:
             raise ValueError(
@@ -138,14 +125,7 @@ class FlowBottleneck(PosteriorBottleneck):
                 f"{type(self).__name__}(context_dim={self.context_dim}) reads "
                 f"{self.context_dim or 'none'}. Both must have the same number."
             )
-        if z_context is None:
-            return [None] * len(self.flows)
-        contexts = []
-        for _ in self.flows:
-            # Chained identities, so that no tensor has more than two consumers.
-            z_context = tf.identity(tf.cast(z_context, tf.float32))
-            contexts.append(z_context)
-        return contexts
+        return z_context
 
     def get_config(self) -> dict[str, Any]:
         """Returns the settings."""

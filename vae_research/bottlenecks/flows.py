@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research.arguments import checked_integer
+from vae_research.bottlenecks.posterior import from_saved
+from vae_research.tensors import sum_in_order
 
 
 class Flow(keras.layers.Layer):
@@ -63,6 +65,60 @@ class Flow(keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the codes before this step, and log |det dz'/dz| there, `[rows]`."""
         raise TypeError(f"{type(self).__name__} has no inverse in closed form.")
+
+
+def built_steps(flows: Any, size: int, context_dim: int) -> list[Flow]:
+    """Returns the steps of a flow, or of its saved configuration, with their variables.
+
+    Args:
+        flows: one step or more.
+        size: values of a code.
+        context_dim: values of the context of an example, 0 for none.
+
+    Raises:
+        ValueError: these are no steps, or one of them is a part of something already.
+    """
+    if not isinstance(flows, (list, tuple)) or not flows:
+        raise ValueError(f"flows must be a list with one flow or more, got {flows!r}.")
+    steps = [from_saved(flow) for flow in flows]
+    for step in steps:
+        if not isinstance(step, Flow):
+            raise ValueError(
+                f"flows must be a list of flows, such as InverseAutoregressiveFlow(), got {step!r} "
+                "in it."
+            )
+        step.build_for(size, context_dim)
+    return steps
+
+
+def all_steps(
+    flows: Sequence[Flow], z: tf.Tensor, context: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns codes `[rows, size]` behind all steps, and log |det dz'/dz|, `[rows]`."""
+    log_determinants = []
+    for flow in flows:
+        # Chained identities, so that no tensor has more than two consumers.
+        context = None if context is None else tf.identity(tf.cast(context, tf.float32))
+        z, log_determinant = flow(z, context)
+        log_determinants.append(log_determinant)
+    return z, sum_in_order(log_determinants)
+
+
+def undone_steps(
+    flows: Sequence[Flow], z: tf.Tensor, context: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns codes `[rows, size]` before all steps, and log |det dz'/dz| of them, `[rows]`."""
+    log_determinants = []
+    for flow in reversed(flows):
+        context = None if context is None else tf.identity(tf.cast(context, tf.float32))
+        z, log_determinant = flow.inverse(z, context)
+        log_determinants.append(log_determinant)
+    return z, sum_in_order(log_determinants)
+
+
+def without_inverse(flows: Sequence[Flow]) -> Flow | None:
+    """Returns the first step that cannot be undone, or None."""
+    return next((flow for flow in flows if not flow.has_inverse), None)
 
 
 class MaskedDense(keras.layers.Dense):

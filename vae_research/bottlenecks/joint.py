@@ -26,6 +26,27 @@ def _outer(latent: str, name: str) -> str:
     return latent + name[1:] if name == "z" or name.startswith("z_") else name
 
 
+def _with_parameters(
+    joint: JointBottleneck, name: str, method: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Returns a method of all parts as one whose parameters name the tensors that it reads."""
+    parameters = {
+        outer: inspect.Parameter(outer, inspect.Parameter.KEYWORD_ONLY, default=each.default)
+        for latent, part in joint.parts.items()
+        for each in inspect.signature(getattr(part, name)).parameters.values()
+        for outer in [_outer(latent, each.name)]
+    }
+
+    def named(**tensors: Any) -> Any:
+        return method(**tensors)
+
+    named.__dict__ |= {
+        "__self__": joint,  # as a method of a layer has it
+        "__signature__": inspect.Signature(list(parameters.values())),
+    }
+    return named
+
+
 @keras.saving.register_keras_serializable(package="vae_research")
 class JointBottleneck(Bottleneck):
     """Latents that are independent, given the example and in the prior, each by its own name.
@@ -68,7 +89,7 @@ class JointBottleneck(Bottleneck):
         }
         for name, method in methods.items():
             if all(hasattr(part, name) for part in self.parts.values()):
-                setattr(self, name, self._with_parameters(name, method))
+                setattr(self, name, _with_parameters(self, name, method))
 
     def call(self, *, training: bool = False, **tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns one sample of each latent for each row, with divergences and densities."""
@@ -85,24 +106,6 @@ class JointBottleneck(Bottleneck):
                 outer = name if name == RELAXED else f"{name}_{latent}"
                 found[latent if name == "z" else outer] = value
         return found
-
-    def _with_parameters(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a method of the parts as one whose parameters name the tensors that it reads."""
-        parameters = {
-            outer: inspect.Parameter(outer, inspect.Parameter.KEYWORD_ONLY, default=each.default)
-            for latent, part in self.parts.items()
-            for each in inspect.signature(getattr(part, name)).parameters.values()
-            for outer in [_outer(latent, each.name)]
-        }
-
-        def named(**tensors: Any) -> Any:
-            return method(**tensors)
-
-        named.__dict__ |= {
-            "__self__": self,  # as a method of a layer has it
-            "__signature__": inspect.Signature(list(parameters.values())),
-        }
-        return named
 
     def _of_parts(self, method: str, **tensors: Any) -> dict[str, Any]:
         """Returns what a method of each part makes of its own tensors, by latent."""
