@@ -543,8 +543,7 @@ def test_a_planar_step_that_flattens_space_has_a_finite_density():
     step.bias.assign([-5.0, 0.0, 5.0, 0.0, 0.0])  # w.u = -25
     _, log_det = step(tf.zeros([1, 2]))
     product = -25.0 + np.log(np.e - 1.0)
-    np.testing.assert_allclose(log_det, np.log1p(np.exp([product])), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(log_det, [product], rtol=1e-3)
+    np.testing.assert_allclose(log_det, [np.log(np.log1p(np.exp(product)))], rtol=1e-3)
 
 
 @pytest.mark.parametrize(("size", "k"), [(256, 0.1), (1000, 0.1), (3, 2.0)])
@@ -613,7 +612,7 @@ def test_training_with_relaxed_codes_reports_no_bound():
     data = np.ones([4, 6], np.float32)
     assert vae.report(data, training=True)[1].elbo is None
     assert vae.report(data)[1].elbo is not None
-    assert "no bound" in vae.bottleneck.note
+    assert "not bounds" in vae.bottleneck.note
     with pytest.raises(ValueError, match=r"'log_posterior'.* Relaxed codes have no probability"):
         categorical_model([vr.MonteCarloKL()]).report(data, training=True)
     with pytest.raises(ValueError, match=r"RelaxedCategoricalBottleneck has no log_prob\(self, z"):
