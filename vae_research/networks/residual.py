@@ -113,8 +113,8 @@ def residual_decoder(
     Args:
         output_shape: `(height, width, channels)` in pixels.
         latent_dim: number of latent dimensions.
-        filters: channels of the levels, each of which begins with a transposed convolution that
-            doubles height and width.
+        filters: channels of the levels, each of which begins with a convolution whose result is
+            doubled in height and width.
         blocks: residual blocks of two convolutions in each level.
         groups: of channels, each of which is normalised by itself; the greatest common divisor of
             this and the channels.
@@ -152,10 +152,12 @@ def residual_decoder(
     features = keras.layers.Dense(math.prod(grid), **kernels.settings())(features)
     features = keras.layers.Reshape(grid)(features)
     for channels in filters:
-        features = keras.layers.Conv2DTranspose(
-            channels, kernel_size, strides=2, padding="same", **kernels.settings()
-        )(features)
-        features = level.blocks_on(features)
+        features = keras.layers.Conv2D(channels, kernel_size, padding="same", **kernels.settings())(
+            features
+        )
+        # A transposed convolution would leave the pattern of its strides in every image: Odena et
+        # al. 2016, Deconvolution and Checkerboard Artifacts (doi:10.23915/distill.00003).
+        features = level.blocks_on(keras.layers.UpSampling2D(2)(features))
     features = cropped(level.normalised(features), output_shape, len(filters))
     images = convolutional_heads(outputs, output_shape, features, 1, kernels, output_bias)
     return keras.Model(z, images, name=name)
