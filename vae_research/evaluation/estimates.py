@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from vae_research.arguments import checked_integer, checked_seed
 from vae_research.codes import CodeLayout
-from vae_research.evaluation import importance
+from vae_research.evaluation import FITTED, importance
 from vae_research.levels import WITHOUT_SUFFIX, levels
 from vae_research.model import VAE
 from vae_research.objective import Objective, log_prior_ratio
@@ -34,8 +34,6 @@ ACTIVE_VARIANCE = 0.01
 
 # Names of what a pass returns besides the values of terms, whose names have no slash.
 _CODE, _LOG_WEIGHT = "pass/code", "pass/log_weight"
-# Behind the names of figures under a prior that was fitted after training.
-FITTED = "_fitted_prior"
 # Log-weights that are kept until the figures of their examples are computed: 32 MB.
 _LOG_WEIGHTS_KEPT = 2**23
 # What is known of the weights of an example, beside its figures.

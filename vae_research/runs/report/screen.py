@@ -7,11 +7,14 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_research.checkpoints import Checkpoint
 from vae_research.data import Data
-from vae_research.evaluation.estimates import FITTED, Estimate
+from vae_research.evaluation import FITTED
+
+if TYPE_CHECKING:
+    from vae_research.evaluation.estimates import Estimate
 
 # Of the figures that are not those of a term.
 _UNITS = {
