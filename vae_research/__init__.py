@@ -158,6 +158,7 @@ if TYPE_CHECKING:
     from vae_research.probability import sum_over_event as sum_over_event
     from vae_research.randomness import fold_in as fold_in
     from vae_research.randomness import standard_normal as standard_normal
+    from vae_research.randomness import uniform as uniform
     from vae_research.runs.cli.flags import configure as configure
     from vae_research.runs.report.comparison import paired_difference as paired_difference
     from vae_research.runs.session.loading import load_run as load_run
@@ -275,7 +276,7 @@ _MODULES = {
         "normal_log_density",
         "sum_over_event",
     ),
-    "randomness": ("fold_in", "standard_normal"),
+    "randomness": ("fold_in", "standard_normal", "uniform"),
     "runs.cli.flags": ("configure",),
     "runs.report.comparison": ("paired_difference",),
     "runs.session.loading": ("load_run",),

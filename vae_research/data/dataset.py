@@ -105,8 +105,8 @@ class Data:
             function: from named tensors of a batch, `inputs` float32 [rows, ...] as the model would
                 be given them and the further arrays that it reads, and a key [2] to the same names.
                 It keeps the shape of `inputs`, has no state, and draws from the key alone:
-                `vr.standard_normal(shape, key)`, or `tf.random.stateless_uniform(shape, key,
-                alg="philox")`. The key is that of (seed, epoch, position of the batch).
+                `vr.standard_normal(shape, key)`, or `vr.uniform(shape, key)`. The key is that of
+                (seed, epoch, position of the batch).
         """
         return replace(self, train=replace(self.train, augment=function))
 
