@@ -324,11 +324,31 @@ def test_a_model_of_distributions_is_trained_by_xla_saved_and_loaded(name, tmp_p
 
 
 @register
-class Stuck(vr.DistributionBottleneck):
-    """Categorical codes have no gradient."""
-
+class OneHot(vr.DistributionBottleneck):
     def distribution(self, z_mean):
         return tfd.OneHotCategorical(logits=z_mean, dtype=tf.float32)
+
+
+@register
+class Stuck(vr.DistributionBottleneck):
+    """Samples of a mixture have no gradient."""
+
+    def distribution(self, z_mean):
+        weights = tfd.Categorical(logits=tf.zeros([2]))
+        means = tf.stack([z_mean, -z_mean], axis=-2)
+        return tfd.MixtureSameFamily(weights, tfd.MultivariateNormalDiag(means, tf.ones([2])))
+
+
+def prior_of(made, codes="real numbers"):
+    """A prior class of one distribution, without weights."""
+
+    class Given(vr.DistributionPrior):
+        of = codes
+
+        def distribution(self):
+            return made
+
+    return Given()
 
 
 @register
@@ -357,7 +377,11 @@ class Number(vr.DistributionLikelihood):
 REFUSED = {
     "not reparameterised": (
         lambda: Stuck(2)(z_mean=normal(ROWS, 2), seed=SEED),
-        r"Stuck.distribution returned a OneHotCategorical, whose samples are not reparam",
+        r"Stuck.distribution returned a MixtureSameFamily, whose samples are not reparam",
+    ),
+    "discrete posterior": (
+        lambda: OneHot(2).log_prob(z=normal(ROWS, 2), z_mean=normal(ROWS, 2)),
+        r"OneHot.distribution returned a OneHotCategorical, whose values are discrete, and",
     ),
     "hidden variable": (
         lambda: Diagonal(2, prior=Hidden())(**HEADS, seed=SEED),
@@ -399,6 +423,49 @@ def test_what_cannot_work_is_refused_by_name(name):
     make, message = REFUSED[name]
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+ZEROS, PAIR = tf.zeros([2]), tfd.Categorical(logits=tf.zeros([2]))
+BITS_AS_FLOATS = tfd.Bernoulli(ZEROS, dtype=tf.float32)
+DISCRETE = [
+    tfd.Bernoulli(ZEROS),
+    BITS_AS_FLOATS,
+    tfd.OneHotCategorical(ZEROS, dtype=tf.float32),
+    tfd.Poisson(ZEROS + 1.0),
+    tfd.QuantizedDistribution(tfd.Normal(ZEROS, 1.0)),
+    tfd.Independent(BITS_AS_FLOATS, 1),
+    tfd.Sample(tfd.Bernoulli(0.0, dtype=tf.float32), 2),
+    tfd.TransformedDistribution(BITS_AS_FLOATS, tfb.Scale(2.0)),
+    tfd.MixtureSameFamily(PAIR, tfd.Independent(tfd.Poisson(tf.ones([2, 2])), 1)),
+    tfd.Mixture(PAIR, [tfd.Independent(BITS_AS_FLOATS, 1)] * 2),
+]
+CONTINUOUS = [
+    tfd.Normal(ZEROS, 1.0),
+    tfd.Beta(ZEROS + 2.0, 2.0),
+    tfd.Dirichlet(ZEROS + 2.0),
+    tfd.MixtureSameFamily(PAIR, tfd.MultivariateNormalDiag(tf.zeros([2, 2]))),
+    tfd.Mixture(PAIR, [tfd.MultivariateNormalDiag(ZEROS)] * 2),
+    tfd.TransformedDistribution(
+        tfd.MixtureSameFamily(PAIR, tfd.MultivariateNormalDiag(tf.zeros([2, 2]))), tfb.Scale(2.0)
+    ),
+]
+
+
+@pytest.mark.parametrize("made", DISCRETE, ids=lambda made: made.name)
+def test_a_discrete_prior_is_one_of_indices(made):
+    with pytest.raises(ValueError, match=r"Given.distribution .* whose values are discrete, and"):
+        vr.GaussianBottleneck(2, prior=prior_of(made))(**HEADS, seed=SEED)
+    of_indices = prior_of(made, "indices of codes")
+    of_indices.build_for((2,))
+    assert of_indices.log_prob(tf.constant([[0, 1]])).shape == [1]
+
+
+@pytest.mark.parametrize("made", CONTINUOUS, ids=lambda made: made.name)
+def test_a_continuous_prior_is_one_of_real_numbers(made):
+    prior = prior_of(made)
+    prior.build_for((2,))
+    wanted = vr.sum_over_event(made.log_prob([[0.6, 0.4]]))
+    np.testing.assert_allclose(prior.log_prob(tf.constant([[0.6, 0.4]])), wanted)
 
 
 @pytest.mark.parametrize("make", [OwnNormal, Mixture, lambda: Diagonal(2)])

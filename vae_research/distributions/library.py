@@ -77,6 +77,40 @@ def checked(part: str, made: Any, shape: Any, variables: Iterable[Any] = ()) -> 
     return made
 
 
+def checked_continuous(part: str, made: Any) -> Any:
+    """Returns a distribution of real codes, if it is not one of discrete values.
+
+    Raises:
+        ValueError: it is discrete: it has no density at real codes, and no gradient.
+    """
+    if is_discrete(made):
+        raise ValueError(
+            f"{part}.distribution returned a {type(made).__name__}, whose values are discrete, and "
+            "the codes are real numbers: it has no density there. Choose a continuous "
+            "distribution; a prior of integers says so in its class, of = 'indices of codes'."
+        )
+    return made
+
+
+def is_discrete(made: Any) -> bool:
+    """Returns whether the values of a distribution are discrete, whatever their type is.
+
+    The library has no bijector from real numbers to discrete values, and none for a mixture.
+    """
+    tfd = distributions()
+    if isinstance(made, tfd.MixtureSameFamily):
+        return is_discrete(made.components_distribution)
+    if isinstance(made, tfd.Mixture):
+        return any(is_discrete(component) for component in made.components)
+    wrappers = tfd.Independent, tfd.Sample, tfd.TransformedDistribution, tfd.Masked
+    if isinstance(made, (*wrappers, tfd.BatchBroadcast, tfd.BatchReshape)):
+        return is_discrete(made.distribution)
+    try:
+        return made.dtype.is_integer or made.experimental_default_event_space_bijector() is None
+    except (NotImplementedError, TypeError):  # TypeError: the softmax bijector with NumPy 2
+        return False
+
+
 def typical(part: str, method: str, made: Any) -> tf.Tensor:
     """Returns the mean of a distribution as float32, or its mode if no mean is known.
 

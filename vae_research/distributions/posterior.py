@@ -11,6 +11,7 @@ from vae_research.bottlenecks.posterior import PosteriorBottleneck
 from vae_research.distributions.library import (
     check_installed,
     checked,
+    checked_continuous,
     distributions,
     key_of,
     typical,
@@ -45,7 +46,8 @@ class DistributionBottleneck(PosteriorBottleneck):
     Raises:
         ImportError: TensorFlow Probability is not installed.
         ValueError: the distribution has another shape, variables that are not weights of the
-            bottleneck, or samples that are not reparameterised; or neither mean nor mode are known.
+            bottleneck, discrete values, or samples that are not reparameterised; or neither mean
+            nor mode are known.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -59,9 +61,9 @@ class DistributionBottleneck(PosteriorBottleneck):
         raise NotImplementedError
 
     def _checked_distribution(self, tensors: Mapping[str, tf.Tensor]) -> Any:
-        made = self.distribution(**tensors)
-        shape = tf.TensorShape([None, *self.latents["z"]])
-        return checked(type(self).__name__, made, shape, self.variables)
+        part, shape = type(self).__name__, tf.TensorShape([None, *self.latents["z"]])
+        made = checked(part, self.distribution(**tensors), shape, self.variables)
+        return checked_continuous(part, made)
 
     @reads(lambda self: declared_names(self.distribution))
     def call(self, seed: tf.Tensor, **tensors: tf.Tensor) -> dict[str, tf.Tensor]:

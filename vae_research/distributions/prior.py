@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from vae_research.distributions.library import check_installed, checked, key_of
-from vae_research.priors.prior import Prior
+from vae_research.distributions.library import check_installed, checked, checked_continuous, key_of
+from vae_research.priors.prior import INDICES, Prior
 from vae_research.probability import sum_over_event
 
 
@@ -18,7 +18,8 @@ class DistributionPrior(Prior):
     `event_shape`, that of a code. Its weights are made in `build`, after `super().build(...)`: by
     `add_weight`, or by Keras layers of `dtype="float32"` that are attributes and are built there.
     They are trained and saved with the model. Variables of the library, as those of its own
-    networks, are refused.
+    networks, are refused. A discrete distribution is a prior of indices of codes, and the class
+    says so: `of = "indices of codes"`.
 
         @keras.saving.register_keras_serializable(package="lab")
         class LaplacePrior(vr.DistributionPrior):
@@ -31,7 +32,8 @@ class DistributionPrior(Prior):
 
     Raises:
         ImportError: TensorFlow Probability is not installed.
-        ValueError: the distribution has another shape, or variables that are not its weights.
+        ValueError: the distribution has another shape, variables that are not its weights, or
+            discrete values for real codes.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -43,9 +45,10 @@ class DistributionPrior(Prior):
         raise TypeError(f"{type(self).__name__} must define distribution(self).")
 
     def checked_distribution(self) -> Any:
-        """Returns `distribution()`, if it has the shape of a code and weights of this layer."""
-        shape = tf.TensorShape(self.event_shape)
-        return checked(type(self).__name__, self.distribution(), shape, self.variables)
+        """Returns `distribution()`, if it is one of codes and has the weights of this layer."""
+        part, shape = type(self).__name__, tf.TensorShape(self.event_shape)
+        made = checked(part, self.distribution(), shape, self.variables)
+        return made if self.of == INDICES else checked_continuous(part, made)
 
     def log_prob(self, z: tf.Tensor) -> tf.Tensor:
         """Returns log p(z), `[rows]`, nats."""
