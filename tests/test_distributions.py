@@ -51,6 +51,7 @@ class OwnCategorical(vr.DistributionLikelihood):
 
 class NegativeBinomial(vr.DistributionLikelihood):
     support = (0.0, math.inf)
+    spacing = 1.0
 
     def distribution(self, log_count, logits):
         return tfd.NegativeBinomial(tf.exp(log_count), logits=logits)
@@ -59,6 +60,7 @@ class NegativeBinomial(vr.DistributionLikelihood):
 class QuantisedLogistic(vr.DistributionLikelihood):
     """Whole numbers from 0 to `levels - 1`: each has the mass of the values that round to it."""
 
+    spacing = 1.0
     levels: int = 8
 
     def __post_init__(self):
@@ -152,6 +154,33 @@ def test_a_missing_value_is_left_out():
     given = {"targets": PIXELS["x_mean"] + 1.0, **PIXELS, "known": known}
     theirs, ours = (cls(observed="known")(given) for cls in (OwnNormal, vr.GaussianWithVariance))
     np.testing.assert_allclose(theirs, ours, rtol=1e-5)
+
+
+class OneOfThree(vr.DistributionLikelihood):
+    """Rows of the last axis but one; each has three values that depend on each other."""
+
+    event_rank = 1
+
+    def distribution(self, logits):
+        return tfd.OneHotCategorical(logits=logits, dtype=tf.float32)
+
+
+class OneOfThreeSplit(OneOfThree):
+    event_rank = 0
+
+
+def test_values_that_depend_on_each_other_are_missing_together():
+    logits, classes = normal(ROWS, 2, 3), RANDOM.integers(0, 3, (ROWS, 2))
+    known = np.ones([ROWS, 2, 3])
+    known[1, 0, 2] = 0.0
+    given = {"targets": tf.one_hot(classes, 3), "logits": logits, "known": tf.constant(known)}
+    masses = tf.gather(tf.nn.log_softmax(logits), classes, batch_dims=2)
+    wanted = -tf.reduce_sum(masses * known.min(axis=2), axis=1)
+    np.testing.assert_allclose(OneOfThree(observed="known")(given), wanted, rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"event shape \(1,\), and 'known' .* Set event_rank = 1 in"
+    ):
+        OneOfThreeSplit(observed="known")(given)
 
 
 # Priors and posteriors.
@@ -260,6 +289,17 @@ def test_a_posterior_has_densities_divergence_and_code_of_ours(name):
     np.testing.assert_allclose(theirs.center(**written), ours.center(written["z_mean"]))
 
 
+@pytest.mark.parametrize("degrees", [0.5, 1.0, 3.0])
+def test_the_code_of_an_undefined_mean_is_the_mode(degrees):
+    z_mean = normal(ROWS, 2)
+    degrees = tf.fill([ROWS, 1], degrees)
+    np.testing.assert_allclose(HeavyTails(2).center(z_mean=z_mean, degrees=degrees), z_mean)
+
+
+def test_the_code_of_a_mixture_is_its_mean():
+    np.testing.assert_allclose(Stuck(2).center(z_mean=normal(ROWS, 2)), tf.zeros([ROWS, 2]))
+
+
 def test_a_mixture_is_that_of_ours():
     theirs, ours = Mixture(), vr.MixturePrior(3)
     for prior in (theirs, ours):
@@ -339,6 +379,32 @@ class Stuck(vr.DistributionBottleneck):
         return tfd.MixtureSameFamily(weights, tfd.MultivariateNormalDiag(means, tf.ones([2])))
 
 
+@register
+class HeavyTails(vr.DistributionBottleneck):
+    """Student's t, whose mean is undefined for one degree of freedom or less."""
+
+    def distribution(self, z_mean, degrees):
+        return tfd.StudentT(degrees, z_mean, 1.0)
+
+
+@register
+class TwoCauchy(vr.DistributionBottleneck):
+    """A mixture whose library knows a mean, always NaN, and no mode."""
+
+    def distribution(self, z_mean):
+        means = tf.stack([z_mean, -z_mean], axis=-2)
+        parts = tfd.Independent(tfd.Cauchy(means, 1.0), 1)
+        return tfd.MixtureSameFamily(tfd.Categorical(logits=tf.zeros([2])), parts)
+
+
+@register
+class TwoStudents(vr.DistributionBottleneck):
+    def distribution(self, z_mean):
+        means = tf.stack([z_mean, -z_mean], axis=-2)
+        parts = tfd.Independent(tfd.StudentT(1.0, means, 1.0), 1)
+        return tfd.MixtureSameFamily(tfd.Categorical(logits=tf.zeros([2])), parts)
+
+
 def prior_of(made, codes="real numbers"):
     """A prior class of one distribution, without weights."""
 
@@ -410,6 +476,14 @@ REFUSED = {
     "neither mean nor mode": (
         lambda: WithoutMean().reconstruction(PIXELS),
         r"returned a QuantizedDistribution, .* neither its mean nor its mode: write mean\(self, ",
+    ),
+    "undefined mean and no mode": (
+        lambda: TwoCauchy(2).center(z_mean=normal(ROWS, 2)),
+        r"returned a MixtureSameFamily, .* neither its mean nor its mode: write center\(self, ",
+    ),
+    "undefined for these degrees of freedom": (
+        lambda: tf.function(TwoStudents(2).center, autograph=False)(z_mean=normal(ROWS, 2)),
+        r"returned a MixtureSameFamily, .* neither its mean nor its mode: write center\(self, ",
     ),
     "no distribution of a bottleneck": (
         lambda: vr.DistributionBottleneck(2),

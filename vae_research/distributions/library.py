@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ def is_discrete(made: Any) -> bool:
 
 
 def typical(part: str, method: str, made: Any) -> tf.Tensor:
-    """Returns the mean of a distribution as float32, or its mode if no mean is known.
+    """Returns the mean of a distribution as float32, or its mode if no mean is known or finite.
 
     Of a distribution of integers, such as classes, it is the mode.
 
@@ -122,12 +123,28 @@ def typical(part: str, method: str, made: Any) -> tf.Tensor:
     import tensorflow as tf
 
     of_integers = made.dtype.is_integer
+    found = []
     for known in (made.mode, made.mean) if of_integers else (made.mean, made.mode):
-        try:
-            return tf.cast(known(), tf.float32)
-        except NotImplementedError:
-            pass
-    raise ValueError(
-        f"{part}.distribution returned a {type(made).__name__}, which knows neither its mean nor "
-        f"its mode: write {method} in {part}."
-    )
+        with contextlib.suppress(NotImplementedError):
+            found.append(tf.cast(known(), tf.float32))
+    if not found or (len(found) == 1 and _has_no_mean(made)):
+        raise ValueError(
+            f"{part}.distribution returned a {type(made).__name__}, which knows neither its mean "
+            f"nor its mode: write {method} in {part}."
+        )
+    # The library knows the mean of Student's t, which is NaN for one degree of freedom.
+    return tf.where(tf.math.is_finite(found[0]), found[0], found[-1])
+
+
+def _has_no_mean(made: Any) -> bool:
+    """Returns whether the mean, or that of a component, is known to be undefined."""
+    import tensorflow as tf
+
+    for part in (made, *made.submodules):
+        if "allow_nan_stats" in getattr(part, "parameters", {}):
+            try:
+                with contextlib.suppress(NotImplementedError):
+                    part.copy(allow_nan_stats=False).mean()
+            except (ValueError, tf.errors.InvalidArgumentError):
+                return True
+    return False

@@ -19,21 +19,26 @@ class DistributionLikelihood(Likelihood):
     The parameters of `distribution` name the tensors that it reads, of the decoder or of modules.
     It returns a `tfp.distributions.Distribution` whose batch and event shape together are the
     shape of `targets`. Densities are summed over all axes but the first. Settings are annotated
-    attributes, as those of any loss term; if values have bounds, set `support` in the class.
+    attributes, as those of any loss term. The class sets `support` if values have bounds, `spacing`
+    if they are discrete (1.0 for integers; otherwise values between them are not refused), and
+    `event_rank` if those of last axes depend on each other.
 
         class NegativeBinomial(vr.DistributionLikelihood):
             support = (0.0, math.inf)
+            spacing = 1.0
 
             def distribution(self, log_count, logits):
                 return tfp.distributions.NegativeBinomial(tf.exp(log_count), logits=logits)
 
-    The reconstruction is the mean of the distribution, or its mode if no mean is known or if it is
-    one of integers. If neither is known, the subclass writes `mean`, whose parameters name tensors.
+    The reconstruction is the mean of the distribution, or its mode if no mean is known or finite,
+    or if it is one of integers. If neither is known, the subclass writes `mean`, whose parameters
+    name tensors.
 
     Raises:
         ImportError: TensorFlow Probability is not installed.
         ValueError: the distribution has another shape or variables of its own, or is one of
-            integers and the targets are not, or neither mean nor mode are known.
+            integers and the targets are not, or neither mean nor mode are known; or values are
+            missing (`observed`) and the distribution has more event axes than `event_rank`.
     """
 
     def __post_init__(self) -> None:
@@ -57,6 +62,14 @@ class DistributionLikelihood(Likelihood):
             raise ValueError(
                 f"{type(self).__name__}.distribution returned a {type(made).__name__} of integers, "
                 f"and the targets are {targets.dtype.name}: give integers."
+            )
+        if self.observed and made.event_shape.rank not in range(self.event_rank + 1):
+            raise ValueError(
+                f"{type(self).__name__}.distribution returned a {type(made).__name__} with event "
+                f"shape {made.event_shape}, and {self.observed!r} says which values are missing: "
+                f"values of one event depend on each other. Set event_rank = "
+                f"{made.event_shape.rank} in the class; if they are independent, leave "
+                "Independent or Sample out."
             )
         return sum_over_event(made.log_prob(tf.cast(targets, made.dtype)))
 

@@ -36,8 +36,8 @@ class DistributionBottleneck(PosteriorBottleneck):
             def distribution(self, z_mean, z_log_var):
                 return tfp.distributions.Logistic(z_mean, tf.exp(0.5 * z_log_var))
 
-    The code without noise is the mean of the distribution, or its mode if no mean is known. If
-    neither is, the subclass writes `center`.
+    The code without noise is the mean of the distribution, or its mode if no mean is known or
+    finite. If neither is known, the subclass writes `center`.
 
     Args:
         latent_dim: number of latent dimensions, at least 1, or the shape of a code, `(7, 7, 16)`.
