@@ -1,15 +1,20 @@
 """Every public part in a whole model: trained, watched, tested, sampled, saved and resumed.
 
-The parts are those of the table in `tests.test_conformance`. Every day they are trained together,
+The parts are those of the table in `tests.test_conformance`, and one of each kind of
+`vae_research.distributions`. Every day they are trained together,
 as many at a time as go together; `scripts/check --soak` has a model for each, also with XLA.
 """
+
+import dataclasses
 
 import keras
 import numpy as np
 import pytest
 
 import vae_research as vr
-from tests.test_conformance import CASES, ROWS
+from tests.test_conformance import CASES as PUBLIC
+from tests.test_conformance import LATENT, ROWS
+from tests.test_distributions import Diagonal, Mixture, OwnNormal
 from vae_research import callbacks, checkpoints
 from vae_research.callbacks.inference import Inference
 from vae_research.levels import levels
@@ -20,9 +25,21 @@ STEPS = 2
 OF_DATA = {"targets", "heights", "known"}
 
 
+# Parts of distributions are classes of a user. A case is that of the public part with their place.
+OWN = {
+    OwnNormal: ("GaussianWithVariance", OwnNormal),
+    Diagonal: ("GaussianBottleneck", lambda: Diagonal(LATENT)),
+    Mixture: ("MixturePrior", lambda: vr.GaussianBottleneck(LATENT, prior=Mixture())),
+}
+CASES = PUBLIC | {
+    part.__name__: dataclasses.replace(PUBLIC[name], make=make)
+    for part, (name, make) in OWN.items()
+}
+
+
 def kind_of(name):
     """Returns which place of a model a part has."""
-    part = getattr(vr, name)
+    part = {own.__name__: own for own in OWN}.get(name) or getattr(vr, name)
     if isinstance(part, type) and issubclass(part, vr.Likelihood):
         return "likelihood"
     for kind in (vr.LossTerm, vr.Schedule, vr.Controller, vr.Bottleneck, vr.Prior, vr.Flow):
