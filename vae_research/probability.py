@@ -246,11 +246,11 @@ def _logistic_log_mass(
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             left = tf.where(is_highest, 0.0, tf.sigmoid(-above))
-            right = tf.where(is_lowest, 0.0, tf.sigmoid(below))
+            minus_right = tf.where(is_lowest, 0.0, -tf.sigmoid(below))
             # exp(2 w) - 1 overflows to infinity, of which the quotient is zero.
             narrow = tf.where(inner, 2.0 / tf.math.expm1(2.0 * half_width), 0.0)
             # A difference, because a chain of additions has no fixed order without XLA.
-            return upstream * (left - right), upstream * (narrow + left - (-right))
+            return upstream * (left + minus_right), upstream * (narrow + left - minus_right)
 
         return value, gradient
 

@@ -168,12 +168,11 @@ def sum_in_order(values: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns the sum of one or more tensors, added up from the first to the last.
 
     Without XLA, TensorFlow turns a chain of additions into one AddN, whose order depends on which
-    of its inputs is freed first. It leaves subtractions as they are.
+    of its inputs is freed first. It leaves a sum over an axis as it is.
     """
-    total, *rest = values
-    for value in rest:
-        total = total - (-value)
-    return total
+    if len(values) <= 2:
+        return values[0] if len(values) == 1 else values[0] + values[1]
+    return tf.reduce_sum(tf.stack(values), axis=0)
 
 
 def bind(
