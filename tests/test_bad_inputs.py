@@ -748,7 +748,7 @@ def test_72_other_flags_of_the_evaluation_evaluate_a_complete_run_again(finished
     new = json.loads((run / "summary.json").read_text("utf-8"))
     assert new["evaluation"]["importance_samples"] == 3
     differing = {name for name in old if old[name] != new[name]}
-    assert differing == {"evaluation", "test"}
+    assert differing == {"evaluation", "notes", "test"}
     assert old["test"].keys() == new["test"].keys()
     assert not (run / "source-2").exists()
     of_checkpoints = [name for name in before if name.startswith(("checkpoints", "metrics"))]

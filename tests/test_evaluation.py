@@ -35,6 +35,7 @@ from vae_research import (
 )
 from vae_research.evaluation import estimates
 from vae_research.evaluation.estimates import Estimate, active_units
+from vae_research.evaluation.importance import log_mean_weight
 from vae_research.tensors import fold_in
 
 SHAPE = (4, 4, 1)
@@ -501,7 +502,7 @@ def test_parts_are_nearly_equal_add_up_and_fit():
 
 
 @pytest.mark.parametrize("level", [0.0, -2000.0, 300.0])
-def test_parts_of_the_samples_are_joined_by_log_sum_exp(level):
+def test_log_weights_of_all_parts_of_the_samples_are_joined(level):
     # Far below exp's smallest and above its largest float32: a sum of exponentials would be lost.
     rng = np.random.default_rng(1)
     samples = [3, 2, 2]
@@ -512,17 +513,16 @@ def test_parts_of_the_samples_are_joined_by_log_sum_exp(level):
     parts = [
         {
             "reconstruction": reconstruction[:, part].mean(axis=1).astype(np.float32),
-            "pass/log_sum_weight": scipy.special.logsumexp(log_weight[:, part], axis=1).astype(
-                "float32"
-            ),
+            "pass/log_weight": log_weight[:, part],
             "pass/code": code,
         }
         for part in columns
     ]
     joined = estimates._join(parts, samples)
-    assert joined.keys() == {"reconstruction", "negative_log_likelihood", "pass/code"}
-    wanted = math.log(7) - scipy.special.logsumexp(log_weight, axis=1)
-    np.testing.assert_allclose(joined["negative_log_likelihood"], wanted, rtol=1e-6, atol=1e-6)
+    assert joined.keys() == {"reconstruction", "pass/log_weight", "pass/code"}
+    wanted = scipy.special.logsumexp(log_weight, axis=1) - math.log(7)
+    found = log_mean_weight(joined["pass/log_weight"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
     # The mean over samples, of which the parts have 3, 2 and 2; not the mean over parts.
     wanted = reconstruction.mean(axis=1)
     np.testing.assert_allclose(joined["reconstruction"], wanted, rtol=1e-5, atol=1e-6)

@@ -352,9 +352,11 @@ def test_summary_json(finished, loaded):
     }
     assert (summary["status"], summary["epochs"], summary["steps"]) == ("done", 2, 4)
     names = ["elbo", "reconstruction", "kl", "negative_log_likelihood", "active_units"]
-    assert sorted(summary["test"]) == sorted(names)
+    assert sorted(summary["test"]) == sorted([*names, "effective_sample_size"])
+    of_weights = {"monte_carlo_error", "by_samples"}
     for name, figure in summary["test"].items():
-        assert set(figure) == {"value", "standard_error", "count"}, name
+        further = of_weights if name == "negative_log_likelihood" else set()
+        assert set(figure) == {"value", "standard_error", "count"} | further, name
         assert figure["count"] == 16
         assert figure["standard_error"] >= 0
     best = max(metrics_of(run_dir), key=lambda record: record["validation/elbo"])
