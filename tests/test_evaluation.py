@@ -407,20 +407,22 @@ def test_what_needs_no_noise_does_not_depend_on_how_the_work_is_cut(trained, mon
 def test_every_call_draws_noise_of_its_own(trained, monkeypatch):
     """Copies of one example: with the same noise in two calls, two of them had the same figures."""
     keys = []
-    key_of = VAE.evaluation_key
+    key_of = estimates.evaluation_key
 
-    def noted(self, position):
-        keys.append(int(position))
-        return key_of(self, position)
+    def noted(seed, position):
+        keys.append((seed, position))
+        return key_of(seed, position)
 
     monkeypatch.setattr(estimates, "VALUES_PER_CALL", 16 * 3)
-    monkeypatch.setattr(VAE, "evaluation_key", noted)
+    monkeypatch.setattr(estimates, "evaluation_key", noted)
     figures = estimate(trained, np.repeat(IMAGES[:1], 4, axis=0), num_samples=NUM_SAMPLES)
     used = keys[:]
     assert figures["kl"].standard_error == pytest.approx(0.0, abs=1e-6)
     assert figures["reconstruction"].standard_error > 1e-3
-    # 4 examples in 3 parts; the model asks for key 0 besides, for a forward pass without noise.
-    assert len({position for position in used if position > 0}) == 11
+    # 4 examples in 3 parts.
+    assert used == [(trained.seed, position) for position in range(12)]
+    estimate(trained, IMAGES[:1], num_samples=1, seed=8)
+    assert keys[12:] == [(8, 0)]
 
 
 @pytest.mark.slow
@@ -554,7 +556,9 @@ def test_one_example_has_no_standard_error(trained):
     figures = estimate(trained, IMAGES[:1], num_samples=3)
     wanted = recomputed(trained, IMAGES[:1], 3)
     for name in BOUNDS:
-        assert figures[name] == Estimate(pytest.approx(wanted[name][0], rel=ENOUGH), None, 1)
+        found = figures[name]
+        assert (found.standard_error, found.count) == (None, 1)
+        assert found.value == pytest.approx(wanted[name][0], rel=ENOUGH)
     assert figures["active_units"] == Estimate(0, None, 1)
 
 
