@@ -94,7 +94,12 @@ SHARE_MEMORY = {"Identity", "Reshape", "Squeeze", "ExpandDims", "ReadVariableOp"
 
 
 def sums_of_three(step, *arguments):
-    """Returns the names of the operations that add three or more tensors in no fixed order.
+    """Returns the names of the operations that add three or more tensors in no fixed order."""
+    return [name for name, in_order in executed_sums(step, *arguments) if not in_order]
+
+
+def executed_sums(step, *arguments):
+    """Returns names of the operations that add three or more tensors, and whether in a fixed order.
 
     They are those of the graph that is executed: TensorFlow turns chains of additions into one AddN
     only then. It begins with the first of its inputs whose memory nobody else needs any more: that
@@ -122,8 +127,8 @@ def sums_of_three(step, *arguments):
                 in_order = all(
                     name in constants or (uses[name] == 1 and name not in shared) for name in added
                 )
-                if node.op == "AddN" and len(added) > 2 and not in_order:
-                    found.append(node.name)
+                if node.op == "AddN" and len(added) > 2:
+                    found.append((node.name, in_order))
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.test_determinism import sums_of_three
+from tests.test_determinism import executed_sums
 from vae_research import convolutional_decoder
 from vae_research.networks.kernels import narrow_convolution, repeatable_normalization
 
@@ -230,7 +230,7 @@ def test_the_gradient_of_a_normalisation_is_a_sum_of_two():
         repeatable_normalization(normalization(dtype="float32")),
     )
     by_keras, ours = (
-        sums_of_three(functools.partial(step, layer), images(4, 4, dtype="float32"))
+        executed_sums(functools.partial(step, layer), images(4, 4, dtype="float32"))
         for layer in layers
     )
     assert by_keras != []  # the mutant
