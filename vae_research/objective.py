@@ -214,8 +214,8 @@ class Objective:
         """Returns the weight of the KL divergence over that of the likelihood, at a step.
 
         It is that of the term `kl`, which is about all latents, or of the terms `kl_NAME` of each
-        of them, if they have the same weight. None if there is no such number, or if the
-        likelihood has no weight.
+        of them, if they have the same weight. None if their weights differ, if a latent has no such
+        term, or if the likelihood has no weight.
 
         Args:
             step, states: as for `weights`.

@@ -49,7 +49,7 @@ from vae_research.settings import declared_names, did_you_mean
 
 # Names that do not have a row for every example: they are not repeated for K samples.
 SCALARS = ("step", "seed")
-# Codes are not those of the model: likelihood and divergence are no bound of log p(x).
+# Codes are not those of the model: likelihood minus divergence is not a bound of log p(x).
 RELAXED = "relaxed"
 
 

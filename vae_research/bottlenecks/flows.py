@@ -76,7 +76,7 @@ def built_steps(flows: Any, size: int, context_dim: int) -> list[Flow]:
         context_dim: values of the context of an example, 0 for none.
 
     Raises:
-        ValueError: these are no steps, or one of them is a part of something already.
+        ValueError: one of these is not a step of a flow, or is a part of something already.
     """
     if not isinstance(flows, (list, tuple)) or not flows:
         raise ValueError(f"flows must be a list with one flow or more, got {flows!r}.")

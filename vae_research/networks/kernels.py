@@ -2,7 +2,7 @@
 
 The last convolution of a decoder has one output channel, or three. TensorFlow's CPU kernels take as
 long for one channel as for many, and longest for the gradient of the weights. The gradient of a
-group normalisation is a sum of three tensors, for whose order without XLA there is no promise.
+group normalisation is a sum of three tensors, whose order TensorFlow does not promise without XLA.
 """
 
 from __future__ import annotations
