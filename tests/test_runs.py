@@ -5,6 +5,7 @@ most of them forks. Whatever needs no TensorFlow runs with a `tensorflow` and a 
 process. Trainings are tiny: 32 images of 8 x 8 pixels, 2 steps an epoch.
 """
 
+import html
 import json
 import os
 import platform
@@ -251,6 +252,9 @@ def test_help_is_given_beside_bad_flags_too(form, tmp_path, without_tensorflow):
 # ---------------------------------------------------------------- a finished run
 
 
+FILES = "config", "summary"
+
+
 # Of the session: between the fast tests of this file and its slow ones come those of other files.
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, images):
@@ -274,6 +278,7 @@ def test_everything_of_the_contract_is_there_and_nothing_else(finished):
     assert {path.name for path in run_dir.iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock", "source"),
         *("train", "validation", "run", "figures", "figures.npz", "model.keras", "decoder.keras"),
+        "report.html",
     }
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["0000000004"]
     for split in ("train", "validation"):
@@ -410,6 +415,29 @@ def test_event_files_have_the_same_tags_in_both_splits(finished):
     assert set(diagnosis) <= {2, 4}
     for (split, name), found in steps.items():
         assert found == ([4] if name in gradients else [2, 4]), (split, name)
+
+
+def test_the_report_has_what_the_other_files_say(finished):
+    run_dir, _ = finished
+    config, summary = (json.loads((run_dir / f"{name}.json").read_text()) for name in FILES)
+    report = (run_dir / "report.html").read_text()
+    words = re.sub(r"<[^>]+>", "\n", report)
+    for name, figure in summary["test"].items():
+        assert f"\n{name}\n" in words and f"\n{summary['units'][name]}\n" in words, name
+        assert f"\n{figure['count']:,}\n" in words
+    differs = words.partition("differs from its default")[2].partition("All settings")[0]
+    given = {flag.removeprefix("--").partition("=")[0] for flag in [*FLAGS, "--dataset"]}
+    for name, value in config["flags"].items():
+        is_changed = value != config["defaults"][name] and name != "run_dir"
+        assert (f"\n{name}\n" in differs) == is_changed, name
+        assert not is_changed or name in given, name
+    for known in (summary["weights_sha256"], config["sessions"][0]["command"], "vae_mnist.py"):
+        assert html.escape(known) in report
+    for line in (run_dir / "validation" / "diagnosis.txt").read_text().splitlines():
+        assert html.escape(line) in report
+    pictures = len(list((run_dir / "figures").glob("*.png")))
+    assert report.count('src="data:image/png;base64,') == report.count("src=") == pictures == 3
+    assert "href=" not in report and "url(" not in report
 
 
 def test_the_table_of_runs_has_the_test_figures(finished):

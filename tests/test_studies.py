@@ -202,6 +202,7 @@ def test_the_runs_of_a_study_can_be_loaded(finished, name, weight):
     assert {path.name for path in (run_dir / name).iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "lock", "source"),
         *("train", "validation", "run", "figures", "figures.npz", "model.keras", "decoder.keras"),
+        "report.html",
     }
 
 

@@ -250,6 +250,24 @@ def opened(browser, server, request):
     page.close()
 
 
+def test_the_report_needs_nothing_but_its_file(browser, folder, tmp_path):
+    report = shutil.copy(folder / "first" / "report.html", tmp_path / "report.html")
+    page = browser.new_page()
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(report.as_uri())
+    assert page.locator("h1").inner_text() == "vae_mnist"
+    sizes = page.locator("img").evaluate_all("all => all.map(each => each.naturalWidth)")
+    assert len(sizes) == 3 and min(sizes) > 100
+    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()] and not said
+    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(wide) <= 0
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "report.png", full_page=True)
+    page.close()
+
+
 def shown(page, element, tag, run=None):
     """The element of a dashboard that shows a tag (of a run), once it is there."""
     all_of_them = page.locator(element)

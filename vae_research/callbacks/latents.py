@@ -26,6 +26,7 @@ from vae_research.model import VAE
 from vae_research.schedules import Schedule, unsettled, value_at
 
 _KL_FILE = "kl_per_dimension.tsv"
+_DIAGNOSIS_FILE = "diagnosis.txt"
 _KL_OVER_TIME = (
     "KL divergence of each latent dimension, dimension 0 on top, a column for each epoch. Black is "
     "0, the brightest colour the largest value so far."
@@ -49,7 +50,8 @@ class Latents(keras.callbacks.Callback):
     - `latent/kl_per_dimension`: a histogram; `latent/kl_over_time`: a picture with dimension 0 on
       top and a column for each epoch. The numbers are in `validation/kl_per_dimension.tsv`.
     - `latent/posterior_mean`, `latent/posterior_std`: histograms over examples and dimensions.
-    - `latent/diagnosis`: text, written when it changes; see `vae_research.diagnose`.
+    - `latent/diagnosis`: text; see `vae_research.diagnose`. The last one is also in
+      `validation/diagnosis.txt`.
 
     Args:
         log_dir: the run directory.
@@ -67,7 +69,6 @@ class Latents(keras.callbacks.Callback):
         self.inference = Inference.wrap(data)
         self.diagnoses: list[Diagnosis] = []
         self._diagnosis_inputs: dict[str, Any] = {}
-        self._last_names: list[str] = []
         self._summaries = Summaries(log_dir)
         self._kl_file = Path(log_dir, "validation", _KL_FILE)
         self._kl_per_dimension: list[np.ndarray] = []
@@ -101,13 +102,15 @@ class Latents(keras.callbacks.Callback):
             "permuted_code_gap": gap,
             "has_posterior": self.model.bottleneck.has_prior,
         }
-        self._write_diagnosis(self._last_step(epoch, step), step)
+        self._diagnose(self._last_step(epoch, step))
+        self._write_diagnosis(step)
         self._summaries.flush("validation")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Diagnoses again in case training has stopped early, and closes the event files."""
-        if self._diagnosis_inputs:
-            self._write_diagnosis(self.model.step, self.model.step)
+        before = self.diagnoses
+        if self._diagnosis_inputs and self._diagnose(self.model.step) != before:
+            self._write_diagnosis(self.model.step)
         self._summaries.close()
 
     def _last_step(self, epoch: int, step: int) -> int:
@@ -146,14 +149,16 @@ class Latents(keras.callbacks.Callback):
         line = "\t".join([str(step), *(f"{value:.6g}" for value in kl)])
         self._summaries.file(f"validation/{_KL_FILE}", f"{line}\n", append=True)
 
-    def _write_diagnosis(self, last_step: int, step: int) -> None:
+    def _diagnose(self, last_step: int) -> list[Diagnosis]:
         unfinished = unfinished_warm_ups(self.model, last_step)
         self.diagnoses = diagnose(**self._diagnosis_inputs, unfinished=unfinished)
-        names = [diagnosis.name for diagnosis in self.diagnoses]
-        if names != self._last_names:
-            self._last_names = names
-            lines = [f"- **{diagnosis.name}**: {diagnosis.reason}" for diagnosis in self.diagnoses]
-            self._summaries.text("validation", "latent/diagnosis", "\n".join(lines), step)
+        return self.diagnoses
+
+    def _write_diagnosis(self, step: int) -> None:
+        content = "".join(f"{diagnosis}\n" for diagnosis in self.diagnoses)
+        self._summaries.file(f"validation/{_DIAGNOSIS_FILE}", content)
+        lines = [f"- **{diagnosis.name}**: {diagnosis.reason}" for diagnosis in self.diagnoses]
+        self._summaries.text("validation", "latent/diagnosis", "\n".join(lines), step)
 
 
 def latents_in(logs: Mapping[str, Any]) -> list[str]:

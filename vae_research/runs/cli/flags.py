@@ -123,6 +123,14 @@ def configure(experiment: ModuleType | Callable[..., Any], **values: Any) -> Con
     return _with_data_defaults(config)
 
 
+def defaults_of(build: Callable[..., Any], dataset: str) -> dict[str, Any]:
+    """Returns the defaults of an experiment's flags, those that depend on data for a data set."""
+    define_standard_flags()
+    defaults = _defaults_of(build, _flags_of(build))
+    found = _with_data_defaults({**defaults, "dataset": dataset})
+    return {**found.as_dict(), "dataset": defaults["dataset"]}
+
+
 def invalid_flag(values: Mapping[str, Any]) -> str | None:
     """Returns in words the first standard flag whose saved value no command could have given."""
     define_standard_flags()

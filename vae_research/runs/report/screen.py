@@ -93,18 +93,27 @@ def print_figures(
         figures: by name.
         notes: one line each.
         num_samples: with which the NLL was estimated.
-        units: of loss terms and of the experiment's own figures, by name; empty if unknown.
+        units: of the figures, by name; empty if unknown.
     """
-    units = {**units, **_UNITS}
     for name, figure in figures.items():
         error = "" if figure.standard_error is None else f" +- {figure.standard_error:.2f}"
-        unit = units.get(name.removesuffix(FITTED), "nats")
+        unit = units[name]
         if name == "negative_log_likelihood":
             unit += f" ({num_samples} importance samples)"
         unit += f"{', ' if unit else ''}{figure.count:,} examples"
         print(f"  {name:<24} {figure.value:9.2f}{error:<9} {unit}")
     for note in notes:
         print(f"  Note: {note}")
+
+
+def unit_of(name: str, units: Mapping[str, str]) -> str:
+    """Returns the unit of a test figure, empty if it has none.
+
+    Args:
+        name: its name.
+        units: of loss terms and of the experiment's own figures, by name.
+    """
+    return {**units, **_UNITS}.get(name.removesuffix(FITTED), "nats")
 
 
 def _tensorboard() -> str:

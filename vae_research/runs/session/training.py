@@ -33,7 +33,7 @@ from vae_research.priors.prior import Prior
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.config import Config, WatchedConfig
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError, UsageError
-from vae_research.runs.cli.flags import may_change
+from vae_research.runs.cli.flags import defaults_of, may_change
 from vae_research.runs.cli.functions import experiment_file
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import (
@@ -42,6 +42,7 @@ from vae_research.runs.report.description import (
     notes_of,
     notes_on_samples,
 )
+from vae_research.runs.report.page import write_report
 from vae_research.runs.session import directory, logs, reproducibility, resume
 from vae_research.runs.session.building import (
     build_model,
@@ -321,6 +322,7 @@ class Session:
         self.description = {
             "identity": self.progress.get("identity"),
             **describe(self.experiment, file, config, data, self.device),
+            "defaults": directory.as_plain(defaults_of(self.parts.build, config.dataset)),
             **describe_model(self.model, self.execution),
             "source": self.progress["source"],
             "sessions": [*sessions, provenance.session(file.parent, self.progress["source"])],
@@ -504,6 +506,8 @@ class Session:
             notes.append(
                 f"Not finite on the test data, and null in summary.json: {', '.join(bad)}."
             )
+        units = {term.label: term.unit for term in model.objective.terms}
+        units |= dict.fromkeys(self.unitless, "")
         with model.averaging.weights():  # as in the last checkpoint
             state = checkpoints.state_sha256(model)
         summary = {
@@ -526,6 +530,7 @@ class Session:
                 self.config, self.read_by_evaluation, self.progress["source"]
             ),
             "test": {name: value.as_dict() for name, value in estimates.items()},
+            "units": {name: screen.unit_of(name, units) for name in estimates},
         }
         kept = [save_values(run_dir, estimates)]
         kept += outputs.save_figures(
@@ -534,11 +539,10 @@ class Session:
         kept += outputs.save_networks(run_dir, model, self.prior)
         if self.prior is not None and directory.PRIOR in kept:
             summary["fitted_prior_sha256"] = sha256(self.prior.variables)
+        kept.append(write_report(run_dir, summary))
         directory.write_json(run_dir / directory.SUMMARY, summary)
         if self.config.verbose:
-            units = {term.label: term.unit for term in self.model.objective.terms}
-            units |= dict.fromkeys(self.unitless, "")
-            screen.print_figures(estimates, notes, self.config.importance_samples, units)
+            screen.print_figures(estimates, notes, self.config.importance_samples, summary["units"])
             print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
 
 
