@@ -22,6 +22,7 @@ import pytest
 from tests import forks
 from vae_research import checkpoints, estimate, load_run, manifests, runs
 from vae_research.data import DataError
+from vae_research.evaluation import DIAGNOSTICS
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session import directory
 
@@ -288,7 +289,9 @@ def test_everything_of_the_contract_is_there_and_nothing_else(finished):
 def test_the_screen_says_where_and_how_to_watch_and_what_came_out(finished):
     run_dir, output = finished
     assert f"Run directory: {run_dir}\n" in output
-    assert re.search(rf"^Watch it: .*tensorboard --logdir {re.escape(str(run_dir))}$", output, re.M)
+    assert re.search(
+        rf"^Watch it: .*tensorboard .*--logdir {re.escape(str(run_dir))}$", output, re.M
+    )
     assert "32 train, 16 validation, 16 test, each 8x8x1" in output
     assert re.search(r"^Training: epochs 1 to 2, 2 steps each$", output, re.M)
     assert len(re.findall(r"^epoch [12]/2 \| train .* \| validation .*nats", output, re.M)) == 2
@@ -447,7 +450,8 @@ def test_the_table_of_runs_has_the_test_figures(finished):
     events = EventAccumulator(str(run_dir / "run")).Reload()
     tested = json.loads((run_dir / "summary.json").read_text())["test"]
     for name, figure in tested.items():
-        (event,) = events.Tensors(f"test/{name}")
+        group = "test_diagnostics" if name in DIAGNOSTICS else "test"
+        (event,) = events.Tensors(f"{group}/{name}")
         assert event.step == 4
         assert event.tensor_proto.float_val[0] == pytest.approx(figure["value"], rel=1e-6)
     assert (run_dir / "validation" / "codes_sprite.png").exists()

@@ -19,7 +19,7 @@ from vae_research.callbacks.tensorboard import background as background_module
 from vae_research.callbacks.tensorboard import event_protos
 from vae_research.callbacks.tensorboard import summaries as summaries_module
 from vae_research.callbacks.tensorboard.background import Background, background
-from vae_research.callbacks.tensorboard.drawing import heat, over_time, sprite
+from vae_research.callbacks.tensorboard.drawing import framed, heat, over_time, sprite
 from vae_research.plots import encode_png
 
 
@@ -231,6 +231,27 @@ def test_divergences_that_are_not_finite_are_as_bright_as_the_largest():
     values = np.array([[0.0, 1.0, 4.0], [np.inf, np.nan, 2.0]])
     wanted = over_time(np.array([[0.0, 1.0, 4.0], [4.0, 4.0, 2.0]]))
     np.testing.assert_array_equal(over_time(values), wanted)
+
+
+def test_a_framed_picture_keeps_its_pixels_beside_a_scale():
+    picture = heat(np.linspace(0.0, 1.0, 40 * 60).reshape([40, 60]))
+    framed_one = framed(picture, 2.5, "nats", left=("0", "39"), below=("epoch 1", "60"))
+    height, width = framed_one.shape[:2]
+    inside = [
+        (row, column)
+        for row in range(height - 39)
+        for column in range(width - 59)
+        if np.abs(framed_one[row : row + 40, column : column + 60] - picture).max() < 0.003
+    ]
+    assert len(inside) == 1 and inside[0][0] == 0
+    beside = framed_one[:40, inside[0][1] + 60 :]
+    is_scale = [np.abs(beside[0, at] - heat(1.0)).max() < 0.003 for at in range(beside.shape[1])]
+    (bar,) = np.flatnonzero(np.diff(is_scale, prepend=0) > 0)
+    luminance = beside[:, bar] @ [0.2126, 0.7152, 0.0722]
+    assert np.all(np.diff(luminance) < 0.0)
+    words = framed_one.min(axis=-1) < 0.3
+    assert words[:, : inside[0][1]].any() and words[41:].any()
+    assert words[:40, inside[0][1] + 60 + bar + 14 :].any()
 
 
 def test_divergences_of_zero_are_black():

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import vae_research as vr
 from tests import forks
-from vae_research.callbacks.tensorboard.drawing import over_time
+from vae_research.callbacks.latents import kl_over_time
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SCREENSHOTS = CHECKOUT / "test-artefacts"
@@ -169,16 +169,26 @@ def test_every_kind_of_data_has_its_tags(server):
 
 
 def test_the_table_of_runs_has_settings_and_test_figures(server, folder):
+    def post(what, wanted):
+        request = urllib.request.Request(
+            f"{server}data/plugin/hparams/{what}",
+            data=json.dumps(wanted).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return json.load(answer)
+
+    # The dashboard shows the first five of either until others are chosen.
+    shown_first = post("experiment", {"experimentName": ""})
+    metrics = [each["name"]["tag"] for each in shown_first["metricInfos"]]
+    likelihoods = ("elbo", "kl", "negative_log_likelihood", "reconstruction")
+    assert metrics[:4] == [f"test/{name}" for name in likelihoods]
+    settings = [each["name"] for each in shown_first["hparamInfos"] if each.get("differs")]
+    assert settings == [each["name"] for each in shown_first["hparamInfos"]][: len(settings)]
+    assert "latent_dim" in settings
     columns = [{"hparam": "latent_dim"}, {"metric": {"group": "", "tag": "test/elbo"}}]
     wanted = {"startIndex": 0, "sliceSize": 10, "colParams": columns}
-    wanted["allowedStatuses"] = ["STATUS_SUCCESS"]
-    request = urllib.request.Request(
-        f"{server}data/plugin/hparams/session_groups",
-        data=json.dumps(wanted).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        rows = json.load(answer)["sessionGroups"]
+    rows = post("session_groups", wanted | {"allowedStatuses": ["STATUS_SUCCESS"]})["sessionGroups"]
     found = {}
     for row in rows:
         figures = {each["name"]["tag"]: each["value"] for each in row["metricValues"]}
@@ -349,7 +359,7 @@ def pictures_of_the_checkpoint(folder):
     assert rows[:, 0].tolist() == [30, 60, 90, 120]
     last = run.model.infer(images)["kl"].numpy().mean(axis=0)
     np.testing.assert_allclose(rows[-1, 1:], last, rtol=1e-4)
-    return pictures | {"latent/kl_over_time": over_time(rows[:, 1:])}
+    return pictures | {"latent/kl_over_time": kl_over_time(rows[:, 1:])}
 
 
 @pytest.mark.parametrize("dashboard", ["histograms", soak("distributions")])

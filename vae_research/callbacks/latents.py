@@ -11,7 +11,7 @@ import numpy as np
 
 from vae_research.callbacks.inference import Inference
 from vae_research.callbacks.tensorboard import event_protos
-from vae_research.callbacks.tensorboard.drawing import over_time
+from vae_research.callbacks.tensorboard.drawing import framed, over_time
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.evaluation.diagnosis import (
     Diagnosis,
@@ -27,10 +27,7 @@ from vae_research.schedules import Schedule, unsettled, value_at
 
 _KL_FILE = "kl_per_dimension.tsv"
 _DIAGNOSIS_FILE = "diagnosis.txt"
-_KL_OVER_TIME = (
-    "KL divergence of each latent dimension, dimension 0 on top, a column for each epoch. Black is "
-    "0, the brightest colour the largest value so far."
-)
+_KL_OVER_TIME = "KL divergence of each latent dimension, a column for each epoch."
 
 
 class Latents(keras.callbacks.Callback):
@@ -143,7 +140,7 @@ class Latents(keras.callbacks.Callback):
         tag = "latent/kl_over_time"
         self._summaries.add(
             "validation",
-            lambda: event_protos.image(tag, over_time(history), _KL_OVER_TIME),
+            lambda: event_protos.image(tag, kl_over_time(history), _KL_OVER_TIME),
             step,
         )
         line = "\t".join([str(step), *(f"{value:.6g}" for value in kl)])
@@ -159,6 +156,18 @@ class Latents(keras.callbacks.Callback):
         self._summaries.file(f"validation/{_DIAGNOSIS_FILE}", content)
         lines = [f"- **{diagnosis.name}**: {diagnosis.reason}" for diagnosis in self.diagnoses]
         self._summaries.text("validation", "latent/diagnosis", "\n".join(lines), step)
+
+
+def kl_over_time(values: np.ndarray) -> np.ndarray:
+    """Returns a picture of the KL divergence of each dimension, `[epochs, latent]`, nats."""
+    epochs, count = values.shape
+    return framed(
+        over_time(values),
+        float(values.max(initial=0.0, where=np.isfinite(values))),
+        "nats",
+        left=("dimension 0", str(count - 1)),
+        below=("epoch 1", str(epochs) if epochs > 1 else ""),
+    )
 
 
 def latents_in(logs: Mapping[str, Any]) -> list[str]:

@@ -31,8 +31,9 @@ _CHARTS = {
         "information in z (nats)": [
             "latent/kl(_total|/.*)",
             "latent/mutual_information",
-            "latent/permuted_code_gap",
         ],
+        # Hundreds of nats: in the chart above, nothing else could be seen.
+        "cost of codes of other examples (nats)": ["latent/permuted_code_gap"],
     },
     "gradients": {
         "norms": ["gradients/total", "gradients/encoder/.*", "gradients/decoder/.*"],
@@ -99,10 +100,12 @@ class Overview(keras.callbacks.Callback):
 class HParams(keras.callbacks.Callback):
     """Makes a run a row of TensorBoard's HParams table, in which runs can be sorted and filtered.
 
-    Its columns are the settings and the figures of the last epoch: `final/epochs`,
-    `final/train/...` and `final/validation/...`. They are written under `run`, not beside the
-    curves, so that the table has no other columns. The plugin keeps the settings that it read
-    first, so leave out those that may change when a run is resumed.
+    Its columns are the settings and the figures of the last epoch: `trained/epochs`,
+    `trained/train/...` and `trained/validation/...`. TensorBoard sorts them by name and shows the
+    first five, which are test figures if there are any, and of the settings the first five that
+    differ. All are written under `run`, not beside the curves, so that the table has no other
+    columns. The plugin keeps the settings that it read first, so leave out those that may change
+    when a run is resumed.
 
     Args:
         log_dir: the run directory; its path identifies the row.
@@ -129,7 +132,7 @@ class HParams(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Completes the row and closes the event file."""
-        figures = final_figures(logs or {}) | {"final/epochs": float(self._epochs)}
+        figures = final_figures(logs or {}) | {"trained/epochs": float(self._epochs)}
         self._summaries.scalars("run", figures, self.model.step)
         now = time.time()
         self._summaries.add("run", lambda: event_protos.session_end(now, success=True), 0)
@@ -176,12 +179,12 @@ def final_figures(logs: Mapping[str, float]) -> dict[str, float]:
     """Returns the logs of an epoch under their tags in the HParams table.
 
     >>> final_figures({"elbo": -100.0, "val_elbo": -101.0})
-    {'final/train/elbo': -100.0, 'final/validation/elbo': -101.0}
+    {'trained/train/elbo': -100.0, 'trained/validation/elbo': -101.0}
     """
     figures = {}
     for name, value in logs.items():
         split = "validation" if name.startswith("val_") else "train"
-        figures[f"final/{split}/{name.removeprefix('val_')}"] = float(value)
+        figures[f"trained/{split}/{name.removeprefix('val_')}"] = float(value)
     return figures
 
 

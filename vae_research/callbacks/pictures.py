@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from vae_research.callbacks.inference import WITH_CODE, Inference
 from vae_research.callbacks.tensorboard import event_protos
-from vae_research.callbacks.tensorboard.drawing import heat, tile
+from vae_research.callbacks.tensorboard.drawing import framed, heat, tile
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.model import VAE
 from vae_research.priors.prior import Prior
@@ -29,8 +29,7 @@ SAMPLES_FITTED = "samples_fitted_prior"
 
 _DESCRIPTIONS = {
     "reconstructions": "Rows of validation images, each above the row of its reconstructions.",
-    "errors": "Absolute error of each pixel of the reconstructions, from black (none) to light "
-    "yellow (the whole range of the data).",
+    "errors": "Absolute error of each pixel of the reconstructions.",
     "samples": "Means of p(x|z) for codes from the prior, the same codes at every epoch. A decoder "
     "that reads labels, or other arrays, gets those of the first examples.",
     SAMPLES_FITTED: "Means of p(x|z) for codes from the prior that was fitted after training.",
@@ -270,10 +269,11 @@ def errors(originals: np.ndarray, reconstructed: np.ndarray, columns: int) -> np
     """Returns a picture: the absolute error of each pixel, averaged over channels, as a colour.
 
     Black is an error of 0; the brightest colour is one as large as the range of the originals (at
-    least 1).
+    least 1), in units of the data as trained.
     """
     value_range = max(1.0, float(originals.max() - originals.min()))
-    return tile([heat(np.abs(originals - reconstructed).mean(axis=-1) / value_range)], columns)
+    pictures = heat(np.abs(originals - reconstructed).mean(axis=-1) / value_range)
+    return framed(tile([pictures], columns), value_range, "absolute error")
 
 
 def samples(

@@ -6,9 +6,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 # Thumbnails are shown small, and the browser loads all of them as one picture.
 _LARGEST_THUMBNAIL = 64
+
+# Of the words around a picture, and the bar beside it: pixels.
+_FONT_SIZE, _BAR_WIDTH, _GAP = 12, 12, 6
 
 # From black through violet and orange to light yellow, with increasing luminance.
 _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
@@ -72,6 +76,56 @@ def over_time(values: np.ndarray, *, cell: int = 5, width: int = 400) -> np.ndar
     scaled = np.where(finite, values, largest).T / largest
     wide = min(2 * cell, width // len(values))
     return np.repeat(np.repeat(heat(scaled), cell, axis=0), wide, axis=1)
+
+
+def framed(
+    picture: np.ndarray,
+    largest: float,
+    unit: str,
+    *,
+    left: tuple[str, str] = ("", ""),
+    below: tuple[str, str] = ("", ""),
+) -> np.ndarray:
+    """Returns a picture of `heat` with its scale beside it, and words at the ends of its axes.
+
+    Args:
+        picture: `[height, width, 3]`.
+        largest: the value that the brightest colour stands for; black is 0.
+        unit: of the value.
+        left: words for the first and the last row.
+        below: words for the first and the last column.
+    """
+    font = ImageFont.load_default(_FONT_SIZE)
+    height, width = picture.shape[:2]
+    high = f"{largest:.3g} {unit}"
+    measured = [font.getlength(words) for words in (*left, high)]
+    margin = math.ceil(max(measured[:2])) + (_GAP if any(left) else 0)
+    across = max(width, math.ceil(sum(map(font.getlength, below))) + 2 * _GAP)
+    bar = margin + across + 2 * _GAP
+    canvas = Image.new(
+        "RGB",
+        (
+            bar + _BAR_WIDTH + _GAP + math.ceil(measured[2]),
+            max(height, 3 * _FONT_SIZE) + 2 * _FONT_SIZE,
+        ),
+        "white",
+    )
+    shades = heat(np.linspace(1.0, 0.0, height))[:, np.newaxis].repeat(_BAR_WIDTH, axis=1)
+    for values, column in ((picture, margin), (shades, bar)):
+        pixels = np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)
+        canvas.paste(Image.fromarray(pixels), (column, 0))
+    draw = ImageDraw.Draw(canvas)
+    bottom, end = max(height, 2 * _FONT_SIZE), margin + width
+    for words, place, anchor in (
+        (left[0], (margin - _GAP, 0), "ra"),
+        (left[1], (margin - _GAP, bottom), "rd"),
+        (below[0], (margin, height + _GAP), "la"),
+        (below[1], (max(end, margin + across), height + _GAP), "ra"),
+        (high, (bar + _BAR_WIDTH + _GAP, 0), "la"),
+        ("0", (bar + _BAR_WIDTH + _GAP, bottom), "ld"),
+    ):
+        draw.text(place, words, fill="black", font=font, anchor=anchor)
+    return np.asarray(canvas, np.float32) / 255.0
 
 
 def sprite(images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:

@@ -79,7 +79,9 @@ def print_place(run_dir: Path) -> None:
     """Prints where a run is written and how to watch it."""
     print(
         f"Run directory: {run_dir}\n"
-        f"Watch it: {_tensorboard()} --logdir {shlex.quote(str(run_dir))}",
+        # By default TensorBoard keeps 10 pictures per tag and drops others at random.
+        f"Watch it: {_tensorboard()} --samples_per_plugin=images=200,text=200 "
+        f"--logdir {shlex.quote(str(run_dir))}",
         flush=True,
     )
 

@@ -18,6 +18,7 @@ from vae_research.callbacks.projector import Projector
 from vae_research.callbacks.scalars import Scalars
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
+from vae_research.evaluation import DIAGNOSTICS, FITTED
 from vae_research.evaluation.estimates import Estimate
 from vae_research.runs.cli.config import Config
 
@@ -74,8 +75,15 @@ def tensorboard_callbacks(
 
 
 def write_test_figures(run_dir: Path, figures: dict[str, Estimate], step: int) -> None:
-    """Writes the test figures as scalars `test/NAME`, for the run's row in the HParams table."""
+    """Writes the test figures as scalars, for the run's row in the HParams table.
+
+    They are `test/NAME`, and `test_diagnostics/NAME` those that say how good an estimate or a code
+    is.
+    """
     summaries = Summaries(run_dir)
-    values = {f"test/{name}": figure.value for name, figure in figures.items()}
+    values = {}
+    for name, figure in figures.items():
+        group = "test_diagnostics" if name.removesuffix(FITTED) in DIAGNOSTICS else "test"
+        values[f"{group}/{name}"] = figure.value
     summaries.scalars("run", values, step)
     summaries.close()
