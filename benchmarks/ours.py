@@ -51,7 +51,7 @@ class Ours:
             mnist.test.raw,
             binarize=config.binarize,
         )
-        keras.utils.set_random_seed(config.seed)
+        keras.utils.set_random_seed(config.init_seed)
         keras.config.set_dtype_policy(config.precision)
         self.work, self.data, self.epoch = work, data, 0
         self.model = training.build_model(build, config, data)
@@ -59,7 +59,7 @@ class Ours:
         self.description = (
             f"XLA {'on' if chosen.jit_compile else 'off'}, {chosen.steps_per_call} steps per call"
         )
-        self.batches = data.train.on_device(config.batch_size, config.seed)
+        self.batches = data.train.on_device(config.batch_size, config.data_seed)
 
     def train(self, go_on: Callable[[], bool], step_done: Callable[[], None] | None) -> list[float]:
         """Trains whole epochs."""

@@ -100,7 +100,7 @@ def _trained(data: vr.Data, seconds: float) -> dict[str, float]:
         batch_size=DENSE_128.batch_size,
         learning_rate=LEARNING_RATE,
     )
-    keras.utils.set_random_seed(config.seed)
+    keras.utils.set_random_seed(config.init_seed)
     model = training.build_model(build, config, data)
     training.choose_execution(model, config, data)
     ends: list[float] = []  # the first epoch, which also compiles, does not count
@@ -114,7 +114,7 @@ def _trained(data: vr.Data, seconds: float) -> dict[str, float]:
         memory[0] = max(memory[0], own_memory())
 
     model.fit(
-        data.train.on_device(config.batch_size, config.seed),
+        data.train.on_device(config.batch_size, config.data_seed),
         epochs=10**6,
         callbacks=[Epochs(go_on, watch)],
         verbose=0,

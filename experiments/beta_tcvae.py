@@ -73,7 +73,7 @@ def build(config, data):
     bottleneck = vr.GaussianBottleneck(config.latent_dim)
     decoder = vr.dense_decoder(data.shape, config.latent_dim)
     modules = [AggregatePosterior(len(data.train))]
-    return vr.VAE(encoder, bottleneck, decoder, terms, modules=modules, seed=config.seed)
+    return vr.VAE(encoder, bottleneck, decoder, terms, modules=modules, seed=config.noise_seed)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def build(config, data):
         bottleneck,
         keras.Model(codes if config.joint else codes[code], decoder(flat), name="decoder"),
         terms,
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

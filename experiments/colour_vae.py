@@ -54,7 +54,7 @@ def build(config, data):
     )
     likelihood = vr.DiscretizedLogisticMixture(components=config.components, levels=levels)
     terms = [likelihood, vr.KLDivergence()]
-    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.seed)
+    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.noise_seed)
 
 
 def print_bits(run):

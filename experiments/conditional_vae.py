@@ -45,7 +45,7 @@ def build(config, data):
         vr.GaussianBottleneck(config.latent_dim),
         keras.Model([z, labels], decoder(code), name="decoder"),
         [vr.Bernoulli(), vr.KLDivergence()],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

@@ -41,7 +41,7 @@ def build(config, data):
         vr.GaussianBottleneck(config.latent_dim),
         vr.dense_decoder(data.shape, config.latent_dim, hidden_units=units[::-1]),
         [vr.Bernoulli(), vr.KLDivergence()],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

@@ -39,7 +39,7 @@ def build(config, data):
         num_samples=config.num_samples,
         importance_weighted=True,
         gradient_estimator=ESTIMATORS[config.estimator],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

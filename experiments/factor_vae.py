@@ -66,7 +66,7 @@ def build(config, data):
         vr.dense_decoder(data.shape, config.latent_dim),
         [vr.Bernoulli(), vr.KLDivergence(), TotalCorrelation(weight=config.gamma)],
         critics=[vr.Critic(Discriminator(list(config.critic_units)), [CrossEntropy()], adam)],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

@@ -43,7 +43,7 @@ def build(config, data):
         make_bottleneck(config),
         vr.dense_decoder(data.shape, config.latent_dim, hidden_units=units[::-1]),
         [vr.Bernoulli(), vr.MonteCarloKL()],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

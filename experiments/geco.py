@@ -34,7 +34,7 @@ def build(config, data):
         vr.GaussianBottleneck(config.latent_dim),
         vr.dense_decoder(data.shape, config.latent_dim),
         terms(config),
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

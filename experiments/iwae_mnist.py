@@ -37,7 +37,7 @@ def build(config, data):
         [vr.Bernoulli(), vr.MonteCarloKL()],
         num_samples=config.num_samples,
         importance_weighted=config.importance_weighted,
-        seed=config.seed,
+        seed=config.noise_seed,
     )
     optimizer = keras.optimizers.Adam(config.learning_rate, epsilon=1e-4)
     model.compile(optimizer, jit_compile=config.jit == "on", run_eagerly=config.run_eagerly)

@@ -58,7 +58,7 @@ def strategy_1(encoder, decoder, config):
 
 def strategy_2(encoder, decoder, config):
     """The combined model."""
-    return vr.AddLossModel(encoder, decoder, config.kl_factor, seed=config.seed), None
+    return vr.AddLossModel(encoder, decoder, config.kl_factor, seed=config.noise_seed), None
 
 
 def strategy_3(encoder, decoder, config):
@@ -68,7 +68,7 @@ def strategy_3(encoder, decoder, config):
         factor=config.kl_factor, pixels=pixels, latent_dim=config.latent_dim
     )
     bottleneck = vr.GaussianBottleneck(config.latent_dim)
-    return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.seed), None
+    return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.noise_seed), None
 
 
 FORMULATIONS = {
@@ -98,7 +98,7 @@ def on_top(encoder, decoder, config, layer):
     """Returns a functional VAE that ends in a layer of (z_mean, z_log_var, inputs, logits)."""
     inputs = keras.Input(encoder.input_shape[1:], name="inputs")
     codes = encoder(inputs)
-    z = vr.SamplingLayer(config.seed)(codes["z_mean"], codes["z_log_var"])
+    z = vr.SamplingLayer(config.noise_seed)(codes["z_mean"], codes["z_log_var"])
     logits = decoder(z)["logits"]
     return keras.Model(inputs, layer(codes["z_mean"], codes["z_log_var"], inputs, logits))
 
@@ -108,7 +108,7 @@ def in_encoder(encoder, decoder, config, layer):
     inputs = keras.Input(encoder.input_shape[1:], name="inputs")
     codes = encoder(inputs)
     z_mean, z_log_var = layer(codes["z_mean"], codes["z_log_var"])
-    whole_encoder = keras.Model(inputs, vr.SamplingLayer(config.seed)(z_mean, z_log_var))
+    whole_encoder = keras.Model(inputs, vr.SamplingLayer(config.noise_seed)(z_mean, z_log_var))
     return keras.Model(inputs, decoder(whole_encoder(inputs))["logits"])
 
 
@@ -218,7 +218,7 @@ class Candidate:
     """
 
     def __init__(self, make, config, data, *, reports=False, **settings):
-        keras.utils.set_random_seed(config.seed)  # the same initial weights for all
+        keras.utils.set_random_seed(config.init_seed)  # the same initial weights for all
         encoder = vr.convolutional_encoder(data.shape, config.latent_dim, filters=config.filters)
         decoder = vr.convolutional_decoder(
             data.shape, config.latent_dim, filters=config.filters[::-1]
@@ -232,7 +232,7 @@ class Candidate:
     def fit(self, epoch, steps):
         """Trains some steps of an epoch; returns the seconds and the losses."""
         batches = self.data.train.batches(
-            self.config.batch_size, self.config.seed, first_epoch=epoch
+            self.config.batch_size, self.config.data_seed, first_epoch=epoch
         ).map(self.batch)
         times = []
         clock = keras.callbacks.LambdaCallback(

@@ -71,7 +71,7 @@ def build(config, data):
         upper = [f"z_{level}" for level in range(2, config.levels + 1)]
         free = config.free_nats
         terms += [vr.FreeBits(latent=z, nats_per_dimension=free, weight=weight) for z in upper]
-    return vr.VAE(*parts, [vr.Bernoulli(), *terms], seed=config.seed)
+    return vr.VAE(*parts, [vr.Bernoulli(), *terms], seed=config.noise_seed)
 
 
 if __name__ == "__main__":

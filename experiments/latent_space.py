@@ -49,10 +49,12 @@ def build(config, data):
     if config.kl_factor is None:
         encode = encoder(data.shape, **sizes, hidden_units=units, outputs=["z_mean"])
         terms = [vr.Bernoulli(weight=1.0 / pixels)]
-        return vr.VAE(encode, vr.DeterministicBottleneck(**sizes), decode, terms, seed=config.seed)
+        return vr.VAE(
+            encode, vr.DeterministicBottleneck(**sizes), decode, terms, seed=config.noise_seed
+        )
     encode = encoder(data.shape, **sizes, hidden_units=units)
     terms = vr.pixel_mean_terms(factor=config.kl_factor, pixels=pixels, **sizes)
-    return vr.VAE(encode, vr.GaussianBottleneck(**sizes), decode, terms, seed=config.seed)
+    return vr.VAE(encode, vr.GaussianBottleneck(**sizes), decode, terms, seed=config.noise_seed)
 
 
 def check(config, data):
@@ -67,6 +69,12 @@ def check(config, data):
         raise runs.UsageError("the plane of this study has --latent_dim=2; see --wide_latent_dim.")
     if config.seed + config.repeats > 2**32:
         raise runs.UsageError(f"--seed={config.seed} leaves no room for {config.repeats} seeds.")
+    given = config.as_dict()
+    if config.repeats > 1 and None not in (given["init_seed"], given["data_seed"]):
+        raise runs.UsageError(
+            f"--init_seed and --data_seed leave nothing that differs in --repeats={config.repeats} "
+            "autoencoders."
+        )
     names = [f"{factor:g}" for factor in config.kl_factors]
     if len(set(names)) < len(names):
         raise runs.UsageError(f"--kl_factors={','.join(names)}: each of them once.")

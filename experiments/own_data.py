@@ -46,7 +46,7 @@ def build(config, data):
     decoder = vr.convolutional_decoder(data.shape, size, outputs=outputs, **backwards)
     levels = int(data.train.scaling.divisor) + 1
     terms = [vr.DiscretizedLogistic(levels=levels), vr.KLDivergence()]
-    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.seed)
+    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.noise_seed)
 
 
 def print_bits(run):

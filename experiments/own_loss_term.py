@@ -45,7 +45,7 @@ def build(config, data):
             vr.KLDivergence(),
             SparseCode(weight=Saturating(peak=config.sparsity)),
         ],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

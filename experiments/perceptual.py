@@ -65,7 +65,7 @@ def build(config, data):
     terms = [vr.Bernoulli(), vr.KLDivergence(), Perceptual(weight=config.perceptual_weight)]
     modules = [frozen_features(data.shape, config.filters)]
     bottleneck = vr.GaussianBottleneck(size)
-    return vr.VAE(encoder, bottleneck, decoder, terms, modules=modules, seed=config.seed)
+    return vr.VAE(encoder, bottleneck, decoder, terms, modules=modules, seed=config.noise_seed)
 
 
 def callbacks(config, data):

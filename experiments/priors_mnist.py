@@ -44,7 +44,7 @@ def build(config, data):
         vr.GaussianBottleneck(config.latent_dim, prior=make_prior(config, data)),
         vr.dense_decoder(data.shape, config.latent_dim, hidden_units=config.hidden_units[::-1]),
         [vr.Bernoulli(), vr.MonteCarloKL()],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

@@ -41,7 +41,7 @@ def build(config, data):
             kernel_regularizer=keras.regularizers.L2(config.decoder_penalty),
         ),
         [vr.Bernoulli(), vr.SquaredNorm(weight=config.code_penalty)],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

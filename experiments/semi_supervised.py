@@ -26,7 +26,7 @@ def data(config):
     """Returns the data set that the flags name, with -1 for most labels of the training split."""
     found = runs.load_data(config)
     labels, count = found.train.array("labels"), config.labels_per_class
-    order = np.random.default_rng(config.seed).permutation(len(labels))
+    order = np.random.default_rng(config.data_seed).permutation(len(labels))
     known = np.concatenate([order[labels[order] == each][:count] for each in range(CLASSES)])
     rows = np.append(np.setdiff1d(order, known), np.repeat(known, REPEATS))
     shown = np.where(np.isin(rows, known), labels[rows], -1)
@@ -73,7 +73,7 @@ def build(config, data):
     encoder = keras.Model(images, heads, name="encoder")
     decoder = vr.dense_decoder([CLASSES, *data.shape], size, hidden_units=units[::-1])
     terms = [Marginal(), vr.KLDivergence(), LabelLoss(weight=config.alpha), Accuracy(weight=None)]
-    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.seed)
+    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.noise_seed)
 
 
 if __name__ == "__main__":

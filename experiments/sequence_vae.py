@@ -61,7 +61,7 @@ def build(config, data):
     size, decoder = config.latent_dim, Autoregressive(UNITS)
     encoder = vr.recurrent_encoder(data.shape, size, units=[UNITS])
     terms = [vr.Gaussian(standard_deviation=NOISE), vr.KLDivergence()]
-    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.seed)
+    return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.noise_seed)
 
 
 def evaluate(run):

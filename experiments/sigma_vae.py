@@ -72,7 +72,7 @@ def build(config, data):
         vr.dense_decoder(data.shape, config.latent_dim, outputs=["x_mean"]),
         [vr.GaussianWithVariance(), vr.KLDivergence()],
         modules=[LearnedVariance() if config.variance == "learned" else OptimalVariance()],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

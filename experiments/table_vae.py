@@ -56,7 +56,7 @@ def build(config, data):
     bottleneck = vr.GaussianBottleneck(config.latent_dim)
     terms = [vr.ProductLikelihood(factors=[numbers, flags, group]), vr.MonteCarloKL()]
     samples = {"num_samples": 5, "importance_weighted": True}
-    return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.seed, **samples)
+    return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.noise_seed, **samples)
 
 
 def evaluate(run):

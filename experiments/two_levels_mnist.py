@@ -73,7 +73,7 @@ def build(config, data):
         units = 1 + round((weights_of(parts) - first) / (second - first))
         parts = one_level(config, data.shape, units)
     weight = vr.LinearWarmup(epochs=config.warmup_epochs) if config.warmup_epochs else 1.0
-    return vr.VAE(*parts, [vr.Bernoulli(), vr.KLDivergence(weight=weight)], seed=config.seed)
+    return vr.VAE(*parts, [vr.Bernoulli(), vr.KLDivergence(weight=weight)], seed=config.noise_seed)
 
 
 if __name__ == "__main__":

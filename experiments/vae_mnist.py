@@ -50,7 +50,7 @@ def build(config, data):
         vr.GaussianBottleneck(config.latent_dim),
         decoder(data.shape, config.latent_dim, hidden_units=units[::-1], outputs=outputs),
         terms(config, data),
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

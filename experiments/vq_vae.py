@@ -53,7 +53,7 @@ def build(config, data):
         features = layers.Conv2DTranspose(filters, 4, 2, "same", activation="relu")(features)
     logits = layers.Conv2D(channels, 3, padding="same", dtype="float32")(features)
     decoder = keras.Model(z, {"logits": logits})
-    return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.seed)
+    return vr.VAE(encoder, bottleneck, decoder, terms, seed=config.noise_seed)
 
 
 def fit_prior(run):

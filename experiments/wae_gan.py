@@ -70,7 +70,7 @@ def build(config, data):
         vr.dense_decoder(data.shape, config.latent_dim, outputs=["x_mean"]),
         [vr.Gaussian(standard_deviation=0.5**0.5), Penalty(weight=config.penalty)],
         critics=[vr.Critic(Adversary(list(config.critic_units)), [CrossEntropy()], adam)],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
 
 

@@ -331,9 +331,10 @@ def test_the_four_formulations_train_alike_and_are_timed(finished):
         (["--latent_dim=3"], 2, "--wide_latent_dim"),
         (["--kl_factors=1e-4,0.0001"], 2, "each of them once"),
         (["--seed=4294967295", "--repeats=2"], 2, "no room for 2 seeds"),
+        (["--init_seed=1", "--data_seed=1", "--repeats=2"], 2, "nothing that differs"),
         (["--dataset=plain.npy"], 3, "test images with labels"),
     ],
-    ids=["latent_dim", "factors", "seeds", "labels"],
+    ids=["latent_dim", "factors", "seeds", "equal_repeats", "labels"],
 )
 def test_latent_space_refuses_what_it_cannot_use(given, code, words, tmp_path, without_tensorflow):
     np.save(tmp_path / "plain.npy", RANDOM.integers(0, 256, (200, 8, 8), dtype=np.uint8))

@@ -333,7 +333,7 @@ def test_the_cause_is_named_and_nothing_of_the_step_is_kept(
     saved = make(**injection(at, value))
     found = saved.load_checkpoint(tmp_path / record["checkpoint"])
     assert (found.step, found.epoch, found.position) == (at, at // STEPS, at % STEPS)
-    flags = SimpleNamespace(batch_size=BATCH, seed=0)
+    flags = SimpleNamespace(batch_size=BATCH, data_seed=0)
     monkeypatch.setattr(replay, "rebuild", lambda run_dir: (saved, DATA, flags, {}))
     assert replay.replay(tmp_path) == 0
     # Keras numbers the names of layers in a process: dense_3.

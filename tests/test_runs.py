@@ -326,6 +326,8 @@ def test_config_json(finished, images):
     assert re.fullmatch("[0-9a-f]{64}", config["data"]["fingerprint"])
     assert config["device"]
     assert config["effective_beta"] == 1.0
+    assert config["seeds"] == {"init_seed": 0, "data_seed": 0, "noise_seed": 0}
+    assert config["flags"]["init_seed"] is None  # with another --seed it is another one
 
 
 def test_metrics_jsonl_has_a_line_for_each_epoch(finished):
@@ -698,6 +700,9 @@ def again(finished, images, *changes, experiment=VAE_MNIST, **options):
     [
         ("--kl_weight=2", "1.0", "2.0"),
         ("--seed=1", "0", "1"),
+        ("--init_seed=1", "0", "1"),
+        ("--data_seed=1", "0", "1"),
+        ("--noise_seed=1", "0", "1"),
         ("--batch_size=8", "16", "8"),
         ("--hidden_units=4,4", "[4]", "[4, 4]"),
         ("--learning_rate=0.01", "0.001", "0.01"),
@@ -720,6 +725,15 @@ def test_all_changed_flags_are_named_at_once(finished, images, without_tensorflo
         2,
     )
     assert "--kl_weight was 1.0, now 2.0; --seed was 0, now 1." in line
+
+
+def test_seeds_of_parts_that_are_the_seed_are_no_change(finished, images, without_tensorflow):
+    process = again(finished, images, "--init_seed=0", "--noise_seed=0", first=without_tensorflow)
+    assert "already complete" in process.stdout
+    process = again(
+        finished, images, "--seed=1", "--init_seed=0", "--data_seed=2", first=without_tensorflow
+    )
+    assert "flags: --data_seed was 0, now 2; --seed was 0, now 1." in refusal(process, 2)
 
 
 def test_resume_never_wants_a_new_directory(finished, images, without_tensorflow):

@@ -6,9 +6,18 @@ from typing import Any
 
 from vae_research.settings import did_you_mean
 
+# Seeds of a part of a run, each of which is --seed unless it is given.
+SEEDS_OF_PARTS = ("init_seed", "data_seed", "noise_seed")
+
 
 class Config:
     """The values of all flags of a run, as attributes.
+
+    `as_dict` and `replace` have the seeds of parts as they were given, None for most, so that a
+    config with another `seed` has other seeds of parts.
+
+    Attributes:
+        init_seed, data_seed, noise_seed: `seed` unless they are given.
 
     Raises:
         AttributeError: there is no such flag; the message names the nearest.
@@ -20,6 +29,21 @@ class Config:
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"There is no flag {name!r}.{did_you_mean(name, self.__dict__)}")
 
+    @property
+    def init_seed(self) -> Any:
+        """The seed of initial weights, and of Keras layers that draw by themselves."""
+        return _seed_of(self, "init_seed")
+
+    @property
+    def data_seed(self) -> Any:
+        """The seed of the order of training data, and of their binarisation and augmentation."""
+        return _seed_of(self, "data_seed")
+
+    @property
+    def noise_seed(self) -> Any:
+        """The seed of the noise in training steps."""
+        return _seed_of(self, "noise_seed")
+
     def __repr__(self) -> str:
         return f"Config({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
 
@@ -30,6 +54,12 @@ class Config:
     def replace(self, **values: Any) -> Config:
         """Returns a config with some values changed or added."""
         return Config(**{**vars(self), **values})
+
+
+def _seed_of(config: Config, part: str) -> Any:
+    # Not by `vars`, which a WatchedConfig takes for a look at all flags.
+    given = object.__getattribute__(config, "__dict__").get(part)
+    return config.seed if given is None else given
 
 
 class WatchedConfig(Config):

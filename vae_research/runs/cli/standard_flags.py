@@ -48,7 +48,19 @@ def define_standard_flags() -> None:
         "does before it trains, say what it would do, and end; nothing is written",
         may_change=True,
     )
-    define_integer("seed", 0, "seed of initial weights, data order and noise", maximum=LARGEST_SEED)
+    define_integer(
+        "seed",
+        0,
+        "seed of all that is random in a run; the next three flags, of its parts, are the same "
+        "unless they are given",
+        maximum=LARGEST_SEED,
+    )
+    for name, what in (
+        ("init_seed", "initial weights, and of Keras layers that draw by themselves (Dropout)"),
+        ("data_seed", "the order of the training data, their binarisation and augmentation"),
+        ("noise_seed", "the noise in training and validation, such as the samples of z"),
+    ):
+        define_integer(name, None, f"seed of {what}; default: --seed", maximum=LARGEST_SEED)
     define_integer(
         "verbose",
         1,

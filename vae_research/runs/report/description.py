@@ -17,7 +17,7 @@ from vae_research.evaluation.estimates import Estimate
 from vae_research.evaluation.importance import largest_reliable_pareto_k
 from vae_research.execution import Execution
 from vae_research.model import VAE
-from vae_research.runs.cli.config import Config
+from vae_research.runs.cli.config import SEEDS_OF_PARTS, Config
 from vae_research.runs.session.directory import as_plain
 from vae_research.runs.session.kept.provenance import git
 from vae_research.version import __version__
@@ -31,6 +31,7 @@ def describe(
         "experiment": experiment,
         "file": str(file),
         "flags": as_plain(config.as_dict()),
+        "seeds": {name: getattr(config, name) for name in SEEDS_OF_PARTS},
         "data": data.summary(),
         "device": device,
         "versions": {

@@ -49,6 +49,7 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
             model = build(config, data)
         if not isinstance(model, VAE):
             raise TypeError(f"build() returned {model!r}; it must return a VAE.")
+        _refuse_unread_noise_seed(model, config)
         steps = data.train.steps(config.batch_size)
         if not model.compiled:
             average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
@@ -75,6 +76,16 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
             split.array(name)  # raises if values are not finite
     model.build_optimizer()
     return model
+
+
+def _refuse_unread_noise_seed(model: VAE, config: Config) -> None:
+    """Raises ValueError if the model has another seed than the flag --noise_seed."""
+    given = config.as_dict().get("noise_seed")
+    if given not in (None, model.seed):
+        raise ValueError(
+            f"--noise_seed={given}, and build() makes a model with the seed {model.seed}: write "
+            "VAE(..., seed=config.noise_seed)."
+        )
 
 
 def learning_rate(

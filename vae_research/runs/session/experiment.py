@@ -137,7 +137,7 @@ def train(
     if config is not None:
         allowed = config.resume if config.resume in ("changed", "scratch") else "auto"
         config = config.replace(resume=allowed)
-        found = config.replace(**{name: getattr(found, name) for name in values})
+        found = config.replace(**{name: found.as_dict()[name] for name in values})
     if run_dir is not None:
         found = found.replace(run_dir=str(Path(run_dir).expanduser().absolute()))
     parts = Parts(build, data, callbacks, evaluate, fit_prior)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_research import checkpoints, manifests
-from vae_research.runs.cli.config import Config
+from vae_research.runs.cli.config import SEEDS_OF_PARTS, Config
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.standard_flags import standard_names
 from vae_research.runs.session import directory
@@ -230,7 +230,7 @@ def _held(
         )
     if config.learning_rate_schedule != "constant":
         harmless = set(harmless) - {"epochs"}  # the length of the schedule
-    before, now = found["flags"], directory.as_plain(config.as_dict())
+    before, now = _with_seeds(found["flags"], directory.as_plain(config.as_dict()))
     changed = [
         f"--{name} was {before.get(name)}, now {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
@@ -242,3 +242,12 @@ def _held(
             "--run_dir for a new run."
         )
     return found
+
+
+def _with_seeds(*flags: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns flags of commands in which a seed that another of them gives is never None."""
+    given = {name for each in flags for name in SEEDS_OF_PARTS if each.get(name) is not None}
+    return [
+        each | {name: each.get("seed") for name in given if each.get(name) is None}
+        for each in flags
+    ]

@@ -36,7 +36,7 @@ def carry_out(
     source: Source,
 ) -> None:
     """Carries out a study in its locked directory and writes its summary."""
-    keras.utils.set_random_seed(config.seed)
+    keras.utils.set_random_seed(config.init_seed)
     keras.config.set_dtype_policy(config.precision)
     run_dir = directory.create(run_dir, may_exist=config.run_dir is not None)
     with directory.locked(run_dir):

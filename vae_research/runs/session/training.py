@@ -201,7 +201,7 @@ class Session:
     def build_model(self) -> None:
         """Builds the model from the flags and decides how its steps run; writes nothing."""
         config, data = self.config, self.data
-        keras.utils.set_random_seed(config.seed)
+        keras.utils.set_random_seed(config.init_seed)
         keras.config.set_dtype_policy(config.precision)
         self.model = build_model(self.parts.build, config, data)
         signals.raise_if_received()
@@ -366,7 +366,7 @@ class Session:
             append(self.run_dir / directory.METRICS, kept_back.get("waiting", ""))
             return
         batches = data.train.on_device(
-            config.batch_size, config.seed, self.epochs_before, self.names, position
+            config.batch_size, config.data_seed, self.epochs_before, self.names, position
         )
         gate = FiniteGate(model, batches, self.run_dir, skip=config.on_nonfinite == "skip")
         model.guard = gate

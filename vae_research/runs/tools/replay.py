@@ -69,7 +69,9 @@ def replay(run_dir: Path) -> int:
             f"{run_dir / directory.NONFINITE} names rows that the data do not have"
         )
     found = checkpoints.load(run_dir / record["checkpoint"], model)
-    batches = data.train.on_device(config.batch_size, config.seed, names=names_read(model, data))
+    batches = data.train.on_device(
+        config.batch_size, config.data_seed, names=names_read(model, data)
+    )
     step = Step(
         tf.constant(found.epoch, tf.int64),
         tf.constant(found.position, tf.int64),
