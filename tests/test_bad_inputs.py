@@ -90,7 +90,6 @@ if __name__ == "__main__":
 
 # Files that are not read, and a word of the lines that convert them.
 OTHER_KINDS = {
-    "data.mat": "scipy.io.loadmat(",
     "data.pkl": "pickle.load(",
     "data.h5": "h5py.File(",
     "data.hdf5": "h5py.File(",

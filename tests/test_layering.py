@@ -74,6 +74,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[2]} | {
 }
 # By the extra of setup.cfg that has them.
 EXTRAS = {
+    "matlab": {"scipy": "scipy"},
     "figures": {"matplotlib": "matplotlib", "sklearn": "scikit-learn"},
     "probability": {"tensorflow_probability": "tensorflow-probability"},
 }
@@ -410,7 +411,7 @@ def test_good_imports_pass():
         ("probability", "import scipy"),
         ("settings", "import numpy"),
         ("callbacks.images", "import matplotlib.pyplot as plt"),
-        ("callbacks.images", "def f():\n    import scipy"),
+        ("callbacks.images", "def f():\n    import pandas"),
         ("tensors", "def f():\n    import matplotlib"),
         # flags
         ("callbacks.images", "from absl import flags"),

@@ -16,6 +16,7 @@ from vae_research.data.readers.arrays import load_npy, load_npz
 from vae_research.data.readers.folders import load_image_folder
 from vae_research.data.readers.idx import holds_idx, load_idx_folder
 from vae_research.data.readers.images import SUFFIXES
+from vae_research.data.readers.matlab import holds_matlab, load_matlab
 from vae_research.data.readers.mnist import load_fashion_mnist, load_mnist
 
 __all__ = ["DATASETS", "Data", "DataError", "Split", "load_data"]
@@ -32,8 +33,6 @@ _CANNOT_BE_STREAMED = (
 _SAVE = "numpy.savez('data.npz', train={})"
 # How files of other kinds become .npz; each is read by the library that its users have.
 _CONVERSIONS = {
-    (".mat",): "import numpy, scipy.io; found = scipy.io.loadmat({path!r}); "
-    + _SAVE.format("found['NAME']"),
     (".pkl", ".pickle"): "import numpy, pickle; found = pickle.load(open({path!r}, 'rb')); "
     + _SAVE.format("numpy.asarray(found)")
     + " (unpickling can run code: only files that you trust)",
@@ -62,8 +61,9 @@ def load_data(
     """Returns the data set `name`.
 
     Args:
-        name: "mnist" (embedded), "fashion_mnist", a path that ends in .npz or .npy, a folder of
-            idx files, or a folder of images. A folder called mnist is written ./mnist.
+        name: "mnist" (embedded), "fashion_mnist", a path that ends in .npz, .npy or .mat, a folder
+            of idx files, of .amat or .mat files, or of images. A folder called mnist is written
+            ./mnist.
         rescale, binarize, kind: see `Data.from_arrays`; `kind` is for files of arrays.
         image_size, channels, bad_images, background: for a folder of images; see
             `folders.load_image_folder`.
@@ -90,6 +90,11 @@ def load_data(
         return load_npz(path, rescale, binarize, kind)
     if path.suffix.lower() == ".npy":
         return load_npy(path, rescale, binarize, kind, stream=stream)
+    if path.suffix.lower() == ".amat" and path.is_file():
+        raise DataError(f"{path} is the text of one split; give the folder of all: {path.parent}")
+    is_mat = path.suffix.lower() == ".mat" and path.is_file()
+    if not stream and (is_mat or (path.is_dir() and not holds_idx(path) and holds_matlab(path))):
+        return load_matlab(path, rescale, binarize, kind)
     if path.is_dir() and not holds_idx(path):
         return load_image_folder(
             path, rescale, binarize, image_size, channels, bad_images, background, stream=stream
@@ -97,8 +102,8 @@ def load_data(
     for suffixes, conversion in _CONVERSIONS.items():
         if path.suffix.lower() in suffixes and path.is_file():
             raise DataError(
-                f"{path}: {path.suffix} files are not read, only .npz and .npy, folders of idx "
-                f"files, and folders of images; {conversion.format(path=str(path))}"
+                f"{path}: {path.suffix} files are not read, only .npz, .npy and .mat, and folders "
+                f"of idx files, of .amat files or of images; {conversion.format(path=str(path))}"
             )
     if stream:
         raise DataError(_CANNOT_BE_STREAMED.format(name))
@@ -108,5 +113,5 @@ def load_data(
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(
         f"data set {str(name)!r} does not exist; there are {', '.join(_BY_NAME)}, a path that ends "
-        f"in .npz or .npy, or a folder of idx files{hint}"
+        f"in .npz, .npy or .mat, or a folder of idx files, .amat files or images{hint}"
     )

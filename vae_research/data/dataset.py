@@ -54,6 +54,7 @@ class Data:
         rescale: "none", "unit" or "standardize".
         binarize: "none", "threshold", "static" or "dynamic".
         warnings: one line for each oddity that is not an error. The caller prints them.
+        notes: sentences for a reader of figures that are about no oddity.
         left_out: why a further array was left out, by its name; see `from_arrays`.
         made_by: file and name of the experiment's function that made this data set, with which a
             run finds it again; None if the flags name it.
@@ -67,6 +68,7 @@ class Data:
     rescale: str
     binarize: str
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     made_by: tuple[str, str] | None = None
 

@@ -82,7 +82,7 @@ def read_npz_splits(
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            keys = _choose(members, path)
+            keys = choose_keys(members, path)
             values = [key for (_, name), key in keys.items() if name == "inputs"]
             headers = {key: _header(archive, members[key], f"{path}: {key}") for key in values}
             if len(values) == 1:
@@ -155,8 +155,12 @@ def load_npy(
     return Data.from_arrays(array, rescale=rescale, binarize=binarize, kind=kind, name=path.name)
 
 
-def _choose(found: Collection[str], path: Path) -> dict[tuple[str, str], str]:
-    """The key in the file for each split and name that it has an array for."""
+def choose_keys(found: Collection[str], path: Path) -> dict[tuple[str, str], str]:
+    """The key in the file for each split and name that it has an array for; see `load_npz`.
+
+    Raises:
+        DataError: there is none for training, or two for one array.
+    """
     inputs = by_split(found, path)
     labels = by_split(found, path, content="labels")
     for chosen, spellings in ((inputs, _ONE_ARRAY), (labels, _ITS_LABELS)):

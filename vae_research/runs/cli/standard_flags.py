@@ -73,7 +73,8 @@ def define_standard_flags() -> None:
     define_string(
         "dataset",
         "mnist",
-        "mnist, fashion_mnist, a .npz or .npy file, or a folder of idx files or of images",
+        "mnist, fashion_mnist, a .npz, .npy or .mat file, or a folder of idx files, of .amat or "
+        ".mat files, or of images",
     )
     define_choice(
         "data_kind",

@@ -96,7 +96,7 @@ def notes_of(model: VAE, data: Data) -> list[str]:
             f"The figures are those of averaged weights ({weights_in_words(model)}); so are "
             "validation, the choice of the best checkpoint, and saved networks."
         )
-    return [*notes, *data.warnings]
+    return [*notes, *data.notes, *data.warnings]
 
 
 def weights_in_words(model: VAE) -> str:

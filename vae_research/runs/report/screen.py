@@ -71,6 +71,8 @@ def print_data(data: Data) -> None:
         f"Data: {data.name}, {counts}, each {shape}, binarize {data.binarize}, "
         f"rescale {data.rescale} ({data.train.scaling})"
     )
+    for note in data.notes:
+        print(f"Note: {note}")
     for warning in data.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
