@@ -39,6 +39,7 @@ LAYERS = (
     ("steps",),
     ("model",),
     ("evaluation", "plots"),
+    ("selfcheck",),
     ("callbacks",),
     ("runs",),
     ("",),  # vae_research/__init__.py, which knows them all

@@ -14,8 +14,14 @@ import tensorflow as tf
 import vae_research as vr
 from tests.test_distributions import Triangular
 from tests.test_priors import PRIORS
-from vae_research.codes import CodeLayout
-from vae_research.tensors import Tensors, of_all_levels
+from vae_research.selfcheck.divergences import (
+    closed_form,
+    densities_again,
+    drawn,
+    errors_of,
+    named_codes,
+    of_rows,
+)
 
 DRAWS = 100_000
 SEED = tf.constant([3, 1 << 57], tf.int64)
@@ -75,16 +81,6 @@ def products(z):
     return tf.concat([z, z**2, z[:, :1] * z[:, 1:]], axis=1)
 
 
-def of_rows(written, count):
-    return {name: tf.repeat(value, count, axis=0) for name, value in written.items()}
-
-
-def codes_of(bottleneck, columns):
-    """Codes by name, of two columns."""
-    layout = CodeLayout.of(bottleneck)
-    return layout.named("test", layout.unflatten(tf.convert_to_tensor(columns)))
-
-
 STEP = 0.1
 AXIS = np.arange(-6, 6, STEP) + STEP / 2
 GRID = np.stack(np.meshgrid(AXIS, AXIS, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
@@ -97,7 +93,7 @@ def integrals(posterior, prior):
 
     with tf.GradientTape() as tape:
         tape.watch(written)
-        codes = codes_of(bottleneck, GRID)
+        codes = named_codes(bottleneck, GRID)
         log_q = bottleneck.log_prob(**codes, **of_rows(written, len(GRID)))
         mass = tf.exp(log_q) * STEP**2
         kl = tf.reduce_sum(mass * (log_q - bottleneck.prior_log_prob(**codes)))
@@ -105,27 +101,8 @@ def integrals(posterior, prior):
     return found, tape.gradient(kl, written)
 
 
-def drawn(bottleneck, written):
-    """What a bottleneck writes of many equal examples, and the gradient of each one's ratio."""
-
-    rows = of_rows(written, DRAWS)
-    with tf.GradientTape() as tape:
-        tape.watch(rows)
-        found = Tensors(bottleneck(**rows, seed=SEED))
-        densities = {
-            name: of_all_levels("test", name, found) for name in ("log_posterior", "log_prior")
-        }
-        ratio = densities["log_posterior"] - densities["log_prior"]
-    z = CodeLayout.of(bottleneck).flatten(found)
-    return {**found, **densities, "z": z}, ratio, tape.gradient(ratio, rows)
-
-
-def errors_of(values, wanted):
-    """How many standard errors the means of columns are from what they should be."""
-    values = np.asarray(values, np.float64).reshape(DRAWS, -1)
-    # A value without spread is compared up to rounding.
-    error = np.maximum(values.std(axis=0) / DRAWS**0.5, 1e-6)
-    return np.abs(values.mean(axis=0) - np.ravel(wanted)) / error
+def draw(bottleneck, written):
+    return drawn(bottleneck, written, DRAWS, SEED)
 
 
 @pytest.mark.slow
@@ -134,18 +111,14 @@ def test_what_is_drawn_has_the_divergence_of_the_densities_and_its_gradient(post
     bottleneck, written = make(posterior, prior)
     (mass, kl, moments), gradient = integrals(posterior, prior)
     assert float(mass) == pytest.approx(1.0, abs=1e-4)
-    found, ratio, by_row = drawn(bottleneck, written)
-    assert errors_of(ratio, kl) < 3.0
+    found = draw(bottleneck, written)
+    assert errors_of(found.ratio, kl) < 3.0
     for name, value in gradient.items():
-        assert np.all(errors_of(by_row[name], value) < 3.0), name
-    z = found["z"].numpy()
-    assert np.all(errors_of(products(z), moments) < 3.0)
-    codes = codes_of(bottleneck, z)
-    again = bottleneck.log_prob(**codes, **of_rows(written, DRAWS))
-    np.testing.assert_allclose(found["log_posterior"], again, atol=2e-4)
-    np.testing.assert_allclose(found["log_prior"], bottleneck.prior_log_prob(**codes), atol=2e-4)
+        assert np.all(errors_of(found.gradients[name], value) < 3.0), name
+    assert np.all(errors_of(products(found.codes), moments) < 3.0)
+    assert max(densities_again(bottleneck, written, found)) < 2e-4
     of_last = "kl_z_2" if posterior == "ladder" else "kl"
-    assert (of_last in found) == (prior == "standard" and posterior != "flow")
+    assert (of_last in found.tensors) == (prior == "standard" and posterior != "flow")
 
 
 # That of a ladder depends on what is drawn above; test_ladder.py looks at it. A flow has none.
@@ -153,11 +126,9 @@ def test_what_is_drawn_has_the_divergence_of_the_densities_and_its_gradient(post
 def test_a_closed_form_is_the_integral_in_value_and_in_gradient(posterior):
     bottleneck, written = make(posterior, "standard")
     (_, kl, _), gradient = integrals(posterior, "standard")
-    with tf.GradientTape() as tape:
-        tape.watch(written)
-        closed = tf.reduce_sum(bottleneck(**written, seed=SEED)["kl"])
-    assert float(closed) == pytest.approx(float(kl), abs=2e-4)
-    for name, value in tape.gradient(closed, written).items():
+    closed, by_head = closed_form(bottleneck, written, SEED)
+    assert closed == pytest.approx(float(kl), abs=2e-4)
+    for name, value in by_head.items():
         np.testing.assert_allclose(value, gradient[name], atol=2e-4, err_msg=name)
 
 
@@ -174,7 +145,7 @@ class Transposed(vr.FullCovarianceGaussianBottleneck):
 def test_mutants_are_noticed():
     _, written = make("full", "standard")
     (_, kl, moments), _ = integrals("full", "standard")
-    z = drawn(Transposed(2), written)[0]["z"].numpy()
+    z = draw(Transposed(2), written).codes
     assert errors_of(products(z), moments).max() > 20.0
     # A closed form that has forgotten what is below the diagonal.
     without = vr.normal_kl_divergence(written["z_mean"], written["z_log_var"])

@@ -251,7 +251,7 @@ class Likelihood(LossTerm):
         # Each value, or group of values that depend on each other, becomes a row of its own.
         rank = targets.shape.rank - self.event_rank
         rows = {
-            key: _of_single_values(self.label, key, v, targets, rank) for key, v in given.items()
+            key: of_single_values(self.label, key, v, targets, rank) for key, v in given.items()
         }
         values = without_captured_tensors(reader, self.log_likelihood, **rows)
         known = tf.reduce_all(
@@ -274,7 +274,7 @@ class Likelihood(LossTerm):
         return {"reconstruction": self.reconstruction(tensors)}
 
 
-def _of_single_values(
+def of_single_values(
     label: str, name: str, value: tf.Tensor, targets: tf.Tensor, rank: int
 ) -> tf.Tensor:
     """Returns what a likelihood reads for each value of the targets, `[values, 1]` or with classes.
