@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import tensorflow as tf
 
 from vae_research import probability
@@ -15,6 +17,8 @@ class Commitment(LossTerm):
     `z_mean` alone: a codebook follows by moving averages. The paper's beta is the weight, 0.25.
     Van den Oord et al. 2017 (arXiv:1711.00937), equation 3.
     """
+
+    not_differentiated: ClassVar[tuple[str, ...]] = ("z",)
 
     def per_example(self, z_mean: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         """Returns `|z_mean - z|^2`, `[rows]`."""

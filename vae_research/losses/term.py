@@ -43,12 +43,14 @@ class LossTerm(Settings, abc.ABC):
     returns a scalar instead of one value per example. `adds_log_posterior = True` means that the
     value is `log_posterior` plus something that does not depend on it; gradient estimators need
     such a term. `unit` is what the table of test figures says behind the value, for a term that is
-    logged and not measured in nats.
+    logged and not measured in nats. `not_differentiated` names parameters whose gradient the term
+    stops on purpose, so that `scripts/selfcheck` does not take it for a mistake.
     """
 
     batch_statistic: ClassVar[bool] = False
     adds_log_posterior: ClassVar[bool] = False
     unit: ClassVar[str] = "nats"
+    not_differentiated: ClassVar[tuple[str, ...]] = ()
     default_name: ClassVar[str | None] = None
 
     weight: float | Schedule | Controller | Callable[[Any], Any] | None = 1.0

@@ -32,6 +32,8 @@ DRAWS = 100_000
 _POINTS, _POINTS_OF_CELL, _FARTHEST = 480, 10, 7.0
 # What an integral over a grid may have wrong, beside the chance of the samples.
 _ON_GRID = 5e-4
+# Points whose density is computed at once.
+_BLOCK = 2**15
 # Values of the data at which a likelihood is summed up.
 _VALUES = 20_000
 
@@ -97,8 +99,11 @@ class Grid:
         Args:
             log_prob: the log-density of codes `[count, values]`, nats.
         """
-        density = log_prob(tf.constant(self.points, tf.float32)).numpy()
-        return np.exp(density.astype(np.float64)) * self.volumes
+        blocks = [
+            log_prob(tf.constant(self.points[start : start + _BLOCK], tf.float32)).numpy()
+            for start in range(0, len(self.points), _BLOCK)
+        ]
+        return np.exp(np.concatenate(blocks).astype(np.float64)) * self.volumes
 
     def moments_apart(self, codes: npt.ArrayLike, mass: _Values) -> float:
         """Returns how many standard errors first and second moments of samples are off, at most.
@@ -195,7 +200,7 @@ def _values_of_data(likelihood: Likelihood, centre: float) -> tuple[_Values, _Va
         if not math.isfinite(low):
             raise NotApplicableError("the values of the data have no smallest one to begin with")
         count = _VALUES if math.isinf(high) else round((high - low) / spacing) + 1
-        return low + spacing * np.arange(count, dtype=np.float64), np.ones(count)
+        return low + spacing * np.arange(float(count)), np.ones(count, np.float64)
     if math.isfinite(low) and math.isfinite(high):
         width = (high - low) / _VALUES
         return low + width * (np.arange(_VALUES) + 0.5), np.full(_VALUES, width)

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from traceback import print_exc
 from typing import Any, NoReturn
@@ -32,6 +33,11 @@ from vae_research.runs.session.loading import Run, load_run, made_by, refuse_unk
 from vae_research.runs.session.parts import Parts
 
 flags.disclaim_key_flags()
+
+# What is done with an experiment in place of its training: gets its functions, the flags, and the
+# names of those that were given. A tool that runs the file of an experiment sets it.
+instead_of_training: ContextVar[Callable[[Parts, Config, set[str]], None] | None]
+instead_of_training = ContextVar("instead_of_training", default=None)
 
 
 def main(
@@ -154,6 +160,9 @@ def _train_experiment(
     config: Config,
 ) -> None:
     """Starts or resumes the run of an experiment, unless it is complete."""
+    if (tool := instead_of_training.get()) is not None:
+        tool(parts, config, _given(config))
+        return
     run_dir, data = complete_run(parts, experiment, config, _given(config))
     if after is not None and not config.dry_run:
         with streams.hide_startup_output():

@@ -142,12 +142,14 @@ def rebuild(
     build: Callable[[Config, Data], VAE] | None = None,
     data: Data | Callable[[Config], Data] | None = None,
     source: str | None = None,
+    **changes: Any,
 ) -> tuple[VAE, Data, Config, dict[str, Any]]:
     """Returns the model of a run as it was before training, its data, flags and config.json.
 
     Args:
         path, build, data: as for `load_run`.
         source: the name of the folder of the kept source; default: that of the last session.
+        changes: flags that differ from those of the run.
 
     Raises:
         UsageError, DataError, CheckpointError: as `load_run`.
@@ -159,7 +161,7 @@ def rebuild(
     description = directory.read_config(path)
     folder = source or description.get("source")
     kept = functools.cache(lambda: None if folder is None else KeptSource(path, folder))
-    config = saved_config(path, description["flags"])
+    config = saved_config(path, {**description["flags"], **changes})
     if not isinstance(data, Data):
         if data is None and description["data"].get("made_by") is not None:
             data = _kept(path, description, kept, "data")

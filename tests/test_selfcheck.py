@@ -1,0 +1,279 @@
+"""`scripts/selfcheck`: it passes for what is right, and notices what is planted."""
+
+import json
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import vae_research as vr
+from tests import forks
+from vae_research import checkpoints
+from vae_research.evaluation import importance
+from vae_research.priors.prior import StandardNormalPrior
+from vae_research.selfcheck import checks
+from vae_research.selfcheck.outcome import FAILED, NOT_APPLICABLE, OK
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+IMAGES = np.random.default_rng(0).integers(0, 2, (24, 3, 3, 1)).astype(np.float32)
+DATA = vr.Data.from_arrays(IMAGES, IMAGES, IMAGES)
+
+
+def model(latent_dim=3, bottleneck=vr.GaussianBottleneck, terms=None):
+    keras.utils.set_random_seed(0)
+    made = vr.VAE(
+        vr.dense_encoder(DATA.shape, latent_dim, hidden_units=(4,)),
+        bottleneck(latent_dim),
+        vr.dense_decoder(DATA.shape, latent_dim, hidden_units=(4,), activation="tanh"),
+        terms or [vr.Bernoulli(), vr.KLDivergence(), vr.FreeBits(weight=0.5, name="bits")],
+    )
+    made.compile(keras.optimizers.Adam(0.01))
+    made.report(IMAGES[:2])
+    made.build_optimizer()
+    return made
+
+
+def subject(**parts):
+    return checks.Subject(
+        model=model(**parts),
+        train=DATA.train,
+        test=DATA.test,
+        names=(),
+        batch_size=5,
+        seed=0,
+        fresh=lambda: model(**parts),
+        of_size=lambda values: model(values, **parts),
+    )
+
+
+def failed(outcomes):
+    """What was compared where a check failed, by the name of the check."""
+    return {(each.name, each.compared) for each in outcomes if each.verdict == FAILED}
+
+
+@pytest.mark.slow
+def test_a_right_model_passes_every_check():
+    found = list(checks.checked(subject()))
+    assert {each.verdict for each in found} == {OK}
+    assert {each.name for each in found} > {"prior, 2 values", "test figures", "term bits"}
+
+
+# ---------------------------------------------------------------- what is planted
+
+
+class HalfDensity(StandardNormalPrior):
+    def log_prob(self, z):
+        return super().log_prob(z) + np.float32(np.log(0.5))
+
+
+class WideSamples(StandardNormalPrior):
+    def sample(self, count, seed):
+        return 1.05 * super().sample(count, seed)
+
+
+def with_prior(prior):
+    return {"bottleneck": lambda size: vr.GaussianBottleneck(size, prior=prior())}
+
+
+class WrongDensity(vr.GaussianBottleneck):
+    """log q(z|x) of another variance, which `call` does not use."""
+
+    def log_prob(self, z, z_mean, z_log_var):
+        return super().log_prob(z, z_mean, 0.9 * z_log_var + 0.05)
+
+
+class WrongFactor(vr.GaussianBottleneck):
+    def call(self, z_mean, z_log_var, seed):
+        found = super().call(z_mean, z_log_var, seed)
+        return found | {"kl": 0.8 * found["kl"]}
+
+
+class WrongGradient(vr.GaussianBottleneck):
+    """A divergence of the right value that does not move the variance."""
+
+    def call(self, z_mean, z_log_var, seed):
+        found = super().call(z_mean, z_log_var, seed)
+        moved = vr.normal_kl_divergence(z_mean, tf.stop_gradient(z_log_var))
+        return found | {"kl": moved + tf.stop_gradient(found["kl"] - moved)}
+
+
+class Stopped(vr.LossTerm):
+    def per_example(self, z_mean):
+        return vr.sum_over_event(tf.square(z_mean) * tf.stop_gradient(z_mean))
+
+
+class Weighted(vr.Bernoulli):
+    """A likelihood that has its weight in it."""
+
+    def log_likelihood(self, targets, logits):
+        return self.weight * super().log_likelihood(targets, logits)
+
+
+class MeanOverPixels(vr.Bernoulli):
+    def log_likelihood(self, targets, logits):
+        return super().log_likelihood(targets, logits) / 9.0
+
+
+def terms(*given):
+    return {"terms": [*given, vr.KLDivergence()]}
+
+
+SUMMED = "integral of the density and 1"
+SAMPLED = "samples and density, share of the tolerances"
+MUTANTS = {
+    "a density off by a constant": (
+        with_prior(HalfDensity),
+        lambda s: checks.small_codes(s, 2),
+        {("prior, 2 values", SUMMED)},
+    ),
+    "a sampler of another scale": (
+        with_prior(WideSamples),
+        lambda s: checks.small_codes(s, 1),
+        {("prior, 1 value", SAMPLED)},
+    ),
+    "the density of another posterior": (
+        {"bottleneck": WrongDensity},
+        lambda s: [*checks.small_codes(s, 1), *checks.codes(s)],
+        {
+            ("posterior, 1 value", SAMPLED),
+            ("log_posterior", "as written and by log_prob of the same codes"),
+        },
+    ),
+    "a divergence with a wrong factor": (
+        {"bottleneck": WrongFactor},
+        checks.codes,
+        {
+            ("KL divergence", "closed form and samples, standard errors"),
+            ("KL divergence", "its gradient and samples, standard errors"),
+        },
+    ),
+    "a divergence with a wrong gradient": (
+        {"bottleneck": WrongGradient},
+        checks.codes,
+        {("KL divergence", "its gradient and samples, standard errors")},
+    ),
+    "a term with a stopped gradient": (
+        terms(vr.Bernoulli(), Stopped()),
+        checks.terms,
+        {("term stopped", "gradient by z_mean and float64 differences, share")},
+    ),
+    "an ELBO that depends on a weight": (
+        terms(Weighted()),
+        checks.terms,
+        {("ELBO", "with all weights 1 and all 3.7, nats")},
+    ),
+    "a likelihood that is not normalised": (
+        terms(MeanOverPixels()),
+        checks.likelihoods,
+        {("likelihood reconstruction", "integral of p(x|z) over single values and 1")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_what_is_planted_in_a_part_is_found_and_nothing_else(name):
+    parts, check, wanted = MUTANTS[name]
+    found = list(check(subject(**parts)))
+    assert failed(found) == wanted
+    if "prior" not in name:  # the same checks of the right model find nothing
+        assert not failed(check(subject()))
+
+
+def test_an_estimate_that_is_off_is_found(monkeypatch):
+    right = importance.log_mean_weight
+    monkeypatch.setattr(importance, "log_mean_weight", lambda weights: right(weights) + 0.1)
+    assert {name for name, _ in failed(checks.figures(subject()))} == {"test figures"}
+
+
+def test_a_state_that_no_checkpoint_holds_is_found(monkeypatch):
+    saved = checkpoints.saved_by_group
+    monkeypatch.setattr(
+        checkpoints,
+        "saved_by_group",
+        lambda model: [each for each in saved(model) if "momentum" not in each[1].path],
+    )
+    resumed = checks.resumed_training(subject())
+    assert resumed.verdict == FAILED
+    assert resumed.difference > 1e-6
+
+
+def test_what_does_not_apply_says_why():
+    class Doubled(keras.layers.Layer):
+        def call(self, x):
+            return 2.0 * x
+
+    made = subject()
+    inputs = keras.Input(DATA.shape, name="inputs")
+    features = Doubled()(keras.layers.Flatten()(inputs))
+    heads = {name: keras.layers.Dense(3)(features) for name in ("z_mean", "z_log_var")}
+    made.model.encoder = keras.Model(inputs, heads)
+    reasons = {each.reason for each in checks.figures(made)}
+    assert reasons == {"NumPy does not compute the layer Doubled here"}
+    large = subject(terms=[vr.Bernoulli(), vr.MonteCarloKL()], bottleneck=Sphere)
+    found = list(checks.small_codes(large, 1))
+    assert {each.verdict for each in found} == {NOT_APPLICABLE}
+    assert all("A sphere has 2 dimensions or more" in each.reason for each in found)
+
+
+class Sphere(vr.PowerSphericalBottleneck):
+    """With a concentration that the encoder's second head gives."""
+
+    def call(self, z_mean, z_log_var, seed):
+        return super().call(z_mean, z_log_var[:, :1], seed)
+
+    def log_prob(self, z, z_mean, z_log_var):
+        return super().log_prob(z, z_mean, z_log_var[:, :1])
+
+
+def test_codes_on_a_circle_are_summed_by_their_angle():
+    found = list(checks.small_codes(subject(bottleneck=Sphere), 2))
+    assert [each.verdict for each in found] == [OK] * 4
+
+
+# ---------------------------------------------------------------- the command
+
+
+def selfcheck(*arguments):
+    return forks.run("-m", "vae_research.runs.tools.selfcheck", *arguments, cwd=CHECKOUT)
+
+
+@pytest.mark.slow
+def test_the_command_checks_an_experiment_and_a_run(dataset, tmp_path):
+    flags = [dataset, "--latent_dim=2", "--hidden_units=4", "--batch_size=8", "--jit=off"]
+    process = selfcheck("experiments/vae_mnist.py", *flags)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert re.search(r"\n\d+ checks: \d+ ok, 0 failed, 0 not applicable\.\n$", process.stdout)
+    run_dir = tmp_path / "run"
+    short = ["--epochs=1", "--importance_samples=2", "--notensorboard", "--verbose=0"]
+    trained = forks.run(
+        CHECKOUT / "experiments/vae_mnist.py", *flags, *short, f"--run_dir={run_dir}", cwd=CHECKOUT
+    )
+    assert trained.returncode == 0, trained.stderr
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    process = selfcheck(run_dir)
+    assert process.returncode == 0, process.stdout + process.stderr
+    steps = json.loads((run_dir / "summary.json").read_text())["steps"]
+    assert f"checkpoint of step {steps}" in process.stdout
+    assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["nowhere"], 2, "nowhere holds no run"),
+        (["nowhere", "--epochs=2"], 2, "--epochs=2: the flags of a run are in it"),
+        (["nowhere.py"], 2, "there is no file"),
+        (["experiments/latent_space.py"], 2, "it is no experiment with one model"),
+        (["experiments/vae_mnist.py", "--latent_dim=0"], 2, "latent_dim"),
+        (["experiments/vae_mnist.py", "--dataset=nowhere"], 3, "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(arguments, exit_code, message):
+    process = selfcheck(*arguments)
+    assert process.returncode == exit_code
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) == 1, process.stderr
+    assert message in lines[0]
