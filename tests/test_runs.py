@@ -328,6 +328,9 @@ def test_config_json(finished, images):
     assert config["effective_beta"] == 1.0
     assert config["seeds"] == {"init_seed": 0, "data_seed": 0, "noise_seed": 0}
     assert config["flags"]["init_seed"] is None  # with another --seed it is another one
+    note = config["likelihood"].pop("note")  # the pictures are grey
+    assert note.startswith("Bernoulli on grey values is not a normalised likelihood")
+    assert config["likelihood"] == {"measure": "probability of targets"}
 
 
 def test_metrics_jsonl_has_a_line_for_each_epoch(finished):
@@ -369,6 +372,8 @@ def test_summary_json(finished, loaded):
         assert set(figure) == {"value", "standard_error", "count"} | further, name
         assert figure["count"] == 16
         assert figure["standard_error"] >= 0
+    other = {"active_units": "latent dimensions", "effective_sample_size": "samples"}
+    assert summary["units"] == dict.fromkeys(summary["test"], "nats") | other
     best = max(metrics_of(run_dir), key=lambda record: record["validation/elbo"])
     assert summary["best_epoch"] == best["epoch"]
     # Encoder 64-4-(2, 2), decoder 2-4-64, with biases.
@@ -748,6 +753,39 @@ def test_resume_must_wants_an_old_directory(finished, images, tmp_path, without_
     process = forks.run(VAE_MNIST, *flags, cwd=tmp_path, first=without_tensorflow)
     assert f"{tmp_path / 'new'} has no checkpoint" in refusal(process, 4)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_complete_run_is_renamed_and_keeps_its_name(
+    finished, images, tmp_path, without_tensorflow
+):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    flags = [*FLAGS, f"--dataset={images}", f"--run_dir={run_dir}"]
+
+    def labels(*given):
+        process = forks.run(VAE_MNIST, *flags, *given, cwd=tmp_path, first=without_tensorflow)
+        assert process.returncode == 0, process.stderr
+        assert "already complete" in process.stdout
+        found = directory.read_config(run_dir)["flags"]
+        return found["name"], found["note"]
+
+    assert labels() == (None, None)
+    assert labels("--name=wide one", "--note=a | b") == ("wide one", "a | b")
+    assert labels("--note=c") == ("wide one", "c")
+    assert labels("--name=other", "--dry_run") == ("wide one", "c")
+    before, after = contents(finished[0]), contents(run_dir)
+    assert len(before) == len(after)
+    changed = {
+        path.name
+        for path in after
+        if after[path] != before[finished[0] / path.relative_to(run_dir)]
+    }
+    assert changed == {"config.json", "lock"}
+
+
+@pytest.mark.parametrize("text", ["", " ", "two\nlines", "\x1b[2J"])
+def test_a_name_is_a_line_of_text(text, tmp_path, without_tensorflow):
+    process = forks.run(VAE_MNIST, f"--name={text}", cwd=tmp_path, first=without_tensorflow)
+    assert "must be a line of text, without control characters" in refusal(process, 2)
 
 
 def test_a_run_of_another_experiment_is_refused(finished, images, without_tensorflow):

@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     for name, *flags in (
         ("first", "--latent_dim=2", "--epochs=2"),
         ("first", "--latent_dim=2", "--epochs=4"),
-        ("second", "--latent_dim=3", "--epochs=2", "--log_every_steps=10"),
+        ("second", "--latent_dim=3", "--epochs=2", "--log_every_steps=10", "--name=wide one"),
     ):
         program, run_dir = CHECKOUT / "experiments" / "vae_mnist.py", folder / "runs" / name
         done = forks.run(program, f"--run_dir={run_dir}", *common, *flags, cwd=folder)
@@ -189,6 +189,7 @@ def test_the_table_of_runs_has_settings_and_test_figures(server, folder):
     columns = [{"hparam": "latent_dim"}, {"metric": {"group": "", "tag": "test/elbo"}}]
     wanted = {"startIndex": 0, "sliceSize": 10, "colParams": columns}
     rows = post("session_groups", wanted | {"allowedStatuses": ["STATUS_SUCCESS"]})["sessionGroups"]
+    assert {row["hparams"].get("name") for row in rows} == {None, "wide one"}
     found = {}
     for row in rows:
         figures = {each["name"]["tag"]: each["value"] for each in row["metricValues"]}

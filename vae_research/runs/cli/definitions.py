@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from vae_research.runs.cli.parsers import Auto, Choice, Number, Numbers, Range, Serializer
+from vae_research.runs.cli.parsers import Auto, Choice, Line, Number, Numbers, Range, Serializer
 
 flags.disclaim_key_flags()  # a flag belongs to the module that calls define_...()
 
@@ -113,6 +113,13 @@ def define_string(
 ) -> flags.FlagHolder:
     """Defines a flag that is any text."""
     return _define(flags.ArgumentParser(), name, default, help, may_change)
+
+
+def define_line(
+    name: str, default: str | None, help: str, *, may_change: bool = False
+) -> flags.FlagHolder:
+    """Defines a flag that is a line of text, not empty."""
+    return _define(Line(), name, default, help, may_change)
 
 
 def define_boolean(

@@ -76,6 +76,20 @@ class Choice(flags.ArgumentParser):
         return "choice"
 
 
+class Line(flags.ArgumentParser):
+    """A line of text, which can be printed and put into a table."""
+
+    syntactic_help = "a line of text"
+
+    def parse(self, argument: Any) -> str:
+        if not isinstance(argument, str) or not argument.strip() or not argument.isprintable():
+            raise ValueError(f"must be {self.syntactic_help}, without control characters")
+        return argument
+
+    def flag_type(self) -> str:
+        return "string"
+
+
 class Auto(flags.ArgumentParser):
     """The word `auto`, which becomes None, or a value of another parser."""
 

@@ -12,6 +12,7 @@ from vae_research.runs.cli.definitions import (
     define_choice,
     define_float,
     define_integer,
+    define_line,
     define_range,
     define_string,
     defined,
@@ -20,6 +21,8 @@ from vae_research.runs.cli.definitions import (
 
 flags.disclaim_key_flags()
 
+# What a person calls a run; without one of them, a run that is resumed keeps its own.
+LABELS = ("name", "note")
 LEARNING_RATE_SCHEDULES = ("constant", "cosine", "steps")
 
 
@@ -31,6 +34,14 @@ def define_standard_flags() -> None:
     define_string(
         "run_dir", None, "directory of the run; default runs/EXPERIMENT/DATE-TIME", may_change=True
     )
+    define_line(
+        "name",
+        None,
+        "name of the run in scripts/compare and in TensorBoard's HParams; it stays when the "
+        "run is resumed, and with another one a complete run is renamed",
+        may_change=True,
+    )
+    define_line("note", None, "a remark, which is shown and kept as --name is", may_change=True)
     define_choice(
         "resume",
         "auto",

@@ -16,6 +16,8 @@ from vae_research.data import Data
 from vae_research.evaluation.estimates import Estimate
 from vae_research.evaluation.importance import largest_reliable_pareto_k
 from vae_research.execution import Execution
+from vae_research.losses.reconstruction import Bernoulli
+from vae_research.losses.term import Likelihood
 from vae_research.model import VAE
 from vae_research.runs.cli.config import SEEDS_OF_PARTS, Config
 from vae_research.runs.session.directory import as_plain
@@ -45,12 +47,17 @@ def describe(
     }
 
 
-def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
+def describe_model(model: VAE, data: Data, execution: Execution) -> dict[str, Any]:
     """Returns the part of config.json that describes the model of a run."""
     settled = model.objective.settled_at()
     estimator = model.objective.gradient_estimator
+    likelihood = model.objective.likelihood
     return {
         "terms": {term.label: repr(term) for term in model.objective.terms},
+        "likelihood": {
+            "measure": measure_of(likelihood),
+            "note": likelihood.note(data.grey_values),
+        },
         "critics": {critic.name: critic.describe() for critic in model.critics},
         "gradient_estimator": None if estimator is None else repr(estimator),
         "effective_beta": model.effective_beta(settled) if settled is not None else None,
@@ -58,6 +65,21 @@ def describe_model(model: VAE, execution: Execution) -> dict[str, Any]:
         "weights": weights_in_words(model),
         "execution": dataclasses.asdict(execution),
     }
+
+
+def measure_of(likelihood: Likelihood) -> str:
+    """Returns in words what log p(x|z) is the logarithm of; only figures of one measure compare.
+
+    >>> measure_of(Bernoulli(observed="mask"))
+    'probability of targets where mask'
+    """
+    parts = []
+    for factor in likelihood.factors:
+        # Bernoulli also takes grey values, so that it names no spacing; its note says what they do.
+        discrete = factor.spacing is not None or isinstance(factor, Bernoulli)
+        where = f" where {factor.observed}" if factor.observed else ""
+        parts.append(f"{'probability' if discrete else 'density'} of {factor.target}{where}")
+    return ", ".join(sorted(parts))
 
 
 def notes_on_samples(figures: Mapping[str, Estimate]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,17 @@ def print_place(run_dir: Path) -> None:
     )
 
 
+def units_of(figures: Iterable[str], units: Mapping[str, str]) -> dict[str, str]:
+    """Returns the unit of each test figure by name; empty if unknown.
+
+    Args:
+        figures: their names.
+        units: of loss terms and of the experiment's own figures, by name.
+    """
+    units = {**units, **_UNITS}
+    return {name: units.get(name.removesuffix(FITTED), "nats") for name in figures}
+
+
 def print_figures(
     figures: dict[str, Estimate], notes: list[str], num_samples: int, units: Mapping[str, str]
 ) -> None:
@@ -97,7 +108,7 @@ def print_figures(
         figures: by name.
         notes: one line each.
         num_samples: with which the NLL was estimated.
-        units: of the figures, by name; empty if unknown.
+        units: of all figures, as `units_of` returns them.
     """
     for name, figure in figures.items():
         error = "" if figure.standard_error is None else f" +- {figure.standard_error:.2f}"
@@ -108,16 +119,6 @@ def print_figures(
         print(f"  {name:<24} {figure.value:9.2f}{error:<9} {unit}")
     for note in notes:
         print(f"  Note: {note}")
-
-
-def unit_of(name: str, units: Mapping[str, str]) -> str:
-    """Returns the unit of a test figure, empty if it has none.
-
-    Args:
-        name: its name.
-        units: of loss terms and of the experiment's own figures, by name.
-    """
-    return {**units, **_UNITS}.get(name.removesuffix(FITTED), "nats")
 
 
 def _tensorboard() -> str:

@@ -16,6 +16,7 @@ from vae_research.runs.cli.config import Config, WatchedConfig
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import configure, may_change
 from vae_research.runs.cli.functions import experiment_file, experiment_name
+from vae_research.runs.cli.standard_flags import LABELS
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume
 from vae_research.runs.session.kept import sources
@@ -52,7 +53,7 @@ def complete_run(
         The run directory; and the data, or what makes them if they have not been needed.
     """
     run_dir = directory.choose(config.run_dir, experiment)
-    config = with_reduced_batch_size(config, run_dir, given)
+    config = with_kept_labels(with_reduced_batch_size(config, run_dir, given), run_dir, given)
     functions = (parts.callbacks, parts.evaluate, parts.fit_prior)
     more = [experiment_file(each) for each in functions if each is not None]
     source = sources.collect(parts.build, *more, data=made_by(parts.data))
@@ -60,6 +61,8 @@ def complete_run(
     checkpoint = resume.unfinished(config, run_dir, experiment, source, harmless)
     complete = resume.complete(config, run_dir, checkpoint, source)
     if complete is not None:
+        if not config.dry_run:
+            _write_labels(config, run_dir)
         if config.verbose:
             print(
                 f"{run_dir} is already complete: {complete['epochs']} epochs. "
@@ -221,3 +224,22 @@ def with_reduced_batch_size(config: Config, run_dir: Path, given: Collection[str
     except (KeyError, TypeError):  # not written by a run; what follows says so
         return config
     return config.replace(batch_size=used) if reduced else config
+
+
+def with_kept_labels(config: Config, run_dir: Path, given: Collection[str]) -> Config:
+    """Returns the flags with the name and the note that a run has, if they were not given."""
+    found = directory.read_json(run_dir / directory.CONFIG) or {}
+    flags = found.get("flags")
+    kept = {name: flags.get(name) for name in LABELS} if isinstance(flags, dict) else {}
+    return config.replace(
+        **{name: text for name, text in kept.items() if name not in given and text is not None}
+    )
+
+
+def _write_labels(config: Config, run_dir: Path) -> None:
+    """Writes another name or note into the config.json of a complete run."""
+    flags = directory.read_config(run_dir)["flags"]
+    labels = {name: getattr(config, name) for name in LABELS}
+    if any(flags.get(name) != text for name, text in labels.items()):
+        with directory.locked(run_dir):
+            directory.update_config(run_dir, flags=flags | labels)

@@ -323,7 +323,7 @@ class Session:
             "identity": self.progress.get("identity"),
             **describe(self.experiment, file, config, data, self.device),
             "defaults": directory.as_plain(defaults_of(self.parts.build, config.dataset)),
-            **describe_model(self.model, self.execution),
+            **describe_model(self.model, data, self.execution),
             "source": self.progress["source"],
             "sessions": [*sessions, provenance.session(file.parent, self.progress["source"])],
             "reproducibility": {"claim": self.claim, "profile": self.progress["profile"]},
@@ -506,10 +506,10 @@ class Session:
             notes.append(
                 f"Not finite on the test data, and null in summary.json: {', '.join(bad)}."
             )
-        units = {term.label: term.unit for term in model.objective.terms}
-        units |= dict.fromkeys(self.unitless, "")
         with model.averaging.weights():  # as in the last checkpoint
             state = checkpoints.state_sha256(model)
+        units = {term.label: term.unit for term in model.objective.terms}
+        units = screen.units_of(estimates, units | dict.fromkeys(self.unitless, ""))
         summary = {
             "status": "done",
             "epochs": last,
@@ -529,8 +529,8 @@ class Session:
             "evaluation": resume.evaluation(
                 self.config, self.read_by_evaluation, self.progress["source"]
             ),
+            "units": units,
             "test": {name: value.as_dict() for name, value in estimates.items()},
-            "units": {name: screen.unit_of(name, units) for name in estimates},
         }
         kept = [save_values(run_dir, estimates)]
         kept += outputs.save_figures(
@@ -542,7 +542,7 @@ class Session:
         kept.append(write_report(run_dir, summary))
         directory.write_json(run_dir / directory.SUMMARY, summary)
         if self.config.verbose:
-            screen.print_figures(estimates, notes, self.config.importance_samples, summary["units"])
+            screen.print_figures(estimates, notes, self.config.importance_samples, units)
             print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
 
 

@@ -21,6 +21,7 @@ from vae_research.data import Data
 from vae_research.evaluation import DIAGNOSTICS, FITTED
 from vae_research.evaluation.estimates import Estimate
 from vae_research.runs.cli.config import Config
+from vae_research.runs.cli.standard_flags import LABELS
 
 # Validation examples that are encoded after every epoch.
 _EXAMPLES = 500
@@ -51,7 +52,9 @@ def tensorboard_callbacks(
     if not config.tensorboard:
         return [*profile]
     settings = {k: v for k, v in description.items() if k not in ("flags", "sessions")}
-    row = {k: v for k, v in config.as_dict().items() if k not in changing}
+    flags = config.as_dict()
+    row = {name: flags[name] for name in LABELS if flags[name] is not None}
+    row |= {name: value for name, value in flags.items() if name not in changing}
     rows = slice(0, _EXAMPLES)
     validation = data.validation.tensors(rows, names)
     inference = Inference(validation, _EXAMPLES)
