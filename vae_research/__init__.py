@@ -160,6 +160,7 @@ if TYPE_CHECKING:
     from vae_research.randomness import standard_normal as standard_normal
     from vae_research.randomness import uniform as uniform
     from vae_research.runs.cli.flags import configure as configure
+    from vae_research.runs.compare.records import load_runs as load_runs
     from vae_research.runs.report.comparison import paired_difference as paired_difference
     from vae_research.runs.session.loading import load_run as load_run
     from vae_research.schedules import Constant as Constant
@@ -278,6 +279,7 @@ _MODULES = {
     ),
     "randomness": ("fold_in", "standard_normal", "uniform"),
     "runs.cli.flags": ("configure",),
+    "runs.compare.records": ("load_runs",),
     "runs.report.comparison": ("paired_difference",),
     "runs.session.loading": ("load_run",),
     "schedules": ("Constant", "Cosine", "Cyclical", "LinearWarmup", "Schedule", "value_at"),

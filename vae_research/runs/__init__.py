@@ -21,7 +21,8 @@ Where to look, in the order in which a command passes through:
     session/fit/          what runs within Keras' fit: the gate, saves, callbacks and their states
     session/kept/         what made a run: its source, kept and compared, its identity
     report/               what is written and printed: description (config.json), screen, outputs
-    tools/                programs that examine a run afterwards: doctor and replay
+    compare/              several finished runs side by side: records, tables, plots
+    tools/                programs that examine runs afterwards: doctor, replay, compare
 
 Importing this package defines no flag and does not import TensorFlow.
 """

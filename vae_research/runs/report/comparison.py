@@ -9,15 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vae_research.evaluation.estimates import Estimate
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.session import directory
-from vae_research.runs.session.figures import VALUES
+from vae_research.runs.compare.comparability import difference_between
+from vae_research.runs.compare.records import load_runs
+from vae_research.runs.session.directory import VALUES
 from vae_research.runs.session.loading import Run
-
-# What two runs must have in common, as their config.json and summary.json have it.
-_OF_DATA = ("fingerprint", "counts", "shape", "rescale", "scaling", "binarize")
-_OF_EVALUATION = ("importance_samples", "seed", "rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +63,16 @@ def paired_difference(
             f"a paired difference needs two values of each example, got arrays of shape "
             f"{values[0].shape} and {values[1].shape}"
         )
-    difference = Estimate.mean_of(values[0] - values[1])
-    errors = [Estimate.mean_of(each).standard_error for each in values]
-    unpaired = None if None in errors else math.hypot(*(error or 0.0 for error in errors))
-    return PairedDifference(difference.value, difference.standard_error, unpaired, difference.count)
+    difference, count = values[0] - values[1], len(values[0])
+    paired, *errors = (_error_of_mean(each) for each in (difference, *values))
+    unpaired = None if paired is None else math.hypot(*(error or 0.0 for error in errors))
+    return PairedDifference(float(difference.mean()), paired, unpaired, count)
+
+
+def _error_of_mean(values: np.ndarray) -> float | None:
+    """Returns the standard error of the mean of values, as that of test figures."""
+    count = len(values)
+    return float(values.std(ddof=1) / math.sqrt(count)) if count > 1 else None
 
 
 def _path(run: Any) -> Path:
@@ -93,17 +95,12 @@ def _values(source: Any, figure: str) -> np.ndarray:
 
 def _refuse_different(first: Path, second: Path) -> None:
     """Raises UsageError unless the figures of two runs are about the same examples and noise."""
-    found = []
-    for path in (first, second):
-        summary = directory.read_summary(path)
-        if summary is None:
-            raise UsageError(f"{path} is not finished: it has no test figures")
-        data, evaluation = directory.read_config(path)["data"], summary["evaluation"]
-        compared = {name: data.get(name) for name in _OF_DATA}
-        found.append(compared | {name: evaluation.get(name) for name in _OF_EVALUATION})
-    for name, value in found[0].items():
-        if (other := found[1][name]) != value:
-            raise UsageError(
-                f"{first} and {second} cannot be compared image by image: {name} is {value!r} and "
-                f"{other!r}"
-            )
+    records = load_runs(first, second)  # one, if both are the same run
+    for record in records:
+        if record["status"] != "done":
+            raise UsageError(f"{record['path']} is not finished: it has no test figures")
+    difference = difference_between(records[0], records[-1])
+    if difference is not None:
+        raise UsageError(
+            f"{first} and {second} cannot be compared example by example: {difference}"
+        )

@@ -21,6 +21,8 @@ from vae_research.schemas import NUMBER, TEXT_OR_NOTHING, mismatch
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", "lock"
 PRIOR = "prior.keras"
+# The value of every test example.
+VALUES = "figures.npz"
 # The step at which a run diverged.
 NONFINITE = "nonfinite.json"
 

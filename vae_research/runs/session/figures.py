@@ -16,8 +16,7 @@ import numpy as np
 from vae_research import files
 from vae_research.evaluation.estimates import Estimate
 from vae_research.runs.cli.errors import UsageError
-
-VALUES = "figures.npz"
+from vae_research.runs.session.directory import VALUES
 
 
 def own_figures(returned: Any, count: int, taken: Collection[str]) -> dict[str, Estimate]:

@@ -1,0 +1,417 @@
+"""scripts/compare and load_runs, on run directories that are written as JSON, not trained."""
+
+import csv
+import io
+import json
+import shutil
+import statistics
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import vae_research as vr
+from tests import forks
+from vae_research.evaluation import replicates
+from vae_research.objective import LARGER_IS_BETTER
+from vae_research.runs.compare import comparability, tabulate
+from vae_research.runs.session import directory
+from vae_research.runs.tools import compare
+
+RNG = np.random.default_rng(0)
+FLAGS = {"epochs": 3, "batch_size": 16, "precision": "float32", "seed": 0, "kl_weight": 1.0}
+FLAGS |= {"run_dir": None, "hidden_units": [8, 4], "latent_dim": 2, "name": None, "note": None}
+DATA = {"fingerprint": "f0", "streamed": False, "counts": {"train": 9, "validation": 5, "test": 4}}
+DATA |= {"shape": [8, 8, 1], "rescale": "unit", "scaling": "divided by 255", "binarize": "dynamic"}
+LIKELIHOOD = {"measure": "probability of targets", "note": None}
+EVALUATION = {"importance_samples": 5, "seed": 0, "rows": None}
+
+
+def write_run(path, test=None, /, *, status="done", epochs=3, curve=(), **changes):
+    """Writes a run directory; the figures are of the test set, `curve` of validation ELBOs."""
+    path.mkdir(parents=True)
+    flags = FLAGS | {name: changes.pop(name) for name in FLAGS if name in changes}
+    config = {
+        "experiment": "vae_mnist",
+        "file": "vae_mnist.py",
+        "flags": flags | changes.pop("more", {}),
+        "data": DATA | changes.pop("data", {}),
+        "versions": {"vae_research": "0.1"},
+        "terms": {"kl": "KLDivergence()"},
+        "likelihood": LIKELIHOOD | changes.pop("likelihood", {}),
+    }
+    config |= {name: changes.pop(name) for name in ("experiment",) if name in changes}
+    directory.write_config(path, config)
+    curve = curve or [-110.0 + epoch for epoch in range(epochs)]
+    records = [
+        {"epoch": at, "step": 10 * at, "validation/loss": -elbo, "validation/elbo": elbo}
+        | {"validation/kl": 20.0 + at, "validation/reconstruction": -elbo - 20.0 - at}
+        for at, elbo in enumerate(curve, 1)
+    ]
+    lines = "".join(f"{json.dumps(record)}\n" for record in records)
+    (path / "metrics.jsonl").write_text(lines)
+    if status == "diverged":
+        found = {"epoch": epochs + 1, "step": 10, "causes": ["kl"]}
+        directory.write_json(path / "nonfinite.json", found)
+    if status == "done":
+        test = {"negative_log_likelihood": 98.0} | (test or {})
+        summary = {
+            "status": "done",
+            "epochs": epochs,
+            "steps": 10 * epochs,
+            "seconds": changes.pop("seconds", 60.0),
+            "notes": ["a note"],
+            "evaluation": EVALUATION | changes.pop("evaluation", {}),
+            "units": dict.fromkeys(test, "nats") | changes.pop("units", {}),
+            "test": {
+                name: {"value": value, "standard_error": 0.25, "count": 4}
+                for name, value in test.items()
+            },
+        }
+        directory.write_json(path / "summary.json", summary)
+    assert not changes
+    return path
+
+
+def figure(kl_weight, seed):
+    """A test figure that a seed moves by several nats, and a setting by tenths."""
+    of_seed = [0.0, 3.0, -2.0, 1.0][seed]
+    return 98.0 + of_seed + 0.4 * kl_weight + [0.02, -0.01, 0.03, 0.0][seed] * kl_weight**2
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Three settings with four seeds each; one of them also has a run that is not finished."""
+    for kl_weight in (0.5, 1.0, 2.0):
+        for seed in (3, 0, 1, 2):
+            run_dir = tmp_path / "sweep" / f"kl_weight={kl_weight:g},seed={seed}"
+            test = {"negative_log_likelihood": figure(kl_weight, seed), "elbo": -105.0 - kl_weight}
+            write_run(run_dir, test, kl_weight=kl_weight, seed=seed, seconds=60.0 + seed)
+    write_run(tmp_path / "sweep" / "last", status="running", epochs=2, kl_weight=2.0, seed=9)
+    return tmp_path / "sweep"
+
+
+def said(capsys, *arguments, exit_code=0):
+    """What the command prints, after its exit code was checked."""
+    assert compare.main([str(argument) for argument in arguments]) == exit_code
+    return capsys.readouterr()
+
+
+def rows_of(capsys, *arguments):
+    text = said(capsys, *arguments, "--format=csv").out
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_records_are_flat_and_have_the_same_keys(sweep):
+    records = vr.load_runs(sweep)
+    assert len(records) == 13
+    assert len({tuple(record) for record in records}) == 1
+    for key in records[0]:
+        kinds = {type(record[key]) for record in records} - {type(None)}
+        assert kinds <= {str, int, float, bool}
+        assert len(kinds) <= 1, key
+    first = records[0]
+    assert (first["run"], first["status"]) == ("kl_weight=0.5,seed=0", "done")
+    assert first["path"] == str(sweep / first["run"])
+    assert first["flags/hidden_units"] == "8,4"
+    assert first["test/negative_log_likelihood"] == figure(0.5, 0)
+    assert first["test/negative_log_likelihood/standard_error"] == 0.25
+    assert first["validation/elbo"] == -108.0
+    assert first["data/counts/test"] == first["test/elbo/count"] == 4
+    last = records[-1]
+    assert (last["run"], last["status"], last["epochs"]) == ("last", "unfinished", 2)
+    assert last["test/elbo"] is None
+
+
+def test_runs_are_found_at_any_depth_once_and_not_within_each_other(tmp_path):
+    write_run(tmp_path / "a/deep/run")
+    write_run(tmp_path / "a/deep/run/checkpoints/copied")  # nobody's run of its own
+    study = write_run(tmp_path / "a/study")
+    write_run(study / "model")
+    config = json.loads((study / "config.json").read_text())
+    del config["terms"], config["sha256"]
+    (study / "config.json").write_text(json.dumps(config))
+    (study / "summary.json").write_text('{"status": "done", "seconds_of_last_session": 3.0}')
+    records = vr.load_runs(tmp_path, tmp_path / "a/deep/run", tmp_path / "a/../a")
+    assert [record["run"] for record in records] == ["deep/run", "study/model"]
+    (record,) = vr.load_runs(study / "model")
+    assert record["run"] == "model"
+
+
+def test_a_run_says_what_became_of_it(tmp_path):
+    write_run(tmp_path / "a", status="diverged")
+    write_run(tmp_path / "b", status="unfinished")
+    write_run(tmp_path / "c", status="unfinished")
+    with directory.locked(tmp_path / "c"):
+        found = {record["run"]: record["status"] for record in vr.load_runs(tmp_path)}
+    assert found == {"a": "diverged", "b": "unfinished", "c": "running"}
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_a_table_of_settings_has_intervals_over_seeds(sweep, capsys):
+    rows = rows_of(capsys, sweep)
+    assert [row["kl_weight"] for row in rows] == ["0.5", "1.0", "2.0"]  # smallest NLL first
+    for row in rows:
+        values = [figure(float(row["kl_weight"]), seed) for seed in range(4)]
+        low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+        assert row["seeds"] == "4"
+        assert float(row["negative_log_likelihood"]) == pytest.approx(np.mean(values))
+        half = float(row["negative_log_likelihood_half_interval"])
+        assert half == pytest.approx((high - low) / 2)
+        assert (float(row["epochs"]), float(row["seconds"])) == (3.0, 61.5)
+    assert "p_value" not in rows[0]
+
+
+def unpaired(setting, baseline):
+    """A mutant of `paired_by_seed`: gives the baseline's figures to other seeds."""
+    moved = dict(zip(baseline, reversed(baseline.values()), strict=True))
+    return replicates.paired_by_seed(setting, moved)
+
+
+@pytest.mark.parametrize("is_mutant", [False, True])
+def test_differences_to_a_baseline_are_paired_by_seed_and_corrected_by_holm(
+    sweep, capsys, monkeypatch, is_mutant
+):
+    if is_mutant:
+        monkeypatch.setattr(tabulate, "paired_by_seed", unpaired)
+    rows = {row["kl_weight"]: row for row in rows_of(capsys, sweep, "--baseline=kl_weight=1")}
+    assert rows["1.0"]["p_value"] == rows["1.0"]["negative_log_likelihood_difference"] == ""
+    base = [figure(1.0, seed) for seed in range(4)]
+    found, expected = [], []
+    for weight in (0.5, 2.0):
+        result = stats.ttest_rel([figure(weight, seed) for seed in range(4)], base)
+        low, high = result.confidence_interval(0.95)
+        row = rows[str(weight)]
+        found += [float(row["negative_log_likelihood_difference"]), float(row["p_value"])]
+        found.append(float(row["negative_log_likelihood_difference_half_interval"]))
+        expected += [(low + high) / 2, result.pvalue, (high - low) / 2]
+    agrees = np.allclose(found, expected, rtol=0.05)  # p-values have two digits
+    assert agrees != is_mutant
+    if not is_mutant:
+        first, second = sorted((expected[1], expected[4]))  # Holm by hand: twice the smaller one
+        smaller, larger = sorted(float(rows[key]["p_value_holm"]) for key in ("0.5", "2.0"))
+        assert smaller == pytest.approx(2 * first, rel=0.05)
+        assert larger == pytest.approx(max(2 * first, second), rel=0.05)
+
+
+def test_two_seeds_have_an_interval_and_no_p_value(sweep, capsys):
+    for path in sweep.glob("kl_weight=2,seed=[23]"):
+        shutil.rmtree(path)
+    shutil.rmtree(sweep / "kl_weight=1,seed=3")
+    output = said(capsys, sweep, "--baseline=kl_weight=1", "--format=csv")
+    rows = {row["kl_weight"]: row for row in csv.DictReader(io.StringIO(output.out))}
+    assert rows["2.0"]["p_value"] == rows["2.0"]["p_value_holm"] == ""
+    assert float(rows["2.0"]["negative_log_likelihood_difference_half_interval"]) > 0
+    # One comparison is left, so that there is nothing to correct.
+    assert rows["0.5"]["p_value"] == rows["0.5"]["p_value_holm"] != ""
+    assert (
+        "kl_weight=2 has 2 seeds in common with kl_weight=1: no p-value under three" in output.err
+    )
+    assert "The difference of kl_weight=0.5 is without the unpaired seeds 3." in output.err
+
+
+def test_two_trained_models_are_compared_by_example_and_never_by_holm(tmp_path, capsys):
+    values = {name: RNG.normal(98.0, 5.0, 40).astype(np.float32) for name in "ab"}
+    for name, kl_weight in (("a", 1.0), ("b", 2.0)):
+        run_dir = write_run(tmp_path / name, kl_weight=kl_weight, name=f"run | {name}")
+        np.savez(run_dir / "figures.npz", negative_log_likelihood=values[name])
+    output = said(capsys, tmp_path, "--baseline=a", "--format=csv")
+    rows = {row["run"]: row for row in csv.DictReader(io.StringIO(output.out))}
+    difference = values["b"].astype(np.float64) - values["a"]
+    found = rows["b"]["negative_log_likelihood_difference"]
+    assert float(found) == pytest.approx(difference.mean())
+    error = rows["b"]["negative_log_likelihood_difference_standard_error"]
+    assert float(error) == pytest.approx(stats.sem(difference))
+    assert not any("p_value" in name for name in rows["b"])
+    assert "Differences are those of two trained models" in output.err
+    # Asked about settings, one seed of each says nothing of its certainty.
+    output = said(capsys, tmp_path, "--rows=settings", "--baseline=run | a", "--format=csv")
+    (row,) = [r for r in csv.DictReader(io.StringIO(output.out)) if r["kl_weight"] == "2.0"]
+    assert row["p_value"] == row["negative_log_likelihood_difference_half_interval"] == ""
+    assert "kl_weight=2 has one seed in common" in output.err
+
+
+def test_the_screen_names_what_is_not_finished(sweep, capsys):
+    screen = said(capsys, sweep, "--baseline=kl_weight=1").out
+    head, *lines = screen.splitlines()
+    assert head.split()[:4] == ["kl_weight", "seeds", "NLL", "(nats)"]
+    mean = statistics.fmean(figure(0.5, seed) for seed in range(4))
+    assert lines[0].split()[:4] == ["0.5", "4", f"{mean:.1f}", "+-"]
+    assert "Not in the table: last (unfinished, epoch 2 of 3)." in screen
+    assert "also corrected by Holm over the 2 comparisons of NLL" in screen
+
+
+def test_markdown_and_latex_escape_what_they_must(tmp_path, capsys):
+    write_run(tmp_path / "a_1", {"elbo": -103.25}, name="50 % | a_b", note="x & y")
+    write_run(tmp_path / "b", {"elbo": -104.0}, kl_weight=2.0)
+    markdown = said(capsys, tmp_path, "--format=markdown", "--figures=elbo").out.splitlines()
+    assert markdown[0] == (
+        "| run | name | note | kl_weight | seed | ELBO (nats) | epochs | seconds |"
+    )
+    assert markdown[2] == "| a_1 | 50 % &#124; a_b | x & y | 1 | 0 | -103.25 ± 0.25 | 3 | 60 |"
+    latex = said(capsys, tmp_path, "--format=latex", "--figures=elbo").out.splitlines()
+    assert latex[0] == r"% needs \usepackage{booktabs}"
+    assert r"\begin{tabular}{lllrrrrr}" in latex
+    row = r"a\_1 & 50 \% | a\_b & x \& y & 1 & 0 & $-103.25 \pm 0.25$ & 3 & 60 \\"
+    assert row in latex
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [
+        ("elbo", ["c", "a", "b"]),
+        ("-elbo", ["b", "a", "c"]),
+        ("negative_log_likelihood", ["b", "a", "c"]),
+        ("kl_weight", ["c", "b", "a"]),
+        ("seconds", ["a", "b", "c"]),
+    ],
+)
+def test_rows_are_sorted_the_best_first(tmp_path, capsys, sort, order):
+    for name, elbo, nll, weight, seconds in (
+        ("a", -104.0, 98.0, 2.0, 5.0),
+        ("b", -105.0, 97.0, 1.0, 6.0),
+        ("c", -103.0, 99.0, 0.5, 70.0),
+    ):
+        test = {"elbo": elbo, "negative_log_likelihood": nll}
+        write_run(tmp_path / name, test, kl_weight=weight, seconds=seconds)
+    assert [row["run"] for row in rows_of(capsys, tmp_path, f"--sort={sort}")] == order
+
+
+def test_a_larger_value_is_better_of_what_the_objective_says():
+    assert set(tabulate._LARGER_IS_BETTER) == set(LARGER_IS_BETTER)
+
+
+def test_a_figure_that_is_not_finite_is_named_and_not_averaged(sweep, capsys):
+    summary = sweep / "kl_weight=2,seed=0" / "summary.json"
+    values = json.loads(summary.read_text())
+    values["test"]["negative_log_likelihood"]["value"] = None
+    summary.write_text(json.dumps(values))
+    screen = said(capsys, sweep).out
+    assert "Without a finite negative_log_likelihood: kl_weight=2,seed=0." in screen
+    (row,) = [row for row in rows_of(capsys, sweep) if row["kl_weight"] == "2.0"]
+    mean = statistics.fmean(figure(2.0, seed) for seed in (1, 2, 3))
+    assert float(row["negative_log_likelihood"]) == pytest.approx(mean)
+
+
+def test_places_and_evaluation_are_no_settings(tmp_path, capsys):
+    for seed in (0, 1):
+        more = {
+            "jit": ["on", "off"][seed],
+            "log_every_steps": seed,
+            "dataset": f"/{seed}/mnist.npz",
+        }
+        write_run(tmp_path / str(seed), seed=seed, more=more, run_dir=str(seed), note=str(seed))
+    (row,) = rows_of(capsys, tmp_path)
+    assert row["seeds"] == "2"
+    assert not {"jit", "dataset", "run_dir", "note", "seed"} & row.keys()
+
+
+# ---------------------------------------------------------------- what does not compare
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {"fingerprint": "f1"}}, "the data (fingerprint) is 'f0' and 'f1'"),
+        ({"data": {"binarize": "none"}}, "--binarize is 'dynamic' and 'none'"),
+        ({"data": {"scaling": "divided by 15"}}, "the scaling of the data, and with it the unit"),
+        (
+            {"data": {"counts": DATA["counts"] | {"test": 3}}},
+            "the number of test examples is 4 and",
+        ),
+        ({"evaluation": {"importance_samples": 50}}, "--importance_samples is 5 and 50"),
+        ({"evaluation": {"seed": 1}}, "--evaluation_seed is 0 and 1"),
+        ({"likelihood": {"measure": "density of targets"}}, "the likelihood is 'probability of"),
+        ({"likelihood": {"note": "grey"}}, "the note on the likelihood is not recorded and 'grey'"),
+        ({"units": {"negative_log_likelihood": "bits"}}, "the unit of negative_log_likelihood is"),
+    ],
+)
+def test_what_does_not_compare_is_refused_with_the_reason(tmp_path, capsys, changes, words):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", kl_weight=2.0)
+    write_run(tmp_path / "c", kl_weight=3.0, **changes)
+    output = said(capsys, tmp_path, exit_code=2)
+    assert output.out == ""
+    assert output.err.startswith(f"compare: a and c do not compare: {words}")
+    assert output.err.count("\n") == 1
+    with pytest.raises(vr.runs.UsageError, match="cannot be compared example by example"):
+        vr.paired_difference(tmp_path / "b", tmp_path / "c")
+
+
+def test_two_figures_that_the_other_run_lacks_are_no_difference():
+    mine, other = {"units/a": "nats", "units/b": None}, {"units/a": None, "units/b": "codes"}
+    assert comparability.difference_between(mine, other) is None
+
+
+# ---------------------------------------------------------------- wrong uses
+
+
+def wrong_uses(runs, other):
+    """Arguments, an exit code, and the words of its line."""
+    return [
+        ([], 2, "give at least one run, or a folder of runs"),
+        ([other / "nowhere"], 2, "there is no folder"),
+        ([other / "empty"], 2, "there is no run in"),
+        ([other / "unfinished"], 2, "no run is finished: unfinished (diverged, epoch 3 of 3)"),
+        ([other / "file"], 2, "there is no folder"),
+        ([runs, "--formta=csv"], 2, "unknown flag --formta. Did you mean 'format'?"),
+        (
+            [runs, "--format=html"],
+            2,
+            "--format=html: must be one of screen, markdown, csv, latex",
+        ),
+        ([runs, "--format"], 2, "expected one argument"),
+        ([runs, "--rows=seeds"], 2, "--rows=seeds: must be one of settings, runs"),
+        ([runs, "--sort=elbow"], 2, "no 'elbow'. Did you mean 'elbo'?"),
+        ([runs, "--sort=elbo", "--sort=kl"], 2, "--sort is given twice, as elbo and as kl"),
+        ([runs, "--figures=nll"], 2, "no run has a test figure 'nll'"),
+        ([runs, "--baseline=kl_wieght=1"], 2, "setting 'kl_wieght'. Did you mean 'kl_weight'?"),
+        ([runs, "--baseline=kl_weight=7"], 2, "no run has kl_weight=7; there are 1, 2"),
+        ([runs, "--baseline=frist"], 2, "no run of this name. Did you mean 'first'?"),
+        ([runs, "--baseline=latent_dim=2"], 2, "means several runs: first, second. Name one"),
+        (
+            [runs, "--rows=settings", "--baseline=latent_dim=2"],
+            2,
+            "means several settings: kl_weight=1; kl_weight=2",
+        ),
+        ([runs, other / "again"], 2, "have the same settings and the same seed, 0"),
+        ([other / "damaged"], 4, "summary.json cannot be read"),
+        ([other / "edited"], 4, "test.elbo.value is a str"),
+    ]
+
+
+def test_every_wrong_use_is_one_line_and_an_exit_code(tmp_path, capsys):
+    runs, other = tmp_path / "runs", tmp_path / "other"
+    write_run(runs / "first", {"elbo": -103.0})
+    write_run(runs / "second", {"elbo": -104.0}, kl_weight=2.0)
+    write_run(other / "again", {"elbo": -103.0})
+    write_run(other / "unfinished", status="diverged")
+    write_run(other / "damaged")
+    (other / "damaged/summary.json").write_text('{"status"')
+    write_run(other / "edited", {"elbo": "high"})
+    (other / "empty").mkdir()
+    (other / "file").write_text("")
+    for arguments, exit_code, words in wrong_uses(runs, other):
+        output = said(capsys, *arguments, exit_code=exit_code)
+        assert output.out == "", words
+        assert words in output.err
+        assert output.err.startswith("compare: ")
+        assert output.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_needs_no_tensorflow(sweep, without_tensorflow):
+    process = forks.run(
+        *("-m", "vae_research.runs.tools.compare", "."), cwd=sweep, first=without_tensorflow
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith("kl_weight")
+    process = forks.run(
+        *("-m", "vae_research.runs.tools.compare", "--help"), cwd=sweep, first=without_tensorflow
+    )
+    assert process.stdout.startswith("Usage: scripts/compare RUN|FOLDER ... [FLAGS]")

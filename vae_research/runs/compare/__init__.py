@@ -1,0 +1,1 @@
+"""Several finished runs side by side: records, what compares, tables and plots. No TensorFlow."""

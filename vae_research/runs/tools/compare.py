@@ -1,0 +1,206 @@
+"""Tabulates finished runs, and says which differences between settings their seeds support.
+
+    scripts/compare RUN|FOLDER ... [FLAGS]
+
+Nothing is changed, and TensorFlow is not imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from vae_research.checkpoints import CheckpointError
+from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.runs.compare.comparability import refuse_different
+from vae_research.runs.compare.formats import FORMATS, Measured, Table
+from vae_research.runs.compare.records import Record, load_runs
+from vae_research.runs.compare.settings import Setting, find_runs, group
+from vae_research.runs.compare.tabulate import (
+    figures_of,
+    in_order,
+    sort_key,
+    table_of_runs,
+    table_of_settings,
+)
+from vae_research.settings import did_you_mean
+
+_FLAGS = {
+    "rows": "settings or runs; default: settings, if one of them has several seeds",
+    "figures": "test figures, separated by commas; differences are those of the first",
+    "sort": "figure, setting, seed, seconds or epochs that orders the rows, the best or smallest "
+    "first; -NAME: last; default: the first of --figures",
+    "baseline": "what the other rows are compared with: settings, kl_weight=1,latent_dim=20, or a "
+    "run",
+    "format": f"{', '.join(FORMATS)}; default: screen",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a comparison; returns 0, or the exit code of what is wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        given = _parsed(arguments)
+        if given is None:
+            print(_help())
+            return 0
+        compare(given)
+    except RunError as error:
+        exit_code, message = error.exit_code, str(error)
+    except CheckpointError as error:
+        exit_code, message = 4, str(error)
+    except OSError as error:
+        exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
+    else:
+        return 0
+    print(f"compare: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Prints the table that was asked for.
+
+    Raises:
+        UsageError: a flag is not valid, or runs do not compare.
+        CheckpointError: a file of a run is damaged.
+    """
+    records = load_runs(*given.folders)
+    finished = [record for record in records if record["status"] == "done"]
+    others = [record for record in records if record["status"] != "done"]
+    if not finished:
+        raise UsageError(f"no run is finished: {_in_words(others)}.")
+    refuse_different(finished)
+    figures = figures_of(finished, given.figures)
+    sort, larger_first = sort_key(given.sort or figures[0], finished)
+    finished = in_order(finished, [run[sort] for run in finished], larger_first=larger_first)
+    wanted = None if given.baseline is None else find_runs(given.baseline, finished)
+    settings = group(finished) if given.rows != "runs" else []
+    if any(len(setting.runs) > 1 for setting in settings) or given.rows == "settings":
+        means = [_mean(setting, sort) for setting in settings]
+        settings = in_order(settings, means, larger_first=larger_first)
+        table = table_of_settings(settings, figures, _setting_of(wanted, settings, given.baseline))
+    else:
+        table = table_of_runs(finished, figures, _only(wanted, given.baseline), _by_example)
+    notes = [*table.notes, *_notes(finished, figures)]
+    if others:
+        notes.append(f"Not in the table: {_in_words(others)}.")
+    text = FORMATS[given.format](Table(table.columns, notes))
+    print(text, end="")
+    if given.format == "csv":
+        print("\n".join(notes), file=sys.stderr)
+
+
+def _notes(finished: Sequence[Record], figures: Sequence[str]) -> list[str]:
+    notes = [f"{note}" for note in [finished[0]["likelihood/note"]] if note]
+    for figure in figures:
+        names = [str(run["run"]) for run in finished if run[f"test/{figure}"] is None]
+        if names:
+            notes.append(f"Without a finite {figure}: {', '.join(names)}.")
+    return notes
+
+
+def _in_words(others: Sequence[Record]) -> str:
+    return ", ".join(
+        f"{run['run']} ({run['status']}, epoch {run['epochs']} of {run['flags/epochs']})"
+        for run in others
+    )
+
+
+def _mean(setting: Setting, key: str) -> Any:
+    values = setting.figure(key).values()
+    if values:
+        return sum(values) / len(values)
+    return next(iter(setting.runs.values()))[key]
+
+
+def _setting_of(
+    wanted: Sequence[Record] | None, settings: Sequence[Setting], asked: str
+) -> Setting | None:
+    if wanted is None:
+        return None
+    found = [each for each in settings if any(run in wanted for run in each.runs.values())]
+    if len(found) > 1:
+        raise UsageError(
+            f"--baseline={asked} means several settings: {'; '.join(map(str, found))}."
+        )
+    return found[0]
+
+
+def _only(wanted: Sequence[Record] | None, asked: str) -> Record | None:
+    if wanted is None:
+        return None
+    if len(wanted) > 1:
+        names = ", ".join(str(run["run"]) for run in wanted)
+        raise UsageError(f"--baseline={asked} means several runs: {names}. Name one of them.")
+    return wanted[0]
+
+
+def _by_example(first: Record, second: Record, figure: str) -> Measured:
+    from vae_research.runs.report.comparison import paired_difference
+
+    found = paired_difference(str(first["path"]), str(second["path"]), figure)
+    return Measured(found.value, found.standard_error)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. --help lists all flags.")
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace | None:
+    """Returns the values of the flags, None if help was asked for."""
+    if {"-h", "--help"} & set(arguments):
+        return None
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("folders", nargs="*")
+    for name in _FLAGS:
+        parser.add_argument(f"--{name}", action=_Once)
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name = unknown[0].lstrip("-").partition("=")[0]
+        raise UsageError(
+            f"unknown flag --{name}.{did_you_mean(name, _FLAGS)} --help lists all flags."
+        )
+    if not given.folders:
+        raise UsageError("give at least one run, or a folder of runs. --help lists all flags.")
+    given.format = _choice("format", given.format or "screen", list(FORMATS))
+    if given.rows is not None:
+        given.rows = _choice("rows", given.rows, ["settings", "runs"])
+    if given.figures is not None:
+        given.figures = [part.strip() for part in given.figures.split(",")]
+    return given
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one that differs."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if before not in (None, values):
+            parser.error(f"--{self.dest} is given twice, as {before} and as {values}")
+        setattr(namespace, self.dest, values)
+
+
+def _choice(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UsageError(
+            f"--{name}={value}: must be one of {', '.join(choices)}.{did_you_mean(value, choices)}"
+        )
+    return value
+
+
+def _help() -> str:
+    lines = [f"  --{name}=...\n        {text}" for name, text in _FLAGS.items()]
+    return "\n".join(["Usage: scripts/compare RUN|FOLDER ... [FLAGS]", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
