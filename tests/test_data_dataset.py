@@ -623,6 +623,7 @@ def test_the_summary_is_plain_and_complete():
         "rescale": "unit",
         "scaling": "x / 255",
         "binarize": "static",
+        "dequantize": "none",
         "arrays": {},
         "made_by": None,
     }

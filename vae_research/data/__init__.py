@@ -18,6 +18,7 @@ from vae_research.data.readers.idx import holds_idx, load_idx_folder
 from vae_research.data.readers.images import SUFFIXES
 from vae_research.data.readers.matlab import holds_matlab, load_matlab
 from vae_research.data.readers.mnist import load_fashion_mnist, load_mnist
+from vae_research.data.scaling import DEQUANTIZATIONS, one_of
 
 __all__ = ["DATASETS", "Data", "DataError", "Split", "load_data"]
 
@@ -57,6 +58,7 @@ def load_data(
     background: str | None = None,
     kind: str | None = None,
     stream: bool | None = None,
+    dequantize: str = "none",
 ) -> Data:
     """Returns the data set `name`.
 
@@ -69,15 +71,35 @@ def load_data(
             `folders.load_image_folder`.
         stream: read rows of an .npy file or of a folder of images when they are needed, in place of
             all at once; None does so if they do not fit in memory.
+        dequantize: "none", or "uniform" for noise that is added to integers; see
+            `Data.dequantized`.
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
-        ValueError: unknown `rescale`, `binarize` or `kind`.
+        ValueError: unknown `rescale`, `binarize`, `dequantize` or `kind`.
 
     Example:
         >>> load_data("mnist").summary()["counts"]
         {'train': 50000, 'validation': 10000, 'test': 10000}
     """
+    one_of(dequantize, DEQUANTIZATIONS, "dequantize")
+    sizes = image_size, channels, bad_images, background
+    data = _as_stored(name, rescale, binarize, *sizes, kind, stream)
+    return data.dequantized() if dequantize == "uniform" else data
+
+
+def _as_stored(
+    name: str | os.PathLike,
+    rescale: str | None,
+    binarize: str,
+    image_size: int | None,
+    channels: int | None,
+    bad_images: int,
+    background: str | None,
+    kind: str | None,
+    stream: bool | None,
+) -> Data:
+    """`load_data` without noise on integers."""
     if name in _BY_NAME:
         if stream:
             raise DataError(_CANNOT_BE_STREAMED.format(name))

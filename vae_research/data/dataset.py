@@ -125,6 +125,36 @@ class Data:
         train, validation, test = (replace(split, corrupt=function) for split in self.splits)
         return replace(self, train=train, validation=validation, test=test)
 
+    def dequantized(self) -> Data:
+        """This data set of integers with uniform noise from [-1/2, 1/2) added to each value.
+
+        A density of integers has no upper bound. With the noise, which is drawn again in every
+        epoch, -log p(x + u) is at least the code length of the integers on average over u. Theis et
+        al. 2016 (arXiv:1511.01844), section 3.1. Evaluation sees the same draw always. Values are
+        rescaled afterwards: "unit" maps the cells of all levels together to [0, 1].
+
+        Raises:
+            DataError: the values are not integers, or they are binarised.
+        """
+        dtype = self.train.raw.dtype
+        if dtype.kind not in "bui":
+            raise DataError(
+                f"{self.name}: --dequantize=uniform adds noise to integers, whose levels are 1 "
+                f"apart, and these values are {dtype}: store them as integers, or leave it out"
+            )
+        if self.binarize != "none":
+            raise DataError(
+                f"{self.name}: --dequantize=uniform adds noise to the levels of grey values, and "
+                f"--binarize={self.binarize} makes them 0 or 1: add --binarize=none"
+            )
+        if self.train.dequantize == "uniform":
+            return self
+        scaling = self.train.scaling.of_dequantized(self.rescale)
+        train, validation, test = (
+            replace(split, scaling=scaling, dequantize="uniform") for split in self.splits
+        )
+        return replace(self, train=train, validation=validation, test=test)
+
     def why_missing(self, name: str) -> str | None:
         """Why no model can read the further array `name`, or None if nothing is known of it."""
         if name in self.left_out:
@@ -162,6 +192,8 @@ class Data:
         """Whether a prepared value is neither 0 nor 1 (Bernoulli is then not normalised)."""
         if self.binarize != "none":
             return False
+        if self.train.dequantize != "none":
+            return True
         for split in self.splits:
             for block in row_blocks(split.raw):
                 values = split.scaling.apply(split.raw[block])
@@ -171,9 +203,8 @@ class Data:
 
     def value_range(self) -> tuple[float, float]:
         """Smallest and largest prepared value of all splits; (0, 1) for binarised data."""
-        if self.binarize != "none":
-            return 0.0, 1.0
-        return _scaled_range(self.splits)
+        ranges = [split.value_range() for split in self.splits]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
 
     def summary(self) -> dict[str, Any]:
         """The description of the data in config.json; plain types only."""
@@ -187,6 +218,7 @@ class Data:
             "rescale": self.rescale,
             "scaling": str(self.train.scaling),
             "binarize": self.binarize,
+            "dequantize": self.train.dequantize,
             "arrays": {
                 name: f"{array.dtype} {list(array.shape[1:])}"
                 for name, array in self.train.arrays.items()
@@ -328,15 +360,11 @@ def _read_only(array: Any) -> Any:
     return view
 
 
-def _scaled_range(splits: Iterable[Split]) -> tuple[float, float]:
-    ranges = [split.scaling.range_of(split.raw) for split in splits]
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
 def _refuse_outside_unit_interval(
     splits: Iterable[Split], name: str, rescale: str, binarize: str
 ) -> None:
-    low, high = _scaled_range(splits)
+    ranges = [split.scaling.range_of(split.raw) for split in splits]
+    low, high = min(each[0] for each in ranges), max(each[1] for each in ranges)
     if low >= 0 and high <= 1:
         return
     advice = (

@@ -1,8 +1,8 @@
 """From row numbers to a batch: order of an epoch, scaling, binarisation, augmentation.
 
 Nothing here has a state. The order of an epoch is a function of (seed, epoch), and the noise of
-binarisation and augmentation is one of (seed, epoch, position of the batch). All draws name Philox,
-which gives the same numbers on every device, with XLA and without.
+binarisation, dequantisation and augmentation is one of (seed, epoch, position of the batch). All
+draws name Philox, which gives the same numbers on every device, with XLA and without.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vae_research.data.threads import for_threads
 from vae_research.randomness import fold_in, philox_bits
 
 # Purposes of a random key: draws of the same seed must not be correlated.
-_ORDER, _NOISE, _AUGMENT, _CORRUPT, _FIXED = range(5)
+_ORDER, _NOISE, _AUGMENT, _CORRUPT, _FIXED, _DEQUANTIZE = range(6)
 
 # Rows whose fixed corruption is drawn together.
 _BLOCK = 500
@@ -49,9 +49,14 @@ class StoredRows(Protocol):
     def binarize(self) -> str: ...
 
     @property
+    def dequantize(self) -> str: ...
+
+    @property
     def fixed_draw(self) -> np.ndarray: ...
 
     def drawn(self, rows: slice | np.ndarray) -> np.ndarray: ...
+
+    def prepare(self, rows: slice | np.ndarray | None = None) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 
@@ -79,8 +84,8 @@ class Reader:
 
     Args:
         split: what to read.
-        seed: of binarisation and augmentation; None reads what evaluation sees, as `Split.tensors`
-            does.
+        seed: of binarisation, dequantisation and augmentation; None reads what evaluation sees, as
+            `Split.tensors` does.
         names: further arrays to be added, as stored.
 
     Attributes:
@@ -108,7 +113,9 @@ class Reader:
             corrupted is not None
             or split.binarize == "static"
             or (split.binarize == "dynamic" and seed is None)
+            or (split.dequantize == "uniform" and seed is None)
         )
+        as_evaluated = split.dequantize == "uniform" and seed is None
         self.binarize = "none" if drawn else split.binarize
         self.is_scaled = not (drawn or split.scaling.is_identity)
         stored: Any = split.raw
@@ -116,7 +123,7 @@ class Reader:
             stored = corrupted.pop("inputs")
             further = corrupted
         elif drawn and not is_streamed:
-            stored = split.fixed_draw
+            stored = split.prepare() if as_evaluated else split.fixed_draw
         self.shape = split.raw.shape[1:]
         self.shapes = {name: array.shape[1:] for name, array in further.items()}
         self.failure: Exception | None = None
@@ -132,13 +139,21 @@ class Reader:
                 continue
             is_drawn = drawn and name == "stored"
             row = () if array.ndim == 1 else (math.prod(array.shape[1:]),)
-            self.streamed[name] = np.dtype(np.uint8) if is_drawn else array.dtype, row
-            self._sources[name] = split.drawn if is_drawn else array.__getitem__
+            source: Callable[[np.ndarray], np.ndarray] = array.__getitem__
+            dtype = array.dtype
+            if is_drawn and as_evaluated:
+                dtype, source = np.dtype(np.float32), split.prepare
+            elif is_drawn:
+                dtype, source = np.dtype(np.uint8), split.drawn
+            self.streamed[name], self._sources[name] = (dtype, row), source
         if self.is_scaled:
             self.tensors["offset"] = tf.constant(split.scaling.offset)
             self.tensors["divisor"] = tf.constant(split.scaling.divisor)
         if self.binarize == "dynamic":
             self.tensors["key"] = tf.constant([seed, _NOISE], tf.int64)
+        self.is_dequantized = split.dequantize == "uniform" and seed is not None
+        if self.is_dequantized:
+            self.tensors["dequantize"] = tf.constant([seed, _DEQUANTIZE], tf.int64)
         self.augment = None if seed is None else split.augment
         self.corrupt = None if seed is None else split.corrupt
         if self.augment is not None:
@@ -219,6 +234,8 @@ class Reader:
         stored = self.gathered(tensors, rows, places)
         values = tf.cast(stored.pop("inputs"), tf.float32)
         values = tf.reshape(values, [-1, *self.shape])
+        if self.is_dequantized:
+            values += cell_noise(tf.shape(values), fold_in(tensors["dequantize"], epoch, position))
         if self.is_scaled:
             # Subtract, then divide, as `Scaling.apply` does: equal to the last bit.
             values = (values - tensors["offset"]) / tensors["divisor"]
@@ -340,9 +357,22 @@ def bernoulli(probability: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     Probabilities are rounded to multiples of 2**-16, an error below 8e-6. This halves the number of
     random bits, which are most of the cost of a batch.
     """
-    size = tf.size(probability)
+    # n + 1/2 < 2**16 p for round(2**16 p) of the numbers n in 0..65535; exact in float32.
+    noise = _integers_of_16_bits(tf.shape(probability), key) + 0.5
+    return tf.cast(noise < probability * 2.0**16, tf.float32)
+
+
+def cell_noise(shape: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Float32 multiples of 2**-16 from [-1/2, 1/2), drawn with a stateless `key` [2].
+
+    Added to integers below 256 they are exact, and none reaches the cell of the next integer.
+    """
+    return _integers_of_16_bits(shape, key) * 2.0**-16 - 0.5
+
+
+def _integers_of_16_bits(shape: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Float32 numbers 0 to 65535, two from each random word."""
+    size = tf.reduce_prod(shape)
     words = philox_bits([(size + 1) // 2], key)
     halves = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size]
-    # n + 1/2 < 2**16 p for round(2**16 p) of the numbers n in 0..65535; exact in float32.
-    noise = tf.reshape(tf.cast(halves, tf.float32) + 0.5, tf.shape(probability))
-    return tf.cast(noise < probability * 2.0**16, tf.float32)
+    return tf.reshape(tf.cast(halves, tf.float32), shape)

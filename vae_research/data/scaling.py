@@ -1,4 +1,6 @@
-"""From stored values to what a model sees: rescaling and binarisation. NumPy only."""
+"""From stored values to what a model sees: rescaling, binarisation, dequantisation. NumPy only."""
+
+from __future__ import annotations
 
 import difflib
 import math
@@ -16,6 +18,7 @@ RESCALINGS = ("none", "unit", "standardize")
 _NUMBERS_AT_ONCE = 8
 
 BINARIZATIONS = ("none", "threshold", "static", "dynamic")
+DEQUANTIZATIONS = ("none", "uniform")
 
 # The largest values of pixels: binary, 4 bits, 8 bits, 12 bits (cameras, radiology), 16 bits.
 _LARGEST_PIXELS = (1, 15, 255, 4095, 65535)
@@ -55,7 +58,8 @@ class Scaling:
         """The formula: "x / 255", "(x - 2) / 5", "x"; with numbers for each column in words."""
         if self.offset.ndim > 0:
             return "by column" if self.offset.size > 1 else "by mean and deviation"
-        shifted = f"(x - {self.offset:g})" if self.offset else "x"
+        sign = "-" if self.offset > 0 else "+"
+        shifted = f"(x {sign} {abs(self.offset):g})" if self.offset else "x"
         return shifted if self.divisor == 1 else f"{shifted} / {self.divisor:g}"
 
     @property
@@ -82,11 +86,32 @@ class Scaling:
             scaled /= self.divisor
         return scaled
 
-    def range_of(self, values: np.ndarray | Rows) -> tuple[float, float]:
-        """Smallest and largest value of `apply(values)`, without scaling the whole array."""
+    def range_of(self, values: np.ndarray | Rows, margin: float = 0.0) -> tuple[float, float]:
+        """Smallest and largest value of `apply(values)`, without scaling the whole array.
+
+        Args:
+            values: as stored.
+            margin: by which values may be smaller or larger before they are scaled.
+        """
         # All divisors are positive, so the map keeps the order.
-        scaled = self.apply(extremes(values, by_column=self.offset.ndim > 0))
+        low, high = extremes(values, by_column=self.offset.ndim > 0).astype(np.float32)
+        scaled = self.apply(np.stack([low - margin, high + margin]))
         return float(scaled[0].min()), float(scaled[1].max())
+
+    def of_dequantized(self, mode: str) -> Scaling:
+        """The scaling called `mode` of integers to which noise from [-1/2, 1/2) is added.
+
+        Args:
+            mode: as for `fit_scaling`, with which this scaling was made. With "unit", the cells of
+                all levels together become [0, 1]; with "standardize", the variance of the noise,
+                1/12, is added to that of the integers.
+        """
+        offset, divisor = self.offset, self.divisor
+        if mode == "unit":
+            offset, divisor = offset - np.float32(0.5), divisor + np.float32(1)
+        elif mode == "standardize":
+            divisor = np.sqrt(np.square(divisor, dtype=np.float64) + 1 / 12).astype(np.float32)
+        return Scaling(np.asarray(offset), np.asarray(divisor), self.largest)
 
 
 def extremes(values: np.ndarray | Rows, *, by_column: bool = False) -> np.ndarray:
@@ -169,10 +194,39 @@ def fixed_draw(
     """
     rows = np.arange(len(values)) if rows is None else rows
     drawn = np.empty((len(rows), *values.shape[1:]), np.uint8)
+    done = 0
+    for stored, uniform in _with_fixed_noise(values, name, rows):
+        drawn[done : done + len(stored)] = uniform < scaling.apply(stored)
+        done += len(stored)
+    return drawn
+
+
+def fixed_dequantization(
+    values: np.ndarray | Rows, name: str, draw: int, rows: np.ndarray
+) -> np.ndarray:
+    """Integers with noise from [-1/2, 1/2), float32 [number of rows, ...], which never changes.
+
+    Args:
+        values: integers [n, ...].
+        name: the split's name.
+        draw: number of the draw, from 0.
+        rows: numbers of the rows that are wanted, in this order.
+    """
+    drawn = np.empty((len(rows), *values.shape[1:]), np.float32)
+    done = 0
+    for stored, uniform in _with_fixed_noise(values, f"{name} {draw}", rows):
+        drawn[done : done + len(stored)] = stored.astype(np.float32) + (uniform - np.float32(0.5))
+        done += len(stored)
+    return drawn
+
+
+def _with_fixed_noise(
+    values: np.ndarray | Rows, name: str, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields stored values of some of the rows, in order, and the uniform numbers of each."""
     key = int.from_bytes(name.encode()[:16], "little")
     per_block = rows_in_block(values)
     size = math.prod(values.shape[1:])
-    done = 0
     for first, count in _runs(rows, per_block):
         # Each block of rows began with a word of its own, of two numbers.
         block, before = divmod(first, per_block)
@@ -185,10 +239,8 @@ def fixed_draw(
         numbers = words.view("<u4")[skipped : skipped + count * size]
         uniform = (numbers >> np.uint32(8)).astype(np.float32)
         uniform *= np.float32(2**-24)
-        probability = scaling.apply(values[first : first + count])
-        drawn[done : done + count] = uniform.reshape(probability.shape) < probability
-        done += count
-    return drawn
+        stored = values[first : first + count]
+        yield stored, uniform.reshape(stored.shape)
 
 
 def _runs(rows: np.ndarray, per_block: int) -> Iterator[tuple[int, int]]:

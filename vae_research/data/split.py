@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from vae_research.data.checks import DataError, refuse_non_finite
-from vae_research.data.scaling import Scaling, fixed_draw
+from vae_research.data.scaling import Scaling, fixed_dequantization, fixed_draw
 from vae_research.data.sources import Rows
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Split:
         scaling: how stored values become float32 (fitted to the training split).
         binarize: "none", "threshold", "static" or "dynamic".
         augment, corrupt: see `Data.augmented` and `Data.corrupted`.
+        dequantize: "none" or "uniform"; see `Data.dequantized`.
+        draw: number of the draw of that noise which evaluation sees, from 0.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Split:
     binarize: str
     augment: Change | None = None
     corrupt: Change | None = None
+    dequantize: str = "none"
+    draw: int = 0
 
     def __repr__(self) -> str:
         """The name and the shape; `prepare()` gives the values."""
@@ -107,8 +111,8 @@ class Split:
     def prepare(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
         """The values as evaluation sees them, independent of any seed.
 
-        Rescaled, and binarised if the data set is. For "static" and "dynamic" it is always the same
-        draw, whichever rows are requested.
+        Rescaled, and binarised or dequantised if the data set is. For "static", "dynamic" and
+        "uniform" it is always the same draw, whichever rows are requested.
 
         Args:
             rows: a slice or an array of row numbers; None means all.
@@ -119,6 +123,10 @@ class Split:
         rows = slice(None) if rows is None else rows
         if self.binarize in ("static", "dynamic"):
             return self.drawn(rows).astype(np.float32)
+        if self.dequantize == "uniform":
+            numbers = np.arange(len(self))[rows]
+            noisy = fixed_dequantization(self.raw, self.name, self.draw, numbers)
+            return self.scaling.apply(noisy)
         values = self.scaling.apply(self.raw[rows])
         return (values > 0.5).astype(np.float32) if self.binarize == "threshold" else values
 
@@ -161,6 +169,12 @@ class Split:
         if "fixed_draw" in vars(self) or (len(numbers) == len(self) and not self.is_streamed):
             return self.fixed_draw[rows]
         return fixed_draw(self.raw, self.scaling, self.name, numbers)
+
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest prepared value that there may be; (0, 1) for binarised data."""
+        if self.binarize != "none":
+            return 0.0, 1.0
+        return self.scaling.range_of(self.raw, 0.5 if self.dequantize == "uniform" else 0.0)
 
     def steps(self, batch_size: int) -> int:
         """Number of batches in an epoch; the last one may be smaller."""

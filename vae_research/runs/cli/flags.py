@@ -146,7 +146,8 @@ def invalid_flag(values: Mapping[str, Any]) -> str | None:
 
 def _with_data_defaults(values: dict[str, Any]) -> Config:
     if values["binarize"] is None:
-        values["binarize"] = "dynamic" if values["dataset"] in DATASETS else "none"
+        grey = values["dataset"] not in DATASETS or values["dequantize"] != "none"
+        values["binarize"] = "none" if grey else "dynamic"
     return Config(**values)
 
 

@@ -290,4 +290,5 @@ def named_data(config: Config) -> Data:
         background=config.background,
         kind=config.data_kind,
         stream=config.stream,
+        dequantize=getattr(config, "dequantize", "none"),  # runs of before that flag
     )
