@@ -84,11 +84,12 @@ if TYPE_CHECKING:
     from vae_research.evaluation.diagnosis import diagnose as diagnose
     from vae_research.evaluation.diagnosis import mutual_information as mutual_information
     from vae_research.evaluation.estimates import Estimate as Estimate
-    from vae_research.evaluation.estimates import estimate as estimate
     from vae_research.evaluation.fitted_priors import fit_prior as fit_prior
     from vae_research.evaluation.latent_space import neighbour_accuracy as neighbour_accuracy
     from vae_research.evaluation.latent_space import occupied_area as occupied_area
     from vae_research.evaluation.latent_space import t_sne as t_sne
+    from vae_research.evaluation.test_figures import estimate as estimate
+    from vae_research.evaluation.test_figures import notes_on_figures as notes_on_figures
     from vae_research.gradient_estimators import DReG as DReG
     from vae_research.gradient_estimators import GradientEstimator as GradientEstimator
     from vae_research.gradient_estimators import StickingTheLanding as StickingTheLanding
@@ -210,9 +211,10 @@ _MODULES = {
     "distributions.posterior": ("DistributionBottleneck",),
     "distributions.prior": ("DistributionPrior",),
     "evaluation.diagnosis": ("diagnose", "mutual_information"),
-    "evaluation.estimates": ("Estimate", "estimate"),
+    "evaluation.estimates": ("Estimate",),
     "evaluation.fitted_priors": ("fit_prior",),
     "evaluation.latent_space": ("neighbour_accuracy", "occupied_area", "t_sne"),
+    "evaluation.test_figures": ("estimate", "notes_on_figures"),
     "gradient_estimators": (
         "DReG",
         "GradientEstimator",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -17,6 +17,8 @@ from vae_research.tensors import Named
 
 # Rows of data on the device that are looked at; of datasets it is the first batch.
 _ROWS = 64
+# Values of which it is asked whether they repeat, and how often on average.
+_VALUES, _REPEATED = 2**16, 4
 
 
 def refuse_unsuitable_data(
@@ -36,9 +38,73 @@ def refuse_unsuitable_data(
     Raises:
         ValueError: also for strings and arrays of objects.
     """
-    tensors = _first(x, y)
+    tensors = looked_at(x, y)
     if "inputs" in tensors:
         _checked("inputs", tensors["inputs"])
+    for each, name, values in _compared(likelihood, tensors, known):
+        _refuse_outside_support(each, name, float(values.min()), float(values.max()))
+        refuse_between_levels(each, name, values)
+
+
+def notes_on_likelihood(likelihood: Likelihood, x: Any, y: Any = None) -> list[str]:
+    """Returns what must be said of figures of a likelihood on these data, nothing if they compare.
+
+    Args:
+        likelihood: of the model.
+        x, y: as for `refuse_unsuitable_data`.
+    """
+    tensors = looked_at(x, y)
+    grey = (
+        each.note(bool(np.any((values != 0) & (values != 1))))
+        for each, _, values in _compared(likelihood, tensors)
+    )
+    return [*filter(None, grey), *notes_on_densities(likelihood, tensors)]
+
+
+def notes_on_densities(
+    likelihood: Likelihood, tensors: Mapping[str, Any], *, integers: bool = False
+) -> list[str]:
+    """Returns notes on densities of values that are not continuous.
+
+    Their figures are no probabilities of the values. Theis et al. 2016 (arXiv:1511.01844), section
+    3.1. Of values that are not stored as integers, the first are looked at: whether each occurs
+    four times or more on average.
+
+    Args:
+        likelihood: of the model.
+        tensors: arrays by name.
+        integers: whether `inputs` are integers that were rescaled.
+    """
+    notes = []
+    for each, name, values in _compared(likelihood, tensors):
+        if not each.is_density:
+            continue
+        kind, first = type(each).__name__, values.reshape(-1)[:_VALUES]
+        distinct = len(np.unique(first))
+        if np.all((values == 0) | (values == 1)):
+            notes.append(
+                f"{kind} is a density of real values, and {name} are 0 or 1: its figures are not "
+                "probabilities of them and may grow without a bound. Bernoulli is the likelihood "
+                "of such values; grey ones need --binarize=none."
+            )
+        elif (
+            values.dtype.kind in "bui"
+            or (integers and name == "inputs")
+            or (len(first) >= _REPEATED * distinct)
+        ):
+            notes.append(
+                f"{kind} is a density of real values, and {name} are levels, which were not "
+                "dequantised: its figures are not probabilities of them and may grow without a "
+                "bound. Integers are dequantised by --dequantize=uniform (Data.dequantized()); "
+                "DiscretizedLogistic needs no noise."
+            )
+    return notes
+
+
+def _compared(
+    likelihood: Likelihood, tensors: Mapping[str, Any], known: Collection[str] = ()
+) -> Iterator[tuple[Likelihood, str, np.ndarray]]:
+    """Yields each factor of a likelihood with name and values of what it compares, if known."""
     for each in likelihood.factors:
         read = each.target
         if read == "targets" and read not in tensors and read not in known:
@@ -53,8 +119,7 @@ def refuse_unsuitable_data(
         if mask is not None and mask.shape == values.shape:
             values = values[mask > 0]
         if values.size:
-            _refuse_outside_support(each, read, float(values.min()), float(values.max()))
-            refuse_between_levels(each, read, values)
+            yield each, read, values
 
 
 def _checked(name: str, values: np.ndarray) -> np.ndarray | None:
@@ -180,7 +245,7 @@ def _cure(low: float, high: float) -> str:
     return "divide grey values by 255, or " if low >= 0.0 and 15.0 < high <= 255.0 else ""
 
 
-def _first(x: Any, y: Any) -> dict[str, np.ndarray]:
+def looked_at(x: Any, y: Any = None) -> dict[str, np.ndarray]:
     """Returns arrays that show what the data are, by name; nothing of what cannot be looked at."""
     if isinstance(x, DeviceDataset):
         zero = tf.constant(0, tf.int64)

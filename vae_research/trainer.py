@@ -9,6 +9,7 @@ may undo a call (a run gives its `FiniteGate`). Without a `DeviceDataset`, Keras
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ from vae_research.losses.term import Likelihood
 from vae_research.running_means import RunningMeans
 from vae_research.serialization import layers_of
 from vae_research.state import RUNNING_SUMS, OwnState
-from vae_research.suitability import refuse_unsuitable_data
+from vae_research.suitability import looked_at, notes_on_likelihood, refuse_unsuitable_data
 from vae_research.tensors import scope_explained
 
 StepFunction = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
@@ -297,11 +298,17 @@ class Trainer(keras.Model):
     ) -> Any:
         """Keras' `evaluate`; `x` may also be a `DeviceDataset`. Averaged weights are used.
 
+        A warning says if the figures do not compare: of a density of values that are not
+        continuous, or of a Bernoulli likelihood of grey values.
+
         Raises:
             ValueError: the data do not suit the likelihood.
         """
         if "_use_cached_eval_dataset" not in kwargs:  # Keras' word for the evaluations within fit
-            refuse_unsuitable_data(self.likelihood, x, y)
+            seen = looked_at(x, y)
+            refuse_unsuitable_data(self.likelihood, seen)
+            for note in notes_on_likelihood(self.likelihood, seen):
+                warnings.warn(note, UserWarning, stacklevel=2)
             x = self._select_input("test", x, kwargs, "steps")
         x, y = targets_for_weights(x, y, sample_weight)
         with scope_explained(), self.averaging.averages():

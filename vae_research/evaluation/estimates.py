@@ -101,7 +101,7 @@ class Estimate:
         return found | {"monte_carlo_error": self.monte_carlo_error, "by_samples": points}
 
 
-def estimate(
+def estimate_arrays(
     model: VAE,
     data: np.ndarray | Mapping[str, np.ndarray],
     *,

@@ -22,6 +22,11 @@ class Bernoulli(Likelihood):
 
     support: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
+    @property
+    def is_density(self) -> bool:
+        """False: these are probabilities of 0 and 1."""
+        return False
+
     def log_likelihood(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Returns `log p(targets | logits)`, `[rows]`, nats."""
         check_shapes(self, targets, logits=logits)

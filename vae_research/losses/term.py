@@ -187,6 +187,11 @@ class Likelihood(LossTerm):
         return (self,)
 
     @property
+    def is_density(self) -> bool:
+        """Whether p(x|z) is a density, which depends on the unit of x; otherwise a probability."""
+        return self.spacing is None
+
+    @property
     def target(self) -> str:
         """The name of the tensor that is compared with what the decoder wrote."""
         return self.renamed().get("targets", "targets")

@@ -136,7 +136,14 @@ def define_standard_flags() -> None:
         ("none", "threshold", "static", "dynamic"),
         "how pixels become 0 or 1: by a threshold of 0.5, by one random draw (static), or by a new "
         "random draw in every epoch (dynamic); held-out images always get the same draw; default: "
-        "dynamic for mnist and fashion_mnist, none for other data",
+        "dynamic for mnist and fashion_mnist unless they are dequantised, none for other data",
+    )
+    define_choice(
+        "dequantize",
+        "none",
+        ("none", "uniform"),
+        "uniform adds noise from [-1/2, 1/2) to integers, drawn again in every epoch, so that a "
+        "density of them has a bound (Theis et al. 2016); held-out data always get the same draw",
     )
     sections.append("Model and training")
     define_integer("latent_dim", 20, "number of latent dimensions", minimum=1)
@@ -193,6 +200,14 @@ def define_standard_flags() -> None:
         "image, whatever their --seed",
         minimum=0,
         maximum=2**32 - 1,
+        may_change=True,
+    )
+    define_integer(
+        "dequantize_draws",
+        2,
+        "draws of noise over which the bits per dimension of a density of integers are a mean; "
+        "each takes as long as the other test figures",
+        minimum=1,
         may_change=True,
     )
     define_auto_integer(

@@ -17,11 +17,13 @@ _COMPARED = {
     "data/rescale": "--rescale",
     "data/scaling": "the scaling of the data, and with it the unit of a density,",
     "data/binarize": "--binarize",
+    "data/dequantize": "--dequantize",
     "likelihood/measure": "the likelihood",
     "likelihood/note": "the note on the likelihood",
     "evaluation/importance_samples": "--importance_samples",
     "evaluation/seed": "--evaluation_seed",
     "evaluation/rows": "--evaluation_rows",
+    "evaluation/dequantize_draws": "--dequantize_draws",
 }
 
 

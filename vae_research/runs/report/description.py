@@ -15,6 +15,7 @@ import tensorflow as tf
 from vae_research.data import Data
 from vae_research.evaluation.estimates import Estimate
 from vae_research.evaluation.importance import largest_reliable_pareto_k
+from vae_research.evaluation.test_figures import notes_on_figures
 from vae_research.execution import Execution
 from vae_research.losses.reconstruction import Bernoulli
 from vae_research.losses.term import Likelihood
@@ -110,9 +111,10 @@ def notes_on_samples(figures: Mapping[str, Estimate]) -> list[str]:
 
 def notes_of(model: VAE, data: Data) -> list[str]:
     """Returns notes that a reader of a run's figures needs: on likelihood, training and data."""
-    found = [model.objective.likelihood.note(data.grey_values), model.objective.gradient_bias]
+    found = [model.objective.likelihood.note(data.grey_values)]
+    found += [*notes_on_figures(model, data.test), model.objective.gradient_bias]
     found.append(getattr(model.bottleneck, "note", None))
-    notes = [note for note in found if note]
+    notes = [note for note in dict.fromkeys(found) if note]
     if model.averaging.momentum is not None:
         notes.append(
             f"The figures are those of averaged weights ({weights_in_words(model)}); so are "

@@ -16,11 +16,15 @@ from vae_research.evaluation import FITTED
 if TYPE_CHECKING:
     from vae_research.evaluation.estimates import Estimate
 
+_BITS = "bits"
 # Of the figures that are not those of a term.
 _UNITS = {
     "active_units": "latent dimensions",
     "effective_sample_size": "samples",
     "large_pareto_k": "of all",
+    "bits_per_dimension_elbo": _BITS,
+    "bits_per_dimension_nll": _BITS,
+    "bits_per_dimension_nll_of_levels": _BITS,
 }
 
 
@@ -69,7 +73,8 @@ def print_data(data: Data) -> None:
     shape = "x".join(map(str, data.shape))
     print(
         f"Data: {data.name}, {counts}, each {shape}, binarize {data.binarize}, "
-        f"rescale {data.rescale} ({data.train.scaling})"
+        + ("" if data.train.dequantize == "none" else f"dequantize {data.train.dequantize}, ")
+        + f"rescale {data.rescale} ({data.train.scaling})"
     )
     for note in data.notes:
         print(f"Note: {note}")
@@ -111,12 +116,15 @@ def print_figures(
         units: of all figures, as `units_of` returns them.
     """
     for name, figure in figures.items():
-        error = "" if figure.standard_error is None else f" +- {figure.standard_error:.2f}"
         unit = units[name]
+        digits = 4 if unit == _BITS else 2
+        value, error = f"{figure.value:9.{digits}f}", ""
+        if figure.standard_error is not None:
+            error = f" +- {figure.standard_error:.{digits}f}"
         if name == "negative_log_likelihood":
             unit += f" ({num_samples} importance samples)"
         unit += f"{', ' if unit else ''}{figure.count:,} examples"
-        print(f"  {name:<24} {figure.value:9.2f}{error:<9} {unit}")
+        print(f"  {name:<24} {value}{error:<9} {unit}")
     for note in notes:
         print(f"  Note: {note}")
 

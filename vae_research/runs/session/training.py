@@ -26,7 +26,8 @@ from vae_research.callbacks.console import Console
 from vae_research.callbacks.metrics_file import MetricsFile, append
 from vae_research.callbacks.pictures import conditions_of, write_samples
 from vae_research.data import Data
-from vae_research.evaluation.estimates import Estimate, estimate
+from vae_research.evaluation.estimates import Estimate
+from vae_research.evaluation.test_figures import estimate
 from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.priors.prior import Prior
@@ -452,7 +453,7 @@ class Session:
             print("Test figures:", flush=True)
         estimates = estimate(
             self.model,
-            self.data.test.tensors_by_block(self.names),
+            self.data.test,
             num_samples=config.importance_samples,
             seed=config.evaluation_seed,
             prior=self.prior,
@@ -462,6 +463,8 @@ class Session:
             jit_compile=config.jit == "on",
             between_calls=signals.raise_if_received,
             verbose=int(config.verbose == 1 and sys.stdout.isatty()),
+            dequantize_draws=config.dequantize_draws,
+            warn=False,  # they are in the notes
         )
         if self.parts.evaluate is not None:
             watched = WatchedConfig(config)
@@ -471,7 +474,8 @@ class Session:
             self.read_by_evaluation = {*self.read_by_evaluation, *watched.names_read}
             signals.raise_if_received()
         if config.tensorboard:
-            write_test_figures(self.run_dir, estimates, self.model.step)
+            notes = notes_of(self.model, self.data) + notes_on_samples(estimates)
+            write_test_figures(self.run_dir, estimates, notes, self.model.step)
             if self.prior is not None and self.data.is_image:
                 first = conditions_of(self.data.validation.tensors(slice(0, 40), self.names))
                 write_samples(self.run_dir, self.model, self.prior, first)

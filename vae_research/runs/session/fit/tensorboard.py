@@ -77,11 +77,13 @@ def tensorboard_callbacks(
     return callbacks
 
 
-def write_test_figures(run_dir: Path, figures: dict[str, Estimate], step: int) -> None:
+def write_test_figures(
+    run_dir: Path, figures: dict[str, Estimate], notes: Sequence[str], step: int
+) -> None:
     """Writes the test figures as scalars, for the run's row in the HParams table.
 
     They are `test/NAME`, and `test_diagnostics/NAME` those that say how good an estimate or a code
-    is.
+    is. The notes on them are the text `test/notes`.
     """
     summaries = Summaries(run_dir)
     values = {}
@@ -89,4 +91,6 @@ def write_test_figures(run_dir: Path, figures: dict[str, Estimate], step: int) -
         group = "test_diagnostics" if name.removesuffix(FITTED) in DIAGNOSTICS else "test"
         values[f"{group}/{name}"] = figure.value
     summaries.scalars("run", values, step)
+    if notes:
+        summaries.text("run", "test/notes", "\n".join(f"- {note}" for note in notes), step)
     summaries.close()

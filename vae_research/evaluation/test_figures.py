@@ -1,0 +1,184 @@
+"""Test figures of a trained model, in units that compare if it is known how data were stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vae_research.arguments import checked_integer
+from vae_research.data.split import Split
+from vae_research.evaluation import units
+from vae_research.evaluation.estimates import Estimate, estimate_arrays, named_arrays
+from vae_research.losses.term import Likelihood
+from vae_research.model import VAE
+from vae_research.priors.prior import Prior
+from vae_research.suitability import notes_on_densities, notes_on_likelihood
+
+# Rows of a split that are looked at, of which its notes are.
+_ROWS = 500
+
+DEQUANTIZE_DRAWS = 2
+"""Draws of noise that bits per dimension of a density are the mean over, by default."""
+
+# Of which figures there are others in units that compare, with the sign of log p, and how the
+# others are called.
+_LIKELIHOODS = {"elbo": (1.0, "elbo"), "negative_log_likelihood": (-1.0, "nll")}
+
+
+def estimate(
+    model: VAE,
+    data: Split | np.ndarray | Mapping[str, np.ndarray],
+    *,
+    num_samples: int = 200,
+    seed: int | None = None,
+    prior: Prior | None = None,
+    rows_per_call: int | None = None,
+    per_example: bool = False,
+    jit_compile: bool = False,
+    verbose: int = 0,
+    between_calls: Callable[[], None] | None = None,
+    dequantize_draws: int = DEQUANTIZE_DRAWS,
+    warn: bool = True,
+) -> dict[str, Estimate]:
+    """Returns the figures of `data`, in nats per example unless stated otherwise.
+
+    They are those of `estimates.estimate_arrays`, which explains them: `elbo`,
+    `negative_log_likelihood`, `effective_sample_size`, `large_pareto_k`,
+    `importance_weighted_bound`, `reconstruction`, `kl`, every other term with a value per example,
+    `active_units`, and those of a fitted prior. Of a `Split`, which knows how its values are
+    stored, a model with a posterior has more:
+
+    - `elbo_in_stored_units` and `negative_log_likelihood_in_stored_units` of a density: nats of the
+      values as stored, whatever `rescale` made of them.
+    - `bits_per_dimension_elbo` and `bits_per_dimension_nll`, of a single likelihood. Of levels and
+      of 0 and 1 they are the probability in bits over the number of values; of a density of
+      integers x, `-log2 p(x + u)` in stored units, mean over draws of u from [-1/2, 1/2). A model
+      without them has data that are not stored as integers, or `notes_on_figures` says why.
+    - `bits_per_dimension_nll_of_levels` of a density of integers: the logarithm of the mean over
+      the draws, which is tighter.
+
+    Theis et al. 2016 (arXiv:1511.01844), section 3.1.
+
+    Args:
+        model: a VAE whose variables exist.
+        data: a split, such as `data.test`; or `[count, ...]` scaled as in training, or a dictionary
+            of such arrays.
+        num_samples: samples of z for each example.
+        seed: of the noise of all samples, 0 to 2**32 - 1; by default that of the model. Models that
+            are compared by their examples (`paired_difference`) have the same noise with one seed.
+        prior: one that `fit_prior` has fitted to the model.
+        rows_per_call: examples times samples that are decoded at once, which bounds the memory; by
+            default about two million values in data space.
+        per_example: keep the value of each example (`Estimate.values`), of which the value is the
+            mean; not of `active_units`.
+        jit_compile: compile with XLA, which takes about a second for each model and size of the
+            data.
+        verbose: 1 shows a progress bar.
+        between_calls: called before each compiled call; it may raise to end the evaluation.
+        dequantize_draws: draws of u. Each is an evaluation of its own, but for the first of data
+            that are dequantised.
+        warn: warn of figures that do not compare, as `notes_on_figures` says it.
+
+    Raises:
+        ValueError: `num_samples`, `rows_per_call` or `dequantize_draws` is not a positive integer,
+            `seed` is no seed, there are no data, the arrays differ in length or do not suit the
+            likelihood, or the prior is not fitted or is of other codes.
+    """
+    likelihood = model.objective.likelihood
+    draws = checked_integer("dequantize_draws", dequantize_draws, 1)
+    figures_of = functools.partial(
+        estimate_arrays,
+        model,
+        num_samples=num_samples,
+        seed=seed,
+        prior=prior,
+        rows_per_call=rows_per_call,
+        jit_compile=jit_compile,
+        verbose=verbose,
+        between_calls=between_calls,
+    )
+    if not isinstance(data, Split):
+        for note in notes_on_likelihood(likelihood, named_arrays("estimate", data)) if warn else ():
+            warnings.warn(note, UserWarning, stacklevel=2)
+        return figures_of(data, per_example=per_example)
+    for note in notes_on_figures(model, data) if warn else ():
+        warnings.warn(note, UserWarning, stacklevel=2)
+    names = [name for name in data.arrays if name in model.data_names]
+
+    def of(split: Split) -> dict[str, Estimate]:
+        return figures_of(split.tensors_by_block(names), per_example=True)
+
+    figures = of(data)
+    if "elbo" in figures:
+        values = _in_other_units(of, figures, likelihood, data, draws)
+        for name, of_examples in values.items():
+            kept = of_examples.astype(np.float32)
+            figures[name] = dataclasses.replace(Estimate.mean_of(of_examples), values=kept)
+    if per_example:
+        return figures
+    return {name: dataclasses.replace(each, values=None) for name, each in figures.items()}
+
+
+def _in_other_units(
+    of: Callable[[Split], dict[str, Estimate]],
+    figures: Mapping[str, Estimate],
+    likelihood: Likelihood,
+    split: Split,
+    draws: int,
+) -> dict[str, units.Values]:
+    """Returns figures in stored units and bits per dimension, by name, `[count]`.
+
+    Args:
+        of: returns the figures of a split, with their values.
+        figures: of `split`.
+        likelihood: of the model.
+        split: the data.
+        draws: of the noise that is added to integers.
+    """
+    found: dict[str, units.Values] = {}
+    log_jacobian = units.log_jacobian(likelihood, split)
+    dimensions = units.dimensions(likelihood, split)
+
+    def log_p(name: str, given: Mapping[str, Estimate]) -> units.Values:
+        values = _LIKELIHOODS[name][0] * np.asarray(given[name].values, np.float64)
+        return values if log_jacobian is None else values + log_jacobian
+
+    if log_jacobian is not None:
+        for name, (sign, _) in _LIKELIHOODS.items():
+            found[f"{name}_in_stored_units"] = sign * log_p(name, figures)
+    if dimensions is None:
+        return found
+    if units.is_probability(likelihood, split):
+        for name, (_, short) in _LIKELIHOODS.items():
+            found[f"bits_per_dimension_{short}"] = units.bits(-log_p(name, figures), dimensions)
+    elif units.has_cells(likelihood, split):
+        noisy = [
+            figures
+            if split.dequantize == "uniform" and draw == split.draw
+            else of(dataclasses.replace(split, dequantize="uniform", draw=draw))
+            for draw in range(draws)
+        ]
+        for name, (_, short) in _LIKELIHOODS.items():
+            mean = np.mean([log_p(name, each) for each in noisy], axis=0)
+            found[f"bits_per_dimension_{short}"] = units.bits(-mean, dimensions)
+        cells = units.log_mean_density([log_p("negative_log_likelihood", each) for each in noisy])
+        found["bits_per_dimension_nll_of_levels"] = units.bits(-cells, dimensions)
+    return found
+
+
+def notes_on_figures(model: VAE, split: Split) -> list[str]:
+    """Returns what must be said of the figures of a split, nothing if they compare with others."""
+    likelihood = model.objective.likelihood
+    names = [name for name in split.arrays if name in model.data_names]
+    rows = split.tensors(slice(0, _ROWS), names) if split.is_repeatable else {}
+    quantized = units.has_integers(split) and split.dequantize == "none"
+    notes = [
+        units.note_on_grey_values(likelihood, split),
+        *notes_on_densities(likelihood, rows, integers=quantized),
+        units.why_no_bits(likelihood, split),
+    ]
+    return [note for note in notes if note is not None]
