@@ -245,6 +245,7 @@ def codes(subject: Subject) -> Iterator[Outcome]:
 
 
 def likelihoods(subject: Subject) -> Iterator[Outcome]:
+    """Yields whether the densities of the likelihoods integrate to one."""
     tensors = subject.model.forward(subject.data(_ROWS), num_samples=1)
 
     def apart(likelihood: Likelihood) -> float:

@@ -202,8 +202,8 @@ def _values_of_data(likelihood: Likelihood, centre: float) -> tuple[_Values, _Va
         count = _VALUES if math.isinf(high) else round((high - low) / spacing) + 1
         return low + spacing * np.arange(float(count)), np.ones(count, np.float64)
     if math.isfinite(low) and math.isfinite(high):
-        width = (high - low) / _VALUES
-        return low + width * (np.arange(_VALUES) + 0.5), np.full(_VALUES, width)
+        edges = np.linspace(low, high, _VALUES + 1)
+        return (edges[:-1] + edges[1:]) / 2, np.diff(edges)
     at = np.linspace(-_FARTHEST, _FARTHEST, _VALUES + 1)
     step = at[1] - at[0]
     middle = at[:-1] + step / 2

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_research.bottlenecks.gaussian import GaussianBottleneck
-from vae_research.evaluation.estimates import Estimate, estimate
+from vae_research.evaluation.estimates import Estimate
+from vae_research.evaluation.test_figures import estimate
 from vae_research.losses.reconstruction import Bernoulli, Gaussian
 from vae_research.losses.term import Likelihood
 from vae_research.model import VAE
