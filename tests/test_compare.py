@@ -12,6 +12,7 @@ from scipy import stats
 
 import vae_research as vr
 from tests import forks
+from tests.run_directories import DATA, figure, write_run, write_sweep
 from vae_research.evaluation import replicates
 from vae_research.objective import LARGER_IS_BETTER
 from vae_research.runs.compare import comparability, tabulate
@@ -19,76 +20,11 @@ from vae_research.runs.session import directory
 from vae_research.runs.tools import compare
 
 RNG = np.random.default_rng(0)
-FLAGS = {"epochs": 3, "batch_size": 16, "precision": "float32", "seed": 0, "kl_weight": 1.0}
-FLAGS |= {"run_dir": None, "hidden_units": [8, 4], "latent_dim": 2, "name": None, "note": None}
-DATA = {"fingerprint": "f0", "streamed": False, "counts": {"train": 9, "validation": 5, "test": 4}}
-DATA |= {"shape": [8, 8, 1], "rescale": "unit", "scaling": "divided by 255", "binarize": "dynamic"}
-LIKELIHOOD = {"measure": "probability of targets", "note": None}
-EVALUATION = {"importance_samples": 5, "seed": 0, "rows": None}
-
-
-def write_run(path, test=None, /, *, status="done", epochs=3, curve=(), **changes):
-    """Writes a run directory; the figures are of the test set, `curve` of validation ELBOs."""
-    path.mkdir(parents=True)
-    flags = FLAGS | {name: changes.pop(name) for name in FLAGS if name in changes}
-    config = {
-        "experiment": "vae_mnist",
-        "file": "vae_mnist.py",
-        "flags": flags | changes.pop("more", {}),
-        "data": DATA | changes.pop("data", {}),
-        "versions": {"vae_research": "0.1"},
-        "terms": {"kl": "KLDivergence()"},
-        "likelihood": LIKELIHOOD | changes.pop("likelihood", {}),
-    }
-    config |= {name: changes.pop(name) for name in ("experiment",) if name in changes}
-    directory.write_config(path, config)
-    curve = curve or [-110.0 + epoch for epoch in range(epochs)]
-    records = [
-        {"epoch": at, "step": 10 * at, "validation/loss": -elbo, "validation/elbo": elbo}
-        | {"validation/kl": 20.0 + at, "validation/reconstruction": -elbo - 20.0 - at}
-        for at, elbo in enumerate(curve, 1)
-    ]
-    lines = "".join(f"{json.dumps(record)}\n" for record in records)
-    (path / "metrics.jsonl").write_text(lines)
-    if status == "diverged":
-        found = {"epoch": epochs + 1, "step": 10, "causes": ["kl"]}
-        directory.write_json(path / "nonfinite.json", found)
-    if status == "done":
-        test = {"negative_log_likelihood": 98.0} | (test or {})
-        summary = {
-            "status": "done",
-            "epochs": epochs,
-            "steps": 10 * epochs,
-            "seconds": changes.pop("seconds", 60.0),
-            "notes": ["a note"],
-            "evaluation": EVALUATION | changes.pop("evaluation", {}),
-            "units": dict.fromkeys(test, "nats") | changes.pop("units", {}),
-            "test": {
-                name: {"value": value, "standard_error": 0.25, "count": 4}
-                for name, value in test.items()
-            },
-        }
-        directory.write_json(path / "summary.json", summary)
-    assert not changes
-    return path
-
-
-def figure(kl_weight, seed):
-    """A test figure that a seed moves by several nats, and a setting by tenths."""
-    of_seed = [0.0, 3.0, -2.0, 1.0][seed]
-    return 98.0 + of_seed + 0.4 * kl_weight + [0.02, -0.01, 0.03, 0.0][seed] * kl_weight**2
 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Three settings with four seeds each; one of them also has a run that is not finished."""
-    for kl_weight in (0.5, 1.0, 2.0):
-        for seed in (3, 0, 1, 2):
-            run_dir = tmp_path / "sweep" / f"kl_weight={kl_weight:g},seed={seed}"
-            test = {"negative_log_likelihood": figure(kl_weight, seed), "elbo": -105.0 - kl_weight}
-            write_run(run_dir, test, kl_weight=kl_weight, seed=seed, seconds=60.0 + seed)
-    write_run(tmp_path / "sweep" / "last", status="running", epochs=2, kl_weight=2.0, seed=9)
-    return tmp_path / "sweep"
+    return write_sweep(tmp_path / "sweep")
 
 
 def said(capsys, *arguments, exit_code=0):
@@ -228,7 +164,7 @@ def test_two_trained_models_are_compared_by_example_and_never_by_holm(tmp_path, 
     error = rows["b"]["negative_log_likelihood_difference_standard_error"]
     assert float(error) == pytest.approx(stats.sem(difference))
     assert not any("p_value" in name for name in rows["b"])
-    assert "Differences are those of two trained models" in output.err
+    assert "Differences are to a, of two trained models" in output.err
     # Asked about settings, one seed of each says nothing of its certainty.
     output = said(capsys, tmp_path, "--rows=settings", "--baseline=run | a", "--format=csv")
     (row,) = [r for r in csv.DictReader(io.StringIO(output.out)) if r["kl_weight"] == "2.0"]
@@ -402,6 +338,23 @@ def test_every_wrong_use_is_one_line_and_an_exit_code(tmp_path, capsys):
         assert words in output.err
         assert output.err.startswith("compare: ")
         assert output.err.count("\n") == 1
+
+
+def test_wrong_uses_of_plots(sweep, tmp_path, capsys):
+    to = f"--to={tmp_path / 'plot.png'}"
+    for arguments, words in (
+        (["--plot=curves"], "--to is missing: a plot needs both, as --to=plot.pdf"),
+        ([to], "--plot is missing"),
+        (["--plot=curve", to], "Did you mean 'curves'?"),
+        (["--plot=latent_dim", to], "or a setting that differs between the runs (kl_weight)"),
+        (["--plot=curves", "--to=plot.jpg"], "the file must end in .png, .svg, .pdf"),
+        (["--plot=curves", f"--to={tmp_path / 'no/plot.png'}"], "there is no folder"),
+        (["--plot=rate_distortion", to], "no run has both test figures, kl and reconstruction"),
+    ):
+        output = said(capsys, sweep, *arguments, exit_code=2)
+        assert (output.out, output.err.count("\n")) == ("", 1)
+        assert words in output.err
+    assert not (tmp_path / "plot.png").exists()
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def save_scatter(
         title: title of the plot.
         axes: labels of the axes.
     """
-    canvas, plot = _canvas(6.4, 5.6)
+    canvas, plot = make_canvas(6.4, 5.6)
     classes = np.unique(labels)
     # Up to 20 classes, palettes with colours that are easy to tell apart.
     colours, number = {0: ("tab10", 10), 1: ("tab20", 20)}.get(
@@ -85,7 +85,7 @@ def save_plane(
         high: the code of the upper right corner.
         title: title of the plot.
     """
-    canvas, plot = _canvas(6.0, 5.8)
+    canvas, plot = make_canvas(6.0, 5.8)
     plot.imshow(
         picture.squeeze(),
         extent=(low[0], high[0], low[1], high[1]),
@@ -115,7 +115,7 @@ def save_bars(
         unit: label of the axis: the measured quantity with its unit.
         groups: the group of each bar by the bar's name; each group has its own colour.
     """
-    canvas, plot = _canvas(8.4, 0.42 * len(values) + 1.6)
+    canvas, plot = make_canvas(8.4, 0.42 * len(values) + 1.6)
     groups = groups or {}
     kinds = list(dict.fromkeys(groups.get(name, "") for name in values))
     seen: set[str] = set()
@@ -148,7 +148,7 @@ def save_curves(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
     """
     names = [name for name in ("reconstruction", "kl", "elbo") if f"train/{name}" in records[0]]
     names = names if "elbo" in names else ["loss"]
-    canvas, plots = _canvas(4 * len(names), 3.2, len(names))
+    canvas, plots = make_canvas(4 * len(names), 3.2, len(names))
     epochs = [record["epoch"] for record in records]
     for plot, name in zip(np.ravel(plots), names, strict=True):
         for split, style in (("train", "C0-"), ("validation", "C1--")):
@@ -164,8 +164,25 @@ def save_curves(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
     canvas.savefig(path, dpi=120)
 
 
-def _canvas(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # needs no display and no global state
+def make_canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """Returns a figure of matplotlib, in inches, and its axes; it needs no display."""
+    from matplotlib.figure import Figure  # no global state
 
     canvas = Figure(figsize=(width, height), layout="constrained")
-    return canvas, canvas.subplots(1, columns)
+    return canvas, canvas.subplots(rows, columns)
+
+
+# By the ending of the file: what makes equal figures equal files.
+_WITHOUT_DATE = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+ENDINGS = tuple(_WITHOUT_DATE)
+
+
+def save_canvas(canvas: Any, path: str | Path, dpi: int = 150) -> None:
+    """Writes a figure as PNG, SVG or PDF, by the ending of the path; equal figures, equal bytes.
+
+    Fonts of a PDF are embedded as TrueType, as journals ask.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "vae_research"}):
+        canvas.savefig(path, dpi=dpi, metadata=_WITHOUT_DATE[Path(path).suffix.lower()])

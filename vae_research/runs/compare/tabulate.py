@@ -64,12 +64,12 @@ def table_of_runs(
         cells = [
             None if run is baseline else difference(run, baseline, figures[0]) for run in records
         ]
-        label = f"{short(figures[0])} minus that of {baseline['run']}"
+        label = f"{short(figures[0])} difference"
         key = f"{figures[0]}_difference"
         columns.append(Column(key, label, cells, f"{key}_standard_error"))
         notes.append(
-            "Differences are those of two trained models over the same test examples. What a "
-            "setting does is said by several seeds of each."
+            f"Differences are to {baseline['run']}, of two trained models over the same test "
+            "examples. What a setting does is said by several seeds of each."
         )
     columns.append(Column("epochs", "epochs", [run["epochs"] for run in records]))
     columns.append(_time([run["seconds"] for run in records]))
@@ -166,7 +166,7 @@ def _comparisons(
         adjusted[at] = value
     key, words = f"{figure}_difference", short(figure)
     columns = [
-        Column(key, f"{words} minus that of {baseline}", differences, f"{key}_half_interval"),
+        Column(key, f"{words} difference", differences, f"{key}_half_interval"),
         Column("p_value", "p", _rounded(p_values)),
         Column("p_value_holm", f"p, Holm over {len(tested)}", _rounded(adjusted)),
     ]

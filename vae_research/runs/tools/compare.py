@@ -8,11 +8,14 @@ Nothing is changed, and TensorFlow is not imported.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vae_research.checkpoints import CheckpointError
+from vae_research.plots import ENDINGS
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.compare.comparability import refuse_different
 from vae_research.runs.compare.formats import FORMATS, Measured, Table
@@ -35,6 +38,8 @@ _FLAGS = {
     "baseline": "what the other rows are compared with: settings, kl_weight=1,latent_dim=20, or a "
     "run",
     "format": f"{', '.join(FORMATS)}; default: screen",
+    "plot": "curves, rate_distortion, or a setting, against which the first of --figures is drawn",
+    "to": f"file of the plot, which ends in {', '.join(ENDINGS)}",
 }
 
 
@@ -76,16 +81,22 @@ def compare(given: argparse.Namespace) -> None:
     sort, larger_first = sort_key(given.sort or figures[0], finished)
     finished = in_order(finished, [run[sort] for run in finished], larger_first=larger_first)
     wanted = None if given.baseline is None else find_runs(given.baseline, finished)
-    settings = group(finished) if given.rows != "runs" else []
-    if any(len(setting.runs) > 1 for setting in settings) or given.rows == "settings":
-        means = [_mean(setting, sort) for setting in settings]
-        settings = in_order(settings, means, larger_first=larger_first)
+    settings = group(finished) if given.rows != "runs" or given.plot else []
+    means = [_mean(setting, sort) for setting in settings]
+    settings = in_order(settings, means, larger_first=larger_first)
+    has_seeds = any(len(setting.runs) > 1 for setting in settings)
+    if given.rows == "settings" or (given.rows is None and has_seeds):
         table = table_of_settings(settings, figures, _setting_of(wanted, settings, given.baseline))
     else:
         table = table_of_runs(finished, figures, _only(wanted, given.baseline), _by_example)
     notes = [*table.notes, *_notes(finished, figures)]
     if others:
         notes.append(f"Not in the table: {_in_words(others)}.")
+    if given.plot:
+        from vae_research.runs.compare.plots import plot
+
+        plot(given.plot, given.to, settings, figures[0])
+        notes.append(f"Plot: {given.to}")
     text = FORMATS[given.format](Table(table.columns, notes))
     print(text, end="")
     if given.format == "csv":
@@ -170,7 +181,24 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace | None:
         given.rows = _choice("rows", given.rows, ["settings", "runs"])
     if given.figures is not None:
         given.figures = [part.strip() for part in given.figures.split(",")]
+    given.to = _file_of_plot(given.plot, given.to)
     return given
+
+
+def _file_of_plot(kind: str | None, to: str | None) -> Path | None:
+    if kind is None or to is None:
+        if kind is None and to is None:
+            return None
+        missing, example = ("to", "--to=plot.pdf") if to is None else ("plot", "--plot=curves")
+        raise UsageError(f"--{missing} is missing: a plot needs both, as {example}.")
+    path = Path(to).expanduser()
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(f"--to={to}: the file must end in {', '.join(ENDINGS)}.")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--to={to}: there is no folder {path.absolute().parent}.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install 'vae_research[figures]'.")
+    return path
 
 
 class _Once(argparse.Action):
