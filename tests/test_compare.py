@@ -247,6 +247,20 @@ def test_places_and_evaluation_are_no_settings(tmp_path, capsys):
     assert not {"jit", "dataset", "run_dir", "note", "seed"} & row.keys()
 
 
+def test_seeds_of_parts_are_replicates_too(tmp_path, capsys):
+    for noise_seed in (0, 5, 7):
+        for weight in (1.0, 2.0):
+            test = {"negative_log_likelihood": 98.0 + weight + noise_seed**2}
+            more = {"init_seed": 0, "noise_seed": noise_seed}
+            path = tmp_path / f"{weight},{noise_seed}"
+            write_run(path, test, kl_weight=weight, seed=0, more=more)
+    rows = rows_of(capsys, tmp_path, "--baseline=kl_weight=1")
+    assert [row["seeds"] for row in rows] == ["3", "3"]
+    assert float(rows[1]["negative_log_likelihood_difference"]) == 1.0
+    runs = rows_of(capsys, tmp_path, "--rows=runs")
+    assert {row["seed"] for row in runs} == {"0", "0, noise_seed=5", "0, noise_seed=7"}
+
+
 # ---------------------------------------------------------------- what does not compare
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 CONFIDENCE = 0.95
 # A p-value of two seeds has one degree of freedom, and next to no power.
 _LEAST_SEEDS_OF_P_VALUES = 3
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_by_seed(
-    setting: Mapping[int, float], baseline: Mapping[int, float]
+    setting: Mapping[Key, float], baseline: Mapping[Key, float]
 ) -> PairedBySeed | None:
     """Returns how a setting differs from a baseline, None if no seed has both.
 

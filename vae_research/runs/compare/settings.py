@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vae_research.runs.cli.definitions import STANDARD, defined
 from vae_research.runs.cli.errors import UsageError
@@ -16,7 +16,10 @@ from vae_research.settings import did_you_mean
 _OTHER_SECTIONS = ("The run", "Data", "Test figures", "TensorBoard", "Checkpoints")
 _OTHER_FLAGS = ("device", "threads", "jit", "steps_per_call", "run_eagerly")
 
-SEED = "flags/seed"
+# The first is that of the others which are not given.
+_SEEDS = ("seed", "init_seed", "data_seed", "noise_seed")
+# All seeds of a run: a number, or a text if its parts have their own.
+Seed = int | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +32,9 @@ class Setting:
     """
 
     values: dict[str, Scalar]
-    runs: dict[int, Record]
+    runs: dict[Seed, Record]
 
-    def figure(self, key: str) -> dict[int, float]:
+    def figure(self, key: str) -> dict[Seed, float]:
         """Returns a figure by seed, of the runs that have it."""
         return {
             seed: float(value)
@@ -43,7 +46,7 @@ class Setting:
         return in_words(self.values) or "all runs"
 
 
-def in_words(values: dict[str, Scalar]) -> str:
+def in_words(values: Mapping[str, Scalar]) -> str:
     """Returns settings as text, `kl_weight=2.0, latent_dim=10`."""
     return ", ".join(f"{name}={shown(value)}" for name, value in values.items())
 
@@ -77,6 +80,20 @@ def value_of(record: Record, name: str) -> Scalar:
     return record["experiment"] if name == "experiment" else record[f"flags/{name}"]
 
 
+def seed_of(record: Record) -> Seed:
+    """Returns the seeds of a run as one value; runs with equal ones have the same noise.
+
+    >>> seed_of({"flags/seed": 3, "flags/init_seed": None})
+    3
+    >>> seed_of({"flags/seed": 3, "flags/init_seed": 0})
+    '3, init_seed=0'
+    """
+    seed = record["flags/seed"]
+    given = {name: record.get(f"flags/{name}") for name in _SEEDS[1:]}
+    own = {name: value for name, value in given.items() if value not in (None, seed)}
+    return ", ".join([str(seed), in_words(own)]) if own else int(seed or 0)
+
+
 def group(records: Sequence[Record]) -> list[Setting]:
     """Returns the settings of runs, each with its seeds.
 
@@ -85,10 +102,10 @@ def group(records: Sequence[Record]) -> list[Setting]:
     """
     names = differing(records)
     found: dict[tuple[Scalar, ...], Setting] = {}
-    for record in sorted(records, key=lambda record: int(record[SEED] or 0)):
+    for record in sorted(records, key=lambda record: str(seed_of(record)).zfill(10)):
         values = {name: value_of(record, name) for name in names}
         setting = found.setdefault(tuple(values.values()), Setting(values, {}))
-        seed = int(record[SEED] or 0)
+        seed = seed_of(record)
         if seed in setting.runs:
             raise UsageError(
                 f"{setting.runs[seed]['run']} and {record['run']} have the same settings and the "

@@ -10,7 +10,13 @@ from vae_research.evaluation.replicates import PairedBySeed, holm, mean_interval
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.compare.formats import Cell, Column, Measured, Table
 from vae_research.runs.compare.records import Record, Scalar
-from vae_research.runs.compare.settings import SEED, Setting, differing, value_of
+from vae_research.runs.compare.settings import (
+    Seed,
+    Setting,
+    differing,
+    seed_of,
+    value_of,
+)
 from vae_research.settings import did_you_mean
 
 # Of the test figures, those that a table shows if it is not asked for others.
@@ -55,7 +61,7 @@ def table_of_runs(
     columns = [Column(name, name, [run[name] for run in records]) for name in ("run", *labels)]
     for name in differing(records):
         columns.append(Column(name, name, [value_of(run, name) for run in records]))
-    columns.append(Column("seed", "seed", [run[SEED] for run in records]))
+    columns.append(Column("seed", "seed", [seed_of(run) for run in records]))
     for figure in figures:
         cells = [_with_standard_error(run, figure) for run in records]
         columns.append(_column_of(figure, cells, records, "standard_error"))
@@ -182,9 +188,9 @@ def _comparisons(
             notes.append(
                 f"{setting} has {_seeds(pairs)} in common with {baseline}: no p-value under three."
             )
-        alone = sorted({*setting.runs} ^ {*baseline.runs})
+        alone = {*setting.runs} ^ {*baseline.runs}
         if alone and pairs:
-            numbers = ", ".join(map(str, alone))
+            numbers = ", ".join(sorted(map(str, alone)))
             notes.append(f"The difference of {setting} is without the unpaired seeds {numbers}.")
     return columns, notes
 
@@ -204,7 +210,7 @@ def _with_standard_error(run: Record, figure: str) -> Cell:
     return Measured(value, error if isinstance(error, float) else None)
 
 
-def _over_seeds(values: dict[int, float]) -> Cell:
+def _over_seeds(values: dict[Seed, float]) -> Cell:
     if not values:
         return None
     found = mean_interval(list(values.values()))
