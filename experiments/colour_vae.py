@@ -14,10 +14,6 @@ importance weights are worth 1.1 samples); own_data.py, a smaller network with o
 distribution for each channel, has 4.83
 """
 
-import math
-
-import tensorflow as tf
-
 import vae_research as vr
 from vae_research import runs
 
@@ -29,13 +25,7 @@ runs.define_integer("components", 5, "of the mixture")
 
 def data(config):
     """Returns the data set that the flags name; half of the training images are mirrored."""
-
-    def mirrored(batch, key):
-        images = batch["inputs"]
-        draw = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], key, alg="philox")
-        return {"inputs": tf.where(draw < 0.5, images[:, :, ::-1], images)}
-
-    return runs.load_data(config).augmented(mirrored)
+    return runs.load_data(config).augmented(vr.mirrored)
 
 
 def build(config, data):
@@ -57,12 +47,5 @@ def build(config, data):
     return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.noise_seed)
 
 
-def print_bits(run):
-    """Prints the test figures per pixel and channel."""
-    for name in ("elbo", "negative_log_likelihood"):
-        bits = abs(run.summary["test"][name]["value"]) / math.log(2.0)
-        print(f"{name}: {bits / math.prod(run.data.shape):.3f} bits per dimension")
-
-
 if __name__ == "__main__":
-    runs.main(build, data=data, after=print_bits)
+    runs.main(build, data=data)

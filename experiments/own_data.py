@@ -12,10 +12,6 @@ Time: 190 s of processor time, 12 minutes on 2 busy cores
 Expect: test ELBO -10386 nats (4.88 bits per dimension), NLL 10286 (4.83) (seed 0; error 127)
 """
 
-import math
-
-import tensorflow as tf
-
 import vae_research as vr
 from vae_research import runs
 
@@ -26,13 +22,7 @@ runs.define_integers("hidden_units", (256,), "units of the dense layers, from th
 
 def data(config):
     """Returns the data set that the flags name; half of the training images are mirrored."""
-
-    def mirrored(batch, key):
-        images = batch["inputs"]
-        draw = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], key, alg="philox")
-        return {"inputs": tf.where(draw < 0.5, images[:, :, ::-1], images)}
-
-    return runs.load_data(config).augmented(mirrored)
+    return runs.load_data(config).augmented(vr.mirrored)
 
 
 def build(config, data):
@@ -49,12 +39,5 @@ def build(config, data):
     return vr.VAE(encoder, vr.GaussianBottleneck(size), decoder, terms, seed=config.noise_seed)
 
 
-def print_bits(run):
-    """Prints the test figures per pixel and channel."""
-    for name in ("elbo", "negative_log_likelihood"):
-        bits = abs(run.summary["test"][name]["value"]) / math.log(2.0)
-        print(f"{name}: {bits / math.prod(run.data.shape):.3f} bits per dimension")
-
-
 if __name__ == "__main__":
-    runs.main(build, data=data, after=print_bits)
+    runs.main(build, data=data)

@@ -64,8 +64,6 @@ class OptimalVariance(keras.layers.Layer):
 
 def build(config, data):
     """Returns the model."""
-    if config.binarize != "none":
-        raise ValueError("A Gaussian has no bound on pixels of 0 and 1: use --binarize=none.")
     return vr.VAE(
         vr.dense_encoder(data.shape, config.latent_dim),
         vr.GaussianBottleneck(config.latent_dim),

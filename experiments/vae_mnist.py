@@ -22,11 +22,13 @@ LIKELIHOODS = {
     "gaussian": ("Gaussian", ["x_mean"]),
     "gaussian_with_variance": ("GaussianWithVariance", ["x_mean", "x_log_var"]),
     "laplace": ("Laplace", ["x_mean"]),
+    "discretized_logistic": ("DiscretizedLogistic", ["x_mean", "x_log_var"]),
 }
 
 runs.define_choice("network", "dense", ("dense", "convolutional"), "encoder and decoder")
 runs.define_integers("hidden_units", (500,), "units of the dense layers, from the image to z")
 runs.define_choice("likelihood", "bernoulli", tuple(LIKELIHOODS), "what the decoder's output means")
+runs.define_float("standard_deviation", 1.0, "of a gaussian, in rescaled units", above=0.0)
 runs.define_float("kl_weight", 1.0, "weight of the KL divergence, no unit; 1 is the ELBO")
 runs.define_integer("kl_warmup_steps", 0, "steps in which that weight rises from 0; 0: none")
 runs.define_choice(
@@ -66,13 +68,12 @@ def terms(config, data):
     weight = config.kl_weight
     if config.kl_warmup_steps:
         weight = vr.LinearWarmup(peak=weight, steps=config.kl_warmup_steps)
-    if config.likelihood != "bernoulli" and config.binarize != "none":
-        raise ValueError(
-            f"--likelihood={config.likelihood} is a density of real values, which has no bound on "
-            f"pixels that --binarize={config.binarize} makes 0 or 1. Add --binarize=none."
-        )
+    is_gaussian = config.likelihood == "gaussian"
+    if config.standard_deviation != 1.0 and not is_gaussian:
+        raise ValueError("--standard_deviation is a setting of --likelihood=gaussian alone.")
+    settings = {"standard_deviation": config.standard_deviation} if is_gaussian else {}
     likelihood = getattr(vr, LIKELIHOODS[config.likelihood][0])
-    return [likelihood(), vr.KLDivergence(weight=weight)]
+    return [likelihood(**settings), vr.KLDivergence(weight=weight)]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import vae_research as vr
 from experiments import sigma_vae
+from vae_research import runs
 
 PIXELS, MOMENTUM = 16, 0.95
 IMAGES = np.random.default_rng(0).random((3, 32, 4, 4), dtype=np.float32)
@@ -141,6 +142,8 @@ def test_a_model_with_such_a_variance_is_exported_and_loaded(tmp_path):
     np.testing.assert_allclose(exported.serve(TRAIN), model.reconstruct(TRAIN), rtol=1e-4)
 
 
-def test_a_gaussian_refuses_pixels_that_are_drawn():
-    with pytest.raises(ValueError, match="use --binarize=none"):
-        sigma_vae.build(vr.configure(sigma_vae, binarize="static"), DATA)
+def test_a_run_refuses_a_density_of_pixels_that_are_drawn(tmp_path):
+    data = vr.Data.from_arrays(np.rint(TRAIN), binarize="static")
+    with pytest.raises(runs.UsageError, match="Add --binarize=none"):
+        runs.train(sigma_vae.build, data=data, run_dir=tmp_path / "run", latent_dim=2)
+    assert not (tmp_path / "run").exists()

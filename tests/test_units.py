@@ -7,8 +7,10 @@ import keras
 import numpy as np
 import pytest
 import scipy.stats
+import tensorflow as tf
 
 import vae_research as vr
+from vae_research import runs
 from vae_research.suitability import notes_on_likelihood
 
 COLUMNS, LATENT = 3, 2
@@ -60,6 +62,7 @@ def transformed(model, before, after):
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dequantize", [False, True])
 def test_a_model_that_is_transformed_exactly_has_the_same_figures_in_stored_units(dequantize):
     first = data_of("standardize", dequantize)
@@ -97,6 +100,7 @@ def test_a_model_that_is_transformed_exactly_has_the_same_figures_in_stored_unit
             np.testing.assert_allclose(found[name].values, wanted[name].values, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bits_of_a_density_are_at_least_those_of_its_cells_and_approach_them():
     data = vr.Data.from_arrays(INTEGERS[:, :1], rescale="unit", kind="table")
     model = linear_vae(columns=1)
@@ -169,8 +173,10 @@ def test_a_density_without_room_for_half_a_level_has_no_bits_and_says_so():
     data = vr.Data.from_arrays(levels, levels, levels, rescale="unit", kind="table")
     model = linear_vae(vr.ContinuousBernoulli(), ["logits"])
     model.data_read(data.test.tensors())
-    with pytest.warns(UserWarning, match="has none outside of 0 to 1"):
+    with pytest.warns(UserWarning) as warned:
         found = vr.estimate(model, data.test, num_samples=2)
+    assert "were not dequantised" in str(warned[0].message)
+    assert "has none outside of 0 to 1" in str(warned[1].message)
     assert "elbo_in_stored_units" in found and "bits_per_dimension_nll" not in found
     noisy = data.dequantized()
     assert vr.notes_on_figures(model, noisy.test) == []
@@ -197,6 +203,7 @@ def test_notes_on_what_is_not_a_probability(likelihood, values, wanted):
     assert wanted is None or wanted in notes[0]
 
 
+@pytest.mark.slow
 def test_evaluate_and_estimate_warn_in_python_and_fit_does_not():
     model = linear_vae(columns=4)
     model.compile("adam")
@@ -210,3 +217,43 @@ def test_evaluate_and_estimate_warn_in_python_and_fit_does_not():
     with pytest.warns(UserWarning, match="inputs are 0 or 1") as warned:
         vr.estimate(model, BITS, num_samples=1)
     assert warned[0].filename == __file__
+
+
+def build(config, data):
+    return linear_vae()
+
+
+@pytest.mark.slow
+def test_a_run_has_the_figures_and_notes_of_them_in_all_places(tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = {"epochs": 1, "latent_dim": LATENT, "importance_samples": 2, "dequantize_draws": 1}
+    flags |= {"gradients_every_steps": 0, "batch_size": 100}
+    data = data_of("unit", False)
+    run = runs.train(build, data=data, run_dir=tmp_path / "run", **flags)
+    test, notes = run.summary["test"], run.summary["notes"]
+    assert {"elbo_in_stored_units", "negative_log_likelihood_in_stored_units"} <= test.keys()
+    (note,) = [each for each in notes if "levels, which were not dequantised" in each]
+    printed = capsys.readouterr().out
+    assert f"Note: {note}" in printed
+    bits = test["bits_per_dimension_nll"]["value"]
+    assert f"  bits_per_dimension_nll   {bits:9.4f} +- " in printed
+    events = EventAccumulator(str(tmp_path / "run" / "run")).Reload()
+    (written,) = events.Tensors("test/notes")
+    assert note.encode() in written.tensor_proto.string_val[0]
+    with np.load(tmp_path / "run" / "figures.npz") as values:
+        assert values["bits_per_dimension_nll"].mean() == pytest.approx(bits, rel=1e-5)
+
+
+def test_half_of_the_images_are_mirrored_with_xla_and_without():
+    images = RANDOM.random((200, 3, 4, 1)).astype(np.float32)
+    labels = np.arange(200)
+    key = tf.constant([7, 8], tf.int64)
+    draw = tf.random.stateless_uniform([200, 1, 1, 1], key, alg="philox")
+    wanted = np.where(draw < 0.5, images[:, :, ::-1], images)
+    for jit_compile in (False, True):
+        mirrored = tf.function(vr.mirrored, jit_compile=jit_compile, autograph=False)
+        found = mirrored({"inputs": tf.constant(images), "labels": tf.constant(labels)}, key)
+        np.testing.assert_array_equal(found["inputs"], wanted)
+        np.testing.assert_array_equal(found["labels"], labels)
+    assert 60 < (wanted != images).any(axis=(1, 2, 3)).sum() < 140

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from vae_research.data import Data as Data
     from vae_research.data import DataError as DataError
     from vae_research.data import load_data as load_data
+    from vae_research.data.augment import mirrored as mirrored
     from vae_research.data.means import logits_of_mean as logits_of_mean
     from vae_research.distributions.likelihood import (
         DistributionLikelihood as DistributionLikelihood,
@@ -206,6 +207,7 @@ _MODULES = {
     "controllers": ("GECO", "Controller", "KLTarget", "PIDControl"),
     "critics": ("Critic",),
     "data": ("Data", "DataError", "load_data"),
+    "data.augment": ("mirrored",),
     "data.means": ("logits_of_mean",),
     "distributions.likelihood": ("DistributionLikelihood",),
     "distributions.posterior": ("DistributionBottleneck",),

@@ -221,6 +221,11 @@ def refuse_values_outside_support(model: VAE, data: Data) -> None:
 
 def _refuse_between_levels(likelihood: Likelihood, data: Data) -> None:
     """Looks at the first rows of each split, if a likelihood is one of integers or levels."""
+    if likelihood.spacing is not None and data.train.dequantize != "none":
+        raise DataError(
+            f"{type(likelihood).__name__} is a likelihood of levels, to which --dequantize="
+            f"{data.train.dequantize} adds noise. Leave it out."
+        )
     name = "inputs" if likelihood.target == "targets" else likelihood.target
     for split in data.splits if likelihood.spacing is not None else ():
         rows = slice(0, _ROWS)
@@ -257,6 +262,17 @@ def _range_of_target(likelihood: Likelihood, data: Data) -> tuple[float, float]:
     if not found:
         return likelihood.support
     return float(min(each[0] for each in found)), float(max(each[1] for each in found))
+
+
+def refuse_density_of_drawn_values(model: VAE, data: Data) -> None:
+    """Raises UsageError if a density is to be trained on values that are binarised."""
+    for each in model.objective.likelihood.factors:
+        of_inputs = each.target in ("inputs", "targets") and each.target not in data.names
+        if each.is_density and of_inputs and data.binarize != "none":
+            raise UsageError(
+                f"{type(each).__name__} is a density of real values, which has no bound on values "
+                f"that --binarize={data.binarize} makes 0 or 1. Add --binarize=none."
+            )
 
 
 def _refuse_range(likelihood: Likelihood, data: Data, low: float, high: float) -> None:
