@@ -31,7 +31,7 @@ def data(config):
     rows = np.append(np.setdiff1d(order, known), np.repeat(known, REPEATS))
     shown = np.where(np.isin(rows, known), labels[rows], -1)
     held_out = [{"inputs": each.raw, "labels": each.array("labels")} for each in found.splits[1:]]
-    how = {"rescale": found.rescale, "binarize": found.binarize, "name": found.name}
+    how = {n: getattr(found, n) for n in ("rescale", "binarize", "dequantize", "name")}
     return vr.Data.from_arrays({"inputs": found.train.raw[rows], "labels": shown}, *held_out, **how)
 
 

@@ -18,10 +18,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vae_research.data.checks import DataError, as_values, row_blocks
+from vae_research.data.checks import DataError, as_values
 from vae_research.data.further_arrays import checked_further, unpacked
 from vae_research.data.scaling import (
     BINARIZATIONS,
+    DEQUANTIZATIONS,
     RESCALINGS,
     fit_scaling,
     one_of,
@@ -89,6 +90,11 @@ class Data:
     def shape(self) -> tuple[int, ...]:
         """Shape of one row; images: (height, width, channels)."""
         return self.train.shape
+
+    @property
+    def dequantize(self) -> str:
+        """ "none" or "uniform"; see `dequantized`."""
+        return self.train.dequantize
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -190,16 +196,7 @@ class Data:
     @cached_property
     def grey_values(self) -> bool:
         """Whether a prepared value is neither 0 nor 1 (Bernoulli is then not normalised)."""
-        if self.binarize != "none":
-            return False
-        if self.train.dequantize != "none":
-            return True
-        for split in self.splits:
-            for block in row_blocks(split.raw):
-                values = split.scaling.apply(split.raw[block])
-                if not np.all((values == 0) | (values == 1)):
-                    return True
-        return False
+        return any(split.grey_values for split in self.splits)
 
     def value_range(self) -> tuple[float, float]:
         """Smallest and largest prepared value of all splits; (0, 1) for binarised data."""
@@ -218,7 +215,7 @@ class Data:
             "rescale": self.rescale,
             "scaling": str(self.train.scaling),
             "binarize": self.binarize,
-            "dequantize": self.train.dequantize,
+            "dequantize": self.dequantize,
             "arrays": {
                 name: f"{array.dtype} {list(array.shape[1:])}"
                 for name, array in self.train.arrays.items()
@@ -241,6 +238,7 @@ class Data:
         kind: str | None = None,
         name: str = "arrays",
         leave_out_unfit: bool = False,
+        dequantize: str = "none",
     ) -> Data:
         """A data set from arrays of rank >= 2 whose first axis counts the rows.
 
@@ -276,13 +274,15 @@ class Data:
             name: for messages and config.json.
             leave_out_unfit: leave out a further array that cannot be used, with a warning, instead
                 of raising an error: a model may not read it.
+            dequantize: "none", or "uniform" for noise that is added to integers; see `dequantized`.
 
         Raises:
             DataError: arrays or names that cannot be used, or values outside [0, 1] that are to be
                 binarised.
-            ValueError: unknown `rescale`, `binarize` or `kind`.
+            ValueError: unknown `rescale`, `binarize`, `dequantize` or `kind`.
         """
         one_of(binarize, BINARIZATIONS, "binarize")
+        one_of(dequantize, DEQUANTIZATIONS, "dequantize")
         if kind is not None:
             one_of(kind, KINDS, "kind")
         if rescale is not None:
@@ -339,7 +339,7 @@ class Data:
         ]
         if binarize != "none":
             _refuse_outside_unit_interval(parts, name, rescale, binarize)
-        return cls(
+        data = cls(
             name,
             parts[0],
             parts[1],
@@ -350,6 +350,7 @@ class Data:
             warnings=tuple(warnings),
             left_out=left_out,
         )
+        return data.dequantized() if dequantize == "uniform" else data
 
 
 def _read_only(array: Any) -> Any:

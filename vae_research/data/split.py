@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from vae_research.data.checks import DataError, refuse_non_finite
+from vae_research.data.checks import DataError, refuse_non_finite, row_blocks
 from vae_research.data.scaling import Scaling, fixed_dequantization, fixed_draw
 from vae_research.data.sources import Rows
 
@@ -169,6 +169,17 @@ class Split:
         if "fixed_draw" in vars(self) or (len(numbers) == len(self) and not self.is_streamed):
             return self.fixed_draw[rows]
         return fixed_draw(self.raw, self.scaling, self.name, numbers)
+
+    @cached_property
+    def grey_values(self) -> bool:
+        """Whether a prepared value is neither 0 nor 1."""
+        if self.binarize != "none" or self.dequantize != "none":
+            return self.binarize == "none"
+        for block in row_blocks(self.raw):
+            values = self.scaling.apply(self.raw[block])
+            if not np.all((values == 0) | (values == 1)):
+                return True
+        return False
 
     def value_range(self) -> tuple[float, float]:
         """Smallest and largest prepared value that there may be; (0, 1) for binarised data."""

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vae_research.data.checks import row_blocks
 from vae_research.data.split import Split
 from vae_research.losses.term import Likelihood
 
@@ -101,7 +100,7 @@ def is_probability(likelihood: Likelihood, split: Split) -> bool:
 
 def note_on_grey_values(likelihood: Likelihood, split: Split) -> str | None:
     """Returns the note of a likelihood that has one on grey values, if the values are grey."""
-    return likelihood.note(True) and likelihood.note(_has_grey_values(split))
+    return likelihood.note(True) and likelihood.note(split.grey_values)
 
 
 def has_integers(split: Split) -> bool:
@@ -137,16 +136,6 @@ def _is_of_integers(likelihood: Likelihood, split: Split) -> bool:
 
 def _reads_inputs(likelihood: Likelihood, split: Split) -> bool:
     return likelihood.target in ("inputs", "targets") and likelihood.target not in split.arrays
-
-
-def _has_grey_values(split: Split) -> bool:
-    if split.binarize != "none":
-        return False
-    for rows in row_blocks(split.raw):
-        values = split.prepare(rows)
-        if not np.all((values == 0) | (values == 1)):
-            return True
-    return False
 
 
 def _sum_of_known(likelihood: Likelihood, split: Split, each: np.ndarray | np.float64) -> Values:

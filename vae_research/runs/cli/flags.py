@@ -146,7 +146,7 @@ def invalid_flag(values: Mapping[str, Any]) -> str | None:
 
 def _with_data_defaults(values: dict[str, Any]) -> Config:
     if values["binarize"] is None:
-        grey = values["dataset"] not in DATASETS or values["dequantize"] != "none"
+        grey = values["dataset"] not in DATASETS or values["dequantize"] == "uniform"
         values["binarize"] = "none" if grey else "dynamic"
     return Config(**values)
 

@@ -140,10 +140,11 @@ def define_standard_flags() -> None:
     )
     define_choice(
         "dequantize",
-        "none",
+        None,
         ("none", "uniform"),
         "uniform adds noise from [-1/2, 1/2) to integers, drawn again in every epoch, so that a "
-        "density of them has a bound (Theis et al. 2016); held-out data always get the same draw",
+        "density of them has a bound (Theis et al. 2016); held-out data always get the same draw; "
+        "default: none",
     )
     sections.append("Model and training")
     define_integer("latent_dim", 20, "number of latent dimensions", minimum=1)

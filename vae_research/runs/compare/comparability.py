@@ -23,7 +23,6 @@ _COMPARED = {
     "evaluation/importance_samples": "--importance_samples",
     "evaluation/seed": "--evaluation_seed",
     "evaluation/rows": "--evaluation_rows",
-    "evaluation/dequantize_draws": "--dequantize_draws",
 }
 
 

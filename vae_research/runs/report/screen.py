@@ -73,7 +73,7 @@ def print_data(data: Data) -> None:
     shape = "x".join(map(str, data.shape))
     print(
         f"Data: {data.name}, {counts}, each {shape}, binarize {data.binarize}, "
-        + ("" if data.train.dequantize == "none" else f"dequantize {data.train.dequantize}, ")
+        + ("" if data.dequantize == "none" else f"dequantize {data.dequantize}, ")
         + f"rescale {data.rescale} ({data.train.scaling})"
     )
     for note in data.notes:

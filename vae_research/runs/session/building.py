@@ -221,10 +221,10 @@ def refuse_values_outside_support(model: VAE, data: Data) -> None:
 
 def _refuse_between_levels(likelihood: Likelihood, data: Data) -> None:
     """Looks at the first rows of each split, if a likelihood is one of integers or levels."""
-    if likelihood.spacing is not None and data.train.dequantize != "none":
+    if likelihood.spacing is not None and data.dequantize != "none":
         raise DataError(
             f"{type(likelihood).__name__} is a likelihood of levels, to which --dequantize="
-            f"{data.train.dequantize} adds noise. Leave it out."
+            f"{data.dequantize} adds noise. Leave it out."
         )
     name = "inputs" if likelihood.target == "targets" else likelihood.target
     for split in data.splits if likelihood.spacing is not None else ():

@@ -290,5 +290,6 @@ def named_data(config: Config) -> Data:
         background=config.background,
         kind=config.data_kind,
         stream=config.stream,
-        dequantize=getattr(config, "dequantize", "none"),  # runs of before that flag
+        dequantize=getattr(config, "dequantize", None)
+        or "none",  # a run may be older than the flag
     )
