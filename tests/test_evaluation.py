@@ -36,6 +36,7 @@ from vae_research import (
 from vae_research.evaluation import estimates
 from vae_research.evaluation.estimates import Estimate, active_units
 from vae_research.evaluation.importance import log_mean_weight
+from vae_research.randomness import standard_normal
 from vae_research.tensors import fold_in
 
 SHAPE = (4, 4, 1)
@@ -333,19 +334,20 @@ def test_a_model_is_compiled_once_for_all_its_evaluations(trained, monkeypatch):
     vae = dense_vae()
     forward, traces = VAE.forward, []
     monkeypatch.setattr(VAE, "forward", lambda *a, **k: traces.append(1) or forward(*a, **k))
+    monkeypatch.setattr(estimates, "VALUES_PER_CALL", CUTS["examples"][0])
     for count in (11, 10, 11):  # in calls of 4, the last of which is smaller
-        estimate(vae, IMAGES[:count], num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
+        estimate(vae, IMAGES[:count], num_samples=NUM_SAMPLES)
     assert len(traces) == 1
     vae.set_weights(trained.get_weights())
-    figures = estimate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
+    figures = estimate(vae, IMAGES, num_samples=NUM_SAMPLES)
     assert len(traces) == 1
     wanted = recomputed(trained, IMAGES, NUM_SAMPLES, (4, [7]))["kl"].mean()
     assert figures["kl"].value == pytest.approx(wanted, rel=1e-5)
-    estimate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=28, jit_compile=True)
-    estimate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=28)
+    estimate(vae, IMAGES, num_samples=NUM_SAMPLES, jit_compile=True)
+    estimate(vae, IMAGES, num_samples=NUM_SAMPLES)
     assert len(traces) == 2
     vae.decoder = trained.decoder
-    estimate(vae, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=4 * NUM_SAMPLES)
+    estimate(vae, IMAGES, num_samples=NUM_SAMPLES)
     assert len(traces) == 3
 
 
@@ -374,20 +376,59 @@ def test_what_was_compiled_is_no_part_of_a_saved_model(tmp_path):
     np.testing.assert_allclose(found, vae.reconstruct(IMAGES[:2]), rtol=1e-5)
 
 
+def by_rows_per_call(vae, decoded, monkeypatch, rows, **options):
+    """Values of the examples, and the largest number of rows that was decoded at once."""
+    complete = VAE.decode_inferred
+
+    def noted(self, tensors, **options):
+        decoded.append(tensors["z"].shape[0])
+        return complete(self, tensors, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VAE, "decode_inferred", noted)
+        patch.setattr(estimates, "VALUES_PER_CALL", CUTS["examples"][0])
+        patch.setattr(estimates, "_PASSES", weakref.WeakKeyDictionary())
+        options = {
+            "num_samples": NUM_SAMPLES,
+            "rows_per_call": rows,
+            "per_example": True,
+            **options,
+        }
+        return {name: each.values for name, each in estimate(vae, IMAGES, **options).items()}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [1, 3, 30, 1000])
-def test_no_call_decodes_more_rows_than_are_allowed(rows, trained, monkeypatch):
-    forward, decoded = VAE.forward, []
+def test_how_many_rows_are_decoded_at_once_changes_no_sample(trained, monkeypatch):
+    names = ["reconstruction", "negative_log_likelihood", "elbo"]
+    whole = by_rows_per_call(trained, [], monkeypatch, None)
+    for rows in (1, 3, 20, 1000):
+        found = by_rows_per_call(trained, decoded := [], monkeypatch, rows)
+        assert 0 < max(decoded) <= rows
+        for name in names:
+            np.testing.assert_allclose(found[name], whole[name], rtol=ENOUGH)
+    other = by_rows_per_call(trained, [], monkeypatch, None, seed=trained.seed + 1)
+    assert np.abs(other["elbo"] / whole["elbo"] - 1.0).min() > 2 * ENOUGH
 
-    def noted(self, data, *, num_samples, **options):
-        decoded.append(num_samples * data["inputs"].shape[0])
-        return forward(self, data, num_samples=num_samples, **options)
 
-    monkeypatch.setattr(VAE, "forward", noted)
-    monkeypatch.setattr(estimates, "VALUES_PER_CALL", 1)
-    monkeypatch.setattr(estimates, "_PASSES", weakref.WeakKeyDictionary())
-    estimate(trained, IMAGES, num_samples=NUM_SAMPLES, rows_per_call=rows)
-    assert 0 < max(decoded) <= rows
+class Shaken(keras.layers.Layer):
+    """Writes another code, with noise of its own."""
+
+    def call(self, z, seed):
+        return {"shaken": z + standard_normal(tf.shape(z), seed)}
+
+
+class OfShaken(LossTerm):
+    def per_example(self, shaken):
+        return sum_over_event(shaken**2)
+
+
+@pytest.mark.slow
+def test_noise_after_the_bottleneck_does_not_depend_on_the_rows_of_a_call(trained, monkeypatch):
+    vae = dense_vae([Bernoulli(), KLDivergence(), OfShaken(weight=None)], modules=[Shaken()])
+    whole = by_rows_per_call(vae, [], monkeypatch, None)
+    found = by_rows_per_call(vae, decoded := [], monkeypatch, 3)
+    np.testing.assert_array_equal(found["of_shaken"], whole["of_shaken"])
+    assert max(decoded) == 4 * NUM_SAMPLES  # more than was asked for, which the docstring says
 
 
 @pytest.mark.slow

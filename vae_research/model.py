@@ -27,7 +27,7 @@ from vae_research.objective import LossReport, Objective
 from vae_research.priors.fitted import refuse_unfitted
 from vae_research.priors.prior import Prior
 from vae_research.priors.vamp import VampPrior
-from vae_research.randomness import evaluation_key, fold_in
+from vae_research.randomness import evaluation_key
 from vae_research.state import RUNNING_SUMS, load_groups, save_groups
 from vae_research.steps import TrainingSteps
 from vae_research.suitability import (
@@ -174,9 +174,7 @@ class VAE(TrainingSteps):
             num_samples: samples of z for each example; by default what the model trains with.
         """
         tensors = self.infer(data, training=training, seed=seed, num_samples=num_samples)
-        self._run_decoder(tensors, training=training)
-        self._run_critics(tensors, training=training)
-        return tensors
+        return self.decode_inferred(tensors, training=training)
 
     def infer(
         self,
@@ -197,6 +195,12 @@ class VAE(TrainingSteps):
         call_module("bottleneck", self.bottleneck, tensors, training=training)
         written = {name: tensors[name] for name in tensors if tensors.writers.get(name)}
         self.code_layout.checked(f"The bottleneck {self.bottleneck.name!r}", written)
+        return tensors
+
+    def decode_inferred(self, tensors: Tensors, *, training: bool = False) -> Tensors:
+        """Adds what decoder, modules and critics write to tensors of `infer`, and returns them."""
+        self._run_decoder(tensors, training=training)
+        self._run_critics(tensors, training=training)
         return tensors
 
     @property
@@ -250,7 +254,7 @@ class VAE(TrainingSteps):
         layout = self.code_layout
         of_prior = {f"{name}_prior": name for name in layout.shapes}
         if any(of_prior.keys() & set(critic.reads(tensors)) for critic in self.critics):
-            key = fold_in(tensors["seed"], "sample of the prior")
+            key = tensors.tap("critics", "seed", key="sample of the prior")
             rows = tf.shape(tensors[next(iter(layout.shapes))])[0]
             codes = self.codes_from_prior(rows, key)
             tensors.write("bottleneck", {name: codes[of] for name, of in of_prior.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import weakref
 from collections.abc import Callable, Mapping
@@ -22,10 +23,11 @@ from vae_research.priors.fitted import refuse_unfitted
 from vae_research.priors.prior import Prior
 from vae_research.randomness import evaluation_key
 from vae_research.suitability import refuse_unsuitable_data
-from vae_research.tensors import Tensors
+from vae_research.tensors import SCALARS, Tensors
 
 # How many values one tensor in data space may have in a call: 8 MB, so that temporaries fit in the
-# processor's cache, and a convolutional decoder needs at most a few hundred megabytes.
+# processor's cache, and a convolutional decoder needs at most a few hundred megabytes. The noise of
+# z is drawn for as many rows at once, whatever is decoded at once.
 VALUES_PER_CALL = 2**21
 
 # Burda et al. 2016 (arXiv:1509.00519), section 5.2: a unit is active if the variance of its
@@ -147,7 +149,9 @@ def estimate_arrays(
             are compared by their examples (`paired_difference`) have the same noise with one seed.
         prior: one that `fit_prior` has fitted to the model.
         rows_per_call: examples times samples that are decoded at once, which bounds the memory; by
-            default about two million values in data space.
+            default, and at most, about two million values in data space. The samples of z do not
+            depend on it: figures agree to the rounding of float32. A model whose decoder, modules
+            or critics read `seed` decodes the default.
         per_example: keep the value of each example (`Estimate.values`), of which the value is the
             mean; not of `active_units`.
         jit_compile: compile with XLA, which takes about a second for each model and size of the
@@ -167,12 +171,10 @@ def estimate_arrays(
     refuse_unsuitable_data(model.objective.likelihood, data)
     num_samples = checked_integer("num_samples", num_samples, 1)
     seed = checked_seed(model.seed if seed is None else seed)
-    if rows_per_call is None:
-        rows = max(1, VALUES_PER_CALL // math.prod(data["inputs"].shape[1:]))
-    else:
-        rows = checked_integer("rows_per_call", rows_per_call, 1)
-    samples = _parts(num_samples, at_most=rows)
-    examples = max(_parts(count, at_most=max(1, rows // max(samples))))
+    drawn = max(1, VALUES_PER_CALL // math.prod(data["inputs"].shape[1:]))
+    decoded = drawn if rows_per_call is None else checked_integer("rows_per_call", rows_per_call, 1)
+    samples = _parts(num_samples, at_most=drawn)
+    examples = max(_parts(count, at_most=max(1, drawn // max(samples))))
     call = _compiled_pass(model, prior, jit_compile)
     bar = keras.utils.Progbar(count, verbose=verbose, unit_name="example")
     found = _Values(model.objective, num_samples)
@@ -186,7 +188,8 @@ def estimate_arrays(
             if between_calls is not None:
                 between_calls()
             key = evaluation_key(seed, start * len(samples) + index)
-            parts.append({name: part.numpy() for name, part in call(batch, key, size).items()})
+            values = call(batch, key, size, decoded)
+            parts.append({name: part.numpy() for name, part in values.items()})
         joined = _join(parts, samples)
         found.add({name: part[: count - start] for name, part in joined.items()})
         bar.update(min(start + examples, count))
@@ -245,8 +248,9 @@ def _padded(values: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([values, missing]) if len(missing) else values
 
 
-# The function of one call: a batch, a key and a number of samples to named values per example.
-_Pass = Callable[[dict[str, tf.Tensor], tf.Tensor, int], dict[str, tf.Tensor]]
+# The function of one call: a batch, a key, a number of samples, and how many rows to decode at once
+# to named values per example.
+_Pass = Callable[[dict[str, tf.Tensor], tf.Tensor, int, int], dict[str, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,10 +294,12 @@ def _new_pass(model: VAE, prior: Prior | None, jit_compile: bool) -> _Pass:
         if not term.batch_statistic and term is not likelihood and term.label not in _ELBO_PARTS
     ]
 
-    @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)
-    def call(batch: dict[str, tf.Tensor], key: tf.Tensor, num_samples: int) -> dict[str, tf.Tensor]:
-        tensors = held_by_caller.forward(batch, seed=key, num_samples=num_samples)
-        # One value per sample, from which both the mean and the bound are computed.
+    compiled = functools.partial(
+        tf.function, jit_compile=jit_compile, reduce_retracing=True, autograph=False
+    )
+
+    def values_of(tensors: Tensors) -> dict[str, tf.Tensor]:
+        """Returns one value per sample, from which both the mean and the bound are computed."""
         report = Objective([likelihood, *own])(tensors)
         rows = {term.label: report.values[term.label] for term in own}
         rows["reconstruction"] = report.values[likelihood.label]
@@ -312,16 +318,69 @@ def _new_pass(model: VAE, prior: Prior | None, jit_compile: bool) -> _Pass:
                 log_ratios[FITTED] = log_ratio
                 rows[f"kl{FITTED}"] = -log_ratio
                 rows[f"elbo{FITTED}"] = log_ratio - rows["reconstruction"]
-        samples = {name: tf.reshape(value, [-1, num_samples]) for name, value in rows.items()}
-        values = {name: tf.reduce_mean(value, axis=1) for name, value in samples.items()}
         for suffix, log_ratio in log_ratios.items():
             if log_ratio is not None:
-                log_weight = tf.reshape(log_ratio, [-1, num_samples]) - samples["reconstruction"]
-                values[f"{_LOG_WEIGHT}{suffix}"] = log_weight
-        codes = held_by_caller.code_layout.flatten(held_by_caller.encode(batch))
-        return values | {_CODE: codes}
+                rows[f"{_LOG_WEIGHT}{suffix}"] = log_ratio - rows["reconstruction"]
+        return rows
+
+    def codes(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {_CODE: held_by_caller.code_layout.flatten(held_by_caller.encode(batch))}
+
+    @compiled
+    def whole(
+        batch: dict[str, tf.Tensor], key: tf.Tensor, num_samples: int
+    ) -> dict[str, tf.Tensor]:
+        rows = values_of(held_by_caller.forward(batch, seed=key, num_samples=num_samples))
+        return _by_example(rows, num_samples) | codes(batch)
+
+    @compiled
+    def inferred(
+        batch: dict[str, tf.Tensor], key: tf.Tensor, num_samples: int
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        return dict(held_by_caller.infer(batch, seed=key, num_samples=num_samples)), codes(batch)
+
+    draws_again = [False]  # whether something after the bottleneck draws noise
+
+    @compiled
+    def decoded(inferred: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        tensors = Tensors(inferred)
+        values = values_of(held_by_caller.decode_inferred(tensors))
+        draws_again[0] = "seed" in tensors.read
+        return values
+
+    def call(
+        batch: dict[str, tf.Tensor], key: tf.Tensor, num_samples: int, rows: int
+    ) -> dict[str, tf.Tensor]:
+        count = len(batch["inputs"]) * num_samples
+        if rows >= count or draws_again[0]:
+            return whole(batch, key, num_samples)
+        tensors, codes_of_batch = inferred(batch, key, num_samples)
+        stored = {name: value.numpy() for name, value in tensors.items()}
+        size = max(_parts(count, at_most=rows))
+        parts = []
+        for start in range(0, count, size):
+            piece = {
+                name: tf.constant(
+                    value if name in SCALARS else _padded(value[start : start + size], size)
+                )
+                for name, value in stored.items()
+            }
+            parts.append(decoded(piece))
+            if draws_again[0]:
+                return whole(batch, key, num_samples)
+        found = {name: tf.concat([part[name] for part in parts], 0)[:count] for name in parts[0]}
+        return _by_example(found, num_samples) | codes_of_batch
 
     return call
+
+
+def _by_example(rows: dict[str, tf.Tensor], num_samples: int) -> dict[str, tf.Tensor]:
+    """Returns means over samples, and log-weights `[examples, samples]`, of values of rows."""
+    samples = {name: tf.reshape(value, [-1, num_samples]) for name, value in rows.items()}
+    return {
+        name: value if name.startswith(_LOG_WEIGHT) else tf.reduce_mean(value, axis=1)
+        for name, value in samples.items()
+    }
 
 
 def _fitted_log_ratio(

@@ -213,8 +213,9 @@ def define_standard_flags() -> None:
     )
     define_auto_integer(
         "evaluation_rows",
-        "test images times samples that are decoded at once, which limits the memory needed; "
-        "default auto: as many as have about two million pixels",
+        "test images times samples that are decoded at once, which limits the memory needed and "
+        "changes no sample; default auto, which is also the most: as many as have about two "
+        "million pixels",
         may_change=True,
     )
     sections.append("What is computed how")

@@ -22,7 +22,6 @@ _COMPARED = {
     "likelihood/note": "the note on the likelihood",
     "evaluation/importance_samples": "--importance_samples",
     "evaluation/seed": "--evaluation_seed",
-    "evaluation/rows": "--evaluation_rows",
 }
 
 

@@ -90,7 +90,6 @@ def evaluation(config: Config, read: Collection[str], source: str | None) -> dic
     return {
         "importance_samples": config.importance_samples,
         "seed": config.evaluation_seed,
-        "rows": config.evaluation_rows,
         "dequantize_draws": config.dequantize_draws,
         "flags": directory.as_plain(own),
         "source": source,
