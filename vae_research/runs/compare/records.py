@@ -131,7 +131,6 @@ def _record(run_dir: Path, config: Mapping[str, Any]) -> Record:
     record |= {
         f"evaluation/{name}": evaluation.get(name) for name in ("importance_samples", "seed")
     }
-    record["evaluation/rows"] = evaluation.get("rows")
     for name, figure in summary.get("test", {}).items():
         record[f"test/{name}"] = _number(figure["value"])
         record[f"test/{name}/standard_error"] = _number(figure["standard_error"])
