@@ -9,6 +9,7 @@ import statistics
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.spatial import ConvexHull
 
 import vae_research as vr
 from tests import forks
@@ -16,6 +17,7 @@ from tests.run_directories import DATA, figure, write_run, write_sweep
 from vae_research.evaluation import replicates
 from vae_research.objective import LARGER_IS_BETTER
 from vae_research.runs.compare import comparability, tabulate
+from vae_research.runs.compare.plots import lower_hull
 from vae_research.runs.session import directory
 from vae_research.runs.tools import compare
 
@@ -352,6 +354,16 @@ def test_every_wrong_use_is_one_line_and_an_exit_code(tmp_path, capsys):
         assert words in output.err
         assert output.err.startswith("compare: ")
         assert output.err.count("\n") == 1
+
+
+def test_the_frontier_is_the_lower_part_of_the_convex_hull():
+    for _ in range(20):
+        points = RNG.normal(size=[12, 2]).round(1)
+        corners = lower_hull([tuple(point) for point in points.tolist()])
+        hull = ConvexHull(points)
+        below = hull.equations[:, 1] < -1e-9  # sides whose outside is below them
+        wanted = {tuple(points[at]) for at in np.unique(hull.simplices[below])}
+        assert wanted == set(corners) and corners == sorted(corners)
 
 
 def test_wrong_uses_of_plots(sweep, tmp_path, capsys):

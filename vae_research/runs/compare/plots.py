@@ -22,7 +22,7 @@ from vae_research.runs.compare.tabulate import short
 from vae_research.runs.session import directory
 from vae_research.settings import did_you_mean
 
-RATE, DISTORTION = "test/kl", "test/reconstruction"
+RATE, DISTORTION, NLL = "test/kl", "test/reconstruction", "test/negative_log_likelihood"
 _TITLES = {"reconstruction": "reconstruction", "kl": "KL divergence", "elbo": "ELBO"}
 
 
@@ -119,28 +119,73 @@ def _against(settings: Sequence[Setting], name: str, figure: str) -> Any:
 
 
 def _rate_distortion(settings: Sequence[Setting]) -> Any:
-    """Draws distortion against rate, with dashed lines of equal ELBO (Alemi et al. 2018)."""
+    """Draws distortion against rate (Alemi et al. 2018, arXiv:1711.00464).
+
+    A line joins the settings on the lower convex hull: mixtures of two models reach what lies
+    between them. Another one is a bound: for every model distortion + rate is at least the entropy
+    of the data, which is at most the smallest NLL that was found. Dashed lines are of equal ELBO.
+    """
     with_both = [each for each in settings if each.figure(RATE) and each.figure(DISTORTION)]
     if not with_both:
         raise UsageError(
             "--plot=rate_distortion: no run has both test figures, kl and reconstruction."
         )
     canvas, place = make_canvas(7.6, 4.8)
-    points = []
+    means = []
     for setting, colour in zip(with_both, _colours(len(with_both)), strict=True):
         rates, distortions = setting.figure(RATE), setting.figure(DISTORTION)
         pairs = [(rates[seed], distortions[seed]) for seed in rates if seed in distortions]
-        points += pairs
         if len(pairs) > 1:
             place.plot(*zip(*pairs, strict=True), ".", color=colour, alpha=0.5, ms=5)
-        mean = [statistics.fmean(values) for values in zip(*pairs, strict=True)]
-        place.plot(*mean, "o", color=colour, label=str(setting))
+        rate, distortion = (statistics.fmean(values) for values in zip(*pairs, strict=True))
+        place.plot(rate, distortion, "o", color=colour, label=str(setting))
+        means.append((rate, distortion))
+    frontier = lower_hull(means)
+    if len(frontier) > 1:
+        place.plot(*zip(*frontier, strict=True), color="0.2", lw=1.2, zorder=1, label="frontier")
     place.margins(0.12)
     _lines_of_equal_elbo(place)
+    likelihoods = [value for each in with_both for value in each.figure(NLL).values()]
+    if likelihoods:
+        _line_of_entropy(place, min(likelihoods))
     place.set(xlabel="rate: KL divergence (nats)", ylabel="distortion: -log p(x|z) (nats)")
     place.grid(alpha=0.3)
-    _legend(canvas, place, len(with_both))
+    _legend(canvas, place, len(with_both) + 2)
     return canvas
+
+
+def lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns the corners of the convex hull of points below them, from left to right.
+
+    >>> lower_hull([(0.0, 4.0), (1.0, 2.0), (2.0, 2.0), (3.0, 0.0), (3.0, 5.0)])
+    [(0.0, 4.0), (1.0, 2.0), (3.0, 0.0)]
+    """
+    hull: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if hull and hull[-1][0] == x:
+            continue  # above the last one
+        while len(hull) > 1:
+            (x0, y0), (x1, y1) = hull[-2:]
+            if (x1 - x0) * (y - y0) > (y1 - y0) * (x - x0):
+                break
+            hull.pop()
+        hull.append((x, y))
+    return hull
+
+
+def _line_of_entropy(place: Any, nll: float) -> None:
+    """Draws the line of rate + distortion = `nll` across a plot, whose limits stay."""
+    (left, right), limits = place.get_xlim(), place.get_ylim()
+    place.plot(
+        [left, right],
+        [nll - left, nll - right],
+        color="C3",
+        lw=1.2,
+        ls="-.",
+        zorder=1,
+        label=f"entropy of the data, at most {nll:.1f}",
+    )
+    place.set(xlim=(left, right), ylim=limits)
 
 
 def _lines_of_equal_elbo(place: Any) -> None:
