@@ -178,8 +178,9 @@ def _density(
 
     def samples() -> float:
         kept.append(np.asarray(sample()))
-        moments = kept[0].moments_apart(kept[2], kept[1]) / densities.MOMENTS_TOLERANCE
-        cells = kept[0].cells_apart(kept[2], kept[1]) / densities.CELLS_TOLERANCE
+        shape = kept[1] / kept[1].sum()  # the factor was checked above
+        moments = kept[0].moments_apart(kept[2], shape) / densities.MOMENTS_TOLERANCE
+        cells = kept[0].cells_apart(kept[2], shape) / densities.CELLS_TOLERANCE
         return max(float(moments), float(cells))
 
     first = measured(name, "integral of the density and 1", densities.MASS_TOLERANCE, mass)
@@ -211,8 +212,12 @@ def codes(subject: Subject) -> Iterator[Outcome]:
     key = evaluation_key(_KEY, 0)
     count = divergences.draws_of(bottleneck)
 
+    @functools.cache
+    def drawn(row: int) -> divergences.Drawn:
+        return divergences.drawn(bottleneck, heads[row], count, key)
+
     def each(apart: Callable[[Mapping[str, tf.Tensor], divergences.Drawn], float]) -> float:
-        return max(apart(one, divergences.drawn(bottleneck, one, count, key)) for one in heads)
+        return max(apart(one, drawn(row)) for row, one in enumerate(heads))
 
     def value(one: Mapping[str, tf.Tensor], found: divergences.Drawn) -> float:
         closed, _ = divergences.closed_form(bottleneck, one, key)

@@ -200,7 +200,8 @@ def _values_of_data(likelihood: Likelihood, centre: float) -> tuple[_Values, _Va
         if not math.isfinite(low):
             raise NotApplicableError("the values of the data have no smallest one to begin with")
         count = _VALUES if math.isinf(high) else round((high - low) / spacing) + 1
-        return low + spacing * np.arange(float(count)), np.ones(count, np.float64)
+        levels: _Values = low + spacing * np.arange(count, dtype=np.float64)
+        return levels, np.ones_like(levels)
     if math.isfinite(low) and math.isfinite(high):
         edges = np.linspace(low, high, _VALUES + 1)
         return (edges[:-1] + edges[1:]) / 2, np.diff(edges)
