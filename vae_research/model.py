@@ -301,6 +301,36 @@ class VAE(TrainingSteps):
         """
         return self._decode(z, tensors)
 
+    def draw(self, z: Codes, *, seed: int = 0, **tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns a draw from p(x|z) for each code, by the name of its array, usually `targets`.
+
+        Args:
+            z, tensors: as for `decode`.
+            seed: the same seed gives the same draws.
+
+        Raises:
+            ValueError: a latent is missing.
+            TypeError: the likelihood does not define `sample`.
+        """
+        key = evaluation_key(seed, 0)
+        if self._sampling_decoder is not None:
+            return {"targets": self._decode(z, tensors, key)}
+        likelihood = self.objective.likelihood
+        written = {
+            name
+            for each in likelihood.factors
+            for name in each.reads() - {each.target, each.observed}
+        }
+        found = self._tensors({**self.code_layout.named("draw(z)", z), **tensors}, key)
+        self._run_decoder(found, training=False, until=written)
+        return likelihood.samples(found)
+
+    @property
+    def _sampling_decoder(self) -> Any:
+        """The decoder if it reads targets and makes data by its own `sample`, otherwise None."""
+        decoder = self.decoder.network if isinstance(self.decoder, Named) else self.decoder
+        return decoder if hasattr(decoder, "sample") else None
+
     def _decode(
         self, z: Codes, tensors: Mapping[str, tf.Tensor], seed: tf.Tensor | None = None
     ) -> tf.Tensor:
@@ -308,10 +338,10 @@ class VAE(TrainingSteps):
         return self._decoded(self._tensors({**codes, **tensors}, seed))
 
     def _decoded(self, tensors: Tensors) -> tf.Tensor:
-        decoder = self.decoder.network if isinstance(self.decoder, Named) else self.decoder
-        if (sample := getattr(decoder, "sample", None)) is not None:
+        if (decoder := self._sampling_decoder) is not None:
             with graph_scope("decoder"):
-                values = sample(**bind("decoder's sample", sample, tensors, key=_SAMPLE))
+                bound = bind("decoder's sample", decoder.sample, tensors, key=_SAMPLE)
+                values = decoder.sample(**bound)
             if not tf.is_tensor(values):
                 raise TypeError(
                     f"{type(decoder).__name__}.sample returned {type(values).__name__}; it must "

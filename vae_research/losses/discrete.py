@@ -11,6 +11,7 @@ from vae_research import probability
 from vae_research.arguments import checked_integer
 from vae_research.losses.checks import check_broadcasts, check_shapes
 from vae_research.losses.term import Likelihood
+from vae_research.randomness import fold_in, gumbel, uniform
 from vae_research.tensors import sum_in_order
 
 # Logarithm of the ratio of a logistic distribution's scale to its standard deviation.
@@ -49,6 +50,11 @@ class Categorical(Likelihood):
         """Returns the most probable class as float32: classes have no mean."""
         return tf.cast(tf.argmax(logits, axis=-1), tf.float32)
 
+    def sample(self, seed: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Returns classes as float32."""
+        noise = gumbel(tf.shape(logits), seed)
+        return tf.cast(tf.argmax(tf.cast(logits, tf.float32) + noise, axis=-1), tf.float32)
+
 
 class Poisson(Likelihood):
     """Independent counts with a Poisson distribution around the rate that the decoder writes.
@@ -68,6 +74,11 @@ class Poisson(Likelihood):
     def mean(self, x_log_rate: tf.Tensor) -> tf.Tensor:
         """Returns the rate."""
         return tf.exp(tf.cast(x_log_rate, tf.float32))
+
+    def sample(self, seed: tf.Tensor, x_log_rate: tf.Tensor) -> tf.Tensor:
+        """Returns counts as float32."""
+        rate = tf.exp(tf.cast(x_log_rate, tf.float32))
+        return tf.random.stateless_poisson(tf.shape(rate), seed, rate, tf.float32)
 
 
 class DiscretizedLogistic(Likelihood):
@@ -108,6 +119,12 @@ class DiscretizedLogistic(Likelihood):
         """
         log_scale = 0.5 * tf.cast(x_log_var, tf.float32) + _LOG_SCALE_OF_ONE
         return probability.clipped_logistic_mean(x_mean, log_scale)
+
+    def sample(self, seed: tf.Tensor, x_mean: tf.Tensor, x_log_var: tf.Tensor) -> tf.Tensor:
+        """Returns a draw: the level that is nearest to one of the logistic distribution."""
+        scale = tf.exp(0.5 * tf.cast(x_log_var, tf.float32) + _LOG_SCALE_OF_ONE)
+        drawn = tf.cast(x_mean, tf.float32) + scale * _logistic(tf.shape(x_mean), seed)
+        return _nearest_level(drawn, self.levels)
 
 
 class DiscretizedLogisticMixture(Likelihood):
@@ -180,6 +197,27 @@ class DiscretizedLogisticMixture(Likelihood):
         mixed = tf.reduce_sum(shares[..., None, :] * channels, axis=-1)
         return tf.clip_by_value(0.5 * (mixed + 1.0), 0.0, 1.0)
 
+    def sample(self, seed: tf.Tensor, x_mixture: tf.Tensor) -> tf.Tensor:
+        """Returns a draw of component, red, green and blue, each given those before it."""
+        logits, means, log_scales, coefficients = self._of_components(x_mixture)
+        component = tf.argmax(logits + gumbel(tf.shape(logits), fold_in(seed, 0)), axis=-1)
+        chosen = tf.one_hot(component, self.components)
+
+        def of_chosen(values: tf.Tensor) -> tf.Tensor:
+            return tf.reduce_sum(chosen * values, axis=-1)
+
+        def channel(number: int, mean: tf.Tensor) -> tf.Tensor:
+            noise = _logistic(tf.shape(mean), fold_in(seed, 1 + number))
+            drawn = mean + tf.exp(of_chosen(log_scales[number])) * noise
+            return 2.0 * _nearest_level(0.5 * (drawn + 1.0), self.levels) - 1.0
+
+        of_red, *of_others = [of_chosen(each) for each in coefficients]
+        red = channel(0, of_chosen(means[0]))
+        green = channel(1, of_chosen(means[1]) + of_red * red)
+        blue = channel(2, of_chosen(means[2]) + of_others[0] * red + of_others[1] * green)
+        # Levels again, as exact as those of the data.
+        return _nearest_level(0.5 * (tf.stack([red, green, blue], axis=-1) + 1.0), self.levels)
+
     def _of_components(self, x_mixture: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Returns logits, and the means, log scales and coefficients of three channels each.
 
@@ -189,3 +227,14 @@ class DiscretizedLogisticMixture(Likelihood):
         parts = tf.unstack(tf.reshape(tf.cast(x_mixture, tf.float32), shape), axis=-2)
         log_scales = [probability.softly_bounded(each, -7.0, 7.0) for each in parts[4:7]]
         return parts[0], parts[1:4], log_scales, [tf.tanh(each) for each in parts[7:]]
+
+
+def _logistic(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns numbers from the standard logistic distribution; `seed` is a stateless key, `[2]`."""
+    levels = uniform(shape, seed)
+    return tf.math.log(levels) - tf.math.log1p(-levels)
+
+
+def _nearest_level(values: tf.Tensor, levels: int) -> tf.Tensor:
+    """Returns the nearest of the numbers 0, 1 / (levels - 1), ..., 1."""
+    return tf.round(tf.clip_by_value(values, 0.0, 1.0) * (levels - 1.0)) / (levels - 1.0)

@@ -89,6 +89,10 @@ class ProductLikelihood(Likelihood):
         }
         return {"reconstruction": found[f"reconstruction_{self._main.target}"], **found}
 
+    def samples(self, tensors: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns a draw from each factor by the name of its array."""
+        return {name: each for part in self.factors for name, each in part.samples(tensors).items()}
+
     @property
     def _main(self) -> Likelihood:
         of_targets = [each for each in self.factors if each.target == "targets"]

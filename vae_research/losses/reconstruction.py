@@ -10,6 +10,10 @@ import tensorflow as tf
 from vae_research import probability
 from vae_research.losses.checks import check_broadcasts, check_positive, check_shapes
 from vae_research.losses.term import Likelihood
+from vae_research.randomness import standard_normal, uniform
+
+# Below this, the logit of a continuous Bernoulli variable is treated as zero when it is drawn.
+_SMALL_LOGIT = 1e-3
 
 
 class Bernoulli(Likelihood):
@@ -36,6 +40,11 @@ class Bernoulli(Likelihood):
     def mean(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns the probability of a one."""
         return tf.sigmoid(tf.cast(logits, tf.float32))
+
+    def sample(self, seed: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Returns a draw, zeros and ones."""
+        levels = uniform(tf.shape(logits), seed)
+        return tf.cast(levels < tf.sigmoid(tf.cast(logits, tf.float32)), tf.float32)
 
     def note(self, grey_values: bool) -> str | None:
         """Returns a remark for grey values, which have no normalised Bernoulli likelihood."""
@@ -66,6 +75,15 @@ class ContinuousBernoulli(Likelihood):
         """Returns the mean, which is not the sigmoid of the logits."""
         return probability.continuous_bernoulli_mean(logits)
 
+    def sample(self, seed: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Returns a draw, by the inverse of the distribution function."""
+        logits = tf.cast(logits, tf.float32)
+        levels = uniform(tf.shape(logits), seed)
+        size = tf.maximum(tf.abs(logits), _SMALL_LOGIT)
+        # That of a positive logit; with a negative one, 1 - x has the same distribution.
+        drawn = 1.0 + tf.math.log(levels + (1.0 - levels) * tf.exp(-size)) / size
+        return tf.clip_by_value(tf.where(logits < 0.0, 1.0 - drawn, drawn), 0.0, 1.0)
+
 
 class Gaussian(Likelihood):
     """Independent normal values around the decoder's output, with a fixed standard deviation.
@@ -89,6 +107,11 @@ class Gaussian(Likelihood):
     def mean(self, x_mean: tf.Tensor) -> tf.Tensor:
         """Returns `x_mean`."""
         return tf.cast(x_mean, tf.float32)
+
+    def sample(self, seed: tf.Tensor, x_mean: tf.Tensor) -> tf.Tensor:
+        """Returns a draw."""
+        noise = standard_normal(tf.shape(x_mean), seed)
+        return tf.cast(x_mean, tf.float32) + self.standard_deviation * noise
 
 
 class GaussianWithVariance(Likelihood):
@@ -124,18 +147,27 @@ class GaussianWithVariance(Likelihood):
         """Returns `log N(targets; x_mean, exp(x_log_var))`, with a bounded variance, `[rows]`."""
         check_shapes(self, targets, x_mean=x_mean)
         check_broadcasts(self, targets, x_log_var=x_log_var)
-        bounds = [
-            None if bound is None else 2.0 * math.log(bound)
-            for bound in (self.min_standard_deviation, self.max_standard_deviation)
-        ]
-        if bounds != [None, None]:
-            x_log_var = probability.softly_bounded(x_log_var, *bounds)
-        density = probability.normal_log_density(targets, x_mean, x_log_var)
+        density = probability.normal_log_density(targets, x_mean, self._bounded(x_log_var))
         return probability.sum_over_event(density)
 
     def mean(self, x_mean: tf.Tensor) -> tf.Tensor:
         """Returns `x_mean`."""
         return tf.cast(x_mean, tf.float32)
+
+    def sample(self, seed: tf.Tensor, x_mean: tf.Tensor, x_log_var: tf.Tensor) -> tf.Tensor:
+        """Returns a draw."""
+        noise = standard_normal(tf.shape(x_mean), seed)
+        log_var = tf.cast(self._bounded(x_log_var), tf.float32)
+        return tf.cast(x_mean, tf.float32) + tf.exp(0.5 * log_var) * noise
+
+    def _bounded(self, x_log_var: tf.Tensor) -> tf.Tensor:
+        bounds = [
+            None if bound is None else 2.0 * math.log(bound)
+            for bound in (self.min_standard_deviation, self.max_standard_deviation)
+        ]
+        return (
+            x_log_var if bounds == [None, None] else probability.softly_bounded(x_log_var, *bounds)
+        )
 
 
 class Laplace(Likelihood):
@@ -160,3 +192,9 @@ class Laplace(Likelihood):
     def mean(self, x_mean: tf.Tensor) -> tf.Tensor:
         """Returns `x_mean`."""
         return tf.cast(x_mean, tf.float32)
+
+    def sample(self, seed: tf.Tensor, x_mean: tf.Tensor) -> tf.Tensor:
+        """Returns a draw, by the inverse of the distribution function."""
+        side = 2.0 * uniform(tf.shape(x_mean), seed) - 1.0
+        noise = -tf.sign(side) * tf.math.log1p(-tf.abs(side))
+        return tf.cast(x_mean, tf.float32) + self.scale * noise

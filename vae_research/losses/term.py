@@ -208,6 +208,24 @@ class Likelihood(LossTerm):
     def mean(self, *tensors: tf.Tensor) -> tf.Tensor:
         """Returns the mean of p(x|z), in data space, shaped as the targets."""
 
+    def sample(self, seed: tf.Tensor) -> tf.Tensor:
+        """Returns a draw from p(x|z), shaped as the targets, float32.
+
+        In a subclass, the parameters of this method after `seed`, a stateless key `[2]`, name the
+        tensors that it reads, which `log_likelihood` reads as well.
+
+        Raises:
+            TypeError: the subclass does not define it.
+        """
+        raise TypeError(
+            f"{type(self).__name__} must define sample(self, seed, ...), a draw from p(x|z), whose "
+            "further parameters name what the decoder wrote."
+        )
+
+    def samples(self, tensors: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns a draw from p(x|z) by the name of its array; a product has one of each factor."""
+        return {self.target: self._apply(self.sample, tensors)}
+
     def note(self, grey_values: bool) -> str | None:
         """Returns a remark that must accompany figures of this likelihood, or None.
 
