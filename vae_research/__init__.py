@@ -91,6 +91,14 @@ if TYPE_CHECKING:
     from vae_research.evaluation.latent_space import t_sne as t_sne
     from vae_research.evaluation.test_figures import estimate as estimate
     from vae_research.evaluation.test_figures import notes_on_figures as notes_on_figures
+    from vae_research.evaluation.marginal_likelihood import (
+        annealed_importance_sampling as annealed_importance_sampling,
+    )
+    from vae_research.evaluation.marginal_likelihood import (
+        bidirectional_monte_carlo as bidirectional_monte_carlo,
+    )
+    from vae_research.evaluation.simulation import Simulated as Simulated
+    from vae_research.evaluation.simulation import simulate as simulate
     from vae_research.gradient_estimators import DReG as DReG
     from vae_research.gradient_estimators import GradientEstimator as GradientEstimator
     from vae_research.gradient_estimators import StickingTheLanding as StickingTheLanding
@@ -217,6 +225,11 @@ _MODULES = {
     "evaluation.fitted_priors": ("fit_prior",),
     "evaluation.latent_space": ("neighbour_accuracy", "occupied_area", "t_sne"),
     "evaluation.test_figures": ("estimate", "notes_on_figures"),
+    "evaluation.marginal_likelihood": (
+        "annealed_importance_sampling",
+        "bidirectional_monte_carlo",
+    ),
+    "evaluation.simulation": ("Simulated", "simulate"),
     "gradient_estimators": (
         "DReG",
         "GradientEstimator",

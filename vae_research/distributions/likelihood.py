@@ -78,7 +78,7 @@ class DistributionLikelihood(Likelihood):
         """Returns the mean of p(x|z), or its mode, shaped as the targets."""
         return typical(type(self).__name__, "mean(self, ...)", self.distribution(**tensors))
 
-    @reads(lambda self: ["seed", *declared_names(self.distribution)])
+    @reads(lambda self: declared_names(self.distribution))
     def sample(self, seed: tf.Tensor, **tensors: tf.Tensor) -> tf.Tensor:
         """Returns a draw from p(x|z), shaped as the targets, float32; `seed` is a key, `[2]`."""
         import tensorflow as tf

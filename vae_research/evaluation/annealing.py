@@ -19,7 +19,7 @@ The rows of all tensors are images times chains, the chains of an image next to 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,11 +77,11 @@ class Plan(NamedTuple):
         log_step_size: `[temperatures, images]` float32; not used while step sizes adapt.
     """
 
-    number: npt.NDArray[np.int64]
-    temperature: npt.NDArray[np.float64]
-    before: npt.NDArray[np.float64]
-    after: npt.NDArray[np.float64]
-    log_step_size: npt.NDArray[np.float32]
+    number: npt.NDArray[Any]
+    temperature: npt.NDArray[Any]
+    before: npt.NDArray[Any]
+    after: npt.NDArray[Any]
+    log_step_size: npt.NDArray[Any]
 
     def part(self, start: int, size: int) -> Plan:
         """Returns `size` temperatures from one on, the last one repeated if there are fewer."""

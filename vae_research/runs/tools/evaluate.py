@@ -1,0 +1,247 @@
+"""Bounds of log p(x) of a trained model by annealed importance sampling.
+
+    scripts/evaluate RUN --ais
+
+Of test images it is a lower bound, beside the one of importance sampling; of images that the model
+has made, a lower and an upper one (bidirectional Monte Carlo). A state is saved every few seconds
+in RUN/annealing: the same command resumes an interrupted evaluation bit for bit, and prints the
+figures of a finished one. They are in RUN/annealing.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vae_research.arguments import LARGEST_SEED, checked_integer
+from vae_research.checkpoints import CheckpointError
+from vae_research.data import DataError
+from vae_research.runs.cli import signals, streams
+from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.runs.session import directory
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vae_research.evaluation.estimates import Estimate
+    from vae_research.runs.session.loading import Run
+
+RESULTS, STATES = "annealing.json", "annealing"
+_TEST, _SIMULATED = "test", "simulated"
+_SCHEMA = {"results": [{"data": str, "settings": {str: int}}]}
+
+# What is printed of the figures, by name: the words, and the unit.
+_LINES = {
+    "lower_bound": ("log p(x), annealed, lower bound", "nats"),
+    "upper_bound": ("log p(x), annealed, upper bound", "nats"),
+    "gap": ("upper minus lower bound", "nats"),
+    "importance_sampled": ("log p(x), importance-sampled, lower bound", "nats"),
+    "annealed_minus_importance_sampled": ("annealed minus importance-sampled", "nats"),
+    "importance_sampled_minus_upper_bound": ("importance-sampled minus upper bound", "nats"),
+    "effective_sample_size": ("effective sample size", "chains"),
+    "effective_sample_size_reverse": ("effective sample size, reverse", "chains"),
+    "acceptance_rate": ("acceptance rate", ""),
+    "acceptance_rate_reverse": ("acceptance rate, reverse", ""),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of which a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists the flags)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluates a run; returns 0, or the exit code of a run that fails in the same way."""
+    streams.redirect_closed_streams()
+    with streams.tolerate_closed_streams():
+        try:
+            signals.listen()
+            evaluate(_parsed(arguments))
+            return 0
+        except KeyboardInterrupt:
+            exit_code, message = 130, "interrupted; the same command resumes it."
+        except RunError as error:
+            exit_code, message = error.exit_code, str(error)
+        except DataError as error:
+            exit_code, message = 3, str(error)
+        except CheckpointError as error:
+            exit_code, message = 4, str(error)
+        except OSError as error:
+            exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
+        print(f"evaluate: {' '.join(message.split())}", file=sys.stderr)
+        return exit_code
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the flags.
+
+    Raises:
+        UsageError: a flag is not valid.
+    """
+    parser = _Parser(
+        prog="scripts/evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="the run directory")
+    parser.add_argument("--ais", action="store_true", help="annealed importance sampling")
+    parser.add_argument(
+        "--data",
+        choices=("both", _TEST, _SIMULATED),
+        default="both",
+        help="images of the test set, images that the model makes, or both (default)",
+    )
+    for name, default, text in (
+        ("images", 100, "how many, the first of the test set"),
+        ("chains", 16, "of each image"),
+        ("temperatures", 1000, "transitions of each chain"),
+        ("leapfrog_steps", 10, "gradients of the decoder in a transition"),
+        ("importance_samples", 5000, "of the bound of importance sampling, for each image"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
+    parser.add_argument("--seed", type=int, default=0, help="of all noise (0)")
+    found = parser.parse_args(arguments)
+    if not found.ais:
+        raise UsageError("nothing to evaluate: give --ais.")
+    try:
+        for name in ("images", "chains", "temperatures", "leapfrog_steps", "importance_samples"):
+            checked_integer(f"--{name}", getattr(found, name), 1)
+        checked_integer("--seed", found.seed, 0, LARGEST_SEED)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return found
+
+
+def evaluate(settings: argparse.Namespace) -> None:
+    """Evaluates a run as the flags say, prints the figures and writes them.
+
+    Raises:
+        RunError, DataError, CheckpointError: it cannot be done.
+    """
+    run_dir = Path(settings.run).expanduser().absolute()
+    directory.read_config(run_dir)  # before TensorFlow is loaded
+    with streams.hide_startup_output():
+        from vae_research.runs.session.loading import load_run
+
+    run = load_run(run_dir)
+    most = len(run.data.test)
+    if settings.data != _SIMULATED and settings.images > most:
+        raise UsageError(f"--images={settings.images}: the test set has {most:,} examples.")
+    folder = run_dir / STATES
+    folder.mkdir(exist_ok=True)
+    with directory.locked(folder):
+        signals.wait_for_steps()
+        for kind in (_TEST, _SIMULATED):
+            if settings.data in ("both", kind):
+                try:
+                    figures = _evaluate(run, kind, settings)
+                except (ValueError, TypeError) as error:
+                    raise UsageError(str(error)) from error
+                _print(figures)
+                _write(run_dir / RESULTS, kind, settings, figures)
+    print(f"Written to {run_dir / RESULTS}")
+
+
+def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Estimate]:
+    """Returns the figures of one kind of images."""
+    from vae_research.evaluation import marginal_likelihood
+    from vae_research.evaluation.estimates import estimate
+    from vae_research.evaluation.simulation import simulate
+
+    names = ("chains", "temperatures", "leapfrog_steps", "seed")
+    common: dict[str, Any] = {
+        **{name: getattr(settings, name) for name in names},
+        "state": run.path / STATES / _state_name(run, kind, settings),
+        "jit_compile": run.config.jit == "on",
+        "verbose": 1,
+        "between_calls": signals.raise_if_received,
+    }
+    print(
+        f"{settings.images} {kind} images, {settings.chains} chains each, "
+        f"{settings.temperatures} temperatures, {settings.leapfrog_steps} leapfrog steps",
+        flush=True,
+    )
+    data = run.data.test.tensors(slice(0, settings.images), run.names)
+    if kind == _TEST:
+        figures = marginal_likelihood.annealed_importance_sampling(run.model, data, **common)
+    else:
+        compared = {each.target for each in run.model.objective.likelihood.factors}
+        given: dict[str, Any] = {
+            name: each for name, each in data.items() if name not in {"inputs", *compared}
+        }
+        simulated = simulate(run.model, settings.images, seed=settings.seed, **given)
+        data = simulated.data
+        figures = marginal_likelihood.bidirectional_monte_carlo(run.model, simulated, **common)
+    other = estimate(
+        run.model,
+        data,
+        num_samples=settings.importance_samples,
+        seed=settings.seed,
+        per_example=True,
+        between_calls=signals.raise_if_received,
+    ).get("negative_log_likelihood")
+    return figures if other is None else figures | _beside(figures, -_values(other))
+
+
+def _beside(figures: dict[str, Estimate], sampled: np.ndarray) -> dict[str, Estimate]:
+    """Returns the bound of importance sampling, and its paired differences from the annealed."""
+    from vae_research.evaluation.marginal_likelihood import estimate_of
+
+    found = {
+        "importance_sampled": estimate_of(sampled),
+        "annealed_minus_importance_sampled": estimate_of(_values(figures["lower_bound"]) - sampled),
+    }
+    if "upper_bound" in figures:
+        above = sampled - _values(figures["upper_bound"])
+        found["importance_sampled_minus_upper_bound"] = estimate_of(above)
+    return found
+
+
+def _values(figure: Estimate) -> np.ndarray:
+    assert figure.values is not None
+    return figure.values
+
+
+def _state_name(run: Run, kind: str, settings: argparse.Namespace) -> str:
+    from vae_research.state import model_variables, sha256
+
+    numbers = (settings.images, settings.chains, settings.temperatures, settings.leapfrog_steps)
+    weights = sha256(model_variables(run.model))[:12]
+    return f"{kind}-{'x'.join(map(str, numbers))}-seed{settings.seed}-{weights}.npz"
+
+
+def _print(figures: dict[str, Estimate]) -> None:
+    for name, (words, unit) in _LINES.items():
+        if name in figures:
+            figure = figures[name]
+            error = "" if figure.standard_error is None else f" +- {figure.standard_error:.3f}"
+            print(f"  {words:<42} {figure.value:9.3f}{error:<10} {unit}".rstrip())
+
+
+def _write(
+    path: Path, kind: str, settings: argparse.Namespace, figures: dict[str, Estimate]
+) -> None:
+    """Adds a result to those in a file, in place of one with the same settings."""
+    flags = {
+        name: value
+        for name, value in vars(settings).items()
+        if isinstance(value, int) and not isinstance(value, bool)
+    }
+    entry = {"data": kind, "settings": flags}
+    before = (directory.read_json(path, _SCHEMA) or {}).get("results", [])
+    results = [each for each in before if any(each[key] != entry[key] for key in entry)]
+    values = {
+        name: figure.as_dict()
+        | {"monte_carlo_error": figure.monte_carlo_error, "values": _values(figure).tolist()}
+        for name, figure in figures.items()
+    }
+    directory.write_json(path, {"results": [*results, entry | {"figures": values}]})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
