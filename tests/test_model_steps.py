@@ -134,3 +134,27 @@ def test_figures_of_an_own_step_reach_logs_and_metrics_jsonl(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["train/returned"] for line in lines] == [1.5, 3.5]
     assert all(line["train/recorded"] > 0.0 for line in lines)
+
+
+@pytest.mark.parametrize("importance_weighted", [False, True])
+def test_elbo_reconstruction_and_divergence_of_a_line_belong_together(importance_weighted):
+    keras.utils.set_random_seed(1)
+    model = vr.VAE(
+        vr.dense_encoder(IMAGES.shape[1:], 2, hidden_units=(4,)),
+        vr.GaussianBottleneck(2),
+        vr.dense_decoder(IMAGES.shape[1:], 2, hidden_units=(4,)),
+        [vr.Bernoulli(), vr.MonteCarloKL()],
+        num_samples=3,
+        importance_weighted=importance_weighted,
+    )
+    model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    steps = model.train_on_batch, model.test_on_batch
+    for logs in (step(BATCH, return_dict=True) for step in steps):
+        parts = -logs["reconstruction"] - logs["kl"]
+        assert logs["elbo"] == pytest.approx(parts, rel=1e-6)
+    _, report = model.report(BATCH)
+    of_samples, closed = (
+        float(tf.reduce_mean(each["kl"])) for each in (report.values, report.logged)
+    )
+    assert closed == pytest.approx(logs["kl"], rel=1e-6)
+    assert abs(of_samples - closed) > 1e-3  # what was logged

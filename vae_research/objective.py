@@ -63,6 +63,8 @@ class LossReport:
         critics: the reports of the critics, by name.
         importance_weighted_bound: `[batch]`, the bound of log p(x) of K samples with all weights 1
             (Burda et al. 2016, equation 8), if such a bound is trained, otherwise None.
+        logged: `[batch]` by name, what the logs have in place of a value: the divergence in closed
+            form, which is part of `elbo`, where a term estimates it from samples.
     """
 
     loss: tf.Tensor
@@ -72,6 +74,7 @@ class LossReport:
     elbo: tf.Tensor | None
     critics: dict[str, CriticReport] = dataclasses.field(default_factory=dict)
     importance_weighted_bound: tf.Tensor | None = None
+    logged: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def contributions(self) -> dict[str, tf.Tensor]:
@@ -256,11 +259,12 @@ class Objective:
         self._check_rows(rows)
         rows |= factors
         weights = self.weights(tensors["step"], states)
-        elbo = None
+        elbo, logged = None, {}
         if divergences := _divergences(tensors):
             divergence = sum_in_order(list(divergences.values()))
             if RELAXED not in tensors:
                 elbo = self._mean_over_samples(-rows[self.likelihood.label] - divergence)
+                logged = self._estimated_from_samples({"": divergence, **divergences}, tensors)
             # Unless a term has this name, it is the divergence that is part of the ELBO.
             rows.setdefault("kl", divergence)
             if len(divergences) > 1:
@@ -287,11 +291,32 @@ class Objective:
             values["regularization"] = total
             weights["regularization"] = tf.constant(1.0)
             loss += values["regularization"]
-        report = LossReport(loss, loss, values, weights, elbo, importance_weighted_bound=bound)
+        report = LossReport(
+            loss, loss, values, weights, elbo, importance_weighted_bound=bound, logged=logged
+        )
         if self.gradient_estimator is None or path is None:
             return report
         surrogate = self._surrogate(self.gradient_estimator, tensors, path, rows, report)
         return dataclasses.replace(report, surrogate=surrogate)
+
+    def _estimated_from_samples(
+        self, divergences: Mapping[str, tf.Tensor], tensors: Tensors
+    ) -> dict[str, tf.Tensor]:
+        """Returns the divergences in closed form that terms of their names estimate, `[batch]`.
+
+        Args:
+            divergences: those of the ELBO by latent, and their sum under "".
+            tensors: of the forward pass.
+        """
+        if not any("kl" in level for level in levels(tensors).values()):
+            return {}
+        found = {f"kl_{latent}" if latent else "kl": value for latent, value in divergences.items()}
+        estimates = [term.label for term in self.terms if _adds_log_posterior(term)]
+        return {
+            name: self._mean_over_samples(value)
+            for name, value in found.items()
+            if name in estimates
+        }
 
     def _bound(self, tensors: Tensors, reconstruction: tf.Tensor) -> tf.Tensor | None:
         if (log_ratio := log_prior_ratio("bound", tensors)) is None:

@@ -265,7 +265,7 @@ class TrainingSteps(Trainer):
             figures["elbo"] = report.elbo
         if report.importance_weighted_bound is not None:
             figures["importance_weighted_bound"] = report.importance_weighted_bound
-        figures |= report.values
+        figures |= report.values | report.logged
         for name, value in report.contributions.items():
             if f"contribution/{name}" in self.running_means:
                 figures[f"contribution/{name}"] = value
