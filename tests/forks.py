@@ -17,12 +17,10 @@ import atexit
 import contextlib
 import functools
 import gc
-import importlib
+import importlib.util
 import io
 import json
 import os
-import random
-import runpy
 import select
 import signal
 import socket
@@ -30,12 +28,16 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
-import types
-import warnings
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+# What a fork does is of the package, whose name a part of the server must not know.
+_FORKS = importlib.util.spec_from_file_location(
+    "forks_of_the_package", CHECKOUT / "vae_research" / "runs" / "cli" / "forks.py"
+)
+_forks = importlib.util.module_from_spec(_FORKS)
+_FORKS.loader.exec_module(_forks)
 
 # A guard against processes that hang; nothing here takes as long on any machine.
 PATIENCE = 1800.0
@@ -264,99 +266,18 @@ def serve(listener):
             asked, streams, *_ = socket.recv_fds(connection, 65536, 2)
             while not asked.endswith(b"\n"):
                 asked += connection.recv(65536)
-            pid = fork()
+            pid = _forks.fork()
             if pid == 0:
                 for stale in (connection, listener, *running.values()):
                     stale.close()
                 for number in (ended, told):
                     os.close(number)
-                be(streams, *json.loads(asked))
+                arguments, cwd, environment = json.loads(asked)
+                _forks.become(arguments, streams, cwd, environment)
             for number in streams:
                 os.close(number)
             running[pid] = connection
             connection.sendall(NUMBER.pack(pid))
-
-
-def fork():
-    with warnings.catch_warnings():
-        # Python warns that TensorFlow's threads are not in the fork, which is what is wanted.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
-
-
-def be(streams, arguments, cwd, environment):
-    """Becomes the process that was asked for; does not return."""
-    signal.set_wakeup_fd(-1)
-    for name in ("SIGCHLD", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, source in enumerate((nothing, *streams)):
-        os.dup2(source, number)
-        os.close(source)
-    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
-    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    if environment.get("PYTHONUNBUFFERED"):
-        sys.stdout = io.TextIOWrapper(
-            os.fdopen(1, "wb", buffering=0, closefd=False), encoding="utf-8", write_through=True
-        )
-    how = {"encoding": "utf-8", "errors": "backslashreplace", "buffering": 1, "closefd": False}
-    sys.stderr = os.fdopen(2, "w", **how)
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(environment)
-    # Otherwise all forks would have the same random numbers where nobody gives a seed.
-    random.seed()
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
-    code = exit_code_of(arguments)
-    threading._shutdown()  # waits for threads
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == -signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    os._exit(code)
-
-
-def exit_code_of(arguments):
-    """Does what `python *arguments` does, and returns its exit code as that would."""
-    try:
-        interpret(arguments)
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return (end.code or 0) & 0xFF
-        print(end.code, file=sys.stderr)
-        return 1
-    except BaseException as error:
-        here = error.__traceback__
-        while here is not None and here.tb_frame.f_code.co_filename in (__file__, runpy.__file__):
-            here = here.tb_next
-        sys.excepthook(type(error), error.with_traceback(here), here)
-        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    return 0
-
-
-def interpret(arguments):
-    path = os.environ["PYTHONPATH"].split(os.pathsep)
-    rest = [entry for entry in sys.path if entry not in path]
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        sys.path[:] = [os.getcwd(), *path, *rest]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        return
-    if arguments[0] == "-c":
-        source, name, first, sys.argv = arguments[1], "<string>", "", ["-c", *arguments[2:]]
-    else:
-        name = os.path.abspath(arguments[0])
-        source, first = Path(name).read_bytes(), os.path.dirname(os.path.realpath(name))
-        sys.argv = arguments
-    sys.path[:] = [first, *path, *rest]
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    if name != "<string>":
-        main.__file__ = name
-    exec(compile(source, name, "exec"), vars(main))
 
 
 def split(parts):
@@ -368,7 +289,7 @@ def split(parts):
             importlib.import_module(module)
         gc.freeze()
         gc.enable()
-        if at == 0 or fork() == 0:
+        if at == 0 or _forks.fork() == 0:
             for other, _ in parts[:at]:
                 os.close(other)
             if "matplotlib.figure" in sys.modules:

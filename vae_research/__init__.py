@@ -89,8 +89,6 @@ if TYPE_CHECKING:
     from vae_research.evaluation.latent_space import neighbour_accuracy as neighbour_accuracy
     from vae_research.evaluation.latent_space import occupied_area as occupied_area
     from vae_research.evaluation.latent_space import t_sne as t_sne
-    from vae_research.evaluation.test_figures import estimate as estimate
-    from vae_research.evaluation.test_figures import notes_on_figures as notes_on_figures
     from vae_research.evaluation.marginal_likelihood import (
         annealed_importance_sampling as annealed_importance_sampling,
     )
@@ -99,6 +97,8 @@ if TYPE_CHECKING:
     )
     from vae_research.evaluation.simulation import Simulated as Simulated
     from vae_research.evaluation.simulation import simulate as simulate
+    from vae_research.evaluation.test_figures import estimate as estimate
+    from vae_research.evaluation.test_figures import notes_on_figures as notes_on_figures
     from vae_research.gradient_estimators import DReG as DReG
     from vae_research.gradient_estimators import GradientEstimator as GradientEstimator
     from vae_research.gradient_estimators import StickingTheLanding as StickingTheLanding

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import print_exc
 from typing import Any, NoReturn
@@ -34,10 +34,18 @@ from vae_research.runs.session.parts import Parts
 
 flags.disclaim_key_flags()
 
-# What is done with an experiment in place of its training: gets its functions, the flags, and the
-# names of those that were given. A tool that runs the file of an experiment sets it.
-instead_of_training: ContextVar[Callable[[Parts, Config, set[str]], None] | None]
-instead_of_training = ContextVar("instead_of_training", default=None)
+# What `taken_parts` has given, while it holds.
+_takes_parts: list[list[Parts | None]] = []
+
+
+@contextmanager
+def taken_parts() -> Iterator[list[Parts | None]]:
+    """Gives a list to which `main` appends its functions, instead of running; `study` a None."""
+    _takes_parts.append([])
+    try:
+        yield _takes_parts[-1]
+    finally:
+        _takes_parts.pop()
 
 
 def main(
@@ -86,6 +94,9 @@ def main(
     if data is not None:
         refuse_unknown_place(data)
     parts = Parts(build, data, callbacks, evaluate, fit_prior)
+    if _takes_parts:
+        _takes_parts[-1].append(parts)
+        return
     _run_to_exit_code(build, functools.partial(_train_experiment, parts, after), arguments)
 
 
@@ -116,6 +127,9 @@ def study(
     """
     if data is not None:
         refuse_unknown_place(data)
+    if _takes_parts:
+        _takes_parts[-1].append(None)
+        return
     command = functools.partial(_carry_out_study, data, check, needs)
     _run_to_exit_code(run_study, command, arguments)
 
@@ -160,10 +174,7 @@ def _train_experiment(
     config: Config,
 ) -> None:
     """Starts or resumes the run of an experiment, unless it is complete."""
-    if (tool := instead_of_training.get()) is not None:
-        tool(parts, config, _given(config))
-        return
-    run_dir, data = complete_run(parts, experiment, config, _given(config))
+    run_dir, data = complete_run(parts, experiment, config, given_flags(config))
     if after is not None and not config.dry_run:
         with streams.hide_startup_output():
             from vae_research.runs.session.fit.stopping import printed_warnings
@@ -173,7 +184,7 @@ def _train_experiment(
         signals.raise_if_received()
 
 
-def _given(config: Config) -> set[str]:
+def given_flags(config: Config) -> set[str]:
     """Returns the names of the flags on the command line."""
     return {name for name in config.as_dict() if is_given(name)}
 
@@ -193,12 +204,12 @@ def _carry_out_study(
             f"{experiment} needs {' and '.join(missing)}: pip install 'vae_research[figures]'."
         )
     run_dir = directory.choose(config.run_dir, experiment)
-    config = with_reduced_batch_size(config, run_dir, _given(config))
+    config = with_reduced_batch_size(config, run_dir, given_flags(config))
     source = sources.collect(run_study, data=made_by(make))
     if resume.completed_study(config, run_dir, experiment, source, may_change(run_study)):
         print(f"{run_dir} is already complete.")
         return
-    config, data = load_data(config, make, _given(config))
+    config, data = load_data(config, make, given_flags(config))
     if check is not None:
         check(config, data)
     if config.dry_run:
@@ -209,7 +220,7 @@ def _carry_out_study(
         from vae_research.runs.session.building import choose_device
         from vae_research.runs.session.studies import carry_out
 
-        device = choose_device(config.device)
+        device = choose_device(config.device, config.threads)
     carry_out(run_study, experiment, config, data, run_dir, device, source)
 
 

@@ -35,6 +35,12 @@ class FileSystemError(RunError):
     exit_code = 7
 
 
+class PrunedError(RunError):
+    """A search has ended the run because others were better at the same epoch."""
+
+    exit_code = 9
+
+
 class TerminatedError(RunError):
     """The process received SIGTERM or SIGHUP."""
 

@@ -226,6 +226,12 @@ def define_standard_flags() -> None:
         "where to compute; auto: on a GPU if there is one",
         may_change=True,
     )
+    define_auto_integer(
+        "threads",
+        "processor cores to compute with, at most; auto: all. Another number may change the last "
+        "bits of results",
+        may_change=True,
+    )
     define_choice(
         "precision",
         "float32",

@@ -290,8 +290,12 @@ def _refuse_range(likelihood: Likelihood, data: Data, low: float, high: float) -
     raise (UsageError if is_given("rescale") or is_given("likelihood") else DataError)(message)
 
 
-def choose_device(wanted: str) -> str:
+def choose_device(wanted: str, threads: int | None = None) -> str:
     """Returns what the run computes on, in words.
+
+    Args:
+        wanted: `--device`.
+        threads: `--threads`, None for as many as there are cores.
 
     Raises:
         UsageError: a GPU is asked for, and TensorFlow finds none or this process hides it.
@@ -308,10 +312,14 @@ def choose_device(wanted: str) -> str:
         else:
             for gpu in found:
                 tf.config.experimental.set_memory_growth(gpu, True)
+        if threads is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
     except RuntimeError:
+        flags = f"--device={wanted}" + (f" --threads={threads}" if threads else "")
         print(
-            f"warning: --device={wanted}: TensorFlow has begun to compute in this process, whose "
-            "devices and memory stay as they are; restart it to change them",
+            f"warning: {flags}: TensorFlow has begun to compute in this process, whose devices, "
+            "memory and threads stay as they are; restart it to change them",
             file=sys.stderr,
         )
     used = tf.config.get_visible_devices("GPU")

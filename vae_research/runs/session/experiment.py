@@ -5,11 +5,13 @@ Imports TensorFlow only when a run is about to start.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae_research import checkpoints
 from vae_research.data import DATASETS, Data
 from vae_research.runs.cli import signals, streams
 from vae_research.runs.cli.config import Config, WatchedConfig
@@ -20,6 +22,7 @@ from vae_research.runs.cli.standard_flags import LABELS
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume
 from vae_research.runs.session.kept import sources
+from vae_research.runs.session.kept.sources import Source
 from vae_research.runs.session.loading import Run, data_of, load_run, made_by, refuse_unknown_place
 from vae_research.runs.session.parts import Parts
 
@@ -34,6 +37,46 @@ FLAGS_OF_DATA = (
     *("dataset", "data_kind", "image_size", "channels", "bad_images", "background"),
     *("stream", "rescale", "binarize", "dequantize"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What the directory of a run holds for a command.
+
+    Attributes:
+        run_dir: the directory, which need not exist.
+        config: the flags, with the batch size, name and note of the run.
+        source: of the command.
+        checkpoint: what the command resumes from, None for a new run.
+        complete: the summary of a run that has all that the command asks for, else None.
+    """
+
+    run_dir: Path
+    config: Config
+    source: Source
+    checkpoint: checkpoints.Checkpoint | None
+    complete: dict[str, Any] | None
+
+
+def look_up(parts: Parts, experiment: str, config: Config, given: Collection[str]) -> Held:
+    """Returns what the run directory of a command holds; writes nothing.
+
+    Args:
+        parts, experiment, config, given: as for `complete_run`.
+
+    Raises:
+        UsageError, DirectoryInUseError, CheckpointError, FileSystemError: the command cannot start
+            or resume a run there.
+    """
+    run_dir = directory.choose(config.run_dir, experiment)
+    config = with_kept_labels(with_reduced_batch_size(config, run_dir, given), run_dir, given)
+    functions = (parts.callbacks, parts.evaluate, parts.fit_prior)
+    more = [experiment_file(each) for each in functions if each is not None]
+    source = sources.collect(parts.build, *more, data=made_by(parts.data))
+    harmless = may_change(parts.build)
+    checkpoint = resume.unfinished(config, run_dir, experiment, source, harmless)
+    complete = resume.complete(config, run_dir, checkpoint, source)
+    return Held(run_dir, config, source, checkpoint, complete)
 
 
 def complete_run(
@@ -52,24 +95,19 @@ def complete_run(
     Returns:
         The run directory; and the data, or what makes them if they have not been needed.
     """
-    run_dir = directory.choose(config.run_dir, experiment)
-    config = with_kept_labels(with_reduced_batch_size(config, run_dir, given), run_dir, given)
-    functions = (parts.callbacks, parts.evaluate, parts.fit_prior)
-    more = [experiment_file(each) for each in functions if each is not None]
-    source = sources.collect(parts.build, *more, data=made_by(parts.data))
-    harmless = may_change(parts.build)
-    checkpoint = resume.unfinished(config, run_dir, experiment, source, harmless)
-    complete = resume.complete(config, run_dir, checkpoint, source)
-    if complete is not None:
+    held = look_up(parts, experiment, config, given)
+    run_dir, checkpoint = held.run_dir, held.checkpoint
+    if held.complete is not None:
         if not config.dry_run:
-            _write_labels(config, run_dir)
+            _write_labels(held.config, run_dir)
         if config.verbose:
+            stopped = held.complete.get("stopped_early", False)
             print(
-                f"{run_dir} is already complete: {complete['epochs']} epochs. "
-                f"{_how_to_train_longer(config, stopped=complete.get('stopped_early', False))}."
+                f"{run_dir} is already complete: {held.complete['epochs']} epochs. "
+                f"{_how_to_train_longer(config, stopped=stopped)}."
             )
         return run_dir, parts.data
-    config, data = load_data(config, parts.data, given)
+    config, data = load_data(held.config, parts.data, given)
     if checkpoint is not None:
         directory.refuse_changed_data(run_dir, directory.read_config(run_dir), data)
     signals.wait_for_steps()
@@ -77,8 +115,8 @@ def complete_run(
         from vae_research.runs.session.building import choose_device
         from vae_research.runs.session.training import Session
 
-        device = choose_device(config.device)
-    session = Session(parts, experiment, config, data, run_dir, checkpoint, device, source)
+        device = choose_device(config.device, config.threads)
+    session = Session(parts, experiment, config, data, run_dir, checkpoint, device, held.source)
     if config.dry_run:
         session.check()
     else:

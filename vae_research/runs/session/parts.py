@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from vae_research.priors.prior import Prior
 
 
+# Make callbacks that watch the run of this process, if it is a point of a sweep. They change
+# nothing that is trained or saved.
+watchers: list[Callable[[], keras.callbacks.Callback]] = []
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """The functions of an experiment, as `runs.main` describes them.

@@ -65,7 +65,7 @@ from vae_research.runs.session.fit.tensorboard import tensorboard_callbacks, wri
 from vae_research.runs.session.kept import provenance, sources
 from vae_research.runs.session.kept.sources import Source
 from vae_research.runs.session.loading import Run
-from vae_research.runs.session.parts import Parts
+from vae_research.runs.session.parts import Parts, watchers
 from vae_research.runs.session.scores import score
 from vae_research.state import saved_variables, sha256
 
@@ -403,7 +403,7 @@ class Session:
                     validation_data=data.validation.on_device(
                         min(_VALIDATION_BATCH, len(data.validation)), names=self.names
                     ),
-                    callbacks=[*callbacks, saving],
+                    callbacks=[*callbacks, saving, *(make() for make in watchers)],
                     verbose=0,
                 )
         finally:

@@ -11,7 +11,6 @@ written.
 from __future__ import annotations
 
 import math
-import runpy
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import Data, DataError
-from vae_research.runs.cli import command, streams
+from vae_research.runs.cli import command, forks, streams
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import RunError, UsageError
-from vae_research.runs.session.experiment import load_data
+from vae_research.runs.cli.flags import parse
+from vae_research.runs.session.experiment import load_data, with_absolute_dataset
 from vae_research.runs.session.loading import load_run, rebuild
 from vae_research.runs.session.parts import Parts
 from vae_research.selfcheck.outcome import FAILED, NOT_APPLICABLE, OK, Outcome
@@ -82,25 +82,17 @@ def check_experiment(path: Path, flags: Sequence[str]) -> int:
     """Checks the new model of an experiment; returns 0, or 1 if a check failed.
 
     Raises:
-        UsageError: there is no such file, or it runs no experiment.
-        SystemExit: flags or data are not valid, after one line, with the exit code of a run.
+        UsageError: there is no such file, it runs no experiment, or flags are not valid.
+        DataError: the data are not valid.
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}.")
-    failed: list[int] = []
-
-    def check(parts: Parts, config: Config, given: set[str]) -> None:
-        failed.append(_check_parts(parts, config, given))
-
-    sys.argv, sys.path[0] = [str(path), *flags], str(path.parent)
-    token = command.instead_of_training.set(check)
-    try:
-        runpy.run_path(str(path), run_name="__main__")
-    finally:
-        command.instead_of_training.reset(token)
-    if not failed:
+    with command.taken_parts() as taken:
+        forks.interpret([str(path), *flags])
+    if not taken or taken[0] is None:
         raise UsageError(f"{path} did not call runs.main: it is no experiment with one model.")
-    return failed[0]
+    config = with_absolute_dataset(parse(taken[0].build, flags))
+    return _check_parts(taken[0], config, command.given_flags(config))
 
 
 def _check_parts(parts: Parts, config: Config, given: set[str]) -> int:

@@ -17,7 +17,13 @@ from vae_research import checkpoints, files
 from vae_research.callbacks.base import Resumable
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.config import Config
-from vae_research.runs.cli.errors import DivergedError, FileSystemError, RunError, UsageError
+from vae_research.runs.cli.errors import (
+    DivergedError,
+    FileSystemError,
+    PrunedError,
+    RunError,
+    UsageError,
+)
 from vae_research.runs.session import directory, logs
 from vae_research.runs.session.fit import callback_states
 from vae_research.runs.session.resume import has_stopped, stops_with
@@ -32,8 +38,9 @@ _TIMES_A_SAVE = 100
 class Saving(keras.callbacks.Callback):
     """Saves a run when a save is due, at a signal, and at the end; restores a saved state.
 
-    It must be the last callback. A state is saved between two calls of the compiled steps, with
-    everything that is needed to resume there: running sums, states of callbacks, lengths of logs.
+    Those that change anything come before it. A state is saved between two calls of the compiled
+    steps, with everything that is needed to resume there: running sums, states of callbacks,
+    lengths of logs.
     If a callback sets `stop_training` within an epoch, training ends after the epoch.
 
     Args:
@@ -161,6 +168,9 @@ class Saving(keras.callbacks.Callback):
         except UsageError:  # a callback has a state that no checkpoint holds
             if self._training_part is not None and self._place[0]:
                 self.save_now()  # the first epoch is not worth it
+            raise
+        except PrunedError:
+            self.save_now()
             raise
         except (RunError, KeyboardInterrupt):
             raise
