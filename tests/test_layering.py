@@ -78,6 +78,7 @@ EXTRAS = {
     "matlab": {"scipy": "scipy"},
     "figures": {"matplotlib": "matplotlib", "sklearn": "scikit-learn"},
     "probability": {"tensorflow_probability": "tensorflow-probability"},
+    "sweep": {"optuna": "optuna"},
 }
 OPTIONAL = {name for packages in EXTRAS.values() for name in packages}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,14 @@ from vae_research.runs.session.parts import Parts
 flags.disclaim_key_flags()
 
 
-def examine(commands: Sequence[tuple[str, Sequence[str]]], *, build: bool) -> dict[str, Any]:
+def examine(
+    commands: Sequence[tuple[str, Sequence[str]]], *, distinct: bool = False, build: bool = False
+) -> dict[str, Any]:
     """Examines the commands of points, up to the first one that cannot run; writes nothing.
 
     Args:
         commands: names of points, and what `python` is given to run them.
+        distinct: no two of them may have the same flags.
         build: also load the data and build the models, which imports TensorFlow.
 
     Returns:
@@ -53,11 +57,12 @@ def examine(commands: Sequence[tuple[str, Sequence[str]]], *, build: bool) -> di
         return answer | {"error": [2, message]}
     parts = taken[0]
     answer |= {"experiment": experiment_name(parts.build), "may_change": []}
-    remembered = _Remembered(parts.data)
-    seen: dict[str, str] = {}
+    remembered = _Remembered(parts.data) if build else None
+    seen: dict[str, str] | None = {} if distinct else None
+    warnings.simplefilter("ignore")  # the run of a point prints them
     for name, arguments in commands:
         try:
-            complete = _examine_point(parts, arguments, remembered if build else None, name, seen)
+            complete = _examine_point(parts, arguments, remembered, name, seen)
         except RunError as error:
             return answer | {"error": [error.exit_code, f"{name}: {error}"]}
         except DataError as error:
@@ -77,7 +82,7 @@ def _examine_point(
     arguments: Sequence[str],
     remembered: _Remembered | None,
     name: str,
-    seen: dict[str, str],
+    seen: dict[str, str] | None,
 ) -> bool:
     """Returns whether a point is complete; raises what its command would end with."""
     flags.FLAGS.unparse_flags()
@@ -85,7 +90,7 @@ def _examine_point(
     config = with_absolute_dataset(parse(parts.build, arguments[1:]))
     given = given_flags(config)
     values = repr(sorted(config.replace(run_dir=None).as_dict().items()))
-    if (other := seen.setdefault(values, name)) != name:
+    if seen is not None and (other := seen.setdefault(values, name)) != name:
         raise UsageError(f"it has the same flags as {other}.")
     held = look_up(parts, experiment_name(parts.build), config, given)
     if held.complete is not None:

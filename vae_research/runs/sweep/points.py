@@ -15,6 +15,7 @@ from vae_research.runs.cli.errors import UsageError
 OWN_FLAGS = {
     "run_dir": "every point has its own run directory below --into",
     "dry_run": "--check examines all points and trains none",
+    "threads": "all points have those of --threads of the sweep, by default their share of cores",
 }
 _FLAG = re.compile(r"[A-Za-z]\w*")
 # Characters of a value that are not put into a folder's name.

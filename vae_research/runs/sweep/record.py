@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.errors import DirectoryInUseError, UsageError
 from vae_research.runs.session import directory
 from vae_research.runs.sweep.points import Point
 
 SWEEP, OUTPUT = "sweep.json", "output"
 _FORMAT = 1
+_BETWEEN_LOOKS = 0.2  # seconds
 _SCHEMA = {
     "format": int,
     "identity": str,
@@ -134,9 +139,57 @@ def refuse_other(before: Record, now: Record) -> None:
         )
     if ("search" in before.settings) != ("search" in now.settings):
         raise UsageError(f"{before.into} holds a sweep of another kind. {advice}")
+    if "search" in now.settings:
+        for name in sorted(before.settings.keys() | now.settings.keys()):
+            old, new = (each.settings.get(name, "not given") for each in (before, now))
+            if old != new:
+                raise UsageError(
+                    f"{before.into} holds another search: --{name} was {old}, now {new}. {advice}"
+                )
+        return
     lost = [name for name in before.points if name not in now.points]
-    if lost and "search" not in now.settings:
+    if lost:
         raise UsageError(
             f"{before.into} holds a sweep with other points, such as {lost[0]}. It can be extended "
             f"by more values and seeds. {advice}"
         )
+
+
+@contextmanager
+def locked(into: Path) -> Iterator[None]:
+    """Holds the lock of a sweep; waits for points of a killed sweep, which hold it while they save.
+
+    Raises:
+        DirectoryInUseError: another sweep holds it.
+    """
+    has_said = False
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(directory.locked(into))
+                break
+            except DirectoryInUseError as error:
+                if not _has_ended(into / directory.LOCK):
+                    message = str(error).replace("--run_dir", "--into")
+                    raise DirectoryInUseError(message) from error
+            if not has_said:
+                print(
+                    "Waiting for points of a sweep that was killed: they save and end.", flush=True
+                )
+                has_said = True
+            time.sleep(_BETWEEN_LOOKS)
+        yield
+
+
+def _has_ended(lock: Path) -> bool:
+    """Returns whether the sweep that took a lock has ended, on this machine."""
+    found = re.match(r"process (\d+) on (\S+) since", lock.read_text(encoding="utf-8"))
+    if found is None or found[2] != os.uname().nodename:
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -10,7 +10,6 @@ import keras
 
 from vae_research.runs.cli.errors import PrunedError
 from vae_research.runs.session.scores import score
-from vae_research.runs.sweep.workers import PRUNE
 
 
 class Reporting(keras.callbacks.Callback):
@@ -18,11 +17,12 @@ class Reporting(keras.callbacks.Callback):
 
     Args:
         connection: to the sweep.
+        ends: the answer, a byte, that ends the run.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, ends: bytes) -> None:
         super().__init__()
-        self._connection = connection
+        self._connection, self._ends = connection, ends
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Reports and waits for the answer."""
@@ -36,7 +36,7 @@ class Reporting(keras.callbacks.Callback):
             answer = self._connection.recv(1)
         except OSError:  # the sweep has been killed, and a signal follows
             return
-        if answer == PRUNE:
+        if answer == self._ends:
             raise PrunedError(
                 f"ended by the search after epoch {epoch + 1}: others were better by then. The "
                 "state is saved."

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from vae_research.runs.cli.errors import PrunedError, UsageError
 from vae_research.runs.session import directory
-from vae_research.runs.session.scores import score
 from vae_research.runs.sweep.points import OWN_FLAGS, Point, name_of, parse_assignment
 from vae_research.runs.sweep.record import Record
 
@@ -263,6 +262,8 @@ class Search:
 
     def _value(self, point: Point) -> float | None:
         """Returns the validation score of a point after its last epoch."""
+        from vae_research.runs.session.scores import score  # which imports TensorFlow
+
         metrics = directory.read_metrics(self._record.into / point.name / directory.METRICS)
         value = score(metrics[-1], "validation/") if metrics else None
         return value if value is not None and math.isfinite(value) else None

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib
 import importlib.util
 import io
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -20,16 +22,23 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vae_research.runs.cli import forks, streams
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import parts
 from vae_research.runs.sweep.record import OUTPUT
 
+if TYPE_CHECKING:
+    import keras
+
 GO_ON, PRUNE = b"g", b"p"  # answers to a report
 # Seconds between two looks at processes that end without a word.
 _LOOK = 0.5
+# What experiments compose models of.
+_PARTS_OF_MODELS = [
+    f"vae_research.{name}" for name in ("losses", "bottlenecks", "priors", "networks")
+]
 _TAIL = 8192  # bytes of the output in which the last line is looked for
 
 
@@ -68,9 +77,9 @@ def preload() -> None:
     with streams.hide_startup_output(), without_garbage_collection():
         importlib.import_module("vae_research.runs.session.training")
         importlib.import_module("vae_research.runs.sweep.reporting")
-        package = importlib.import_module("vae_research")
-        for name in package.__all__:
-            getattr(package, name)
+        for package in _PARTS_OF_MODELS:
+            for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+                importlib.import_module(f"{package}.{module.name}")
         if importlib.util.find_spec("matplotlib") is not None:
             # The first figure of a process loads fonts.
             figure = importlib.import_module("matplotlib.figure").Figure()
@@ -195,15 +204,15 @@ def _become(
     """Becomes the process of a point."""
     os.setsid()  # Ctrl-C in the terminal is for the sweep, which passes it on
     threading.Thread(target=_end_with_the_sweep, args=(alive,), daemon=True).start()
-    _watch(connection)
+    parts.watchers.append(functools.partial(_reporting, connection))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     forks.become(arguments, (output, output), os.getcwd(), environment)
 
 
-def _watch(connection: socket.socket) -> None:
+def _reporting(connection: socket.socket) -> keras.callbacks.Callback:
     from vae_research.runs.sweep.reporting import Reporting
 
-    parts.watchers.append(lambda: Reporting(connection))
+    return Reporting(connection, PRUNE)
 
 
 def _end_with_the_sweep(alive: int) -> None:
