@@ -144,7 +144,7 @@ def name_of(flags: Mapping[str, str]) -> str:
     'dataset=data-digits.npz,seed=0'
     """
     return ",".join(
-        f"{name}={_UNSAFE.sub('-', value).strip('-') or 'empty'}" for name, value in flags.items()
+        f"{name}={_UNSAFE.sub('-', value.strip('/ ')) or 'empty'}" for name, value in flags.items()
     )
 
 

@@ -1,0 +1,145 @@
+"""Sweeps at full length: 24 points beside 24 commands, and sweeps that are killed again and again.
+
+Every day there are four points, and one kill. `pytest -rP` shows what was counted.
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+
+import pytest
+
+from tests import forks
+from tests.proofs import SOAK, tell
+from tests.test_sweep import COMMAND, EXPERIMENT, TINY, state_of, weights
+from vae_research import checkpoints
+from vae_research.runs.sweep import record
+
+KILLS = 20 if SOAK else 1
+
+
+def cpu_seconds():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def resident(pid):
+    """Memory of a process in bytes, pages that it shares among them."""
+    with open(f"/proc/{pid}/statm") as numbers:
+        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def watched(process, into):
+    """Returns the memory of a sweep by the number of points that have ended, and its end."""
+    memory = {}
+    while process.is_running():
+        if (into / "sweep.json").exists():
+            memory[[*state_of(into).values()].count("done")] = resident(process.pid)
+        time.sleep(0.1)
+    return memory, process.ended()
+
+
+@pytest.mark.soak
+def test_24_points_take_at_most_0_6_of_the_time_of_24_commands(dataset, tmp_path):
+    weighted = [f"--over=kl_weight={','.join(map(str, range(1, 9)))}", "--seeds=3", "--jobs=2"]
+    flags = [*TINY, dataset]
+    used, began = cpu_seconds(), time.monotonic()
+    sweep = forks.start_alone(*COMMAND, *weighted, *flags, "--into=sweep", cwd=tmp_path)
+    memory, sweep = watched(sweep, tmp_path / "sweep")
+    seconds, used = time.monotonic() - began, cpu_seconds() - used
+    assert sweep.returncode == 0, sweep.stderr
+    points = record.read(tmp_path / "sweep").points
+    assert len(points) == 24
+    used_alone, began = cpu_seconds(), time.monotonic()
+    for name, point in points.items():
+        own = [f"--{flag}={value}" for flag, value in point["flags"].items()]
+        threads = f"--threads={point['threads']}"
+        where = f"--run_dir={tmp_path / 'alone' / name}"
+        alone = forks.alone(EXPERIMENT, *flags, *own, threads, where, "--verbose=0", cwd=tmp_path)
+        assert alone.returncode == 0, alone.stderr
+    seconds_alone, used_alone = time.monotonic() - began, cpu_seconds() - used_alone
+    for name in points:
+        assert weights(tmp_path / "sweep" / name) == weights(tmp_path / "alone" / name), name
+    growth = memory[max(memory)] / memory[min(count for count in memory if count >= 3)] - 1
+    tell(
+        "24 points and 24 commands",
+        seconds=[round(seconds, 1), round(seconds_alone, 1)],
+        cpu_seconds=[round(used, 1), round(used_alone, 1)],
+        ratio=round(seconds / seconds_alone, 3),
+        growth_of_memory=round(growth, 4),
+        megabytes=round(memory[max(memory)] / 1e6),
+    )
+    assert seconds <= 0.6 * seconds_alone
+    assert abs(growth) <= 0.02
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_at_random_loses_nothing_and_repeats_nothing(dataset, tmp_path):
+    """Its points are those of an undisturbed sweep; steps that were saved are not trained again."""
+    seeds = 6 if SOAK else 2
+    # 5 steps in each epoch; saved after each call.
+    flags = [*TINY, dataset, "--epochs=8", f"--seeds={seeds}", "--jobs=2", "--checkpoint_steps=1"]
+    flags += ["--steps_per_call=1", "--checkpoint_minutes=0"]
+    whole = forks.run(*COMMAND, *flags, "--into=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    chance, kills, steps, into = random.Random(0), 0, {}, tmp_path / "killed"
+    finished = {}
+    while True:
+        process = forks.start(*COMMAND, *flags, "--into=killed", cwd=tmp_path)
+        if kills < KILLS:
+            wait_until_it_trains(process, into, chance.uniform(0.0, 3.0))
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        if process.ended().returncode != -signal.SIGKILL:
+            assert process.returncode == 0, process.stderr
+            break
+        with record.locked(into):  # the points have saved
+            for name, state in state_of(into).items():
+                newest = checkpoints.newest(into / name / "checkpoints")
+                assert (newest.step if newest else 0) >= steps.get(name, 0), name
+                steps[name] = newest.step if newest else 0
+                if state == "done":
+                    summary = (into / name / "summary.json").stat()
+                    assert finished.setdefault(name, summary) == summary
+    names = state_of(into)
+    assert [*names.values()] == ["done"] * seeds
+    for name in names:
+        assert weights(into / name) == weights(tmp_path / "whole" / name)
+        records = [
+            [json.loads(line)["step"] for line in (folder / name / "metrics.jsonl").open()]
+            for folder in (into, tmp_path / "whole")
+        ]
+        assert records[0] == records[1]
+    tell("kills of a sweep", kills=kills, finished_before_the_last=len(finished))
+
+
+def wait_until_it_trains(process, into, more):
+    """Waits until points have begun, and a little more."""
+    while process.is_running():
+        if (into / "sweep.json").exists() and "running" in state_of(into).values():
+            break
+        time.sleep(0.02)
+    time.sleep(more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_all_points_with_a_save(number, code, dataset, tmp_path):
+    flags = [*TINY, dataset, "--epochs=100000", "--seeds=2", "--jobs=2", "--into=sweep"]
+    process = forks.start(*COMMAND, *flags, cwd=tmp_path)
+    into = tmp_path / "sweep"
+    while process.is_running() and len([*into.glob("*/metrics.jsonl")]) < 2:
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.ended()
+    assert process.returncode == code, process.stderr
+    assert process.stderr.count("\n") == 1
+    assert "the same command resumes" in process.stderr
+    assert [*state_of(into).values()] == ["interrupted"] * 2
+    for name in state_of(into):
+        saved = checkpoints.newest(into / name / "checkpoints")
+        assert saved is not None
+        assert saved.step > 0
