@@ -208,10 +208,10 @@ class Likelihood(LossTerm):
     def mean(self, *tensors: tf.Tensor) -> tf.Tensor:
         """Returns the mean of p(x|z), in data space, shaped as the targets."""
 
-    def sample(self, seed: tf.Tensor) -> tf.Tensor:
+    def sample(self, *tensors: tf.Tensor) -> tf.Tensor:
         """Returns a draw from p(x|z), shaped as the targets, float32.
 
-        In a subclass, the parameters of this method after `seed`, a stateless key `[2]`, name the
+        In a subclass, the first parameter is `seed`, a stateless key `[2]`, and the others name the
         tensors that it reads, which `log_likelihood` reads as well.
 
         Raises:

@@ -150,8 +150,8 @@ def evaluate(settings: argparse.Namespace) -> None:
 def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Estimate]:
     """Returns the figures of one kind of images."""
     from vae_research.evaluation import marginal_likelihood
-    from vae_research.evaluation.estimates import estimate
     from vae_research.evaluation.simulation import simulate
+    from vae_research.evaluation.test_figures import estimate
 
     names = ("chains", "temperatures", "leapfrog_steps", "seed")
     common: dict[str, Any] = {
