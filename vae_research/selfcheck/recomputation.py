@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_research.bottlenecks.gaussian import GaussianBottleneck
-from vae_research.evaluation.estimates import Estimate
-from vae_research.evaluation.test_figures import estimate
+from vae_research.evaluation.estimates import Estimate, estimate_arrays
 from vae_research.losses.reconstruction import Bernoulli, Gaussian
 from vae_research.losses.term import Likelihood
 from vae_research.model import VAE
@@ -197,7 +196,7 @@ class Recomputation:
             seed: of NumPy's noise.
         """
         arrays = {name: np.asarray(values) for name, values in data.items()}
-        theirs = estimate(self._model, arrays, num_samples=num_samples, per_example=True)
+        theirs = estimate_arrays(self._model, arrays, num_samples=num_samples, per_example=True)
         x = arrays["inputs"].astype(np.float64)
         mean, log_var = self.heads(x)
         random, rows = np.random.default_rng(seed), len(x)

@@ -17,7 +17,6 @@ from vae_research.evaluation.estimates import Estimate
 from vae_research.evaluation.importance import largest_reliable_pareto_k
 from vae_research.evaluation.test_figures import notes_on_figures
 from vae_research.execution import Execution
-from vae_research.losses.reconstruction import Bernoulli
 from vae_research.losses.term import Likelihood
 from vae_research.model import VAE
 from vae_research.runs.cli.config import SEEDS_OF_PARTS, Config
@@ -71,15 +70,16 @@ def describe_model(model: VAE, data: Data, execution: Execution) -> dict[str, An
 def measure_of(likelihood: Likelihood) -> str:
     """Returns in words what log p(x|z) is the logarithm of; only figures of one measure compare.
 
+    >>> from vae_research.losses.reconstruction import Bernoulli
     >>> measure_of(Bernoulli(observed="mask"))
     'probability of targets where mask'
     """
     parts = []
     for factor in likelihood.factors:
-        # Bernoulli also takes grey values, so that it names no spacing; its note says what they do.
-        discrete = factor.spacing is not None or isinstance(factor, Bernoulli)
         where = f" where {factor.observed}" if factor.observed else ""
-        parts.append(f"{'probability' if discrete else 'density'} of {factor.target}{where}")
+        parts.append(
+            f"{'density' if factor.is_density else 'probability'} of {factor.target}{where}"
+        )
     return ", ".join(sorted(parts))
 
 

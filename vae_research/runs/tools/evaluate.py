@@ -150,8 +150,8 @@ def evaluate(settings: argparse.Namespace) -> None:
 def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Estimate]:
     """Returns the figures of one kind of images."""
     from vae_research.evaluation import marginal_likelihood
+    from vae_research.evaluation.estimates import estimate_arrays
     from vae_research.evaluation.simulation import simulate
-    from vae_research.evaluation.test_figures import estimate
 
     names = ("chains", "temperatures", "leapfrog_steps", "seed")
     common: dict[str, Any] = {
@@ -177,7 +177,7 @@ def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Es
         simulated = simulate(run.model, settings.images, seed=settings.seed, **given)
         data = simulated.data
         figures = marginal_likelihood.bidirectional_monte_carlo(run.model, simulated, **common)
-    other = estimate(
+    other = estimate_arrays(
         run.model,
         data,
         num_samples=settings.importance_samples,
