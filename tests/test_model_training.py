@@ -29,6 +29,7 @@ from vae_research import (
     MonteCarloKL,
     dense_decoder,
     dense_encoder,
+    keras_inputs,
     named,
 )
 
@@ -793,34 +794,47 @@ def test_weight_two_is_the_example_twice():
 
     twice_loss, twice = step(IMAGES[[0, 0, 1]])
     weighted_loss, weighted = step(IMAGES[[0, 1]], np.array([2.0, 1.0], "float32"))
-    # (2a + b) / 3 and (2a + b) / 2: as in Keras, the mean is taken over the number of examples.
-    assert weighted_loss == pytest.approx(1.5 * twice_loss, rel=1e-5)
+    assert weighted_loss == pytest.approx(twice_loss, rel=1e-5)
     for one, other in zip(weighted, twice, strict=True):
-        np.testing.assert_allclose(one, 1.5 * other, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_weights_of_examples_are_used_in_an_evaluation_and_leave_the_elbo_alone():
+def test_equal_weights_of_examples_change_no_figure():
     vae = standing()
     plain = vae.evaluate(IMAGES, IMAGES, verbose=0, return_dict=True)
     half = np.full(len(IMAGES), 0.5, "float32")
     figures = vae.evaluate(IMAGES, IMAGES, sample_weight=half, verbose=0, return_dict=True)
-    assert figures == pytest.approx({**plain, "loss": 0.5 * plain["loss"]}, rel=1e-5)
+    assert figures == pytest.approx(plain, rel=1e-5)
 
 
-def test_an_evaluation_without_y_uses_the_weights_too():
-    vae = standing()
-    plain = vae.evaluate(IMAGES, verbose=0, return_dict=True)
-    half = np.full(len(IMAGES), 0.5, "float32")
-    figures = vae.evaluate(IMAGES, sample_weight=half, verbose=0, return_dict=True)
-    assert figures["loss"] == pytest.approx(0.5 * plain["loss"], rel=1e-5)
+def test_the_loss_of_an_evaluation_is_the_weighted_mean_over_all_batches():
+    vae, weights = standing(), np.arange(len(IMAGES), dtype="float32")
+    of_batches = []
+    for start in range(0, len(IMAGES), 8):
+        _, report = vae.report(IMAGES[start : start + 8], seed=vae.evaluation_key(start))
+        of_batches.append(report.loss.numpy())
+    losses = np.concatenate(of_batches)
+    found = vae.evaluate(IMAGES, sample_weight=weights, batch_size=8, verbose=0, return_dict=True)
+    assert found["loss"] == pytest.approx(np.average(losses, weights=weights), rel=1e-5)
+    assert found["loss"] != pytest.approx(losses.mean(), rel=1e-4)
+    # The others are unweighted, and the noise of a batch does not depend on the weights.
+    plain = vae.evaluate(IMAGES, batch_size=8, verbose=0, return_dict=True)
+    assert found["elbo"] == plain["elbo"] == pytest.approx(-losses.mean(), rel=1e-5)
 
 
 def test_weights_of_examples_do_not_scale_the_regularization():
     # As in Keras: a regulariser belongs to the weights of the network and not to an example.
     vae = standing(encoder=regularised_encoder)
-    figures = vae.test_on_batch(IMAGES, sample_weight=np.zeros(len(IMAGES)), return_dict=True)
-    assert figures["regularization"] > 0.1
-    assert figures["loss"] == pytest.approx(figures["regularization"], rel=1e-5)
+    plain = vae.test_on_batch(IMAGES, return_dict=True)
+    some = np.zeros(len(IMAGES), "float32")
+    some[:2] = 5.0
+    assert plain["regularization"] > 0.1
+    _, report = vae.report(IMAGES)
+    found = keras_inputs.weighted_mean(report.loss, report, some)
+    wanted = report.loss[:2].numpy().mean()  # which has the regularization once
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+    found = keras_inputs.weighted_mean(report.loss, report, 0.0 * some)
+    assert float(found) == pytest.approx(plain["regularization"], rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(BATCH, 1), (BATCH, 16)])

@@ -302,25 +302,44 @@ def refuse_unscaled_float16(
         )
 
 
-def weighted(values: tf.Tensor, report: LossReport, sample_weight: tf.Tensor | None) -> tf.Tensor:
-    """Returns the loss of each example times its weight, `[batch]`.
-
-    Statistics of the whole batch and regularization are not weighted.
+def as_weights(sample_weight: tf.Tensor) -> tf.Tensor:
+    """Returns the weights of examples, float32 `[batch]`.
 
     Raises:
-        ValueError: the weights are not one per example.
+        ValueError: they are not one per example.
     """
-    if sample_weight is None:
-        return values
-    sample_weight = tf.cast(sample_weight, values.dtype)
+    sample_weight = tf.cast(sample_weight, tf.float32)
     if sample_weight.shape.rank not in (None, 1):
         raise ValueError(
             f"sample_weight has shape {sample_weight.shape}; a VAE takes one weight per example, "
             "[batch]."
         )
+    return sample_weight
+
+
+def weighted_mean(
+    values: tf.Tensor, report: LossReport, sample_weight: tf.Tensor | None
+) -> tf.Tensor:
+    """Returns the mean loss of a batch, in which an example of weight 2 counts as two.
+
+    Statistics of the whole batch and regularization are not weighted. If all weights are 0, they
+    are all there is.
+
+    Args:
+        values: the loss of each example, `[batch]`.
+        report: of the batch.
+        sample_weight: `[batch]`; None are equal ones.
+
+    Raises:
+        ValueError: the weights are not one per example.
+    """
+    if sample_weight is None:
+        return tf.reduce_mean(values)
+    weights = as_weights(sample_weight)
     of_the_batch = sum(
         contribution
         for name, contribution in report.contributions.items()
         if report.values[name].shape.rank == 0
     )
-    return (values - of_the_batch) * sample_weight + of_the_batch
+    total = tf.reduce_sum((values - of_the_batch) * weights)
+    return tf.math.divide_no_nan(total, tf.reduce_sum(weights)) + of_the_batch

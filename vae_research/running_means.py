@@ -30,6 +30,7 @@ class RunningMeans:
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
         # Which of them this model has values for is known once a step has been traced.
         self._reported = ["loss", *labels]
+        self._unweighted = labels[0]
 
     def __contains__(self, name: str) -> bool:
         """Returns whether there is a mean of that name."""
@@ -37,8 +38,8 @@ class RunningMeans:
 
     @property
     def count(self) -> tf.Variable:
-        """Examples since the last reset, a float32 scalar."""
-        return self._means["loss"].count
+        """Examples since the last reset, a scalar."""
+        return self._means[self._unweighted].count
 
     @property
     def reported(self) -> list[keras.metrics.Metric]:
@@ -50,15 +51,22 @@ class RunningMeans:
         """All means, including those not logged yet."""
         return list(self._means.values())
 
-    def update(self, figures: Mapping[str, tf.Tensor], count: tf.Tensor) -> None:
+    def update(
+        self,
+        figures: Mapping[str, tf.Tensor],
+        count: tf.Tensor,
+        weights: Mapping[str, tf.Tensor] | None = None,
+    ) -> None:
         """Adds the figures of a batch.
 
         Args:
             figures: `[batch]` vectors or scalars by name.
             count: examples of the batch; a scalar figure counts for all of them.
+            weights: of the examples, `[batch]`, by the name of a figure; others have equal ones.
         """
+        weights = weights or {}
         for name, values in figures.items():
-            weight = count if values.shape.rank == 0 else None
+            weight = count if values.shape.rank == 0 else weights.get(name)
             self._mean(name).update_state(values, sample_weight=weight)
         self._reported = [name for name in self._means if name in figures]
 

@@ -12,7 +12,7 @@ from vae_research.codes import CodeLayout
 from vae_research.controllers import Controller, first_state, next_state, observed
 from vae_research.critics import Critic, checked_critics
 from vae_research.epochs import EpochClock
-from vae_research.keras_inputs import unpack, weighted
+from vae_research.keras_inputs import as_weights, unpack, weighted_mean
 from vae_research.losses.term import Likelihood
 from vae_research.objective import LossReport, Objective
 from vae_research.randomness import evaluation_key, fold_in, training_key
@@ -131,11 +131,9 @@ class TrainingSteps(Trainer):
     def scaled_loss(self, report: LossReport, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
         """Returns the scalar that a training step differentiates.
 
-        It is the mean of the surrogate with sample weights, times the scale of a
-        `LossScaleOptimizer`.
+        It is the weighted mean of the surrogate, times the scale of a `LossScaleOptimizer`.
         """
-        loss = tf.reduce_mean(weighted(report.surrogate, report, sample_weight))
-        return self.optimizer.scale_loss(loss)
+        return self.optimizer.scale_loss(weighted_mean(report.surrogate, report, sample_weight))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One training step on a batch; returns the running means of this epoch.
@@ -260,7 +258,9 @@ class TrainingSteps(Trainer):
         more: Mapping[str, tf.Tensor],
     ) -> dict[str, tf.Tensor]:
         # `loss` has the sample weights, as in training; the other figures are unweighted.
-        figures = {"loss": weighted(report.loss, report, sample_weight)}
+        figures, weights = {"loss": report.loss}, {}
+        if sample_weight is not None:
+            weights["loss"] = as_weights(sample_weight)
         if report.elbo is not None:
             figures["elbo"] = report.elbo
         if report.importance_weighted_bound is not None:
@@ -278,7 +278,7 @@ class TrainingSteps(Trainer):
                     f"The step reports {name!r} already; give the figure another name."
                 )
             figures[name] = tf.convert_to_tensor(value)
-        self.running_means.update(figures, tf.shape(report.loss)[0])
+        self.running_means.update(figures, tf.shape(report.loss)[0], weights)
         return self.get_metrics_result()
 
 
