@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,6 +104,8 @@ CONTENDERS = (
     ),
     Contender("pythae", "pythae's trainer", "pythae_trainer", "pythae", has_nll=True),
 )
+# For one request; a processor without instructions for bfloat16 can take that long.
+_LONGEST_SECONDS = 900.0
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
 
 
@@ -201,14 +204,28 @@ class Worker:
         """Returns the answer to a request.
 
         Raises:
-            ContenderError: the process ended.
+            ContenderError: the process ended, or took more than a quarter of an hour.
         """
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self.process.kill()
+
+        timer = threading.Timer(_LONGEST_SECONDS, give_up)
+        timer.start()
         try:
             self.process.stdin.write(json.dumps({"do": do} | request) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise ContenderError(
+                f"{self.contender.name} took more than {_LONGEST_SECONDS:.0f} seconds to {do}"
+            )
         if not line:
             said = self.log.read_text(errors="replace").strip().splitlines()[-1:]
             raise ContenderError(f"{self.contender.name} ended: {' '.join(said)} (see {self.log})")

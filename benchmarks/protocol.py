@@ -5,6 +5,7 @@ A contender is a class with
     __init__(work, variant)         builds model and data
     train(go_on, step_done)         trains whole epochs while `go_on()`; losses of the epochs, nats
     negative_log_likelihood(count)  optional: importance-weighted, of the first test images, nats
+    nll_ceiling(count)              optional: noise and decoder products of that, and nothing else
     matrix_products()               optional: {"float32": ..., "bfloat16": ...}, FLOP/s
     description                     optional: how it runs, in words
 
@@ -49,6 +50,10 @@ def serve(contender: type, packages: Iterable[str]) -> None:
                 answer = _measure(running, **request)
             case "nll":
                 answer = _measure_nll(running, **request)
+            case "nll_ceiling":
+                started = time.perf_counter()
+                running.nll_ceiling(**request)
+                answer = {"seconds": time.perf_counter() - started, "images": request["count"]}
             case "peak":
                 answer = {"flops": running.matrix_products()}
             case "versions":
@@ -114,21 +119,36 @@ def _measure_nll(running: Any, count: int) -> dict[str, Any]:
     return {"seconds": seconds, "images": count, "nll": value, "peak_memory": peak_memory()}
 
 
-def best_matrix_product(multiply: Callable[[], Any], side: int, repeats: int = 8) -> float:
+def best_matrix_product(
+    product: Callable[[int], Callable[[], Any]],
+    side: int = 2048,
+    repeats: int = 8,
+    seconds: float = 5.0,
+) -> float:
     """Returns FLOP/s of the fastest of several products of two square matrices.
 
+    It begins with small matrices and ends with the largest whose products should take no more than
+    `seconds` in all: without instructions for bfloat16 a single large one can take minutes.
+
     Args:
-        multiply: computes the product and waits for it.
-        side: of the matrices.
+        product: from a side to a function that computes the product and waits for it.
+        side: of the largest matrices.
         repeats: number of products.
+        seconds: for the products of one side.
     """
-    multiply()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
+    this = min(128, side)
+    while True:
+        multiply = product(this)
         multiply()
-        times.append(time.perf_counter() - started)
-    return 2.0 * side**3 / min(times)
+        times: list[float] = []
+        while len(times) < repeats and sum(times) < seconds:
+            started = time.perf_counter()
+            multiply()
+            times.append(time.perf_counter() - started)
+        # Twice the side takes 8 times as long; the first product is one of them.
+        if this == side or 8 * (1 + repeats) * min(times) > seconds:
+            return 2.0 * this**3 / min(times)
+        this = min(2 * this, side)
 
 
 def peak_memory() -> int:

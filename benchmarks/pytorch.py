@@ -113,12 +113,15 @@ class PyTorch:
 
     def matrix_products(self) -> dict[str, float]:
         """Returns FLOP/s of one large product by precision."""
-        side, speeds = 2048, {}
+        speeds = {}
         for dtype in (torch.float32, torch.bfloat16):
-            a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
-            out = torch.empty(side, side, dtype=dtype)
-            speed = best_matrix_product(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), side)
-            speeds[str(dtype).removeprefix("torch.")] = speed
+
+            def product(side: int, dtype: torch.dtype = dtype) -> Callable[[], torch.Tensor]:
+                a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
+                out = torch.empty(side, side, dtype=dtype)
+                return lambda: torch.mm(a, b, out=out)
+
+            speeds[str(dtype).removeprefix("torch.")] = best_matrix_product(product)
         return speeds
 
 

@@ -100,6 +100,10 @@ def _nll(section: dict[str, Any]) -> tuple[str, str]:
         memory = max(each["peak_memory"] for each in line["measured"])
         row = [line["title"], _whole(speeds), _ratio(speeds, base), f"{line['nll']:.1f}"]
         rows.append([*row, f"{memory / 2**20:,.0f} MB"])
+    if section.get("ceiling"):
+        speeds = _speeds({"measured": section["ceiling"]})
+        title = "noise and decoder products of this package alone"
+        rows.append([title, _whole(speeds), _ratio(speeds, base), "", ""])
     head = ["", "images per second", "times pythae", "NLL, nats", "peak memory"]
     title = f"importance-weighted NLL with 200 samples, {section['work']['title']}"
     return title, runs.markdown_table(head, rows)

@@ -9,8 +9,8 @@ images, Glorot's weights, an output bias that makes the mean image, Adam with a 
 the draw of the binarised test images differ from theirs.
 
 Command: scripts/run experiments/iwae_paper.py --epochs=3280 --importance_samples=5000
-Time: TODO
-Expect: TODO
+Time: 3.8 seconds an epoch on 2 quiet cores, 3.5 hours in all
+Expect: NLL 86.76 as in the paper, not reached yet; validation ELBO -95.4 after 119 of the epochs
 """
 
 import keras
@@ -72,7 +72,7 @@ def build(config, data):
         vr.GaussianBottleneck(latent_dim),
         decoder,
         [vr.Bernoulli(), vr.MonteCarloKL()],
-        seed=config.seed,
+        seed=config.noise_seed,
     )
     rate = learning_rate(config, data.train.steps(config.batch_size))
     model.compile(AdamFromOne(rate, beta_1=0.99, epsilon=1e-4), run_eagerly=config.run_eagerly)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import vae_research as vr
-from benchmarks import sections, streams, tables
+from benchmarks import contenders, protocol, sections, streams, tables
 from benchmarks.contenders import BY_NAME, CONTENDERS, Contender, ContenderError, Worker
 from benchmarks.works import CONVOLUTIONAL, DENSE_20, DENSE_128, WORKS, as_float
 from tests import forks
@@ -187,6 +187,38 @@ def test_the_likelihood_is_of_the_same_images_and_a_turn_is_filled(monkeypatch):
     assert [measured["images"] for measured in line["measured"]] == [45, 45]
     text = tables.markdown({"machine": MACHINE, "sections": {"nll": section}})
     assert f"| {BY_NAME['ours'].title} | 50 (50 to 50) | - | 5.0 | 1,024 MB |" in text
+    assert [each["images"] for each in section["ceiling"]] == [45, 45]
+    assert "| noise and decoder products of this package alone | 50 (50 to 50) | - |" in text
+
+
+@pytest.mark.parametrize(("rate", "largest"), [(1e12, 2048), (1e9, 512), (1e7, 128)])
+def test_a_matrix_product_is_measured_within_a_time(rate, largest, monkeypatch):
+    now, sides = [0.0], []
+    monkeypatch.setattr(protocol.time, "perf_counter", lambda: now[0])
+
+    def product(side):
+        def multiply():
+            now[0] += 2.0 * side**3 / rate
+            sides.append(side)
+
+        return multiply
+
+    assert protocol.best_matrix_product(product, 2048) == pytest.approx(rate)
+    assert max(sides) == largest
+    assert now[0] < 10.0
+
+
+def test_a_contender_that_does_not_answer_is_ended(monkeypatch, tmp_path):
+    program = tmp_path / "sleeps"
+    program.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(contenders, "python_of", lambda environment: str(program))
+    monkeypatch.setattr(contenders, "_LONGEST_SECONDS", 0.2)
+    with (
+        pytest.raises(ContenderError, match=r"^ours took more than 0 seconds to measure$"),
+        Worker(BY_NAME["ours"]) as worker,
+    ):
+        worker.ask("measure")
 
 
 def test_another_training_is_named():

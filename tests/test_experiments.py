@@ -85,7 +85,7 @@ SPLITS = "train", "validation"
 DATASETS = {"own_data": "pictures", "colour_vae": "pictures"}
 
 # They make their data.
-WITH_DATA = {"sequence_vae", "table_vae"}
+WITH_DATA = {"linear_gaussian", "sequence_vae", "table_vae"}
 
 # Their codes have no noise, and there is no ELBO.
 WITHOUT_ELBO = {"rae_mnist", "wae_gan"}

@@ -66,6 +66,7 @@ from vae_research.runs.session.kept import provenance, sources
 from vae_research.runs.session.kept.sources import Source
 from vae_research.runs.session.loading import Run
 from vae_research.runs.session.parts import Parts, watchers
+from vae_research.runs.session.precision import warning_of_bfloat16
 from vae_research.runs.session.scores import score
 from vae_research.state import saved_variables, sha256
 
@@ -347,6 +348,9 @@ class Session:
         problems += [f"{name} has lost lines since the checkpoint was taken" for name in short]
         if self.claim != "bit-exact":
             problems.append(f"this run is {self.claim}")
+        if config.precision == "mixed_bfloat16" and self.device.startswith("CPU"):
+            slow = warning_of_bfloat16()
+            problems += [] if slow is None else [slow]
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
         if config.verbose:

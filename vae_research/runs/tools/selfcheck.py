@@ -106,7 +106,7 @@ def _check_parts(parts: Parts, config: Config, given: set[str]) -> int:
     keras.config.set_dtype_policy(config.precision)
 
     def fresh(**changes: Any) -> VAE:
-        keras.utils.set_random_seed(config.seed)
+        keras.utils.set_random_seed(config.init_seed)
         return build_model(parts.build, config.replace(**changes), data)
 
     return print_table(_subject(fresh(), data, config, fresh, None))
@@ -129,7 +129,7 @@ def _subject(
         test=data.test,
         names=names_read(model, data),
         batch_size=config.batch_size,
-        seed=config.seed,
+        seed=config.data_seed,
         fresh=fresh,
         of_size=of_size,
         checkpoint=checkpoint,
