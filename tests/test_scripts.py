@@ -145,6 +145,18 @@ def test_later_start_runs_neither_pip_nor_a_second_python(ready):
     assert ready.take_log() == [ready.started("vae_mnist.py")]
 
 
+def test_a_sweep_starts_and_a_search_installs_optuna(ready, tmp_path):
+    module = "start <-m> <vae_research.runs.sweep.command>"
+    experiment = ready.folder / "experiments" / "vae_mnist.py"
+    given = ["experiments/vae_mnist.py", "--over", "a=1,2"]
+    ready.run(*given, script="scripts/sweep", cwd=tmp_path)
+    assert ready.take_log() == [f"{module} <{experiment}> <--over> <a=1,2>"]
+    ready.run(*given, "--search=b=1..2", script="scripts/sweep", cwd=tmp_path)
+    installed, started = ready.take_log()
+    assert installed == "pip .[figures,sweep]"
+    assert started == f"{module} <{experiment}> <--over> <a=1,2> <--search=b=1..2>"
+
+
 def test_flags_arrive_unchanged(ready):
     flags = ["--name=two words", "--empty=", "*", "$HOME", "a\nb", "--", "-h"]
     ready.run("experiments/vae_mnist.py", *flags)

@@ -81,7 +81,7 @@ def test_a_sweep_that_is_killed_at_random_loses_nothing_and_repeats_nothing(data
     """Its points are those of an undisturbed sweep; steps that were saved are not trained again."""
     seeds = 6 if SOAK else 2
     # 5 steps in each epoch; saved after each call.
-    flags = [*TINY, dataset, "--epochs=8", f"--seeds={seeds}", "--jobs=2", "--checkpoint_steps=1"]
+    flags = [*TINY[1:], dataset, "--epochs=8", f"--seeds={seeds}", "--jobs=2", "--checkpoint_steps=1"]
     flags += ["--steps_per_call=1", "--checkpoint_minutes=0"]
     whole = forks.run(*COMMAND, *flags, "--into=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
@@ -128,7 +128,7 @@ def wait_until_it_trains(process, into, more):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_all_points_with_a_save(number, code, dataset, tmp_path):
-    flags = [*TINY, dataset, "--epochs=100000", "--seeds=2", "--jobs=2", "--into=sweep"]
+    flags = [*TINY[1:], dataset, "--epochs=100000", "--seeds=2", "--jobs=2", "--into=sweep"]
     process = forks.start(*COMMAND, *flags, cwd=tmp_path)
     into = tmp_path / "sweep"
     while process.is_running() and len([*into.glob("*/metrics.jsonl")]) < 2:

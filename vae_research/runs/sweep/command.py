@@ -206,9 +206,11 @@ def _examine(
     if before is not None and before.arguments != record.arguments:
         _refuse_other_flags(before, record, found["may_change"])
     complete = found["complete"]
-    if len(complete) < len(points):
+    # A search does not try again what has failed.
+    over = [*complete, *(() if distinct else record.names("pruned", "failed"))]
+    if to_build := commands(over):
         workers.preload()
-        _raise(workers.in_fork(lambda: examine(commands(complete), build=True))["error"])
+        _raise(workers.in_fork(lambda: examine(to_build, build=True))["error"])
     return complete, found["experiment"]
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vae_research.runs.cli import forks, streams
+from vae_research.runs.cli.errors import FileSystemError
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import parts
 from vae_research.runs.sweep.record import OUTPUT
@@ -161,11 +162,17 @@ class Workers:
             lines = output.read().decode("utf-8", "replace").split("\n")
         message = next((line.strip() for line in reversed(lines) if line.strip()), "")
         if code < 0:
-            message = f"ended by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                message += "; if nobody sent it, the memory of the machine was exhausted"
+            message = _ended_by(-code)
         exit_code = 128 - code if code < 0 else code
         return Ended(name, exit_code, message, time.monotonic() - worker.started)
+
+
+def _ended_by(number: int) -> str:
+    """Returns in words that a signal has ended a process."""
+    words = f"ended by {signal.Signals(number).name}"
+    if number == signal.SIGKILL:
+        words += "; if nobody sent it, the memory of the machine was exhausted"
+    return words
 
 
 def in_fork(function: Callable[[], Any]) -> Any:
@@ -173,10 +180,12 @@ def in_fork(function: Callable[[], Any]) -> Any:
 
     Raises:
         SystemExit: the fork ended without it, with this exit code; what it printed says why.
+        FileSystemError: a signal ended the fork.
     """
     reading, writing = os.pipe()
     pid = forks.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # this process says what has happened
         code = 1
         try:
             answer = json.dumps(function()).encode()
@@ -185,16 +194,16 @@ def in_fork(function: Callable[[], Any]) -> Any:
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
-        except KeyboardInterrupt:
-            code = 130
         finally:
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
         received = stream.read()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code < 0:
+        raise FileSystemError(f"the examination of the points was {_ended_by(-code)}.")
     if code or not received:
-        raise SystemExit(128 - code if code < 0 else code or 1)
+        raise SystemExit(code or 1)
     return json.loads(received)
 
 
