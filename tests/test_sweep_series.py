@@ -81,8 +81,8 @@ def test_a_sweep_that_is_killed_at_random_loses_nothing_and_repeats_nothing(data
     """Its points are those of an undisturbed sweep; steps that were saved are not trained again."""
     seeds = 6 if SOAK else 2
     # 5 steps in each epoch; saved after each call.
-    flags = [*TINY[1:], dataset, "--epochs=8", f"--seeds={seeds}", "--jobs=2", "--checkpoint_steps=1"]
-    flags += ["--steps_per_call=1", "--checkpoint_minutes=0"]
+    flags = [*TINY[1:], dataset, "--epochs=8", f"--seeds={seeds}", "--jobs=2"]
+    flags += ["--checkpoint_steps=1", "--steps_per_call=1", "--checkpoint_minutes=0"]
     whole = forks.run(*COMMAND, *flags, "--into=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     chance, kills, steps, into = random.Random(0), 0, {}, tmp_path / "killed"
