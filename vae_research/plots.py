@@ -143,7 +143,7 @@ def save_curves(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes the curves of reconstruction, KL divergence and ELBO, or of the loss, by epoch.
 
     Args:
-        path: the PNG file.
+        path: the file, PNG, SVG or PDF.
         records: the lines of metrics.jsonl, parsed.
     """
     names = [name for name in ("reconstruction", "kl", "elbo") if f"train/{name}" in records[0]]
@@ -161,7 +161,7 @@ def save_curves(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
         plot.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         plot.grid(alpha=0.3)
         plot.legend()
-    canvas.savefig(path, dpi=120)
+    save_canvas(canvas, path, dpi=120)
 
 
 def make_canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:

@@ -65,6 +65,12 @@ class Pictures(keras.callbacks.Callback):
             the first 500 determine the order of the dimensions; a dictionary with these as
             `inputs`; or an `Inference` over images.
         columns: images side by side.
+        steps: images in a row of traversals.
+
+    Attributes:
+        traversed: columns of codes, as `VAE.code_layout` labels them, that the rows of the last
+            traversals moved; and `use`, the KL divergence of every column in nats, or its variance
+            if there is none for each.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Pictures(keras.callbacks.Callback):
         images: np.ndarray | Mapping[str, np.ndarray] | Inference,
         *,
         columns: int = 10,
+        steps: int = _STEPS,
     ) -> None:
         super().__init__()
         self.inference = Inference.wrap(images)
@@ -80,7 +87,9 @@ class Pictures(keras.callbacks.Callback):
         inputs = data["inputs"] if isinstance(data, Mapping) else data
         self.images = inputs[: columns * _ORIGINALS]
         self._conditions = conditions_of(data) if isinstance(data, Mapping) else {}
-        self.columns = columns
+        self.columns, self.steps = columns, steps
+        self.traversed = np.zeros(0, int)
+        self.use = np.zeros(0)
         self._summaries = Summaries(log_dir)
         self._decode = tf.function(_decode, autograph=False)
         self._prior: Any = None
@@ -93,7 +102,7 @@ class Pictures(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the pictures."""
-        step, images = self.model.step, self._decoded_by(self.model)
+        step, images = self.model.step, self._images_of(self.model)
         for tag, draw in self._drawings(self.model, images).items():
             self._summaries.add("validation", functools.partial(_summary, tag, draw), step)
         self._summaries.flush("validation")
@@ -104,15 +113,24 @@ class Pictures(keras.callbacks.Callback):
 
     def draw(self, model: VAE) -> dict[str, np.ndarray]:
         """Returns the pictures of a model by tag, as they are written."""
-        self.inference.clear()
-        return {tag: draw() for tag, draw in self._drawings(model, self._decoded_by(model)).items()}
+        drawings = self._drawings(model, self.images_of(model))
+        return {tag: draw() for tag, draw in drawings.items()}
 
-    def _decoded_by(self, model: VAE) -> dict[str, np.ndarray]:
-        """Returns the images of each picture; all of them are decoded in one call."""
+    def images_of(self, model: VAE) -> dict[str, np.ndarray]:
+        """Returns the images of each picture, `[count, height, width, channels]`.
+
+        They are `reconstructed`, and if the model has them `samples`, `traversals` (row by row),
+        `classes` and `plane`.
+        """
+        self.inference.clear()
+        return self._images_of(model)
+
+    def _images_of(self, model: VAE) -> dict[str, np.ndarray]:
+        """Decodes all images in one call."""
         found = self.inference(model)
         codes = found["code"]
         by_column = found.get("kl_of_columns")
-        use = codes.var(axis=0) if by_column is None else by_column.mean(axis=0)
+        self.use = use = codes.var(axis=0) if by_column is None else by_column.mean(axis=0)
         discrete = one_hot_columns(model)
         order = np.argsort(-use, kind="stable")
         order = order[~np.isin(order, [column for each in discrete for column in each])]
@@ -121,8 +139,9 @@ class Pictures(keras.callbacks.Callback):
         if model.bottleneck.has_prior:
             codes_of["samples"], population = self._codes_from_prior(model)
         mean, deviation = population.mean(axis=0), population.std(axis=0)
-        if len(order):
-            codes_of["traversals"] = traversals(codes[0], mean, deviation, order[:_TRAVERSED])
+        self.traversed = moved = order[:_TRAVERSED]
+        if len(moved):
+            codes_of["traversals"] = traversals(codes[0], mean, deviation, moved, self.steps)
         if discrete:
             codes_of["classes"] = class_codes(codes[0], discrete[:_TRAVERSED])
         if model.code_layout.size == 2 and not discrete:
@@ -176,7 +195,7 @@ class Pictures(keras.callbacks.Callback):
             "reconstructions": lambda: pairs(originals, images["reconstructed"], self.columns),
             "errors": lambda: errors(originals, images["reconstructed"], self.columns),
             "samples": lambda: tile([images["samples"]], self.columns),
-            "traversals": lambda: tile([images["traversals"]], _STEPS),
+            "traversals": lambda: tile([images["traversals"]], self.steps),
             "classes": lambda: tile([images["classes"]], classes),
             "plane": lambda: tile([images["plane"]], _PLANE, gap=0),
         }
@@ -185,7 +204,11 @@ class Pictures(keras.callbacks.Callback):
 
 
 def traversals(
-    code: np.ndarray, mean: np.ndarray, deviation: np.ndarray, dimensions: np.ndarray
+    code: np.ndarray,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    dimensions: np.ndarray,
+    steps: int = _STEPS,
 ) -> np.ndarray:
     """Returns codes in which one dimension at a time moves from -3 to 3 standard deviations.
 
@@ -194,15 +217,20 @@ def traversals(
         mean: `[latent]`, the value of the moving dimension in the middle of its row.
         deviation: `[latent]`, its standard deviation.
         dimensions: `[count]` integers, the dimensions that move, one row each.
+        steps: codes in a row.
 
     Returns:
-        `[count * 7, latent]`, row by row.
+        `[count * steps, latent]`, row by row.
     """
-    steps = np.linspace(-_DEVIATIONS, _DEVIATIONS, _STEPS, dtype=np.float32)
-    codes = np.tile(code, [len(dimensions), _STEPS, 1])
+    codes = np.tile(code, [len(dimensions), steps, 1])
     for row, dimension in zip(codes, dimensions, strict=True):
-        row[:, dimension] = mean[dimension] + steps * deviation[dimension]
+        row[:, dimension] = mean[dimension] + deviations(steps) * deviation[dimension]
     return codes.reshape([-1, len(code)])
+
+
+def deviations(steps: int) -> np.ndarray:
+    """Returns where the codes of a traversal are, in standard deviations: from -3 to 3."""
+    return np.linspace(-_DEVIATIONS, _DEVIATIONS, steps, dtype=np.float32)
 
 
 def one_hot_columns(model: VAE) -> list[range]:
@@ -292,12 +320,21 @@ def samples(
             their rows in turn.
         prior: one that `fit_prior` has fitted; by default that of the model.
     """
-    count = rows * columns
+    return tile([sampled(model, rows * columns, conditions, prior)], columns)
+
+
+def sampled(
+    model: VAE,
+    count: int,
+    conditions: Mapping[str, np.ndarray] | None = None,
+    prior: Prior | None = None,
+) -> np.ndarray:
+    """Returns so many means of p(x|z) for codes from the prior; arguments as for `samples`."""
     taken = {
         name: tf.constant(array[np.arange(count) % len(array)])
         for name, array in (conditions or {}).items()
     }
-    return tile([model.sample(count, prior=prior, seed=0, **taken).numpy()], columns)
+    return model.sample(count, prior=prior, seed=0, **taken).numpy()
 
 
 def write_samples(

@@ -12,11 +12,11 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from vae_research.checkpoints import CheckpointError
 from vae_research.plots import ENDINGS
-from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.tools import choice, exit_code_of, parse
 from vae_research.runs.compare.comparability import refuse_different
 from vae_research.runs.compare.formats import FORMATS, Measured, Table
 from vae_research.runs.compare.records import Record, load_runs
@@ -28,7 +28,6 @@ from vae_research.runs.compare.tabulate import (
     table_of_runs,
     table_of_settings,
 )
-from vae_research.settings import did_you_mean
 
 _FLAGS = {
     "rows": "settings or runs; default: settings, if one of them has several seeds",
@@ -45,33 +44,22 @@ _FLAGS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a comparison; returns 0, or the exit code of what is wrong."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        given = _parsed(arguments)
-        if given is None:
-            print(_help())
-            return 0
-        compare(given)
-    except RunError as error:
-        exit_code, message = error.exit_code, str(error)
-    except CheckpointError as error:
-        exit_code, message = 4, str(error)
-    except OSError as error:
-        exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
-    else:
-        return 0
-    print(f"compare: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
+    return exit_code_of(
+        "compare", lambda: compare_runs(sys.argv[1:] if arguments is None else arguments)
+    )
 
 
-def compare(given: argparse.Namespace) -> None:
-    """Prints the table that was asked for.
+def compare_runs(arguments: Sequence[str]) -> None:
+    """Prints the table that a command line asks for.
 
     Raises:
         UsageError: a flag is not valid, or runs do not compare.
         CheckpointError: a file of a run is damaged.
     """
-    records = load_runs(*given.folders)
+    given = _parsed(arguments)
+    if given is None:
+        return
+    records = load_runs(*given.subjects)
     finished = [record for record in records if record["status"] == "done"]
     others = [record for record in records if record["status"] != "done"]
     if not finished:
@@ -155,30 +143,16 @@ def _by_example(first: Record, second: Record, figure: str) -> Measured:
     return Measured(found.value, found.standard_error)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. --help lists all flags.")
-
-
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace | None:
     """Returns the values of the flags, None if help was asked for."""
-    if {"-h", "--help"} & set(arguments):
+    given = parse(arguments, "Usage: scripts/compare RUN|FOLDER ... [FLAGS]", _FLAGS)
+    if given is None:
         return None
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("folders", nargs="*")
-    for name in _FLAGS:
-        parser.add_argument(f"--{name}", action=_Once)
-    given, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        name = unknown[0].lstrip("-").partition("=")[0]
-        raise UsageError(
-            f"unknown flag --{name}.{did_you_mean(name, _FLAGS)} --help lists all flags."
-        )
-    if not given.folders:
+    if not given.subjects:
         raise UsageError("give at least one run, or a folder of runs. --help lists all flags.")
-    given.format = _choice("format", given.format or "screen", list(FORMATS))
+    given.format = choice("--format=", given.format or "screen", list(FORMATS))
     if given.rows is not None:
-        given.rows = _choice("rows", given.rows, ["settings", "runs"])
+        given.rows = choice("--rows=", given.rows, ["settings", "runs"])
     if given.figures is not None:
         given.figures = [part.strip() for part in given.figures.split(",")]
     given.to = _file_of_plot(given.plot, given.to)
@@ -199,35 +173,6 @@ def _file_of_plot(kind: str | None, to: str | None) -> Path | None:
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'vae_research[figures]'.")
     return path
-
-
-class _Once(argparse.Action):
-    """Stores a value, and refuses a second one that differs."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        before = getattr(namespace, self.dest)
-        if before not in (None, values):
-            parser.error(f"--{self.dest} is given twice, as {before} and as {values}")
-        setattr(namespace, self.dest, values)
-
-
-def _choice(name: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise UsageError(
-            f"--{name}={value}: must be one of {', '.join(choices)}.{did_you_mean(value, choices)}"
-        )
-    return value
-
-
-def _help() -> str:
-    lines = [f"  --{name}=...\n        {text}" for name, text in _FLAGS.items()]
-    return "\n".join(["Usage: scripts/compare RUN|FOLDER ... [FLAGS]", "", *lines])
 
 
 if __name__ == "__main__":
