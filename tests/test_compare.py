@@ -1,10 +1,13 @@
 """scripts/compare and load_runs, on run directories that are written as JSON, not trained."""
 
 import csv
+import html
 import io
 import json
+import re
 import shutil
 import statistics
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from tests.run_directories import DATA, figure, write_run, write_sweep
 from vae_research.evaluation import replicates
 from vae_research.objective import LARGER_IS_BETTER
 from vae_research.runs.compare import comparability, tabulate
+from vae_research.runs.compare.page import write_report
 from vae_research.runs.compare.plots import lower_hull
 from vae_research.runs.session import directory
 from vae_research.runs.tools import compare
@@ -364,6 +368,31 @@ def test_the_frontier_is_the_lower_part_of_the_convex_hull():
         below = hull.equations[:, 1] < -1e-9  # sides whose outside is below them
         wanted = {tuple(points[at]) for at in np.unique(hull.simplices[below])}
         assert wanted == set(corners) and corners == sorted(corners)
+
+
+def test_the_report_of_a_folder_has_its_table_plots_and_runs(sweep, capsys):
+    (finished, *_) = [path.parent for path in sorted(sweep.glob("*/summary.json"))]
+    (finished / "report.html").write_text("<h1>a run</h1>")
+    page = write_report(sweep, "A <sweep>", ["scripts/sweep", "a b.py"]).read_text()
+    assert "<h1>A &lt;sweep&gt;</h1>" in page and "scripts/sweep &#x27;a b.py&#x27;" in page
+    words = re.sub(r"<[^>]+>", "\n", page)
+    for cells in csv.reader(
+        io.StringIO(said(capsys, sweep, "--format=markdown").out), delimiter="|"
+    ):
+        for cell in (cell.strip() for cell in cells if len(cells) > 1 and "---" not in cells[1]):
+            assert html.escape(cell) in words, cell
+    assert page.count("data:image/svg+xml;base64,") == page.count("src=") == 2
+    assert re.findall('href="([^"]+)"', page) == [f"{quote(finished.name)}/report.html"]
+    for record in vr.load_runs(sweep):
+        assert f"\n{html.escape(record['run'])}\n" in words
+
+
+def test_the_report_of_runs_that_do_not_compare_says_so(tmp_path):
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "two", data={"fingerprint": "f1"})
+    page = write_report(tmp_path, "Two", ["scripts/sweep"]).read_text()
+    assert "do not compare: the data (fingerprint)" in page and "<svg" not in page
+    assert page.count("<td>one</td>") == page.count("<td>two</td>") == 2
 
 
 def test_wrong_uses_of_plots(sweep, tmp_path, capsys):

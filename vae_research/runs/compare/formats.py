@@ -117,6 +117,11 @@ FORMATS: Mapping[str, Callable[[Table], str]] = {
 }
 
 
+def as_cells(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Returns the head of a table and its rows, all as text."""
+    return _texts(table, "±")
+
+
 def measured(value: float, error: float | None, sign: str) -> str:
     """Returns a figure and its error with two digits of the error.
 

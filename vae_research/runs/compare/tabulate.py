@@ -46,15 +46,15 @@ def figures_of(records: Sequence[Record], wanted: Sequence[str] | None) -> list[
 def table_of_runs(
     records: Sequence[Record],
     figures: Sequence[str],
-    baseline: Record | None,
-    difference: Callable[[Record, Record, str], Measured],
+    baseline: Record | None = None,
+    difference: Callable[[Record, Record, str], Measured] | None = None,
 ) -> Table:
     """Returns a table with a row for each run.
 
     Args:
         records: of finished runs, in the order of the rows.
         figures: names of test figures.
-        baseline: the run that the others are compared with, example by example.
+        baseline: the run that the others are compared with, example by example, if there is one.
         difference: of the first figure of two runs, the first minus the second.
     """
     labels = [name for name in ("name", "note") if any(run[name] for run in records)]
@@ -66,7 +66,7 @@ def table_of_runs(
         cells = [_with_standard_error(run, figure) for run in records]
         columns.append(_column_of(figure, cells, records, "standard_error"))
     notes = ["+- is the standard error of the mean over test examples."]
-    if baseline is not None:
+    if baseline is not None and difference is not None:
         cells = [
             None if run is baseline else difference(run, baseline, figures[0]) for run in records
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import mimetypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,31 @@ def bullets(lines: Iterable[object]) -> str:
     return f"<ul>\n{items}\n</ul>" if items else ""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[int] = ()) -> str:
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    numbers: Sequence[int] = (),
+    links: Mapping[str, str] | None = None,
+) -> str:
     """Returns a table; empty if there are no rows.
 
     Args:
         head: the titles of its columns.
         rows: the cells, as text.
         numbers: the columns that are numbers, which stand on the right.
+        links: of cells, the addresses that they lead to.
     """
+    links = links or {}
+
+    def cell(words: Any, tag: str, column: int) -> str:
+        kind = ' class="number"' if column in numbers else ""
+        shown = html.escape(str(words))
+        if tag == "td" and (address := links.get(str(words))) is not None:
+            shown = f'<a href="{html.escape(address)}">{shown}</a>'
+        return f"<{tag}{kind}>{shown}</{tag}>"
 
     def row(cells: Sequence[Any], tag: str) -> str:
-        kinds = ["number" if column in numbers else "" for column in range(len(cells))]
-        return f"<tr>{''.join(map(text, cells, [tag] * len(cells), kinds))}</tr>"
+        return f"<tr>{''.join(cell(c, tag, column) for column, c in enumerate(cells))}</tr>"
 
     body = [row(cells, "td") for cells in rows]
     return "\n".join(["<table>", row(head, "th"), *body, "</table>"]) if body else ""

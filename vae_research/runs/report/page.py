@@ -10,8 +10,8 @@ from typing import Any
 from vae_research import files
 from vae_research.runs.report import html
 from vae_research.runs.session import directory
+from vae_research.runs.session.directory import REPORT
 
-REPORT = "report.html"
 # What `Latents` found at the end of the last epoch.
 DIAGNOSIS = Path("validation", "diagnosis.txt")
 

@@ -20,7 +20,7 @@ from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, U
 from vae_research.schemas import NUMBER, TEXT_OR_NOTHING, mismatch
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", "lock"
-PRIOR = "prior.keras"
+PRIOR, REPORT = "prior.keras", "report.html"
 # The value of every test example.
 VALUES = "figures.npz"
 # The step at which a run diverged.

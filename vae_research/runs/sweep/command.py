@@ -22,6 +22,7 @@ from typing import Any
 
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import DirectoryInUseError, RunError, UsageError
+from vae_research.runs.compare.page import write_report
 from vae_research.runs.session import directory
 from vae_research.runs.sweep import record as records
 from vae_research.runs.sweep import search, workers
@@ -117,7 +118,11 @@ def _sweep(arguments: Sequence[str]) -> int:
             elif known["state"] == "done":
                 known["state"] = "waiting"  # it is to be trained further
         now.write()
-        return _run(now, options, space, complete, threads, name)
+        code = _run(now, options, space, complete, threads, name)
+        if now.names("done") and code < 128:  # not interrupted
+            report = write_report(into, f"Sweep of {name}", ["scripts/sweep", *arguments])
+            print(f"All of it on one page: {report}", flush=True)
+        return code
 
 
 def _run(
