@@ -376,11 +376,10 @@ def test_the_report_of_a_folder_has_its_table_plots_and_runs(sweep, capsys):
     page = write_report(sweep, "A <sweep>", ["scripts/sweep", "a b.py"]).read_text()
     assert "<h1>A &lt;sweep&gt;</h1>" in page and "scripts/sweep &#x27;a b.py&#x27;" in page
     words = re.sub(r"<[^>]+>", "\n", page)
-    for cells in csv.reader(
-        io.StringIO(said(capsys, sweep, "--format=markdown").out), delimiter="|"
-    ):
-        for cell in (cell.strip() for cell in cells if len(cells) > 1 and "---" not in cells[1]):
-            assert html.escape(cell) in words, cell
+    table = said(capsys, sweep, "--format=markdown").out
+    for line in re.findall(r"^\|(.*)\|$", table, re.M):
+        for cell in line.split("|") if "---" not in line else ():
+            assert f"\n{html.escape(cell.strip())}\n" in words, cell
     assert page.count("data:image/svg+xml;base64,") == page.count("src=") == 2
     assert re.findall('href="([^"]+)"', page) == [f"{quote(finished.name)}/report.html"]
     for record in vr.load_runs(sweep):
@@ -392,7 +391,7 @@ def test_the_report_of_runs_that_do_not_compare_says_so(tmp_path):
     write_run(tmp_path / "two", data={"fingerprint": "f1"})
     page = write_report(tmp_path, "Two", ["scripts/sweep"]).read_text()
     assert "do not compare: the data (fingerprint)" in page and "<svg" not in page
-    assert page.count("<td>one</td>") == page.count("<td>two</td>") == 2
+    assert page.count(">one</td>") == page.count(">two</td>") == 2
 
 
 def test_wrong_uses_of_plots(sweep, tmp_path, capsys):

@@ -81,7 +81,7 @@ def _comparison(finished: Sequence[Record]) -> Iterable[str]:
 def _table(table: Table) -> str:
     head, rows = as_cells(table)
     notes = html.bullets(table.notes)
-    return html.table(head, rows, range(len(table.columns))) + notes
+    return html.table(head, rows, range(1, len(table.columns))) + notes
 
 
 def _plots(settings: Sequence[Setting], figure: str) -> Iterable[str]:
