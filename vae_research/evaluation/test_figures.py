@@ -19,7 +19,7 @@ from vae_research.priors.prior import Prior
 from vae_research.suitability import notes_on_densities, notes_on_likelihood
 
 # Rows of a split that are looked at, of which its notes are.
-_ROWS = 500
+_ROWS = 100
 
 DEQUANTIZE_DRAWS = 2
 """Draws of noise that bits per dimension of a density are the mean over, by default."""
