@@ -28,9 +28,9 @@ import tensorflow as tf
 from vae_research.randomness import fold_in, standard_normal, uniform
 from vae_research.tensors import repeat_rows
 
-# The share of proposals that the preliminary run aims at, and how far a transition moves the
-# logarithm of the step size for each unit that its share is above that.
-_WANTED_ACCEPTANCE, _ADAPTATION = 0.8, 0.3
+# The acceptance that the preliminary run aims at, and how far a transition moves the logarithm of
+# the step size for each unit that its own is above that.
+WANTED_ACCEPTANCE, ADAPTATION = 0.8, 0.3
 
 # A step size varies by up to this share of it, or a code that turns around a mode in just the time
 # of a transition would hardly move. Neal 2011 (arXiv:1206.1901), section 4.2.
@@ -57,13 +57,13 @@ class Chains(NamedTuple):
         place: where they are.
         log_weight: float64 `[rows]`, nats.
         acceptance: `[rows]`, the sum of the acceptance probabilities so far.
-        log_step_size: `[images]`, where the adaptation stands.
+        adapted: `[images]`, what adaptation has added to the logarithm of the step size.
     """
 
     place: Place
     log_weight: tf.Tensor
     acceptance: tf.Tensor
-    log_step_size: tf.Tensor
+    adapted: tf.Tensor
 
 
 class Plan(NamedTuple):
@@ -74,7 +74,7 @@ class Plan(NamedTuple):
         temperature: of the transition, float64, from 0 to 1.
         before, after: float64, the change of temperature that the weight takes part in, before the
             transition (forward) or after it (reverse).
-        log_step_size: `[temperatures, images]` float32; not used while step sizes adapt.
+        log_step_size: `[temperatures, images]` float32.
     """
 
     number: npt.NDArray[Any]
@@ -142,8 +142,7 @@ def place_of(z: tf.Tensor, log_prior: LogDensity, log_likelihood: LogDensity) ->
 def start(z: tf.Tensor, images: int, log_prior: LogDensity, log_likelihood: LogDensity) -> Chains:
     """Returns chains at codes `[rows, size]`, with weight 1."""
     place, rows = place_of(z, log_prior, log_likelihood), tf.shape(z)[0]
-    log_step_size = tf.fill([images], np.float32(np.log(0.1)))
-    return Chains(place, tf.zeros([rows], tf.float64), tf.zeros([rows]), log_step_size)
+    return Chains(place, tf.zeros([rows], tf.float64), tf.zeros([rows]), tf.zeros([images]))
 
 
 def leapfrog(
@@ -235,22 +234,22 @@ def anneal(
     count: tf.Tensor,
     steps: int,
     key: tf.Tensor,
+    adaptation: tf.Tensor,
     log_prior: LogDensity,
     log_likelihood: LogDensity,
-    *,
-    adapt: bool,
 ) -> tuple[Chains, tf.Tensor]:
-    """Returns chains after the first `count` temperatures of a plan, and their log step sizes.
+    """Returns chains after the first temperatures of a plan, and the log step sizes they used.
 
     Args:
         chains: the beginning.
-        plan: of as many temperatures or more.
+        plan: of `count` temperatures or more.
         count: a scalar, int32.
         steps: of the leapfrog.
         key: of all noise of these chains, `[2]`; that of a transition has its number folded in.
+        adaptation: a scalar. Above 0, the step sizes of an image move towards the wanted acceptance
+            after each transition; the weights are then of no use, only the step sizes
+            `[temperatures, images]` are. With 0 they are those of the plan.
         log_prior, log_likelihood: of codes.
-        adapt: move the step size of each image towards the wanted acceptance after each transition.
-            The weights are then of no use: only the step sizes `[temperatures, images]` are.
     """
     images = plan.log_step_size.shape[1]
     each = chains.place.z.shape[0] // images
@@ -258,7 +257,7 @@ def anneal(
 
     def body(index: tf.Tensor, chains: Chains, found: tf.TensorArray) -> tuple[tf.Tensor, ...]:
         now = Plan(*(tf.gather(values, index) for values in plan))
-        size = chains.log_step_size if adapt else now.log_step_size
+        size = now.log_step_size + chains.adapted
         place, temperature = chains.place, tf.cast(now.temperature, tf.float32)
         weight = chains.log_weight + now.before * tf.cast(place.log_likelihood, tf.float64)
         place, probability = transition(
@@ -271,10 +270,9 @@ def anneal(
             log_likelihood,
         )
         weight += now.after * tf.cast(place.log_likelihood, tf.float64)
-        if adapt:
-            share = tf.reduce_mean(tf.reshape(probability, [images, each]), axis=1)
-            size += _ADAPTATION * (share - _WANTED_ACCEPTANCE)
-        chains = Chains(place, weight, chains.acceptance + probability, size)
+        share = tf.reduce_mean(tf.reshape(probability, [images, each]), axis=1)
+        adapted = chains.adapted + adaptation * (share - WANTED_ACCEPTANCE)
+        chains = Chains(place, weight, chains.acceptance + probability, adapted)
         return index + 1, chains, found.write(index, size)
 
     _, chains, found = tf.while_loop(

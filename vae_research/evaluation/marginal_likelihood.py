@@ -36,6 +36,7 @@ _TEMPERATURES_PER_CALL = 10
 
 # Temperatures of the preliminary run, of those of the real one; at least so many.
 _SHARE_OF_PRELIMINARY, _LEAST_PRELIMINARY = 10, 50
+_FIRST_LOG_STEP_SIZE = math.log(0.1)
 
 _PRELIMINARY, _FORWARD, _REVERSE = "preliminary", "forward", "reverse"
 
@@ -182,10 +183,7 @@ class _Annealing:
         ]
         compiled = functools.partial(tf.function, jit_compile=jit_compile, autograph=False)
         self._start = compiled(self._start_chains)
-        self._anneal = {
-            adapt: compiled(functools.partial(self._anneal_chains, adapt))
-            for adapt in (True, False)
-        }
+        self._anneal = compiled(self._anneal_chains)
 
     @property
     def identity(self) -> str:
@@ -261,10 +259,10 @@ class _Annealing:
         data = {key: tf.constant(values[rows]) for key, values in self._data.items()}
         place = evaluation_key(self._seed, rows[0])
         key = fold_in(place, f"annealing, {phase}")
-        adapt = sizes is None
-        length = len(temperatures) - 1
+        adapts, length = sizes is None, len(temperatures) - 1
         if sizes is None:
-            sizes = np.zeros([length, len(rows)], np.float32)
+            sizes = np.full([length, len(rows)], _FIRST_LOG_STEP_SIZE, np.float32)
+        adaptation = tf.constant(annealing.ADAPTATION if adapts else 0.0)
         make = annealing.reverse_plan if phase == _REVERSE else annealing.forward_plan
         plan = make(temperatures, sizes)
         found = np.zeros([length, len(rows)], np.float32)
@@ -277,12 +275,13 @@ class _Annealing:
         while position < length:
             count = min(_TEMPERATURES_PER_CALL, length - position)
             part = plan.part(position, _TEMPERATURES_PER_CALL)
-            chains, used = self._anneal[adapt](chains, part, tf.constant(count), key, data)
+            given = chains, part, tf.constant(count), key, adaptation, data
+            chains, used = self._anneal(*given)
             found[position : position + count] = used[:count]
             position += count
             memory.save_running(name, position, chains, found)
             advance(count)
-        if not adapt:
+        if not adapts:
             each = [chains.log_weight.numpy(), chains.acceptance.numpy() / length]
             found = np.reshape(each, [2, len(rows), self._chains])
         memory.finish(name, found)
@@ -316,15 +315,15 @@ class _Annealing:
 
     def _anneal_chains(
         self,
-        adapt: bool,
         chains: Chains,
         plan: Plan,
         count: tf.Tensor,
         key: tf.Tensor,
+        adaptation: tf.Tensor,
         data: Mapping[str, tf.Tensor],
     ) -> tuple[Chains, tf.Tensor]:
-        densities = self._densities(data)
-        return annealing.anneal(chains, plan, count, self._steps, key, *densities, adapt=adapt)
+        given = chains, plan, count, self._steps, key, adaptation
+        return annealing.anneal(*given, *self._densities(data))
 
     def _estimates(self, found: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
         """Returns the figures of `[2, examples, chains]`, log-weights and acceptance rates."""

@@ -126,12 +126,14 @@ def evaluate(settings: argparse.Namespace) -> None:
     run_dir = Path(settings.run).expanduser().absolute()
     directory.read_config(run_dir)  # before TensorFlow is loaded
     with streams.hide_startup_output():
+        from vae_research.evaluation.test_figures import notes_on_figures
         from vae_research.runs.session.loading import load_run
 
     run = load_run(run_dir)
     most = len(run.data.test)
     if settings.data != _SIMULATED and settings.images > most:
         raise UsageError(f"--images={settings.images}: the test set has {most:,} examples.")
+    notes = notes_on_figures(run.model, run.data.test)
     folder = run_dir / STATES
     folder.mkdir(exist_ok=True)
     with directory.locked(folder):
@@ -142,8 +144,8 @@ def evaluate(settings: argparse.Namespace) -> None:
                     figures = _evaluate(run, kind, settings)
                 except (ValueError, TypeError) as error:
                     raise UsageError(str(error)) from error
-                _print(figures)
-                _write(run_dir / RESULTS, kind, settings, figures)
+                _print(figures, notes)
+                _write(run_dir / RESULTS, kind, settings, figures, notes)
     print(f"Written to {run_dir / RESULTS}")
 
 
@@ -215,16 +217,22 @@ def _state_name(run: Run, kind: str, settings: argparse.Namespace) -> str:
     return f"{kind}-{'x'.join(map(str, numbers))}-seed{settings.seed}-{weights}.npz"
 
 
-def _print(figures: dict[str, Estimate]) -> None:
+def _print(figures: dict[str, Estimate], notes: Sequence[str]) -> None:
     for name, (words, unit) in _LINES.items():
         if name in figures:
             figure = figures[name]
             error = "" if figure.standard_error is None else f" +- {figure.standard_error:.3f}"
             print(f"  {words:<42} {figure.value:9.3f}{error:<10} {unit}".rstrip())
+    for note in notes:
+        print(f"  Note: {note}")
 
 
 def _write(
-    path: Path, kind: str, settings: argparse.Namespace, figures: dict[str, Estimate]
+    path: Path,
+    kind: str,
+    settings: argparse.Namespace,
+    figures: dict[str, Estimate],
+    notes: Sequence[str],
 ) -> None:
     """Adds a result to those in a file, in place of one with the same settings."""
     flags = {
@@ -240,7 +248,9 @@ def _write(
         | {"monte_carlo_error": figure.monte_carlo_error, "values": _values(figure).tolist()}
         for name, figure in figures.items()
     }
-    directory.write_json(path, {"results": [*results, entry | {"figures": values}]})
+    directory.write_json(
+        path, {"results": [*results, entry | {"figures": values, "notes": list(notes)}]}
+    )
 
 
 if __name__ == "__main__":
