@@ -1,0 +1,147 @@
+"""`scripts/evaluate RUN --ais`: what it writes and prints, and how it ends."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from tests import forks
+
+CASES = ["--chains=3", "--temperatures=20", "--leapfrog_steps=2", "--importance_samples=30"]
+SETTINGS = {"images": 4, "chains": 3, "temperatures": 20, "leapfrog_steps": 2}
+
+# Trains a dense model of ones and zeros, and runs commands that may be killed.
+OWN = '''"""A small model."""
+
+import vae_research as vr
+from vae_research import runs
+
+
+def build(config, data):
+    return vr.VAE(
+        vr.dense_encoder(data.shape, 2, hidden_units=(4,)),
+        vr.GaussianBottleneck(2),
+        vr.dense_decoder(data.shape, 2, hidden_units=(4,)),
+        [vr.Bernoulli(), vr.KLDivergence()],
+    )
+
+
+if __name__ == "__main__":
+    runs.main(build)
+'''
+
+KILLED = """
+import os, sys
+from vae_research import files
+from vae_research.runs.tools import evaluate
+
+left = {kills}
+
+def before(effect, path):
+    global left
+    if effect == "rename" and path.suffix == ".npz":
+        left -= 1
+        if left == 0:
+            os._exit(99)
+
+files.before = before
+sys.exit(evaluate.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluated")
+    (path / "own.py").write_text(OWN)
+    images = np.random.default_rng(0).integers(0, 2, (30, 3, 3, 1)).astype(np.float32)
+    np.savez(path / "images.npz", x_train=images, x_val=images[:6], x_test=images[:6])
+    flags = ["--dataset=images.npz", "--epochs=1", "--batch_size=10", "--verbose=0", "--jit=off"]
+    flags += ["--importance_samples=2", "--notensorboard"]
+    for name in ("run", "killed"):
+        trained = forks.run("own.py", *flags, f"--run_dir={name}", cwd=path)
+        assert trained.returncode == 0, trained.stderr
+    return path
+
+
+def evaluated(folder, *flags, first=("-m", "vae_research.runs.tools.evaluate")):
+    return forks.run(*first, *flags, cwd=folder)
+
+
+def results(folder, run):
+    return json.loads((folder / run / "annealing.json").read_text())["results"]
+
+
+@functools.cache
+def whole(folder):
+    return evaluated(folder, "run", "--ais", "--images=4", *CASES)
+
+
+@pytest.mark.slow
+def test_bounds_are_printed_and_written(folder):
+    process = whole(folder)
+    assert process.returncode == 0, process.stderr
+    test, simulated = results(folder, "run")
+    assert (test["data"], simulated["data"]) == ("test", "simulated")
+    for found in (test, simulated):
+        assert found["settings"] == SETTINGS | {"importance_samples": 30, "seed": 0}
+        for figure in found["figures"].values():
+            assert figure["count"] == len(figure["values"]) == 4
+            assert figure["value"] == pytest.approx(np.mean(figure["values"]))
+    assert "upper_bound" not in test["figures"]
+    figures = simulated["figures"]
+    gap = figures["upper_bound"]["value"] - figures["lower_bound"]["value"]
+    assert figures["gap"]["value"] == pytest.approx(gap)
+    assert f"upper minus lower bound {gap:26.3f}" in process.stdout
+    # Nine fair coins have log p(x) of -6.2; the bounds of an untrained model are near it.
+    assert -7.5 < test["figures"]["lower_bound"]["value"] < -5.5
+    assert abs(test["figures"]["annealed_minus_importance_sampled"]["value"]) < 0.5
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_is_resumed_with_the_same_bits(folder):
+    assert whole(folder).returncode == 0
+    flags = ["killed", "--ais", "--images=4", *CASES]
+    for kills in (2, 5, 7):
+        process = evaluated(folder, *flags, first=("-c", KILLED.format(kills=kills)))
+        assert process.returncode == 99, process.stderr
+    process = evaluated(folder, *flags)
+    assert process.returncode == 0, process.stderr
+    assert results(folder, "killed") == results(folder, "run")
+    # Again: nothing is left to be computed, and the results are not listed twice.
+    process = evaluated(folder, *flags)
+    assert process.returncode == 0, process.stderr
+    assert results(folder, "killed") == results(folder, "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ([], 2, "the following arguments are required: RUN"),
+        (["run"], 2, "nothing to evaluate: give --ais"),
+        (["run", "--ais", "--chains=0"], 2, "--chains must be an integer >= 1, got 0"),
+        (["run", "--ais", "--chains=many"], 2, "argument --chains: invalid int value: 'many'"),
+        (["run", "--ais", "--seed=-1"], 2, "--seed must be an integer from 0"),
+        (["run", "--ais", "--data=mnist"], 2, "argument --data: invalid choice: 'mnist'"),
+        (["run", "--ais", "--images=7"], 2, "--images=7: the test set has 6 examples"),
+        (["nowhere", "--ais"], 2, "nowhere holds no run"),
+    ],
+)
+def test_bad_inputs_are_one_line(folder, flags, code, words):
+    process = evaluated(folder, *flags)
+    assert process.returncode == code
+    assert words in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_state_is_said(folder):
+    assert whole(folder).returncode == 0
+    flags = ["run", "--ais", "--images=4", *CASES, "--seed=1", "--data=test"]
+    assert evaluated(folder, *flags).returncode == 0
+    (state,) = (folder / "run" / "annealing").glob("test-*-seed1-*.npz")
+    state.write_bytes(state.read_bytes()[:-50])
+    process = evaluated(folder, *flags)
+    assert process.returncode == 4
+    assert "is damaged" in process.stderr and len(process.stderr.splitlines()) == 1
