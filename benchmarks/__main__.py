@@ -63,6 +63,7 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...] | None]
     "dense_20": (_training(DENSE_20), None),
     "convolutional": (_training(CONVOLUTIONAL), None),
     "nll": (lambda *given: sections.negative_log_likelihood(DENSE_128, *given), None),
+    "ais": (lambda *given: sections.annealed(DENSE_128, *given), ("ours",)),
     "batch_size": (_sweep("batch_size", (20, 64, 128, 256, 1024)), ("ours", "keras_fit")),
     "latent_dim": (_sweep("latent_dim", (2, 10, 40, 200)), ("ours", "keras_fit")),
     "steps_per_call": (_steps_per_call, ("ours",)),

@@ -8,17 +8,28 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import vae_research as vr
 from benchmarks.keras_fit import Epochs
 from benchmarks.protocol import best_matrix_product, serve
-from benchmarks.works import IMPORTANCE_SAMPLES, LEARNING_RATE, Work
+from benchmarks.works import (
+    ANNEALED_IMAGES,
+    CHAINS,
+    IMPORTANCE_SAMPLES,
+    LEAPFROG_STEPS,
+    LEARNING_RATE,
+    Work,
+)
 from vae_research import runs
+from vae_research.evaluation import annealing
 from vae_research.runs.session import training
 
 # As many values as a call of `vr.estimate` decodes by default.
 _VALUES_PER_CALL = 2**21
+# Of annealed importance sampling, in a call.
+_TEMPERATURES = 100
 
 
 class Ours:
@@ -105,6 +116,62 @@ class Ours:
             return tf.reshape(decoder(z)["logits"], [rows, -1])
 
         return decoded
+
+    def annealing(self, count: int) -> None:
+        """Makes Hamiltonian transitions of all chains, as annealed importance sampling does."""
+        start, anneal = self._annealed
+        sizes = np.full([_TEMPERATURES, ANNEALED_IMAGES], -2.0, np.float32)
+        plan = annealing.forward_plan(annealing.sigmoidal_temperatures(_TEMPERATURES), sizes)
+        chains = start()
+        for done in range(0, count, _TEMPERATURES):
+            now = tf.constant(min(_TEMPERATURES, count - done))
+            chains, _ = anneal(chains, plan, now)
+        chains.log_weight.numpy()
+
+    def annealing_ceiling(self, count: int) -> None:
+        """Computes the products of decoder and gradients in these transitions, and no more."""
+        self._products(tf.constant(count * LEAPFROG_STEPS)).numpy()
+
+    @functools.cached_property
+    def _annealed(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        images = tf.repeat(self.data.test.prepare(slice(0, ANNEALED_IMAGES)), CHAINS, axis=0)
+        key, prior = tf.constant([0, 0], tf.int64), self.model.bottleneck.prior
+        densities = (
+            prior.log_prob,
+            lambda z: self.model.log_likelihood({"targets": images, "step": 0.0, "seed": key}, z),
+        )
+
+        @tf.function(autograph=False)
+        def start() -> annealing.Chains:
+            z = prior.sample(len(images), key)
+            return annealing.start(z, ANNEALED_IMAGES, *densities)
+
+        @tf.function(autograph=False)
+        def anneal(
+            chains: annealing.Chains, plan: annealing.Plan, count: tf.Tensor
+        ) -> tuple[annealing.Chains, tf.Tensor]:
+            return annealing.anneal(
+                chains, plan, count, LEAPFROG_STEPS, key, tf.constant(0.0), *densities
+            )
+
+        return start, anneal
+
+    @functools.cached_property
+    def _products(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        rows, decoder = ANNEALED_IMAGES * CHAINS, self.model.decoder
+        z = tf.zeros([rows, self.work.latent_dim])
+
+        @tf.function(autograph=False)
+        def products(count: tf.Tensor) -> tf.Tensor:
+            def body(index: tf.Tensor, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                with tf.GradientTape() as tape:
+                    tape.watch(z)
+                    logits = decoder(z)["logits"]
+                return index + 1, tape.gradient(logits, z)
+
+            return tf.while_loop(lambda index, _: index < count, body, (0, z))[1][0, 0]
+
+        return products
 
     def matrix_products(self) -> dict[str, float]:
         """Returns FLOP/s of one large product by precision."""

@@ -6,6 +6,8 @@ A contender is a class with
     train(go_on, step_done)         trains whole epochs while `go_on()`; losses of the epochs, nats
     negative_log_likelihood(count)  optional: importance-weighted, of the first test images, nats
     nll_ceiling(count)              optional: noise and decoder products of that, and nothing else
+    annealing(count)                optional: so many Hamiltonian transitions of all chains
+    annealing_ceiling(count)        optional: products of decoder and gradients of these alone
     matrix_products()               optional: {"float32": ..., "bfloat16": ...}, FLOP/s
     description                     optional: how it runs, in words
 
@@ -50,9 +52,9 @@ def serve(contender: type, packages: Iterable[str]) -> None:
                 answer = _measure(running, **request)
             case "nll":
                 answer = _measure_nll(running, **request)
-            case "nll_ceiling":
+            case "nll_ceiling" | "annealing" | "annealing_ceiling" as name:
                 started = time.perf_counter()
-                running.nll_ceiling(**request)
+                getattr(running, name)(**request)
                 answer = {"seconds": time.perf_counter() - started, "images": request["count"]}
             case "peak":
                 answer = {"flops": running.matrix_products()}

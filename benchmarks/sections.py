@@ -21,7 +21,7 @@ import numpy as np
 import vae_research as vr
 from benchmarks import streams
 from benchmarks.contenders import CHECKOUT, Contender, ContenderError, Worker
-from benchmarks.works import TEST_IMAGES, Work
+from benchmarks.works import ANNEALED_IMAGES, CHAINS, TEST_IMAGES, Work
 
 _BETWEEN_TURNS_SECONDS = 0.2  # until the threads of the previous contender are idle
 # A contender whose first turn takes this many times longer than asked has only that one.
@@ -116,6 +116,30 @@ def negative_log_likelihood(
                 speed = answer["images"] / answer["seconds"]
                 _say(f"  round {number + 1}: {name} {speed:,.0f} images per second")
     return {"work": dataclasses.asdict(work), "lines": lines, "ceiling": ceiling}
+
+
+def annealed(work: Work, contenders: Sequence[Contender], settings: Namespace) -> dict[str, Any]:
+    """Measures transitions of annealed importance sampling beside their products alone, in turn."""
+    contenders = [each for each in contenders if each.name == "ours"]
+    lines: dict[str, Any] = {"ours": {}}
+    measured: dict[str, list[dict[str, Any]]] = {"annealing": [], "annealing_ceiling": []}
+    with contextlib.ExitStack() as stack:
+        workers = _prepared(stack, work, contenders, lines, settings)
+        if "ours" not in workers:
+            raise ContenderError(lines["ours"]["failure"])
+        counts = dict.fromkeys(measured, 1)
+        for name in measured:
+            workers["ours"].ask(name, count=1)  # which compiles
+            while workers["ours"].ask(name, count=counts[name])["seconds"] < 0.5 * settings.seconds:
+                counts[name] *= 2
+        for number in range(settings.rounds):
+            for name, answers in measured.items():
+                time.sleep(_BETWEEN_TURNS_SECONDS)
+                answers.append(workers["ours"].ask(name, count=counts[name]))
+                answers[-1]["images"] *= ANNEALED_IMAGES * CHAINS
+                speed = answers[-1]["images"] / answers[-1]["seconds"]
+                _say(f"  round {number + 1}: {name} {speed:,.0f} transitions per second")
+    return {"work": dataclasses.asdict(work), "measured": measured}
 
 
 def _filling(worker: Worker, settings: Namespace) -> int:

@@ -109,6 +109,19 @@ def _nll(section: dict[str, Any]) -> tuple[str, str]:
     return title, runs.markdown_table(head, rows)
 
 
+def _annealed(section: dict[str, Any]) -> tuple[str, str]:
+    words = {
+        "annealing": "annealed importance sampling, one chain, 10 leapfrog steps each",
+        "annealing_ceiling": "products of decoder and gradients alone",
+    }
+    speeds = {name: _speeds({"measured": each}) for name, each in section["measured"].items()}
+    base = speeds["annealing_ceiling"]
+    rows = [[words[name], _whole(each), _ratio(each, base)] for name, each in speeds.items()]
+    head = ["", "transitions per second", "of the ceiling"]
+    title = f"annealed importance sampling, {section['work']['title']}"
+    return title, runs.markdown_table(head, rows)
+
+
 def _sweep(section: dict[str, Any]) -> tuple[str, str]:
     lines, titles = section["lines"], section["titles"]
     values = list(next(iter(lines.values()), {}))
@@ -213,6 +226,7 @@ def _ratio(speeds: Sequence[float], base: Sequence[float]) -> str:
 
 _TABLES = {
     "nll": _nll,
+    "ais": _annealed,
     "batch_size": _sweep,
     "latent_dim": _sweep,
     "steps_per_call": _sweep,

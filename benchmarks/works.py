@@ -14,6 +14,8 @@ import vae_research as vr
 LEARNING_RATE = 1e-3
 IMPORTANCE_SAMPLES = 200
 TEST_IMAGES = 10_000
+# Of annealed importance sampling: images and chains of each, and gradients in a transition.
+ANNEALED_IMAGES, CHAINS, LEAPFROG_STEPS = 50, 16, 10
 
 _KERNEL = 3 * 3
 
