@@ -12,18 +12,20 @@ from tests.test_sweep import COMMAND, TINY, state_of
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.sweep import record
 from vae_research.runs.sweep.record import Record
-from vae_research.runs.sweep.search import Search, corners, parse_search, warning_of
+from vae_research.runs.sweep.search import Search, corners, open_study, parse_search, warning_of
 
 optuna = pytest.importorskip("optuna")
 SPACE = ["learning_rate=log:1e-4..1e-2", "latent_dim=int:2..64", "network=dense|convolutional"]
 
 
-def search_in(folder, trials=6, storage=None, text=SPACE, **known):
+def search_in(folder, trials=6, storage=None, text=SPACE):
+    kept = {"storage": storage} if storage else {}
     folder.mkdir(exist_ok=True)
-    found = record.read(folder) or Record(folder, "/x/vae.py", [], {"search": text, **known})
+    found = record.read(folder) or Record(folder, "/x/vae.py", [], {"search": text, **kept})
     found.write()
     space = dict(map(parse_search, text))
-    return found, Search(found, space, trials, storage, "study", "median", seed=0)
+    study = open_study(storage or str(folder / "study.journal"), "study", "median", found)
+    return found, Search(found, study, space, trials, seed=0)
 
 
 def finish(found, search, point, scores, state="done"):

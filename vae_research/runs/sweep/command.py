@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import DirectoryInUseError, RunError, UsageError
@@ -41,6 +41,9 @@ from vae_research.runs.sweep.points import Point, grid, parse_over, parse_point
 from vae_research.runs.sweep.progress import in_words
 from vae_research.runs.sweep.record import Record
 
+if TYPE_CHECKING:
+    import optuna
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a sweep; returns its exit code.
@@ -59,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(4, str(error))
     except OSError as error:
         return _say(7, f"{error.strerror or error}: {error.filename or ''}")
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("optuna", "sqlalchemy"):
+            raise
+        return _say(7, f"the storage of the search has failed: {error}")
 
 
 def _say(code: int, message: str) -> int:
@@ -107,6 +114,11 @@ def _sweep(arguments: Sequence[str]) -> int:
         if options.check:
             print(f"Nothing was found that would stop the {len(examined)} points of this sweep.")
             return 0
+        if (warning := search.warning_of(space)) is not None:
+            print(f"warning: {warning}", file=sys.stderr)
+        study = None
+        if options.storage:  # before anything is written
+            study = _open_study(options, now)
         if before is None:
             directory.create(into, may_exist=True)
             stack.enter_context(records.locked(into))
@@ -118,41 +130,35 @@ def _sweep(arguments: Sequence[str]) -> int:
             elif known["state"] == "done":
                 known["state"] = "waiting"  # it is to be trained further
         now.write()
-        code = _run(now, options, space, complete, threads, name)
+        points: Grid | search.Search = Grid(now, complete)
+        if space:
+            study = study or _open_study(options, now)
+            points = search.Search(now, study, space, options.trials, first_seed(common))
+        code = _run(now, points, options.jobs, threads, name)
         if now.names("done") and code < 128:  # not interrupted
             report = write_report(into, f"Sweep of {name}", ["scripts/sweep", *arguments])
             print(f"All of it on one page: {report}", flush=True)
         return code
 
 
+def _open_study(options: argparse.Namespace, record: Record) -> optuna.Study:
+    place = options.storage or str(record.into / search.JOURNAL)
+    name, pruner = options.study or record.into.name, options.pruner or search.PRUNERS[0]
+    return search.open_study(place, name, pruner, record)
+
+
 def _run(
-    record: Record,
-    options: argparse.Namespace,
-    space: dict[str, Any],
-    complete: Sequence[str],
-    threads: int,
-    experiment: str,
+    record: Record, points: Grid | search.Search, jobs: int, threads: int, experiment: str
 ) -> int:
     """Runs what is to run, and prints what came of it."""
     began = time.monotonic()
-    points: Grid | search.Search = Grid(record, complete)
-    if space:
-        study = options.study or record.into.name
-        seed = first_seed(record.arguments)
-        pruner = options.pruner or "median"
-        points = search.Search(record, space, options.trials, options.storage, study, pruner, seed)
-        warning = search.warning_of(space)
-        if warning:
-            print(f"warning: {warning}", file=sys.stderr)
     cores = "1 thread" if threads == 1 else f"{threads} threads"
     print(
-        f"{points.total} points of {experiment}, {options.jobs} at a time with {cores} each, into "
+        f"{points.total} points of {experiment}, {jobs} at a time with {cores} each, into "
         f"{record.into}",
         flush=True,
     )
-    if space or len(complete) < len(record.points):
-        workers.preload()
-    number = conduct(record, points, options.jobs, threads)
+    number = conduct(record, points, jobs, threads)
     failed = record.names("failed")
     counts = [
         f"{len(names)} {state}"

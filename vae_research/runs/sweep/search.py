@@ -104,82 +104,88 @@ def warning_of(space: Mapping[str, Any]) -> str | None:
     )
 
 
+def open_study(place: str, name: str, pruner: str, record: Record) -> optuna.Study:
+    """Returns the study of a search, which is made unless it is there.
+
+    Args:
+        place: URL of a database, or the path of a journal file.
+        name: of the study.
+        pruner: one of `PRUNERS`.
+        record: of the sweep.
+
+    Raises:
+        UsageError: the place cannot be used, or the study is of another search.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruners = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner}
+    try:
+        study = optuna.create_study(
+            storage=place
+            if "://" in place
+            else JournalStorage(JournalFileBackend(str(Path(place).expanduser().absolute()))),
+            study_name=name,
+            direction="maximize",
+            pruner=pruners[pruner](),
+            load_if_exists=True,
+        )
+    except Exception as error:  # of a database or of the file system, whichever it is
+        words = str(error).partition("\n")[0]
+        raise UsageError(f"--storage {place}: {type(error).__name__}: {words}") from error
+    settings = {
+        "experiment": Path(record.experiment).stem,
+        "arguments": record.arguments,
+        "search": record.settings["search"],
+    }
+    before = study.user_attrs.get(_SETTINGS)
+    if before is None:
+        study.set_user_attr(_SETTINGS, settings)
+    elif before != settings:
+        other = next(key for key in settings if before.get(key) != settings[key])
+        raise UsageError(
+            f"the study {name!r} in {place} was made with other settings: {other} was "
+            f"{before.get(other)}, now {settings[other]}. Give another --study."
+        )
+    return study
+
+
 class Search:
     """Where the points of a search come from, and where their results go.
 
     Args:
         record: of the sweep.
+        study: its study.
         space: distributions by flag.
         trials: how many the study has in the end, those of other machines among them.
-        storage: URL of a database, or the path of a journal file; None for one of its own.
-        study: the name of the study.
-        pruner: one of `PRUNERS`.
         seed: of what is drawn.
-
-    Raises:
-        UsageError: the storage cannot be used, or the study is of other settings.
     """
 
     def __init__(
         self,
         record: Record,
+        study: optuna.Study,
         space: Mapping[str, BaseDistribution],
         trials: int,
-        storage: str | None,
-        study: str,
-        pruner: str,
         seed: int,
     ) -> None:
-        refuse_missing()
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna, self._record, self._space, self._trials = optuna, record, dict(space), trials
-        self._seed, self._is_private = seed, storage is None
-        pruners = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner}
-        place = storage or str(record.into / JOURNAL)
-        try:
-            self._study = optuna.create_study(
-                storage=place
-                if "://" in place
-                else JournalStorage(JournalFileBackend(str(Path(place).expanduser().absolute()))),
-                study_name=study,
-                direction="maximize",
-                pruner=pruners[pruner](),
-                load_if_exists=True,
-            )
-        except Exception as error:  # of a database or of the file system, whichever it is
-            words = str(error).partition("\n")[0]
-            raise UsageError(f"--storage {place}: {type(error).__name__}: {words}") from error
-        self._refuse_other_settings(place)
+        self._optuna, self._record, self._study, self._space = optuna, record, study, dict(space)
+        self._trials, self._seed = trials, seed
+        is_private = "storage" not in record.settings
         # Of a process that was killed before it had written them down.
         for trial in self._found():
-            ours = self._is_private or trial.user_attrs.get(_OWNER) == record.identity
+            ours = is_private or trial.user_attrs.get(_OWNER) == record.identity
             known = {point["trial"] for point in record.points.values()}
             if ours and not trial.state.is_finished() and trial.number not in known:
-                self._study._storage.set_trial_user_attr(trial._trial_id, _LOST, True)
+                optuna.Trial(study, trial._trial_id).set_user_attr(_LOST, True)
                 self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         for name in record.names("done", "pruned", "failed"):
             self.ended(record.point(name), record.points[name]["state"])
         self._unfinished = record.names("waiting", "running", "interrupted")
-
-    def _refuse_other_settings(self, place: str) -> None:
-        settings = {
-            "experiment": Path(self._record.experiment).stem,
-            "arguments": self._record.arguments,
-            "search": self._record.settings["search"],
-        }
-        before = self._study.user_attrs.get(_SETTINGS)
-        if before is None:
-            self._study.set_user_attr(_SETTINGS, settings)
-        elif before != settings:
-            name = next(name for name in settings if before.get(name) != settings[name])
-            raise UsageError(
-                f"the study {self._study.study_name!r} in {place} was made with other settings: "
-                f"{name} was {before.get(name)}, now {settings[name]}. Give another --study."
-            )
 
     @property
     def total(self) -> int:
