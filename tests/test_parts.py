@@ -249,6 +249,27 @@ def test_a_process_that_computes_keeps_its_devices(wanted, visible, expected, mo
             choose_device("gpu")
 
 
+def test_a_run_has_the_threads_that_it_is_given(monkeypatch, capsys):
+    asked = []
+    for name in ("intra", "inter"):
+        setter = f"set_{name}_op_parallelism_threads"
+        monkeypatch.setattr(
+            tf.config.threading, setter, lambda count, name=name: asked.append(name)
+        )
+    choose_device("auto")
+    assert asked == []
+    choose_device("auto", threads=3)
+    assert asked == ["intra", "inter"]
+
+    def refuse(count):
+        raise RuntimeError("cannot be modified after initialization")
+
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", refuse)
+    capsys.readouterr()
+    choose_device("auto", threads=3)
+    assert "warning: --device=auto --threads=3: TensorFlow has begun" in capsys.readouterr().err
+
+
 def test_a_study_says_where_its_run_is():
     with pytest.raises(TypeError, match="needs run_dir"):
         runs.train(build, config=runs.configure(build))
