@@ -112,14 +112,15 @@ def _grid(
     picture, gap = tile(rows, columns), 2
     size = _CELL * columns, _CELL * len(rows) * height / width
     beside = 0.095 * max(map(len, labels)) + 0.2
-    canvas, axes = make_canvas(size[0] + beside, size[1] + (0.9 if heads else 0.5))
+    wide = max(size[0] + beside, 0.085 * len(title))
+    canvas, axes = make_canvas(wide, size[1] + (0.9 if heads else 0.5))
     axes.imshow(picture.squeeze(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     middles = [(at + 0.5) * (height + gap) - gap for at in range(len(rows))]
     axes.set_yticks(middles, labels)
     axes.set_xticks([(at + 0.5) * (width + gap) - gap for at in range(len(heads))], heads)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=10)
+    canvas.suptitle(title, fontsize=10)
     axes.set_xlabel(below)
     return canvas
 
