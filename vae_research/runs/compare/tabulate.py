@@ -171,15 +171,17 @@ def _comparisons(
     for at, value in zip(tested, holm([p for p in p_values if p is not None]), strict=True):
         adjusted[at] = value
     key, words = f"{figure}_difference", short(figure)
-    columns = [
-        Column(key, f"{words} difference", differences, f"{key}_half_interval"),
-        Column("p_value", "p", _rounded(p_values)),
-        Column("p_value_holm", f"p, Holm over {len(tested)}", _rounded(adjusted)),
-    ]
-    notes = [
-        f"Differences to {baseline} are paired by seed. p is that of a two-sided paired t-test, "
-        f"also corrected by Holm over the {len(tested)} comparisons of {words} that have one."
-    ]
+    columns = [Column(key, f"{words} difference", differences, f"{key}_half_interval")]
+    notes = [f"Differences to {baseline} are paired by seed."]
+    if tested:
+        columns += [
+            Column("p_value", "p", _rounded(p_values)),
+            Column("p_value_holm", f"p, Holm over {len(tested)}", _rounded(adjusted)),
+        ]
+        notes[0] += (
+            f" p is that of a two-sided paired t-test, also corrected by Holm over the "
+            f"{len(tested)} comparisons of {words} that have one."
+        )
     for setting, each in zip(settings, found, strict=True):
         if setting is baseline:
             continue
