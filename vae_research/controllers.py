@@ -271,7 +271,9 @@ class PIDControl(Controller):
             state["integral"] - self.integral_gain * error,
         )
         # sigmoid(-e) is 1 / (1 + exp(e)) without its overflow.
-        unclipped = self.proportional_gain * tf.sigmoid(-error) + integral + self.minimum
+        proportional = self.proportional_gain * tf.sigmoid(-error)
+        # Added up from the first to the last; see `tensors.sum_in_order`.
+        unclipped = tf.reduce_sum(tf.stack([proportional, integral, self.minimum]))
         return {"integral": integral, "unclipped": unclipped}
 
     def weight(self, state: Mapping[str, tf.Tensor]) -> tf.Tensor:

@@ -279,7 +279,9 @@ def _normal_kl_divergence(mean: tf.Tensor, log_var: tf.Tensor) -> _WithGradient:
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return upstream * mean, upstream * 0.5 * tf.math.expm1(log_var)
 
-    return 0.5 * (tf.square(mean) + excess - log_var), gradient
+    # Halved apart, which is exact: if the log-variance is a negative, TensorFlow would make one sum
+    # of three of them, whose order is not fixed.
+    return 0.5 * (tf.square(mean) + excess) - 0.5 * log_var, gradient
 
 
 def normal_kl_divergence(mean: tf.Tensor, log_var: tf.Tensor) -> tf.Tensor:
