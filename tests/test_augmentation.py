@@ -57,8 +57,17 @@ def assert_equal(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [vr.Data.augmented, vr.Data.corrupted])
-@pytest.mark.parametrize("binarize", ["none", "dynamic"])
+@pytest.mark.parametrize(
+    ("make", "binarize"),
+    [
+        (vr.Data.augmented, "dynamic"),
+        (vr.Data.corrupted, "none"),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in [(vr.Data.augmented, "none"), (vr.Data.corrupted, "dynamic")]
+        ),
+    ],
+)
 def test_stream_and_device_give_the_same_batches(make, binarize):
     split = make(data(binarize=binarize), noisy).train
     stream = epoch(split.batches(8, seed=3, first_epoch=1, names=["code"]), 5)
@@ -93,6 +102,7 @@ def test_augmentation_changes_training_batches_only_and_what_belongs_together():
     assert "targets" not in batch
 
 
+@pytest.mark.slow
 def test_corruption_keeps_the_targets_clean_after_augmentation():
     corrupted = data().augmented(flipped).corrupted(noisy)
     (batch,) = epoch(corrupted.train.batches(ROWS, seed=0, names=["code"]))

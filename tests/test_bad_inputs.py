@@ -1017,6 +1017,7 @@ def mixed_up() -> bytes:
             1,
             ["train holds a single image"],
             id="47-one-image",
+            marks=pytest.mark.soak,
         ),
     ],
 )

@@ -77,7 +77,7 @@ def test_both_train_the_same_small_model():
     np.testing.assert_allclose(ours, keras, rtol=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_process_trains_whole_epochs_in_a_turn():
     contender = dataclasses.replace(BY_NAME["keras_fit"], variant={"jit_compile": False})
     with Worker(contender) as worker:
@@ -317,6 +317,7 @@ def test_the_cost_of_logging_is_told_in_percent_of_the_run_without(monkeypatch):
     assert "| added, percent | 5.00 (5.00 to 5.00) |" in table
 
 
+@pytest.mark.slow
 def test_the_images_of_short_epochs_are_the_first_ones(tmp_path):
     sections._save_first_images(tmp_path / "few.npz", {"train": 7, "validation": 5, "test": 3})
     few, all_of_them = vr.load_data(str(tmp_path / "few.npz")), vr.load_data("mnist")
@@ -374,6 +375,7 @@ def test_bad_flags(flag, message):
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_the_program_itself_loads_no_framework():
     # Its memory and its threads would stand beside those that are measured.
     program = "import sys, benchmarks.__main__; print({'tensorflow', 'keras'} & sys.modules.keys())"

@@ -199,7 +199,9 @@ def trained(data, epochs=3):
     networks = vr.dense_encoder(data.shape, 2, hidden_units=(4,)), vr.GaussianBottleneck(2)
     decoder = vr.dense_decoder(data.shape, 2, hidden_units=(4,))
     model = vr.VAE(*networks, decoder, [vr.Bernoulli(), vr.KLDivergence()])
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), steps_per_execution=3)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9), steps_per_execution=3, jit_compile=False
+    )
     validation = data.validation.on_device(4)
     history = model.fit(
         data.train.on_device(9, seed=0), epochs=epochs, validation_data=validation, verbose=0
@@ -284,7 +286,7 @@ def test_what_cannot_be_streamed_is_refused(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [None, "own_data"])
+@pytest.mark.parametrize("name", [None, pytest.param("own_data", marks=pytest.mark.soak)])
 def test_a_streamed_run_that_is_killed_goes_on(name, folder, tmp_path):
     flags = [f"--dataset={folder / 'images'}", "--epochs=2", "--notensorboard"]
     flags += ["--checkpoint_minutes=0", "--checkpoint_steps=6", "--jit=off", "--steps_per_call=3"]

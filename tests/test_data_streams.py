@@ -263,8 +263,13 @@ def backed_up(folder, data, *, interrupted=False, first=0, **keywords):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "first"),
-    [(device, 1), (functools.partial(device, first_epoch=0), 0), (stream, 0)],
-    ids=["second fit", "first_epoch", "stream"],
+    [
+        pytest.param(device, 1, id="second fit"),
+        pytest.param(stream, 0, id="stream"),
+        pytest.param(
+            functools.partial(device, first_epoch=0), 0, id="first_epoch", marks=pytest.mark.soak
+        ),
+    ],
 )
 def test_backup_and_restore_is_exact(make, first, after, tmp_path):
     data = make(numbered(binarize="dynamic"))

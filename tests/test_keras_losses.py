@@ -12,6 +12,7 @@ import scipy.special
 import tensorflow as tf
 
 from tests import forks
+from tests.proofs import SOAK
 from vae_research import (
     AddLossModel,
     KLLossLayer,
@@ -149,7 +150,8 @@ def test_metrics_begin_anew_with_every_epoch_and_evaluation(compiled, place, eag
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["top", "model", "step"])
+# That of the step is a `VAE`, whose tests are in test_model_training.py.
+@pytest.mark.parametrize("place", ["top", "model", "step"] if SOAK else ["top", "model"])
 def test_fit_needs_no_y(compiled, place):
     formulation = compiled(place)
     for data in (IMAGES, tf.data.Dataset.from_tensor_slices(IMAGES).batch(5)):

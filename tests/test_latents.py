@@ -585,8 +585,8 @@ SELDOM = ("full", "flow", "sphere", "joint", "ladder", "finite scalar")
 @pytest.mark.parametrize(
     "posterior",
     [
-        "vector quantised",
-        *(pytest.param(n, marks=pytest.mark.soak) for n in SELDOM),
+        # Every day in test_whole_models.py.
+        *(pytest.param(n, marks=pytest.mark.soak) for n in ["vector quantised", *SELDOM]),
     ],
 )
 def test_every_posterior_is_trained_watched_and_saved(posterior, tmp_path):
@@ -633,6 +633,7 @@ def test_a_divergence_is_not_indexed_by_the_code(tmp_path):
     assert traversals.shape[0] == 3 * (SHAPE[0] + 1) + 1  # a row for each dimension, with borders
 
 
+@pytest.mark.slow
 def test_pictures_show_the_classes_of_one_hot_codes_and_move_the_others(tmp_path):
     vae = model_of("joint")
     decoded = []

@@ -142,7 +142,7 @@ ROWS = (np.random.default_rng(0).random((12, 4)) > 0.5).astype(np.float32)
 )
 def test_a_prior_is_trained_and_saved_with_its_model(make, tmp_path):
     vae = model(make(), vr.MonteCarloKL())
-    vae.compile(keras.optimizers.Adam(0.05))
+    vae.compile(keras.optimizers.Adam(0.05), jit_compile=False)
     vae.fit(ROWS, batch_size=6, epochs=1, verbose=0)
     before = [variable.numpy() for variable in vae.bottleneck.prior.trainable_variables]
     vae.fit(ROWS, batch_size=6, epochs=1, verbose=0)

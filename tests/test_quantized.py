@@ -361,8 +361,8 @@ def test_a_prior_of_the_indices_is_fitted_after_training():
 @pytest.mark.parametrize(
     ("quantizer", "jit_compile"),
     [
-        ("vq", True),
-        pytest.param("vq", False, marks=pytest.mark.soak),
+        ("vq", False),
+        pytest.param("vq", True, marks=pytest.mark.soak),
         pytest.param("fsq", False, marks=pytest.mark.soak),
         pytest.param("fsq", True, marks=pytest.mark.soak),
     ],

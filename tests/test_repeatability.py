@@ -1,8 +1,8 @@
 """The same command gives the same weights, to the last bit, in every fresh process.
 
-Two processes of a set-up run at a time, so that they disturb each other's threads. Of the first
-set-up one is started as a shell does it and the other is a fork, so that their hashes of strings
-differ; the entropy of two forks differs too.
+Two processes of a set-up run at a time, so that they disturb each other's threads. Every day they
+are forks, whose entropy differs; with `--soak` one of them is started as a shell does it, so that
+their hashes of strings differ too, as those of the runs in test_runs.py do every day.
 """
 
 import json
@@ -59,8 +59,7 @@ def test_fresh_processes_give_one_hash(network, jit, dataset, tmp_path):
     flags, found = [*NETWORKS[network], f"--jit={jit}"], []
     for pair in range(3 if SOAK else 1):
         folders = [tmp_path / f"{pair}{place}" for place in "ab"]
-        alone = SOAK or (network, jit) == SETUPS[0]
-        starts = forks.start_alone if alone else forks.start, forks.start
+        starts = forks.start_alone if SOAK else forks.start, forks.start
         processes = [
             begin(folder, dataset, flags, start=start)
             for folder, start in zip(folders, starts, strict=True)
