@@ -70,6 +70,7 @@ def trained():
     return model, *fit(model, validation_data=IMAGES)
 
 
+@pytest.mark.slow
 def test_training_is_that_without_averages(trained):
     _, _, seen = trained
     _, plain = fit(make(momentum=None))
@@ -78,6 +79,7 @@ def test_training_is_that_without_averages(trained):
     assert_equal(seen.at_end, plain.found[-1])  # a callback that saves finds the trained weights
 
 
+@pytest.mark.slow
 def test_afterwards_the_averages_are_in_place(trained):
     model, _, seen = trained
     average = seen.found[0]
@@ -88,6 +90,7 @@ def test_afterwards_the_averages_are_in_place(trained):
     assert_equal(weights(model), average, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_judges_the_averages(trained):
     model, history, _ = trained
     assert model.evaluate(IMAGES, batch_size=len(IMAGES), verbose=0, return_dict=True)[

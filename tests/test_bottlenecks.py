@@ -49,6 +49,7 @@ def test_same_seed_draws_the_same_noise_eager_and_compiled():
     assert compiled_noise(jit_compile=False) == 0.0
 
 
+@pytest.mark.slow
 def test_same_seed_draws_the_same_noise_with_xla():
     # The bits are the same; XLA has a sine, cosine and logarithm of its own, right to 5e-7.
     assert compiled_noise(jit_compile=True) < 1e-5

@@ -200,6 +200,7 @@ def test_watching_changes_nothing(tmp_path):
     assert hash_after(as_new(make_plain), disturbing) != watched
 
 
+@pytest.mark.slow
 def test_a_record_that_nobody_writes_is_refused():
     with pytest.raises(TypeError):
         train(usual(), EpochCallback(), validation=None, epochs=1)
@@ -282,6 +283,7 @@ def test_a_weight_that_moves_is_that_of_the_step_and_its_contribution_that_of_ev
     assert values(training["contribution/kl"]) == float32(history["contribution/kl"])
 
 
+@pytest.mark.slow
 def test_what_is_only_watched_has_a_value_and_no_weight(tmp_path):
     terms = [Bernoulli(), KLDivergence(), MeanSquare(weight=None)]
     train(make(terms), Scalars(tmp_path), epochs=1)
@@ -558,6 +560,7 @@ def test_a_deviation_that_is_too_large_to_compute_is_left_out(tmp_path):
     assert 0 < buckets[:, 2].sum() < VALIDATION.shape[0] * 2
 
 
+@pytest.mark.slow
 def test_without_a_posterior_there_is_no_divergence(tmp_path):
     train(autoencoder(), Latents(tmp_path, VALIDATION), epochs=1)
     assert scalars(tmp_path / "validation").keys() == LATENT_TAGS
@@ -659,6 +662,7 @@ def test_fewer_images_than_columns_are_shown_all_the_same(tmp_path):
     assert (picture[:, 12:] == 255).all()
 
 
+@pytest.mark.slow
 def test_as_many_samples_as_the_prior_is_measured_with(tmp_path):
     drawn = Pictures(tmp_path, IMAGES, columns=250).draw(make())
     assert drawn["samples"].shape == (4 * 6 - 2, 250 * 6 - 2, 1)
@@ -848,6 +852,7 @@ def test_gradients_are_those_of_the_terms(tmp_path):
     assert not any("mean_square_of_logs" in tag for tag in found)  # is only watched
 
 
+@pytest.mark.slow
 def test_the_last_gradients_are_in_the_file_when_a_run_saves_its_last_epoch(tmp_path):
     lengths = []
     save = keras.callbacks.LambdaCallback(
@@ -1087,6 +1092,7 @@ def test_a_profile_covers_the_calls_of_the_chosen_steps(
     assert not running
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The profile will be written")
 def test_a_profile_is_a_file_that_the_dashboard_knows(tmp_path):
     train(make(run_eagerly=False), Profile(tmp_path, 2, 3), validation=None, epochs=1)

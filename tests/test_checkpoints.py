@@ -887,6 +887,7 @@ def test_a_model_loads_a_checkpoint_by_its_path(original):
     assert list(values_of(model).values()) == list(values_of(original[2]).values())
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_compiled_loads_its_own_variables(original):
     compiled = make(seed=2)
     model = VAE.from_config(compiled.get_config())
@@ -947,6 +948,7 @@ def test_the_hash_is_that_of_equal_runs_alone():
     assert all(len(found) == 64 for found in hashes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_hash_sees_every_variable(group):
     model = make()

@@ -156,6 +156,7 @@ def test_draws_have_the_frequencies_of_the_grey_values():
     assert np.all(np.abs(drawn.mean(axis=0) - probability) <= allowed)
 
 
+@pytest.mark.slow
 def test_draws_are_independent_over_pixels_rows_batches_and_epochs():
     half = np.full((64, 64), 0.5, np.float32)
     data = Data.from_arrays(half, half, half, binarize="dynamic")

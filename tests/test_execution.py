@@ -277,6 +277,7 @@ def test_xla_is_chosen_by_what_the_model_consists_of(model, jit, wanted):
     assert choose_jit(step_of(model), jit) == wanted
 
 
+@pytest.mark.slow
 def test_xla_asked_for_and_impossible_names_the_operation():
     with pytest.raises(ValueError, match="XLA cannot compile PyFunc"):
         choose_jit(step_of("unknown"), "on")

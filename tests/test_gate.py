@@ -451,6 +451,7 @@ def test_update_in_which_a_critic_fails_is_named(case):
     assert re.fullmatch(named, found), found
 
 
+@pytest.mark.slow
 def test_variable_whose_update_is_not_finite_is_named():
     (found,) = causes_in(make(optimizer=BrokenAdam(0)))
     assert re.fullmatch(r"the update of \w+/\w+_velocity and \d+ more \(optimizer\)", found)

@@ -69,7 +69,7 @@ def make(*terms, cls=vr.VAE, kl=1.0, optimizer=None, **settings):
         [vr.Bernoulli(), vr.KLDivergence(weight=kl), *terms],
         **settings,
     )
-    model.compile(optimizer or keras.optimizers.Adam(0.01))
+    model.compile(optimizer or keras.optimizers.Adam(0.01), jit_compile=False)
     model.set_steps_per_epoch(2)
     model.report(IMAGES[:2])
     model.build_optimizer()
@@ -160,16 +160,19 @@ def test_a_term_with_hidden_state_is_refused_by_name(case):
     assert name in found
 
 
+@pytest.mark.slow
 def test_a_variable_in_a_weight_is_refused():
     assert refused(make(kl=lambda step: VARIABLE * 0.5)) == ["the variable 'of_somebody:0'"]
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_is_a_plain_attribute_is_refused():
     found = refused(make(cls=WithOwnOptimizer))
     assert any("momentum" in name for name in found)
     assert any("iteration" in name for name in found)
 
 
+@pytest.mark.slow
 def test_a_run_is_refused_with_the_cure():
     config = type("Config", (), {"batch_size": 4})()
     with pytest.raises(UsageError, match=r"of_somebody.*no checkpoint holds.*Critic"):

@@ -104,6 +104,7 @@ def test_second_derivatives_are_those_of_keras():
     assert_equal(second(narrow_convolution(convolution())), second(convolution()), 1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_bits_every_time():
     x = images(28, 28, 32, "float32", batch=64)
     layer = narrow_convolution(convolution(dtype="float32"))
@@ -218,6 +219,7 @@ def test_normalisation_and_its_gradients_are_those_of_keras(shape, groups, jit_c
     assert_equal(value_and_gradients(ours, x, jit_compile=jit_compile), wanted, 1e-10)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_normalisation_is_a_sum_of_two():
     def step(layer, x):
         with tf.GradientTape() as tape:

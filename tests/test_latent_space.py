@@ -97,6 +97,7 @@ def test_two_close_clusters_have_twice_the_area_of_one():
     assert area(NORMAL + apart) == pytest.approx(2.0 * area(NORMAL), rel=0.1)
 
 
+@pytest.mark.slow
 def test_two_far_clusters_have_twice_the_area_of_one():
     apart = np.where(np.arange(len(NORMAL))[:, np.newaxis] % 2, 100.0, 0.0)
     found = area(NORMAL + apart, cells=600)

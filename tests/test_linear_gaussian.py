@@ -131,6 +131,7 @@ def importance_weighted_bounds():
         yield mean_and_standard_error(bound_of_each_copy(vae, copies, seed=num_samples))
 
 
+@pytest.mark.slow
 def test_importance_weighted_bounds_grow_with_the_samples_and_stay_below_log_p():
     bounds = list(importance_weighted_bounds())
     for (fewer, fewer_error), (more, more_error) in itertools.pairwise(bounds):

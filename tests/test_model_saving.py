@@ -218,6 +218,7 @@ def test_a_model_that_was_never_compiled_is_saved_too(tmp_path):
     assert loaded.step == 0
 
 
+@pytest.mark.slow
 def test_a_model_of_functional_networks_is_saved_before_it_saw_data(tmp_path):
     vae = build()
     loaded = through_a_file(vae, tmp_path)
@@ -417,6 +418,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TERMS)
 @pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
 def test_terms_and_schedules_are_saved(kind, tmp_path):

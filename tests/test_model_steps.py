@@ -55,6 +55,7 @@ def test_every_micro_batch_has_noise_of_its_own(unbroken):
     assert (model.step, int(model.optimizer.iterations)) == (8, 2)
 
 
+@pytest.mark.slow
 def test_a_warm_up_keeps_its_length_under_accumulation():
     optimizer = keras.optimizers.SGD(0.0, gradient_accumulation_steps=4)
     model = make(weight=vr.LinearWarmup(steps=8), optimizer=optimizer)
@@ -119,6 +120,7 @@ class Own(vr.VAE):
         return {**logs, "returned": tf.cast(self.step_counter.value, tf.float32)}
 
 
+@pytest.mark.slow
 def test_a_step_written_by_hand_is_the_step(unbroken):
     assert losses(make(Own), 8) == unbroken
 

@@ -240,7 +240,7 @@ def model(encoder=None, bottleneck=None, decoder=None, *terms):
         decoder or vr.dense_decoder([4, 4, 1], 2, hidden_units=(4,)),
         [vr.Bernoulli(), vr.KLDivergence(), *terms],
     )
-    vae.compile(keras.optimizers.SGD(0.01))
+    vae.compile(keras.optimizers.SGD(0.01), jit_compile=False)
     return vae
 
 
@@ -292,6 +292,7 @@ def config_of(build, **flags):
     return runs.configure(build, batch_size=8, binarize="none", device="cpu", **flags)
 
 
+@pytest.mark.slow
 def test_only_what_is_read_is_given_to_a_step():
     def build(config, data):
         return model(None, None, MaskedDecoder(), MaskedError())
@@ -362,6 +363,7 @@ def test_what_is_read_must_be_there_and_finite(tmp_path):
     assert names_read(vae, left_out) == ()
 
 
+@pytest.mark.slow
 def test_samples_have_the_conditions_of_the_first_examples_in_turn():
     from vae_research.callbacks.pictures import Pictures, conditions_of, samples
 

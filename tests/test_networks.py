@@ -308,6 +308,7 @@ def test_residual_networks_have_the_weights_of_their_levels():
     assert decoder.count_params() == dense + levels + 2 * 3 + 3 * 20 + 20
 
 
+@pytest.mark.slow
 def test_a_residual_block_adds_to_what_it_reads():
     # With zeros in its second convolution, a block changes nothing.
     encoders = [residual_encoder((8, 8, 1), 2, filters=(4,), blocks=n) for n in (1, 3)]

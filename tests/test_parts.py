@@ -200,6 +200,7 @@ def test_every_test_example_keeps_its_values(run):
     np.testing.assert_allclose(values["error"], errors, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_another_example_by_example(run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run.path, other)

@@ -95,6 +95,7 @@ def test_logits_are_no_probabilities(activation):
         tf.function(model.report, autograph=False).get_concrete_function(VALUES)
 
 
+@pytest.mark.slow
 def test_whoever_meets_data_looks_at_them():
     model = model_with("tanh")
     model.compile()

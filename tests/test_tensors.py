@@ -420,6 +420,7 @@ def test_keys_of_different_runs_or_steps_differ_for_every_reader():
     assert len({key for stream in streams for key in stream}) == 9
 
 
+@pytest.mark.slow
 def test_fold_in_is_the_same_in_a_compiled_function():
     seed = tf.constant([7, 5], tf.int64)
     for jit_compile in (False, True):
