@@ -7,13 +7,15 @@ divergence, or by a target for the rate.
 
 Paper: Alemi et al. 2018, Fixing a Broken ELBO (arXiv:1711.00464).
 
-The frontier: scripts/sweep experiments/rate_distortion.py --over kl_weight=0.1,0.3,1,3,10 \\
-              --seeds 3 --into runs/sweeps/rate_distortion
-              scripts/compare runs/sweeps/rate_distortion --plot=rate_distortion --to=frontier.png
+The frontier: scripts/sweep experiments/rate_distortion.py --over kl_weight=0.25,1,4 --seeds 5 \\
+                  --jobs 2 --into runs/sweeps/weights --epochs=5 --importance_samples=50
+              scripts/compare runs/sweeps/weights --plot=rate_distortion --to=frontier.png
 
-Command: scripts/run experiments/rate_distortion.py
-Time: TODO
-Expect: TODO
+Command: scripts/run experiments/rate_distortion.py --epochs=5 --importance_samples=50
+Time: 2 minutes on 2 very busy cores; the sweep 27 minutes
+Expect: rate, distortion and ELBO in nats, means of 5 seeds: 45.1, 70.5, -115.6 with weight 0.25;
+26.3, 80.5, -106.8 with 1; 8.9, 117.4, -126.3 with 4. The smallest NLL, with 50 samples, is 102.3,
+so that the entropy of the data is at most that.
 """
 
 import vae_research as vr
