@@ -82,6 +82,7 @@ if TYPE_CHECKING:
         DistributionBottleneck as DistributionBottleneck,
     )
     from vae_research.distributions.prior import DistributionPrior as DistributionPrior
+    from vae_research.evaluation.batch_statistics import kl_decomposition as kl_decomposition
     from vae_research.evaluation.diagnosis import diagnose as diagnose
     from vae_research.evaluation.diagnosis import mutual_information as mutual_information
     from vae_research.evaluation.estimates import Estimate as Estimate
@@ -224,6 +225,7 @@ _MODULES = {
     "evaluation.estimates": ("Estimate",),
     "evaluation.fitted_priors": ("fit_prior",),
     "evaluation.latent_space": ("neighbour_accuracy", "occupied_area", "t_sne"),
+    "evaluation.batch_statistics": ("kl_decomposition",),
     "evaluation.test_figures": ("estimate", "notes_on_figures"),
     "evaluation.marginal_likelihood": (
         "annealed_importance_sampling",

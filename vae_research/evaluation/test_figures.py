@@ -12,6 +12,7 @@ import numpy as np
 from vae_research.arguments import checked_integer
 from vae_research.data.split import Split
 from vae_research.evaluation import units
+from vae_research.evaluation.batch_statistics import statistics_over
 from vae_research.evaluation.estimates import Estimate, estimate_arrays, named_arrays
 from vae_research.losses.term import Likelihood
 from vae_research.model import VAE
@@ -49,8 +50,9 @@ def estimate(
     They are those of `estimates.estimate_arrays`, which explains them: `elbo`,
     `negative_log_likelihood`, `effective_sample_size`, `large_pareto_k`,
     `importance_weighted_bound`, `reconstruction`, `kl`, every other term with a value per example,
-    `active_units`, and those of a fitted prior. Of a `Split`, which knows how its values are
-    stored, a model with a posterior has more:
+    `active_units`, and those of a fitted prior. A term with `whole_data_set`, such as `FreeBits`,
+    has its value of all examples together, without an error. Of a `Split`, which knows how its
+    values are stored, a model with a posterior has more:
 
     - `elbo_in_stored_units` and `negative_log_likelihood_in_stored_units` of a density: nats of the
       values as stored, whatever `rescale` made of them.
@@ -104,7 +106,7 @@ def estimate(
     if not isinstance(data, Split):
         for note in notes_on_likelihood(likelihood, named_arrays("estimate", data)) if warn else ():
             warnings.warn(note, UserWarning, stacklevel=2)
-        return figures_of(data, per_example=per_example)
+        return figures_of(data, per_example=per_example) | statistics_over(model, data, seed)
     for note in notes_on_figures(model, data) if warn else ():
         warnings.warn(note, UserWarning, stacklevel=2)
     names = [name for name in data.arrays if name in model.data_names]
@@ -118,6 +120,7 @@ def estimate(
         for name, of_examples in values.items():
             kept = of_examples.astype(np.float32)
             figures[name] = dataclasses.replace(Estimate.mean_of(of_examples), values=kept)
+    figures |= statistics_over(model, data.tensors_by_block(names), seed)
     if per_example:
         return figures
     return {name: dataclasses.replace(each, values=None) for name, each in figures.items()}

@@ -104,6 +104,7 @@ class FreeBits(_OfLatents):
 
     nats_per_dimension: float = 0.1
     batch_statistic = True
+    whole_data_set = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,6 +133,7 @@ class CapacityKL(_OfLatents):
 
     capacity: float | Schedule = 25.0
     batch_statistic = True
+    whole_data_set = True
 
     def per_example(self, kl: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Returns the distance, a scalar, nats."""

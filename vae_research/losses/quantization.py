@@ -34,6 +34,7 @@ class Perplexity(LossTerm):
     """
 
     batch_statistic = True
+    whole_data_set = True
     unit = "codes"
     weight = None
 

@@ -40,14 +40,16 @@ class LossTerm(Settings, abc.ABC):
     `vae_research.tensors`.
 
     `batch_statistic = True` in the class means that the term is a statistic of the whole batch: it
-    returns a scalar instead of one value per example. `adds_log_posterior = True` means that the
-    value is `log_posterior` plus something that does not depend on it; gradient estimators need
-    such a term. `unit` is what the table of test figures says behind the value, for a term that is
-    logged and not measured in nats. `not_differentiated` names parameters whose gradient the term
-    stops on purpose, so that `scripts/selfcheck` does not take it for a mistake.
+    returns a scalar instead of one value per example; with `whole_data_set = True` it may be given
+    all rows of a data set at once, and has a test figure of them. `adds_log_posterior = True` means
+    that the value is `log_posterior` plus something that does not depend on it; gradient estimators
+    need such a term. `unit` is what the table of test figures says behind the value, for a term
+    that is logged and not measured in nats. `not_differentiated` names parameters whose gradient
+    the term stops on purpose, so that `scripts/selfcheck` does not take it for a mistake.
     """
 
     batch_statistic: ClassVar[bool] = False
+    whole_data_set: ClassVar[bool] = False
     adds_log_posterior: ClassVar[bool] = False
     unit: ClassVar[str] = "nats"
     not_differentiated: ClassVar[tuple[str, ...]] = ()

@@ -123,6 +123,26 @@ def notes_of(model: VAE, data: Data) -> list[str]:
     return [*notes, *data.notes, *data.warnings]
 
 
+def notes_on_batches(model: VAE, data: Data, training: int, validation: int) -> list[str]:
+    """Returns notes on terms of a whole batch: of how many examples their values are.
+
+    Args:
+        model: of the run.
+        data: of the run.
+        training, validation: rows of a batch.
+    """
+    notes = []
+    for term in model.objective.terms:
+        if term.batch_statistic:
+            of_test = f"of all {len(data.test)} in the test figures"
+            notes.append(
+                f"{term.label} is a statistic of a batch, whose value depends on its size: of "
+                f"{training} examples in training, of {validation} in validation, and "
+                f"{of_test if term.whole_data_set else 'without a test figure'}."
+            )
+    return notes
+
+
 def weights_in_words(model: VAE) -> str:
     """Returns which weights the figures of a run are of."""
     momentum = model.averaging.momentum

@@ -23,7 +23,7 @@ def own_figures(returned: Any, count: int, taken: Collection[str]) -> dict[str, 
     """Returns what an experiment's `evaluate` has returned, as estimates by name.
 
     Args:
-        returned: numbers, or arrays with a value for each test example, by name.
+        returned: numbers, arrays with a value for each test example, or estimates, by name.
         count: number of test examples.
         taken: names of other figures.
 
@@ -42,6 +42,8 @@ def own_figures(returned: Any, count: int, taken: Collection[str]) -> dict[str, 
                 f"evaluate() returned a figure called {name!r}. Give it a name of letters, digits "
                 f"and underscores that is not one of {', '.join(taken)}."
             )
+        if isinstance(given, Estimate) and given.values is not None:
+            given = given.values
         try:
             values = np.asarray(given, np.float32 if np.ndim(given) else np.float64)
         except (TypeError, ValueError) as error:

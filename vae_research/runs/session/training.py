@@ -41,6 +41,7 @@ from vae_research.runs.report.description import (
     describe,
     describe_model,
     notes_of,
+    notes_on_batches,
     notes_on_samples,
 )
 from vae_research.runs.report.page import write_report
@@ -190,6 +191,11 @@ class Session:
     def names(self) -> tuple[str, ...]:
         """Names of the further arrays that the model reads; only these are copied to the device."""
         return names_read(self.model, self.data)
+
+    @property
+    def validation_batch_size(self) -> int:
+        """Rows of a batch of validation data."""
+        return min(_VALIDATION_BATCH, len(self.data.validation))
 
     @property
     def claim(self) -> str:
@@ -405,7 +411,7 @@ class Session:
                     epochs=config.epochs,
                     initial_epoch=self.epochs_before,
                     validation_data=data.validation.on_device(
-                        min(_VALIDATION_BATCH, len(data.validation)), names=self.names
+                        self.validation_batch_size, names=self.names
                     ),
                     callbacks=[*callbacks, saving, *(make() for make in watchers)],
                     verbose=0,
@@ -480,12 +486,21 @@ class Session:
             self.read_by_evaluation = {*self.read_by_evaluation, *watched.names_read}
             signals.raise_if_received()
         if config.tensorboard:
-            notes = notes_of(self.model, self.data) + notes_on_samples(estimates)
+            notes = self.notes(estimates)
             write_test_figures(self.run_dir, estimates, notes, self.model.step)
             if self.prior is not None and self.data.is_image:
                 first = conditions_of(self.data.validation.tensors(slice(0, 40), self.names))
                 write_samples(self.run_dir, self.model, self.prior, first)
         return estimates
+
+    def notes(self, estimates: dict[str, Estimate]) -> list[str]:
+        """Returns what a reader of the figures needs to know."""
+        sizes = self.config.batch_size, self.validation_batch_size
+        return [
+            *notes_of(self.model, self.data),
+            *notes_on_batches(self.model, self.data, *sizes),
+            *notes_on_samples(estimates),
+        ]
 
     def write(self, estimates: dict[str, Estimate], seconds: float) -> None:
         """Writes pictures, networks and, last, summary.json: it says that everything is there.
@@ -504,7 +519,7 @@ class Session:
         scores = {found["epoch"]: score(found, "validation/") for found in records}
         best = max(scores, key=lambda epoch: _or_least(scores[epoch]), default=None)
         saved = checkpoints.best_in(run_dir / "checkpoints")
-        notes = notes_of(model, data) + notes_on_samples(estimates)
+        notes = self.notes(estimates)
         if best not in (None, last) and saved is not None:
             notes.append(
                 f"Figures and saved networks are of the last epoch, {last}; on validation data "
