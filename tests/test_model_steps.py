@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import vae_research as vr
 from vae_research.data import Data
+from vae_research.running_means import RunningMeans
 
 IMAGES = np.random.default_rng(0).random((16, 4, 4, 1)).astype("float32")
 BATCH = IMAGES[:8]
@@ -160,3 +161,18 @@ def test_elbo_reconstruction_and_divergence_of_a_line_belong_together(importance
     )
     assert closed == pytest.approx(logs["kl"], rel=1e-6)
     assert abs(of_samples - closed) > 1e-3  # what was logged
+
+
+def test_running_sums_keep_what_a_few_steps_add_to_a_long_epoch():
+    """Figures of an interval are differences of these sums; in float32 this one would be 0."""
+    means = RunningMeans([vr.Bernoulli()])
+    count = tf.constant(8)
+    means.update({"loss": tf.fill([8], 1e9), "reconstruction": tf.fill([8], 1e9)}, count)
+    (loss,) = [mean for mean in means.reported if mean.name == "loss"]
+    before = float(loss.total), float(loss.count)
+    means.update({"loss": tf.fill([8], 0.1), "reconstruction": tf.fill([8], 0.1)}, count)
+    total, added = (
+        float(now) - old for now, old in zip((loss.total, loss.count), before, strict=True)
+    )
+    assert total / added == pytest.approx(0.1, rel=1e-5)
+    assert float(np.float32(before[0] + total) - np.float32(before[0])) == 0.0

@@ -27,7 +27,7 @@ class RunningMeans:
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
         scheduled = [term.label for term in terms if is_varying(term.weight)]
         names |= dict.fromkeys([*(f"contribution/{label}" for label in scheduled), *more])
-        self._means = {name: keras.metrics.Mean(name=name) for name in names}
+        self._means = {name: _mean(name) for name in names}
         # Which of them this model has values for is known once a step has been traced.
         self._reported = ["loss", *labels]
         self._unweighted = labels[0]
@@ -79,7 +79,7 @@ class RunningMeans:
     def _mean(self, name: str) -> keras.metrics.Mean:
         if name not in self._means:
             with tf.init_scope():  # the variables outlive the step that is being traced
-                self._means[name] = keras.metrics.Mean(name=name)
+                self._means[name] = _mean(name)
         return self._means[name]
 
     def reset(self) -> None:
@@ -92,3 +92,8 @@ class RunningMeans:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         self._reported = [name for name, mean in self._means.items() if float(mean.count) > 0]
+
+
+def _mean(name: str) -> keras.metrics.Mean:
+    # In float32 the sum of an epoch keeps no digit of what a few steps have added to it.
+    return keras.metrics.Mean(name=name, dtype="float64")

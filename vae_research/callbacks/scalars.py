@@ -95,8 +95,10 @@ class Scalars(EpochCallback):
     def _write_interval(self, step: int) -> None:
         # Layers may add metrics of other kinds.
         metrics = [each for each in self.model.metrics if isinstance(each, keras.metrics.Mean)]
-        # Fetched together, since every fetch waits for the device.
-        sums = tf.stack([[each.total.value, each.count.value] for each in metrics]).numpy()
+        # Fetched together, since a fetch waits for the device. The sums of the model are float64,
+        # whose differences are exact enough; those of layers are what they are.
+        values = [value.value for each in metrics for value in (each.total, each.count)]
+        sums = tf.stack([tf.cast(value, tf.float64) for value in values]).numpy().reshape(-1, 2)
         means = {}
         for metric, (total, count) in zip(metrics, sums.tolist(), strict=True):
             last_total, last_count = self._last_sums.get(metric.name, (0.0, 0.0))
