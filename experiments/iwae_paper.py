@@ -10,7 +10,8 @@ the draw of the binarised test images differ from theirs.
 
 Command: scripts/run experiments/iwae_paper.py --epochs=3280 --importance_samples=5000
 Time: 3.8 seconds an epoch on 2 quiet cores, 3.5 hours in all
-Expect: NLL 86.76 as in the paper, not reached yet; validation ELBO -95.4 after 119 of the epochs
+Expect: the paper's NLL of 86.76 was not reached: the only run was at epoch 136 of 3280, with a
+validation ELBO of -94.54
 """
 
 import keras

@@ -7,7 +7,7 @@ and the importance-weighted estimate has something to correct. Lucas et al. 2019
 
 Command: scripts/run experiments/linear_gaussian.py --epochs=30
 Time: 15 seconds on 2 cores
-Expect: NLL within 0.01 nats of the exact one, and this within 0.05 nats of that of the data
+Expect: test NLL 9.565 nats, the exact one 9.564, that of the true density 9.554 (seed 0)
 """
 
 import numpy as np
