@@ -190,6 +190,19 @@ def test_the_screen_names_what_is_not_finished(sweep, capsys):
     assert "also corrected by Holm over the 2 comparisons of NLL" in screen
 
 
+def test_points_of_a_sweep_that_failed_are_named_with_their_reason(sweep, capsys):
+    new = {"flags": {}, "trial": None, "threads": 1}
+    points = {
+        "kl_weight=1,seed=0": new | {"state": "done", "exit_code": 0},
+        "last": new | {"state": "failed", "exit_code": 6, "message": "kl is not finite"},
+        "never": new | {"state": "waiting"},
+    }
+    values = {"format": 1, "identity": "a", "experiment": "b.py", "arguments": [], "settings": {}}
+    directory.write_json(sweep / "sweep.json", values | {"points": points})
+    named = "Not in the table: last (failed, exit code 6: kl is not finite), never (waiting).\n"
+    assert said(capsys, sweep).out.endswith(named)
+
+
 def test_markdown_and_latex_escape_what_they_must(tmp_path, capsys):
     write_run(tmp_path / "a_1", {"elbo": -103.25}, name="50 % | a_b", note="x & y")
     write_run(tmp_path / "b", {"elbo": -104.0}, kl_weight=2.0)

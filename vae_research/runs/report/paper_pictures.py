@@ -138,7 +138,7 @@ def _save_animation(path: Path, rows: np.ndarray, labels: Sequence[str]) -> None
     columns = min(_SIDE_BY_SIDE, len(rows))
     lines = -(-len(rows) // columns)
     aspect = rows.shape[2] / rows.shape[3]
-    canvas, places = make_canvas(1.5 * columns, (1.5 * aspect + 0.3) * lines + 0.3, columns, lines)
+    canvas, places = make_canvas(1.2 * columns, (1.2 * aspect + 0.3) * lines + 0.3, columns, lines)
     agg, shown = FigureCanvasAgg(canvas), []
     # As in `tile`: the range of standardised data, and the first of 2, 4 or more channels.
     low, high = min(0.0, float(rows.min())), max(1.0, float(rows.max()))
@@ -156,6 +156,6 @@ def _save_animation(path: Path, rows: np.ndarray, labels: Sequence[str]) -> None
         agg.draw()
         canvas.set_layout_engine("none")  # the layout of the first frame is that of all
         frame = Image.fromarray(np.asarray(agg.buffer_rgba())[..., :3])
-        frames.append(frame.quantize(64))
+        frames.append(frame.quantize(32))
     frames += frames[-2:0:-1]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=_MILLISECONDS, loop=0)

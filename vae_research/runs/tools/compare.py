@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from vae_research.runs.compare.tabulate import (
     table_of_runs,
     table_of_settings,
 )
+from vae_research.runs.sweep import record
 
 _FLAGS = {
     "rows": "settings or runs; default: settings, if one of them has several seeds",
@@ -62,8 +63,9 @@ def compare_runs(arguments: Sequence[str]) -> None:
     records = load_runs(*given.subjects)
     finished = [record for record in records if record["status"] == "done"]
     others = [record for record in records if record["status"] != "done"]
+    missing = _in_words(others, _ends_of_points(given.subjects))
     if not finished:
-        raise UsageError(f"no run is finished: {_in_words(others)}.")
+        raise UsageError(f"no run is finished: {missing}.")
     refuse_different(finished)
     figures = figures_of(finished, given.figures)
     sort, larger_first = sort_key(given.sort or figures[0], finished)
@@ -78,8 +80,8 @@ def compare_runs(arguments: Sequence[str]) -> None:
     else:
         table = table_of_runs(finished, figures, _only(wanted, given.baseline), _by_example)
     notes = [*table.notes, *_notes(finished, figures)]
-    if others:
-        notes.append(f"Not in the table: {_in_words(others)}.")
+    if missing:
+        notes.append(f"Not in the table: {missing}.")
     if given.plot:
         from vae_research.runs.compare.plots import plot
 
@@ -100,11 +102,29 @@ def _notes(finished: Sequence[Record], figures: Sequence[str]) -> list[str]:
     return notes
 
 
-def _in_words(others: Sequence[Record]) -> str:
-    return ", ".join(
-        f"{run['run']} ({run['status']}, epoch {run['epochs']} of {run['flags/epochs']})"
+def _ends_of_points(folders: Sequence[str]) -> dict[Path, str]:
+    """Returns in words what became of points of sweeps that are not done, by run directory."""
+    found = {}
+    for folder in folders:
+        into = Path(folder).expanduser().absolute()
+        sweep = record.read(into) if (into / record.SWEEP).is_file() else None
+        for name, point in sweep.points.items() if sweep is not None else ():
+            if point["state"] != "done":
+                ended = f", exit code {point['exit_code']}" if "exit_code" in point else ""
+                why = f": {message}" if (message := point.get("message")) else ""
+                found[into / name] = f"{point['state']}{ended}{why}"
+    return found
+
+
+def _in_words(others: Sequence[Record], points: Mapping[Path, str]) -> str:
+    """Returns runs that are not finished, and points of sweeps, with what became of them."""
+    found = {
+        Path(str(run["path"])): f"{run['run']} ({run['status']}, epoch {run['epochs']} of "
+        f"{run['flags/epochs']})"
         for run in others
-    )
+    }
+    found |= {path: f"{path.name} ({words})" for path, words in points.items()}
+    return ", ".join(found.values())
 
 
 def _mean(setting: Setting, key: str) -> Any:
