@@ -29,7 +29,7 @@ from vae_research import (
 from vae_research.codes import CodeLayout
 from vae_research.controllers import first_state, next_state, weight_of
 from vae_research.levels import levels
-from vae_research.networks.kernels import give_own_kernel, has_own_kernel
+from vae_research.networks.kernels import is_narrow, narrow_convolution
 from vae_research.settings import from_config
 from vae_research.tensors import Tensors, bind, of_all_levels
 
@@ -738,8 +738,8 @@ def test_saved_configuration_makes_an_equal_part(named_case):
         again = keras.saving.deserialize_keras_object(config)
         assert again.name == part.name
         for layer in getattr(again, "layers", []):
-            if has_own_kernel(part.get_layer(layer.name)):
-                give_own_kernel(layer)  # how it is computed is no part of its configuration
+            if is_narrow(part.get_layer(layer.name)):
+                narrow_convolution(layer)  # how it is computed is no part of its configuration
         if isinstance(getattr(again, "prior", None), vae_research.VampPrior):
             again.prior.use_encoder(first_pixels)
         call(again, tensors)  # makes the variables

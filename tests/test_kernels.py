@@ -1,16 +1,14 @@
-"""Other ways to compute layers: value and gradients of Keras' layers, and when they are used."""
+"""Another way to compute a layer: value and gradients of Keras's layer, and when it is used."""
 
 import copy
-import functools
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.test_determinism import executed_sums
 from vae_research import convolutional_decoder
-from vae_research.networks.kernels import narrow_convolution, repeatable_normalization
+from vae_research.networks.kernels import narrow_convolution
 
 # Even, odd, tall, a single pixel, smaller than the kernel.
 SIZES = [(28, 28), (7, 5), (33, 17), (1, 1), (2, 9)]
@@ -187,62 +185,3 @@ def test_saved_and_copied_layers_are_those_of_keras(tmp_path):
         other.set_weights(decoder.get_weights())
         assert "convolution_op" not in vars(other.get_layer("logits"))
         np.testing.assert_allclose(other(z)["logits"], decoder(z)["logits"], atol=1e-6)
-
-
-# Group normalisation.
-
-
-def normalization(groups=2, dtype="float64", **settings):
-    return keras.layers.GroupNormalization(
-        groups,
-        dtype=dtype,
-        gamma_initializer=keras.initializers.RandomNormal(1.0, seed=1),
-        beta_initializer=keras.initializers.RandomNormal(seed=2),
-        **settings,
-    )
-
-
-@pytest.mark.parametrize(
-    ("shape", "groups", "jit_compile"),
-    [
-        ((7, 5, 6), 2, False),
-        ((1, 1, 6), 3, False),
-        ((9, 6), 6, False),
-        pytest.param((6,), 1, True, marks=pytest.mark.slow),
-        pytest.param((7, 5, 6), 1, True, marks=pytest.mark.slow),
-    ],
-)
-def test_normalisation_and_its_gradients_are_those_of_keras(shape, groups, jit_compile):
-    x = tf.constant(np.random.default_rng(0).normal(1.0, 2.0, (3, *shape)))
-    wanted = value_and_gradients(normalization(groups), x)
-    ours = repeatable_normalization(normalization(groups))
-    assert_equal(value_and_gradients(ours, x, jit_compile=jit_compile), wanted, 1e-10)
-
-
-@pytest.mark.slow
-def test_the_gradient_of_a_normalisation_is_a_sum_of_two():
-    def step(layer, x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            value = tf.reduce_sum(tf.sin(layer(tf.exp(x))))
-        return tape.gradient(value, [x, *(v.value for v in layer.trainable_variables)])
-
-    layers = (
-        normalization(dtype="float32"),
-        repeatable_normalization(normalization(dtype="float32")),
-    )
-    by_keras, ours = (
-        executed_sums(functools.partial(step, layer), images(4, 4, dtype="float32"))
-        for layer in layers
-    )
-    assert by_keras != []  # the mutant
-    assert ours == []
-
-
-@pytest.mark.parametrize("settings", [{"axis": 1}, {"scale": False}, {"center": False}], ids=str)
-def test_keras_computes_other_normalisations(settings):
-    x = images(4, 6)
-    ours = repeatable_normalization(normalization(**settings))
-    wanted = value_and_gradients(normalization(**settings), x)
-    for one, other in zip(value_and_gradients(ours, x), wanted, strict=True):
-        np.testing.assert_array_equal(one, other)

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research import files
-from vae_research.networks.kernels import give_own_kernel, has_own_kernel
+from vae_research.networks.kernels import is_narrow, narrow_convolution
 from vae_research.serialization import InputSpecs, layers_of, objects_in
 from vae_research.state import as_array, saved_variables
 
@@ -196,8 +196,8 @@ def _other_variables(network: keras.Model, loaded: keras.Model) -> str:
 
 def _compute_alike(network: keras.Model, loaded: keras.Model) -> None:
     for one, other in zip(layers_of(network), layers_of(loaded), strict=False):
-        if has_own_kernel(one):  # the file of a network has its layers, not how they are computed
-            give_own_kernel(other)
+        if is_narrow(one):  # the file of a network has its layers, not how they are computed
+            narrow_convolution(other)
 
 
 def _other_values(ours: Mapping[str, tf.Tensor], theirs: Mapping[str, tf.Tensor]) -> str:

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from vae_research.critics import Critic
-from vae_research.networks.kernels import give_own_kernel, has_own_kernel
+from vae_research.networks.kernels import is_narrow, narrow_convolution
 from vae_research.objective import Objective
 from vae_research.settings import from_config, import_own_modules
 
@@ -73,15 +73,13 @@ def model_config(
     layers = zip(critics, config["critics"], strict=True)
     config["critics"] = [critic.get_config() | {"layer": layer} for critic, layer in layers]
     estimator = objective.gradient_estimator
-    own = {
-        name: [x.name for x in layers_of(networks[name]) if has_own_kernel(x)] for name in config
-    }
+    narrow = {name: [x.name for x in layers_of(networks[name]) if is_narrow(x)] for name in config}
     return config | {
         "terms": [term.to_config() for term in objective.terms],
         "num_samples": objective.num_samples,
         "importance_weighted": objective.importance_weighted,
         "gradient_estimator": None if estimator is None else estimator.to_config(),
-        "own_kernels": {name: names for name, names in own.items() if names},
+        "narrow_convolutions": {name: names for name, names in narrow.items() if names},
         "data": {name: [list(shape), dtype] for name, (shape, dtype) in specs.items()},
     }
 
@@ -100,11 +98,11 @@ def model_arguments(config: Mapping[str, Any]) -> tuple[dict[str, Any], InputSpe
     arguments["critics"] = [Critic.from_config(critic) for critic in arguments["critics"]]
     if arguments["gradient_estimator"] is not None:
         arguments["gradient_estimator"] = from_config(arguments["gradient_estimator"])
-    for name, names in arguments.pop("own_kernels", {}).items():
+    for name, names in arguments.pop("narrow_convolutions", {}).items():
         found = arguments[name]
         for layer in layers_of([x.layer for x in found] if name == "critics" else found):
-            if layer.name in names:
-                give_own_kernel(layer)
+            if isinstance(layer, keras.layers.Conv2D) and layer.name in names:
+                narrow_convolution(layer)
     data = arguments.pop("data", {}).items()
     return arguments, {name: (tuple(shape), dtype) for name, (shape, dtype) in data}
 

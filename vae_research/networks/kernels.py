@@ -1,13 +1,11 @@
-"""Other ways to compute two layers of Keras: faster on a CPU, and with gradients that repeat.
+"""Another way to compute a layer of Keras: a faster one on a CPU.
 
 The last convolution of a decoder has one output channel, or three. TensorFlow's CPU kernels take as
-long for one channel as for many, and longest for the gradient of the weights. The gradient of a
-group normalisation is a sum of three tensors, whose order TensorFlow does not promise without XLA.
+long for one channel as for many, and longest for the gradient of the weights.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,45 +40,9 @@ def narrow_convolution(layer: keras.layers.Conv2D) -> keras.layers.Conv2D:
     return layer
 
 
-def repeatable_normalization(
-    layer: keras.layers.GroupNormalization,
-) -> keras.layers.GroupNormalization:
-    """Makes every order of execution compute the same bits of a group normalisation's gradient.
-
-    As for `narrow_convolution`, the layer remains a Keras layer, and Keras itself computes what is
-    not supported: another axis than the last, no scale or centre, images of unknown size.
-
-    Returns:
-        The same layer.
-    """
-    by_keras = layer.call
-
-    def call(inputs: Any) -> tf.Tensor:
-        x = tf.convert_to_tensor(inputs)
-        last = layer.axis in (-1, x.shape.rank - 1)
-        if not (last and layer.scale and layer.center) or None in x.shape[1:]:
-            return by_keras(inputs)
-        exact = tf.float64 if x.dtype == tf.float64 else tf.float32
-        gamma, beta = (tf.cast(each, exact) for each in (layer.gamma, layer.beta))
-        result = group_normalization(tf.cast(x, exact), gamma, beta, layer.groups, layer.epsilon)
-        return tf.cast(result, layer.compute_dtype)
-
-    layer.call = call
-    return layer
-
-
-def has_own_kernel(layer: keras.layers.Layer) -> bool:
-    """Returns whether one of these functions has changed how a layer is computed."""
-    kinds = (keras.layers.Conv2D, keras.layers.GroupNormalization)
-    return isinstance(layer, kinds) and bool({"convolution_op", "call"} & vars(layer).keys())
-
-
-def give_own_kernel(layer: keras.layers.Layer) -> None:
-    """Changes how a layer is computed, if it is one that these functions know."""
-    if isinstance(layer, keras.layers.GroupNormalization):
-        repeatable_normalization(layer)
-    elif isinstance(layer, keras.layers.Conv2D):
-        narrow_convolution(layer)
+def is_narrow(layer: keras.layers.Layer) -> bool:
+    """Returns whether `narrow_convolution` has changed how a layer is computed."""
+    return isinstance(layer, keras.layers.Conv2D) and "convolution_op" in vars(layer)
 
 
 def _product_or(
@@ -138,50 +100,6 @@ def convolution_as_product(
         return to_inputs, tf.transpose(to_kernel, [0, 1, 3, 2])
 
     return tf.transpose(maps, [1, 2, 3, 0]), gradient
-
-
-def group_normalization(
-    inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float
-) -> tf.Tensor:
-    """Returns inputs with mean 0 and variance 1 in each group of channels, times gamma plus beta.
-
-    Wu and He 2018 (arXiv:1803.08494), equations 1 to 6. With the normalised inputs h, and g, which
-    is gamma times the gradient by the outputs, the gradient by the inputs is
-
-        (g - mean(g) - h mean(g h)) / deviation
-
-    Args:
-        inputs: `[batch, ..., channels]`; all sizes but the first are known.
-        gamma, beta: `[channels]`.
-        groups: of channels that follow each other.
-        epsilon: is added to the variance.
-    """
-    channels = inputs.shape[-1]
-
-    def mean_of_group(of_channels: tf.Tensor) -> tf.Tensor:  # [batch, channels]
-        means = tf.reduce_mean(tf.reshape(of_channels, [-1, groups, channels // groups]), axis=2)
-        return tf.repeat(means, channels // groups, axis=1)[:, None]
-
-    @tf.custom_gradient
-    def normalised(
-        x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
-    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
-        x = x - mean_of_group(tf.reduce_mean(x, axis=1))
-        variance = mean_of_group(tf.reduce_mean(tf.square(x), axis=1))
-        inverse = tf.math.rsqrt(variance + epsilon)
-        h = x * inverse
-
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            first, second = (tf.reduce_mean(each, axis=1) for each in (upstream, upstream * h))
-            change = upstream * gamma - mean_of_group(first * gamma)
-            to_inputs = inverse * (change - h * mean_of_group(second * gamma))
-            count = tf.cast(tf.shape(upstream)[1], upstream.dtype)
-            return to_inputs, *(count * tf.reduce_sum(each, axis=0) for each in (second, first))
-
-        return h * gamma + beta, gradient
-
-    pixels = tf.reshape(inputs, [tf.shape(inputs)[0], math.prod(inputs.shape[1:-1]), channels])
-    return tf.reshape(normalised(pixels, gamma, beta), tf.shape(inputs))
 
 
 def _sum(tensors: list[tf.Tensor]) -> tf.Tensor:

@@ -21,7 +21,6 @@ from vae_research.networks.convolutional import (
     smallest_grid,
 )
 from vae_research.networks.heads import Kernels, check_order, check_sizes, dense_heads
-from vae_research.networks.kernels import repeatable_normalization
 
 
 def residual_encoder(
@@ -176,8 +175,8 @@ class _Level:
     def normalised(self, features: Any) -> Any:
         """Returns normalised features behind the non-linearity."""
         groups = math.gcd(self._groups, features.shape[-1])
-        layer = repeatable_normalization(keras.layers.GroupNormalization(groups))
-        return keras.layers.Activation(self._activation)(layer(features))
+        normalised = keras.layers.GroupNormalization(groups)(features)
+        return keras.layers.Activation(self._activation)(normalised)
 
     def blocks_on(self, features: Any) -> Any:
         """Returns features behind the residual blocks, of the same shape."""
