@@ -10,8 +10,8 @@ the draw of the binarised test images differ from theirs.
 
 Command: scripts/run experiments/iwae_paper.py --epochs=3280 --importance_samples=5000
 Time: 3.8 seconds an epoch on 2 quiet cores, 3.5 hours in all
-Expect: the paper's NLL of 86.76 was not reached: the only run was at epoch 136 of 3280, with a
-validation ELBO of -94.54
+Expect: the paper's NLL of 86.76 was not reached: the only run was at epoch 135 of 3280, with 89.3
+(1000 test images, 500 samples, standard error 0.8) and 20 active units
 """
 
 import keras
@@ -61,17 +61,12 @@ def learning_rate(config, steps):
 
 def build(config, data):
     """Returns the model, compiled."""
-    units, latent_dim = config.hidden_units, config.latent_dim
-    decoder = vr.dense_decoder(
-        *(data.shape, latent_dim),
-        hidden_units=units[::-1],
-        activation="tanh",
-        output_bias=vr.logits_of_mean(data.train),
-    )
+    shapes, units = (data.shape, config.latent_dim), config.hidden_units
+    bias = vr.logits_of_mean(data.train)
     model = vr.VAE(
-        vr.dense_encoder(data.shape, latent_dim, hidden_units=units, activation="tanh"),
-        vr.GaussianBottleneck(latent_dim),
-        decoder,
+        vr.dense_encoder(*shapes, hidden_units=units, activation="tanh"),
+        vr.GaussianBottleneck(config.latent_dim),
+        vr.dense_decoder(*shapes, hidden_units=units[::-1], activation="tanh", output_bias=bias),
         [vr.Bernoulli(), vr.MonteCarloKL()],
         seed=config.noise_seed,
     )
