@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -243,11 +244,12 @@ class Search:
             return "No point is complete."
         best = max(done, key=lambda trial: (trial.value, -trial.number))
         settings = " ".join(f"{name}={value}" for name, value in _texts(best.params).items())
+        record = self._record
+        command = [record.experiment, "--point", settings, "--seeds=5", *record.arguments]
         return (
             f"Best of {len(done)} complete trials: trial {best.number}, validation score "
             f"{best.value:.2f}\n"
-            f"With several seeds: scripts/sweep {self._record.experiment} --point '{settings}' "
-            "--seeds 5 --into FOLDER"
+            f"With several seeds: scripts/sweep {shlex.join(command)} --into FOLDER"
         )
 
     def _count(self) -> int:
