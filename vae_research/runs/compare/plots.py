@@ -106,10 +106,9 @@ def _against(settings: Sequence[Setting], name: str, figure: str) -> Any:
             marker="o",
             label=label,
         )
-    if not numbers:
-        place.set_xticks(range(len(values)), [shown(value) for value in values])
-    elif min(at.values()) > 0 and max(at.values()) / min(at.values()) >= 8:
+    if numbers and min(at.values()) > 0 and max(at.values()) / min(at.values()) >= 8:
         place.set_xscale("log", base=2)
+    if not numbers or len(values) <= 8:
         place.set_xticks([at[value] for value in values], [shown(value) for value in values])
     place.set(xlabel=name, ylabel=_with_unit(settings, figure))
     place.grid(alpha=0.3)
@@ -195,7 +194,7 @@ def _lines_of_equal_elbo(place: Any) -> None:
     (left, right), (low, high) = place.get_xlim(), place.get_ylim()
     for total in MaxNLocator(6).tick_values(left + low, right + high):
         x = np.clip([total - high, total - low], left, right)
-        if x[0] < x[1]:
+        if x[0] < min(x[1], right - 0.12 * (right - left)):  # there is room for the words
             place.plot(x, total - x, color="0.6", lw=0.8, ls="--", zorder=0)
             place.annotate(
                 f"ELBO {-total:g}",
