@@ -691,6 +691,7 @@ def decode_of_codes():
     return decoder
 
 
+@pytest.mark.slow
 def test_traversals_move_one_dimension_a_row_and_those_with_most_divergence_come_first(tmp_path):
     keras.utils.set_random_seed(7)
     encoder = dense_encoder(SHAPE, 3, hidden_units=(8,))

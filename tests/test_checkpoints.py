@@ -449,6 +449,7 @@ def test_pickled_values_are_refused_and_not_run(folder, original, tmp_path):
     assert marker.exists()
 
 
+@pytest.mark.slow
 def test_values_that_cannot_be_read_leave_the_model_as_it_was(folder, tmp_path):
     model = make(seed=2)
     put_pickle(folder / "0000000002", len(saved_variables(model)) - 1, tmp_path / "marker")
@@ -602,6 +603,7 @@ def test_a_save_flushes_before_it_renames_and_removes_last(folder, monkeypatch):
     assert names(target) == [MANIFEST, VALUES]
 
 
+@pytest.mark.slow
 def test_nothing_is_removed_before_the_new_one_is_read_back(folder, monkeypatch):
     rename = files.rename
 
@@ -727,6 +729,7 @@ def test_the_proof_notices_a_rename_before_the_flush(original, tmp_path, monkeyp
     assert any(search.damaged for search in found)
 
 
+@pytest.mark.slow
 def test_saving_a_step_again_leaves_the_first_in_place(folder):
     model = make()
     restore(model, newest(folder))
@@ -750,6 +753,7 @@ def test_keeping_less_than_one_is_refused(keep, folder, original):
     assert names(folder) == ["0000000001", "0000000002"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_is_no_checkpoint(folder):
     for name in (".writing-0000000009", ".removing-0000000003"):
         shutil.copytree(folder / "0000000002", folder / name)
@@ -881,6 +885,7 @@ def test_values_that_are_not_finite_are_never_written(part, value, tmp_path):
 # By themselves, and beside the training.
 
 
+@pytest.mark.slow
 def test_a_model_loads_a_checkpoint_by_its_path(original):
     model = make(seed=2)
     assert model.load_checkpoint(original[1][-1]) == Checkpoint(original[1][-1], step=2, epoch=2)
@@ -919,6 +924,7 @@ def test_a_save_beside_the_training_has_the_state_of_its_moment(tmp_path):
     assert values_of(model) != wanted
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_beside_the_training_is_told_once(tmp_path, monkeypatch):
     model = make()
     saver = checkpoints.Saver(tmp_path)

@@ -224,6 +224,7 @@ def test_a_regularizer_of_the_model_is_not_in_the_loss_of_a_critic():
     assert float(found.loss) == pytest.approx(float(found.values["telling"]))
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_a_critic_may_scale_its_loss():
     plain = make(judge())
     keras.utils.set_random_seed(7)
@@ -260,6 +261,7 @@ def seen(model, action):
     return log
 
 
+@pytest.mark.slow
 def test_updates_alone_come_first_on_the_same_batch_each_with_noise_of_its_own():
     model = make(judge(steps=3))
     before, key = values(saved_variables(model)), model.step_key()

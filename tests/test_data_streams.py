@@ -155,6 +155,7 @@ def test_what_a_fit_begins_with():
     assert vae.data_epoch == 5
 
 
+@pytest.mark.slow
 def test_a_position_within_the_first_epoch_is_of_that_epoch_alone():
     vae = recording()
     fit(vae, device(numbered(), first_epoch=2, first_position=2), epochs=2)
@@ -166,6 +167,7 @@ def test_a_position_within_the_first_epoch_is_of_that_epoch_alone():
     assert vae.data_epoch == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "steps"), [(stream, 2), (device, 7)])
 def test_epochs_of_keras_of_another_length(make, steps):
     vae = recording()
@@ -333,6 +335,7 @@ def test_it_is_a_dataset_for_everyone_else():
     assert len(history["loss"]) == 2
 
 
+@pytest.mark.slow
 def test_a_ready_callback_list_is_used_twice():
     vae = recording()
     ready = keras.callbacks.CallbackList(

@@ -348,6 +348,7 @@ def test_information_against_the_definition():
     assert mutual_information(z, mean, log_var) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_mutual_information_of_any_density_is_that_of_its_closed_form():
     heads = {"z_mean": 2, "z_log_var": 2, "z_scale_lower": 1}
     encoder = vr.dense_encoder((3,), 2, hidden_units=(), outputs=heads)

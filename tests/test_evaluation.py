@@ -668,6 +668,7 @@ def test_codes_of_one_distance_from_their_mean_have_a_certain_variance():
 # Models of other kinds.
 
 
+@pytest.mark.slow
 def test_a_plain_autoencoder_has_the_reconstruction_alone(monkeypatch):
     keras.utils.set_random_seed(4)
     vae = VAE(

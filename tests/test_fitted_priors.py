@@ -31,6 +31,7 @@ def of_linear_model(count, seed=0):
     return (z @ W.T + B + S * rng.normal(size=(count, 4))).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_the_figures_under_a_fitted_prior_are_those_of_the_model_with_that_prior():
     """A linear Gaussian model with a normal prior has a known log p(x)."""
     vae, x = exact_vae(SAMPLED), of_linear_model(20)
@@ -188,6 +189,7 @@ class OtherName(vr.GaussianBottleneck):
         return {"h": found.pop("z"), **found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bottleneck", [vr.GaussianBottleneck, OtherName])
 def test_a_level_that_a_module_writes_keeps_its_own_prior(bottleneck):
     x, plain = of_linear_model(20), exact_vae(SAMPLED)
@@ -377,6 +379,7 @@ class Kink(vr.StandardNormalPrior):
         return super().log_prob(z) - tf.norm(tf.convert_to_tensor(self.w))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fitted_is_refused():
     vae, x = exact_vae(SAMPLED), of_linear_model(20)
     for prior in (vr.VampPrior((4,), 2), vae.bottleneck.prior):

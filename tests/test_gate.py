@@ -462,6 +462,7 @@ def test_weight_that_is_not_finite_is_named():
     assert causes_in(model) == ["the weight of term 'sparse'"]
 
 
+@pytest.mark.slow
 def test_what_an_estimator_differentiates_is_named():
     estimator = SteepEstimator()
     model = make(divergence=MonteCarloKL(), num_samples=2, gradient_estimator=estimator)
@@ -613,6 +614,7 @@ def test_skips_that_run_on_end_the_training(tmp_path):
     assert gate.skipped == 10
 
 
+@pytest.mark.slow
 def test_large_values_are_no_alarm(tmp_path):
     model = make()
     # Their sum overflows, and each of them is finite.

@@ -151,6 +151,7 @@ def difference_from_iwae(estimator, copies=20_000, **settings):
     return {name: ours[name] - standard[name] for name in ours}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_samples", "copies"), [(1, 20_000), (5, 20_000), (50, 3_000)])
 def test_dreg_is_unbiased_for_every_number_of_samples(num_samples, copies):
     found = difference_from_iwae(DReG(), copies, num_samples=num_samples)
@@ -166,6 +167,7 @@ def test_mutant_without_the_squares_is_biased():
     )
 
 
+@pytest.mark.slow
 def test_sticking_the_landing_is_biased_with_importance_weights_and_not_a_little():
     found = draws(linear_vae(StickingTheLanding()))["encoder"]
     standard = draws(linear_vae(IWAE))["encoder"]
@@ -177,6 +179,7 @@ def test_sticking_the_landing_is_biased_with_importance_weights_and_not_a_little
     assert sizes[0] > 1.3 * sizes[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [2.0, vr.LinearWarmup(start=0.4, steps=10)], ids=repr)
 def test_weight_of_the_divergence_inside_of_log_w_is_honoured(weight):
     terms = [vr.Gaussian(standard_deviation=S), vr.MonteCarloKL(weight=weight)]
@@ -278,6 +281,7 @@ def largest_relative_difference(ours, others):
     )
 
 
+@pytest.mark.slow
 def test_one_surrogate_has_the_gradients_of_two_losses():
     vae = dense_vae(DReG())
     assert vae.trainable_variables == [
@@ -375,6 +379,7 @@ def regularised_decoder(factor):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "settings"),
     [(DReG(), {}), (StickingTheLanding(), {"importance_weighted": False})],
@@ -697,6 +702,7 @@ def test_estimator_is_saved_with_the_model(tmp_path):
     assert vr.VAE.from_config(dense_vae(IWAE).get_config()).objective.gradient_estimator is None
 
 
+@pytest.mark.slow
 def test_training_step_follows_the_surrogate():
     vae = dense_vae(DReG(), [*BOUND, SizeOfMeans(weight=0.1)])
     sample_weight = np.arange(6, dtype=np.float32)
@@ -714,6 +720,7 @@ def test_training_step_follows_the_surrogate():
     assert largest_relative_difference(moved, expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance_weighted", [False, True])
 def test_gradients_in_tensorboard_are_those_of_the_surrogate(importance_weighted):
     vae = dense_vae(StickingTheLanding(), importance_weighted=importance_weighted)

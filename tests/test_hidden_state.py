@@ -187,6 +187,7 @@ class Forgetful(vr.VAE):
         return {"loss": tf.reduce_mean(report.loss)}
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_counted_is_refused():
     with pytest.raises(ValueError, match="did not end with"):
         refused(make(cls=Forgetful))

@@ -163,6 +163,7 @@ def test_fit_needs_no_y(compiled, place):
             assert figures["loss"] == figures["total_loss"]
 
 
+@pytest.mark.slow
 def test_loss_left_to_keras_needs_a_y(compiled):
     with pytest.raises(ValueError, match=r"^None values not supported\.$"):
         compiled("encoder").model.fit(IMAGES, verbose=0)
@@ -229,6 +230,7 @@ def test_bad_factor_is_refused(make, factor):
         make(factor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 2), (6,), (3, 2, 3), (2, 3, 1)])
 def test_targets_and_logits_of_different_shapes_are_refused(shape):
     message = r"targets of shape \(.*3, 2, 1\) and logits of shape .* must have the same shape"
@@ -252,6 +254,7 @@ def test_numbers_of_numpy_are_numbers():
     assert SamplingLayer(np.int64(3)).get_config()["seed"] == 3
 
 
+@pytest.mark.slow
 def test_a_config_makes_any_number_of_models():
     config = AddLossModel(*networks(), 0.5, seed=3).get_config()
     first, second = (AddLossModel.from_config(config) for _ in range(2))
@@ -265,6 +268,7 @@ def sequential(units, *more):
     return keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(units), *more])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("which", ["encoder", "decoder"])
 def test_networks_without_names_are_refused_with_the_cure(which, eager):

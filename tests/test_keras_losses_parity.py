@@ -148,6 +148,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_parity_needs_the_same_noise(formulate, place):
     expected, _ = reference(formulate, "dense", "eager")

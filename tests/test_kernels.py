@@ -75,6 +75,7 @@ def test_value_and_gradients_are_those_of_keras(size, kernel_size, outputs, dtyp
     assert "Conv2D" not in operations(narrow, x)
 
 
+@pytest.mark.slow
 def test_xla_and_eager_execution_compute_the_same():
     x = images(7, 5)
     wanted = value_and_gradients(convolution(), x)

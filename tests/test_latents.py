@@ -258,6 +258,7 @@ def log_p(x):
     return scipy.stats.multivariate_normal(cov=V * W.T @ W + S**2 * np.eye(4)).logpdf(x)
 
 
+@pytest.mark.slow
 def test_elbo_and_nll_of_two_exact_levels_are_log_p():
     vae = linear_model()
     _, report = vae.report(X)
@@ -616,6 +617,7 @@ class OneNumber(vr.GaussianBottleneck):
         return found | {"kl": vr.sum_over_event(found["kl"])}
 
 
+@pytest.mark.slow
 def test_a_divergence_is_not_indexed_by_the_code(tmp_path):
     vae = vr.VAE(
         vr.dense_encoder(SHAPE, 3, hidden_units=(4,)),

@@ -298,6 +298,7 @@ def test_steps_by_hand_are_those_of_fit():
     assert history["loss"][0] == pytest.approx(np.mean(losses), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_test_batch_is_an_evaluation_and_moves_nothing():
     vae = compiled()
     before = copies(vae)

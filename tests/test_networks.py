@@ -114,6 +114,7 @@ def test_dense_networks_take_data_of_any_rank(shape):
     assert decoder(codes)["logits"].shape == [2, *shape]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", DECODERS)
 def test_decoder_writes_the_parameters_of_another_likelihood(network):
     outputs = make(network, outputs=("x_mean", "x_log_var"))(tf.zeros([2, 2]))

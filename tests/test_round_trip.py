@@ -411,6 +411,7 @@ def test_what_would_not_come_back_is_not_written(kind, tmp_path):
     assert path.read_text() == "as it was"
 
 
+@pytest.mark.slow
 def test_the_mutant_that_asks_the_bottleneck_alone_is_caught(monkeypatch, tmp_path):
     """It finds a layer built that has no variables yet, and fresh weights come back."""
     vae = build(Corrected(LATENT))
@@ -451,6 +452,7 @@ def test_a_save_changes_no_number_that_comes_after(tmp_path):
     assert random.getstate() == state
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
 def test_a_file_is_replaced_only_if_it_may_be(tmp_path):
     build().save(tmp_path / "model.keras")
