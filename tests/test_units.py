@@ -26,7 +26,9 @@ def data_of(rescale, dequantize):
     return data.dequantized() if dequantize else data
 
 
-def linear_vae(likelihood=None, outputs=("x_mean", "x_log_var"), columns=COLUMNS):
+def linear_vae(
+    likelihood=None, outputs=("x_mean", "x_log_var"), columns=COLUMNS, bottleneck=None
+):
     inputs, z = keras.Input((columns,), name="inputs"), keras.Input((LATENT,), name="z")
     heads = {
         name: keras.layers.Dense(LATENT, name=name)(inputs) for name in ("z_mean", "z_log_var")
@@ -34,7 +36,7 @@ def linear_vae(likelihood=None, outputs=("x_mean", "x_log_var"), columns=COLUMNS
     written = {name: keras.layers.Dense(columns, name=name)(z) for name in outputs}
     return vr.VAE(
         keras.Model(inputs, heads),
-        vr.GaussianBottleneck(LATENT),
+        bottleneck or vr.GaussianBottleneck(LATENT),
         keras.Model(z, written),
         [likelihood or vr.GaussianWithVariance(), vr.KLDivergence()],
     )
@@ -166,6 +168,29 @@ def test_known_values_alone_have_a_jacobian_and_count():
     np.testing.assert_allclose(difference, jacobian, atol=1e-4)
     assert np.ptp(jacobian) > 1.0
     assert np.all(np.isfinite(found["bits_per_dimension_nll"].values))
+
+
+class WithoutDensities(vr.GaussianBottleneck):
+    def call(self, z_mean, z_log_var, seed):
+        written = super().call(z_mean, z_log_var, seed)
+        return {name: written[name] for name in ("z", "kl")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "inputs"),
+    [(vr.Bernoulli(), ["logits"], BITS[:, :COLUMNS]), (None, ["x_mean", "x_log_var"], INTEGERS)],
+)
+def test_a_divergence_without_densities_has_other_units_of_the_elbo_alone(
+    likelihood, outputs, inputs
+):
+    data = vr.Data.from_arrays(inputs, kind="table")
+    model = linear_vae(likelihood, outputs, bottleneck=WithoutDensities(LATENT))
+    model.data_read(data.test.tensors())
+    found = vr.estimate(model, data.test, num_samples=2, dequantize_draws=1, warn=False)
+    assert math.isfinite(found["bits_per_dimension_elbo"].value)
+    assert ("elbo_in_stored_units" in found) == (likelihood is None)
+    assert not [name for name in found if "nll" in name or "negative" in name]
 
 
 def test_a_density_without_room_for_half_a_level_has_no_bits_and_says_so():

@@ -63,6 +63,8 @@ def estimate(
     - `bits_per_dimension_nll_of_levels` of a density of integers: the logarithm of the mean over
       the draws, which is tighter.
 
+    Those of the negative log-likelihood need the densities `log_posterior` and `log_prior`.
+
     Theis et al. 2016 (arXiv:1511.01844), section 3.1.
 
     Args:
@@ -143,6 +145,8 @@ def _in_other_units(
         draws: of the noise that is added to integers.
     """
     found: dict[str, units.Values] = {}
+    # Without log_posterior and log_prior, `kl` alone gives an ELBO and no importance weights.
+    there = {name: each for name, each in _LIKELIHOODS.items() if name in figures}
     log_jacobian = units.log_jacobian(likelihood, split)
     dimensions = units.dimensions(likelihood, split)
 
@@ -151,12 +155,12 @@ def _in_other_units(
         return values if log_jacobian is None else values + log_jacobian
 
     if log_jacobian is not None:
-        for name, (sign, _) in _LIKELIHOODS.items():
+        for name, (sign, _) in there.items():
             found[f"{name}_in_stored_units"] = sign * log_p(name, figures)
     if dimensions is None:
         return found
     if units.is_probability(likelihood, split):
-        for name, (_, short) in _LIKELIHOODS.items():
+        for name, (_, short) in there.items():
             found[f"bits_per_dimension_{short}"] = units.bits(-log_p(name, figures), dimensions)
     elif units.has_cells(likelihood, split):
         noisy = [
@@ -165,11 +169,12 @@ def _in_other_units(
             else of(dataclasses.replace(split, dequantize="uniform", draw=draw))
             for draw in range(draws)
         ]
-        for name, (_, short) in _LIKELIHOODS.items():
+        for name, (_, short) in there.items():
             mean = np.mean([log_p(name, each) for each in noisy], axis=0)
             found[f"bits_per_dimension_{short}"] = units.bits(-mean, dimensions)
-        cells = units.log_mean_density([log_p("negative_log_likelihood", each) for each in noisy])
-        found["bits_per_dimension_nll_of_levels"] = units.bits(-cells, dimensions)
+        if (name := "negative_log_likelihood") in there:
+            cells = units.log_mean_density([log_p(name, each) for each in noisy])
+            found["bits_per_dimension_nll_of_levels"] = units.bits(-cells, dimensions)
     return found
 
 
