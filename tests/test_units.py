@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import vae_research as vr
 from vae_research import runs
+from vae_research.evaluation import units
 from vae_research.suitability import notes_on_likelihood
 
 COLUMNS, LATENT = 3, 2
@@ -168,6 +169,35 @@ def test_known_values_alone_have_a_jacobian_and_count():
     np.testing.assert_allclose(difference, jacobian, atol=1e-4)
     assert np.ptp(jacobian) > 1.0
     assert np.all(np.isfinite(found["bits_per_dimension_nll"].values))
+
+
+def test_bits_of_missing_values_are_all_bits_over_all_known_values():
+    known = RANDOM.integers(0, 9, 200) * (np.arange(200) % 2).astype(np.float64)
+    nats = known * RANDOM.uniform(0.5, 1.5, 200)
+    found = units.bits(nats, known)
+    assert found.mean() == pytest.approx(nats.sum() / known.sum() / math.log(2.0), rel=1e-12)
+    # The ratio without each of the examples in turn: the standard error of the jackknife.
+    left_out = (nats.sum() - nats) / (known.sum() - known) / math.log(2.0)
+    wanted = math.sqrt(199 * left_out.var())
+    assert found.std(ddof=1) / math.sqrt(200) == pytest.approx(wanted, rel=0.02)
+    assert np.ptp(found[known == 0.0]) == 0.0
+    np.testing.assert_array_equal(units.bits(nats, np.full(200, 4.0)), nats / (4 * math.log(2.0)))
+    assert units.bits([math.inf, 1.0], np.array([1.0, 2.0])).mean() == math.inf
+
+
+@pytest.mark.slow
+def test_examples_without_a_known_value_do_not_count():
+    known = (RANDOM.random(BITS.shape) < 0.7) * (np.arange(len(BITS)) % 2 == 0)[:, None]
+    arrays = {"inputs": BITS, "known": known.astype(np.float32)}
+    data = vr.Data.from_arrays(arrays, arrays, arrays, kind="table")
+    model = linear_vae(vr.Bernoulli(observed="known"), ["logits"], columns=4)
+    model.data_read(data.test.tensors(names=["known"]))
+    model.set_weights([np.zeros_like(each) for each in model.get_weights()])
+    assert not data.test.arrays["known"].any(axis=1).all()
+    # A logit of 0 is one bit per value, and the posterior is the prior.
+    figure = vr.estimate(model, data.test, num_samples=2)["bits_per_dimension_nll"]
+    assert figure.value == pytest.approx(1.0, rel=1e-5)
+    assert figure.standard_error < 1e-5
 
 
 class WithoutDensities(vr.GaussianBottleneck):

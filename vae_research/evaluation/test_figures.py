@@ -60,6 +60,8 @@ def estimate(
       of 0 and 1 they are the probability in bits over the number of values; of a density of
       integers x, `-log2 p(x + u)` in stored units, mean over draws of u from [-1/2, 1/2). A model
       without them has data that are not stored as integers, or `notes_on_figures` says why.
+      If values are missing, it is the ratio of all bits to all known values; `values` are those
+      whose mean and standard error are of the ratio (`units.bits`).
     - `bits_per_dimension_nll_of_levels` of a density of integers: the logarithm of the mean over
       the draws, which is tighter.
 

@@ -53,8 +53,8 @@ def dimensions(likelihood: Likelihood, split: Split) -> Values | None:
     """Returns the number of known values of each example, `[count]`, by which bits are divided.
 
     Returns:
-        None of a product of likelihoods, whose values differ in kind, and if a module writes the
-        values or says which ones are known.
+        None of a product of likelihoods, whose values differ in kind, if no value is known, and if
+        a module writes the values or says which ones are known.
     """
     if len(likelihood.factors) > 1:
         return None
@@ -63,16 +63,33 @@ def dimensions(likelihood: Likelihood, split: Split) -> Values | None:
     written = not inputs and only.target not in split.arrays
     if written or (only.observed and only.observed not in split.arrays):
         return None
-    return np.maximum(_sum_of_known(only, split, np.float64(1.0)), 1.0)
+    known = _sum_of_known(only, split, np.float64(1.0))
+    return known if known.any() else None
 
 
 def bits(negative_log_p: npt.ArrayLike, values: Values) -> Values:
     """Returns bits per value, `[count]`, from nats per example.
 
+    Their mean is all bits over all values, so that every value counts the same, and an example
+    without any counts nothing. If examples differ in their number of values, one of b bits and d
+    values has `r + (b - r d) / m`, with the ratio r of the sums and the mean m of d: the standard
+    error of their mean is that of the ratio. Cochran 1977, Sampling Techniques, equation 6.13.
+
+    Args:
+        negative_log_p: nats, `[count]`.
+        values: the number of values of each example, `[count]`, not all of them 0.
+
     >>> bits([2.0 * math.log(2.0)], np.array([4.0])).tolist()
     [0.5]
+    >>> bits([0.0, 4.0 * math.log(2.0)], np.array([0.0, 4.0])).tolist()
+    [1.0, 1.0]
     """
-    return np.asarray(negative_log_p, np.float64) / (values * math.log(2.0))
+    mean = values.mean()
+    found = np.asarray(negative_log_p, np.float64) / (mean * math.log(2.0))
+    ratio = found.mean()
+    if np.ptp(values) == 0.0 or not np.isfinite(ratio):
+        return found
+    return found + ratio * (1.0 - values / mean)
 
 
 def log_mean_density(log_densities: Sequence[npt.ArrayLike]) -> Values:
