@@ -27,9 +27,7 @@ def data_of(rescale, dequantize):
     return data.dequantized() if dequantize else data
 
 
-def linear_vae(
-    likelihood=None, outputs=("x_mean", "x_log_var"), columns=COLUMNS, bottleneck=None
-):
+def linear_vae(likelihood=None, outputs=("x_mean", "x_log_var"), columns=COLUMNS, bottleneck=None):
     inputs, z = keras.Input((columns,), name="inputs"), keras.Input((LATENT,), name="z")
     heads = {
         name: keras.layers.Dense(LATENT, name=name)(inputs) for name in ("z_mean", "z_log_var")
