@@ -157,6 +157,14 @@ def test_a_sweep_starts_and_a_search_installs_optuna(ready, tmp_path):
     assert started == f"{module} <{experiment}> <--over> <a=1,2> <--search=b=1..2>"
 
 
+@pytest.mark.parametrize("tool", ["compare", "figure"])
+def test_tools_get_their_arguments_from_any_folder(ready, tmp_path, tool):
+    process = ready.run("a run", "--to=b.pdf", cwd=tmp_path, script=f"scripts/{tool}")
+    assert (process.returncode, process.stdout_text) == (0, f"working folder {tmp_path}\n")
+    asked = f"start <-m> <vae_research.runs.tools.{tool}> <a run> <--to=b.pdf>"
+    assert ready.take_log() == [asked]
+
+
 def test_flags_arrive_unchanged(ready):
     flags = ["--name=two words", "--empty=", "*", "$HOME", "a\nb", "--", "-h"]
     ready.run("experiments/vae_mnist.py", *flags)
