@@ -1,4 +1,4 @@
-"""Another way to compute a layer: value and gradients of Keras's layer, and when it is used."""
+"""Another way to compute a layer: value and gradients of Keras' layer, and when it is used."""
 
 import copy
 
