@@ -99,16 +99,17 @@ def test_validation_judges_the_averages(trained):
 
 
 @pytest.mark.slow
-def test_the_next_fit_continues_from_the_trained_weights():
+def test_the_next_fit_continues_from_the_trained_weights(trained):
+    _, _, whole = trained
     model = make()
     fit(model, epochs=1)
     _, seen = fit(model, epochs=EPOCHS - 1)
-    _, whole = fit(make())
     assert_equal(seen.at_end, whole.at_end)
 
 
 @pytest.mark.slow
-def test_a_saved_model_continues_from_the_trained_weights(tmp_path):
+def test_a_saved_model_continues_from_the_trained_weights(trained, tmp_path):
+    _, _, whole = trained
     model = make()
     fit(model, epochs=1)
     averages = weights(model)
@@ -116,7 +117,6 @@ def test_a_saved_model_continues_from_the_trained_weights(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_equal(weights(loaded), averages)
     _, seen = fit(loaded, epochs=EPOCHS - 1)
-    _, whole = fit(make())
     assert_equal(seen.at_end, whole.at_end, rtol=1e-5)
 
 

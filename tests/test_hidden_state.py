@@ -76,8 +76,9 @@ def make(*terms, cls=vr.VAE, kl=1.0, optimizer=None, **settings):
     return model
 
 
+@pytest.fixture(scope="module")
 def everything():
-    """A model with all that may have a state."""
+    """A model with all that may have a state, which nothing here changes."""
     critic = vr.Critic(Judge(), [Telling(weight=vr.KLTarget(target=1.0))], "adam", steps=2)
     optimizer = keras.optimizers.Adam(0.01, use_ema=True, gradient_accumulation_steps=2)
     return make(
@@ -94,10 +95,9 @@ def refused(model):
 
 
 @pytest.mark.slow
-def test_all_that_may_have_a_state_is_in_the_list():
-    model = everything()
-    assert refused(model) == []
-    found = training_state(model)
+def test_all_that_may_have_a_state_is_in_the_list(everything):
+    assert refused(everything) == []
+    found = training_state(everything)
     assert list(found) == [
         *("model", "optimizer", "step", "controllers", "critic", "critic optimizer"),
         RUNNING_SUMS,
@@ -105,14 +105,13 @@ def test_all_that_may_have_a_state_is_in_the_list():
 
 
 @pytest.mark.slow
-def test_a_step_touches_nothing_but_the_list_and_nearly_all_of_it():
+def test_a_step_touches_nothing_but_the_list_and_nearly_all_of_it(everything):
     """Each variable of the list is there because a step may change it."""
-    model = everything()
-    step = TracedStep(model.training_step, tf.constant(IMAGES[:4]))
+    step = TracedStep(everything.training_step, tf.constant(IMAGES[:4]))
     touched = {id(variable.handle) for variable in step.graph.variables}
     untouched = [
         variable.path
-        for name, variables in training_state(model).items()
+        for name, variables in training_state(everything).items()
         for variable in variables
         if id(variable.value.handle) not in touched and name != RUNNING_SUMS
     ]
