@@ -123,22 +123,25 @@ def notes_of(model: VAE, data: Data) -> list[str]:
     return [*notes, *data.notes, *data.warnings]
 
 
-def notes_on_batches(model: VAE, data: Data, training: int, validation: int) -> list[str]:
+def notes_on_batches(
+    model: VAE, figures: Mapping[str, Estimate], training: int, validation: int
+) -> list[str]:
     """Returns notes on terms of a whole batch: of how many examples their values are.
 
     Args:
         model: of the run.
-        data: of the run.
+        figures: of the test data.
         training, validation: rows of a batch.
     """
     notes = []
     for term in model.objective.terms:
         if term.batch_statistic:
-            of_test = f"of all {len(data.test)} in the test figures"
+            figure = figures.get(term.label)
+            of_test = "" if figure is None else f"of all {figure.count} in the test figures"
             notes.append(
                 f"{term.label} is a statistic of a batch, whose value depends on its size: of "
                 f"{training} examples in training, of {validation} in validation, and "
-                f"{of_test if term.whole_data_set else 'without a test figure'}."
+                f"{of_test or 'without a test figure'}."
             )
     return notes
 

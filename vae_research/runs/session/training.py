@@ -498,7 +498,7 @@ class Session:
         sizes = self.config.batch_size, self.validation_batch_size
         return [
             *notes_of(self.model, self.data),
-            *notes_on_batches(self.model, self.data, *sizes),
+            *notes_on_batches(self.model, estimates, *sizes),
             *notes_on_samples(estimates),
         ]
 
@@ -533,8 +533,9 @@ class Session:
             )
         with model.averaging.weights():  # as in the last checkpoint
             state = checkpoints.state_sha256(model)
-        units = {term.label: term.unit for term in model.objective.terms}
-        units = screen.units_of(estimates, units | dict.fromkeys(self.unitless, ""))
+        units = dict.fromkeys(self.unitless, "")
+        units |= {term.label: term.unit for term in model.objective.terms}
+        units = screen.units_of(estimates, units)
         summary = {
             "status": "done",
             "epochs": last,
