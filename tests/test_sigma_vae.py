@@ -11,6 +11,7 @@ import tensorflow as tf
 import vae_research as vr
 from experiments import sigma_vae
 from vae_research import runs
+from vae_research.runs.session.building import build_model
 
 PIXELS, MOMENTUM = 16, 0.95
 IMAGES = np.random.default_rng(0).random((3, 32, 4, 4), dtype=np.float32)
@@ -147,3 +148,7 @@ def test_a_run_refuses_a_density_of_pixels_that_are_drawn(tmp_path):
     with pytest.raises(runs.UsageError, match="Add --binarize=none"):
         runs.train(sigma_vae.build, data=data, run_dir=tmp_path / "run", latent_dim=2)
     assert not (tmp_path / "run").exists()
+    # So does whoever only builds the model, such as the --check of a sweep.
+    config = vr.configure(sigma_vae, latent_dim=2, batch_size=8)
+    with pytest.raises(runs.UsageError, match="--binarize=static makes 0 or 1"):
+        build_model(sigma_vae.build, config, data)

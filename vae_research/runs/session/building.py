@@ -40,7 +40,8 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
     """Returns the model of an experiment, compiled, with all its variables.
 
     Raises:
-        UsageError: `build`, or a forward pass over two examples, found something wrong.
+        UsageError: `build`, or a forward pass over two examples, found something wrong, or the
+            likelihood is a density and the data are binarised.
         DataError: it reads a further array that was left out or has values that are not finite, or
             the data have values for which the likelihood has no density.
     """
@@ -62,6 +63,7 @@ def build_model(build: Callable[[Config, Data], VAE], config: Config, data: Data
         model.set_steps_per_epoch(steps)
         refuse_values_outside_support(model, data)
         model.data_read(data.validation.tensors(slice(0, 2), data.names))
+        _refuse_density_of_drawn_values(model, data)
     except MissingTensorError as error:
         why = data.why_missing(error.name)
         if why is not None:
@@ -264,7 +266,7 @@ def _range_of_target(likelihood: Likelihood, data: Data) -> tuple[float, float]:
     return float(min(each[0] for each in found)), float(max(each[1] for each in found))
 
 
-def refuse_density_of_drawn_values(model: VAE, data: Data) -> None:
+def _refuse_density_of_drawn_values(model: VAE, data: Data) -> None:
     """Raises UsageError if a density is to be trained on values that are binarised."""
     for each in model.objective.likelihood.factors:
         of_inputs = each.target in ("inputs", "targets") and each.target not in data.names

@@ -50,7 +50,6 @@ from vae_research.runs.session.building import (
     build_model,
     choose_execution,
     names_read,
-    refuse_density_of_drawn_values,
 )
 from vae_research.runs.session.figures import own_figures, save_values
 from vae_research.runs.session.fit.gate import FiniteGate
@@ -213,7 +212,6 @@ class Session:
         keras.utils.set_random_seed(config.init_seed)
         keras.config.set_dtype_policy(config.precision)
         self.model = build_model(self.parts.build, config, data)
-        refuse_density_of_drawn_values(self.model, data)
         signals.raise_if_received()
         self.execution = choose_execution(self.model, config, data)
         signals.raise_if_received()
