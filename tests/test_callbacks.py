@@ -262,6 +262,19 @@ def test_a_contribution_is_weight_times_value_and_all_of_them_are_the_loss(writt
 
 
 @pytest.mark.slow
+def test_contributions_of_an_estimated_divergence_are_the_loss_too(tmp_path):
+    train(make([Bernoulli(), MonteCarloKL(weight=0.5)]), Scalars(tmp_path), epochs=1)
+    for split in ("train", "validation"):
+        figure = {tag: found[0][1] for tag, found in scalars(tmp_path / split).items()}
+        total = figure["contribution/kl"] + figure["contribution/reconstruction"]
+        assert total == pytest.approx(figure["loss"], **ENOUGH)
+        # `terms/kl` is in closed form, as in the ELBO.
+        elbo = -figure["terms/reconstruction"] - figure["terms/kl"]
+        assert figure["elbo"] == pytest.approx(elbo, **ENOUGH)
+        assert figure["contribution/kl"] != pytest.approx(0.5 * figure["terms/kl"], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_a_weight_that_moves_is_that_of_the_step_and_its_contribution_that_of_every_step(tmp_path):
     schedule = LinearWarmup(start=0.2, peak=3.2, steps=2 * STEPS)
     model = make([Bernoulli(weight=Cyclical(steps=7, cycles=None)), KLDivergence(weight=schedule)])

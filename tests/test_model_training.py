@@ -397,7 +397,10 @@ def half(step):
     ("terms", "names"),
     [
         ([Bernoulli(), KLDivergence()], PLAIN),
-        ([Bernoulli(name="nll"), MonteCarloKL()], {"loss", "elbo", "nll", "kl"}),
+        (
+            [Bernoulli(name="nll"), MonteCarloKL()],
+            {"loss", "elbo", "nll", "kl", "contribution/kl"},  # what is trained, from samples
+        ),
         (
             [Bernoulli(), KLDivergence(weight=LinearWarmup(steps=2))],
             PLAIN | {"contribution/kl"},

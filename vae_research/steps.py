@@ -267,7 +267,8 @@ class TrainingSteps(Trainer):
             figures["importance_weighted_bound"] = report.importance_weighted_bound
         figures |= report.values | report.logged
         for name, value in report.contributions.items():
-            if f"contribution/{name}" in self.running_means:
+            # Others are the product of two figures: a constant weight and the logged value.
+            if f"contribution/{name}" in self.running_means or name in report.logged:
                 figures[f"contribution/{name}"] = value
         for critic, of_critic in report.critics.items():
             values = {"loss": of_critic.loss, **of_critic.values}

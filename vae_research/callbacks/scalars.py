@@ -115,7 +115,8 @@ def tagged(figures: dict[str, float], weights: dict[str, float]) -> dict[str, fl
     """Returns the figures of one split under their TensorBoard tags.
 
     A contribution is the recorded one if there is one: the mean of the products if the weight
-    changes with the step. Otherwise it is the constant weight times the value.
+    changes with the step, or if the value of the term is not the logged one (`LossReport.logged`).
+    Otherwise it is the constant weight times the value.
 
     >>> tagged({"loss": 3.0, "kl": 1.5}, {"kl": 2.0})
     {'loss': 3.0, 'weight/kl': 2.0, 'terms/kl': 1.5, 'contribution/kl': 3.0}
