@@ -198,6 +198,26 @@ def test_examples_without_a_known_value_do_not_count():
     assert figure.standard_error < 1e-5
 
 
+@pytest.mark.parametrize("observed", [None, "known"])
+@pytest.mark.parametrize("likelihood", [vr.Bernoulli, vr.ContinuousBernoulli])
+def test_a_split_outside_of_the_support_is_refused_as_its_array_is(likelihood, observed):
+    grey = RANDOM.random((150, 4), dtype=np.float32)
+    grey[-1] = [0.5, 0.5, 1.5, 0.5]  # behind the rows that are looked at first
+    arrays = {"inputs": grey, "known": np.ones_like(grey)}
+    train = {"inputs": np.array([[0.0] * 4, [1.0] * 4], np.float32), "known": np.ones([2, 4])}
+    data = vr.Data.from_arrays(train, train, arrays, rescale="unit", kind="table")
+    model = linear_vae(likelihood(observed=observed), ["logits"], columns=4)
+    model.data_read(data.test.tensors(slice(0, 2), ["known"]))
+    message = "to 1.5, and .*Bernoulli needs values from 0 to 1"
+    for given in (data.test.tensors(names=["known"]), data.test):
+        with pytest.raises(ValueError, match=message):
+            vr.estimate(model, given, num_samples=1, warn=False)
+    if observed:  # a missing value may be anything
+        arrays["known"][-1, 2] = 0.0
+        missing = vr.Data.from_arrays(train, train, arrays, rescale="unit", kind="table")
+        assert "elbo" in vr.estimate(model, missing.test, num_samples=1, warn=False)
+
+
 class WithoutDensities(vr.GaussianBottleneck):
     def call(self, z_mean, z_log_var, seed):
         written = super().call(z_mean, z_log_var, seed)

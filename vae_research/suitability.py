@@ -42,7 +42,7 @@ def refuse_unsuitable_data(
     if "inputs" in tensors:
         _checked("inputs", tensors["inputs"])
     for each, name, values in _compared(likelihood, tensors, known):
-        _refuse_outside_support(each, name, float(values.min()), float(values.max()))
+        refuse_outside_support(each, name, float(values.min()), float(values.max()))
         refuse_between_levels(each, name, values)
 
 
@@ -136,7 +136,8 @@ def _checked(name: str, values: np.ndarray) -> np.ndarray | None:
     return values
 
 
-def _refuse_outside_support(likelihood: Likelihood, name: str, low: float, high: float) -> None:
+def refuse_outside_support(likelihood: Likelihood, name: str, low: float, high: float) -> None:
+    """Raises ValueError if values from `low` to `high` are not all in the support."""
     support = likelihood.support
     if not support[0] <= low <= high <= support[1]:
         raise ValueError(

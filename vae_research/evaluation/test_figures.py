@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from vae_research.arguments import checked_integer
+from vae_research.data.checks import row_blocks
 from vae_research.data.split import Split
 from vae_research.evaluation import units
 from vae_research.evaluation.batch_statistics import statistics_over
@@ -17,9 +19,14 @@ from vae_research.evaluation.estimates import Estimate, estimate_arrays, named_a
 from vae_research.losses.term import Likelihood
 from vae_research.model import VAE
 from vae_research.priors.prior import Prior
-from vae_research.suitability import notes_on_densities, notes_on_likelihood
+from vae_research.suitability import (
+    notes_on_densities,
+    notes_on_likelihood,
+    refuse_outside_support,
+    refuse_unsuitable_data,
+)
 
-# Rows of a split that are looked at, of which its notes are.
+# Rows of a split that are looked at: its notes are of them, and all must suit the likelihood.
 _ROWS = 100
 
 DEQUANTIZE_DRAWS = 2
@@ -111,9 +118,10 @@ def estimate(
         for note in notes_on_likelihood(likelihood, named_arrays("estimate", data)) if warn else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         return figures_of(data, per_example=per_example) | statistics_over(model, data, seed)
+    names = [name for name in data.arrays if name in model.data_names]
+    _refuse_unsuitable_split(likelihood, data, names)
     for note in notes_on_figures(model, data) if warn else ():
         warnings.warn(note, UserWarning, stacklevel=2)
-    names = [name for name in data.arrays if name in model.data_names]
 
     def of(split: Split) -> dict[str, Estimate]:
         return figures_of(split.tensors_by_block(names), per_example=True)
@@ -128,6 +136,29 @@ def estimate(
     if per_example:
         return figures
     return {name: dataclasses.replace(each, values=None) for name, each in figures.items()}
+
+
+def _refuse_unsuitable_split(likelihood: Likelihood, split: Split, names: list[str]) -> None:
+    """Raises ValueError for inputs that the likelihood has no density for.
+
+    They are prepared in each call, where a function that is compiled does not know their values. If
+    values are missing, all known ones are looked at; otherwise it is the range, and the first rows.
+
+    Args:
+        likelihood: of the model.
+        split: the data.
+        names: of further arrays that the model reads.
+    """
+    if split.is_repeatable:
+        refuse_unsuitable_data(likelihood, split.tensors(slice(0, _ROWS), names))
+    for each in likelihood.factors:
+        if each.support == (-math.inf, math.inf) or not units.reads_inputs(each, split):
+            continue
+        if each.observed is None:
+            refuse_outside_support(each, "inputs", *split.value_range())
+        elif split.is_repeatable:
+            for rows in row_blocks(split.raw):
+                refuse_unsuitable_data(each, split.tensors(rows, names))
 
 
 def _in_other_units(

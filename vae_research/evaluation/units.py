@@ -41,7 +41,7 @@ def log_jacobian(likelihood: Likelihood, split: Split) -> Values | None:
         return None
     total = np.zeros(len(split))
     for each in densities:
-        if not _reads_inputs(each, split):
+        if not reads_inputs(each, split):
             continue
         if split.binarize != "none" or (each.observed and each.observed not in split.arrays):
             return None
@@ -59,7 +59,7 @@ def dimensions(likelihood: Likelihood, split: Split) -> Values | None:
     if len(likelihood.factors) > 1:
         return None
     (only,) = likelihood.factors
-    inputs = _reads_inputs(only, split)
+    inputs = reads_inputs(only, split)
     written = not inputs and only.target not in split.arrays
     if written or (only.observed and only.observed not in split.arrays):
         return None
@@ -148,17 +148,18 @@ def why_no_bits(likelihood: Likelihood, split: Split) -> str | None:
 def _is_of_integers(likelihood: Likelihood, split: Split) -> bool:
     if len(likelihood.factors) > 1 or not likelihood.is_density:
         return False
-    return has_integers(split) and _reads_inputs(likelihood, split)
+    return has_integers(split) and reads_inputs(likelihood, split)
 
 
-def _reads_inputs(likelihood: Likelihood, split: Split) -> bool:
+def reads_inputs(likelihood: Likelihood, split: Split) -> bool:
+    """Returns whether a likelihood compares the inputs of a split, and not another array."""
     return likelihood.target in ("inputs", "targets") and likelihood.target not in split.arrays
 
 
 def _sum_of_known(likelihood: Likelihood, split: Split, each: np.ndarray | np.float64) -> Values:
     """Returns the sum of `each`, which broadcasts to a row, over the known values, `[count]`."""
     target = likelihood.target
-    shape = split.shape if _reads_inputs(likelihood, split) else split.arrays[target].shape[1:]
+    shape = split.shape if reads_inputs(likelihood, split) else split.arrays[target].shape[1:]
     row = np.broadcast_to(each, shape)
     if likelihood.observed is None:
         return np.full(len(split), row.sum())
