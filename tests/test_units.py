@@ -19,6 +19,8 @@ RANDOM = np.random.default_rng(2)
 INTEGERS = np.clip(
     np.rint(RANDOM.normal([4.0, 40.0, 9.0], [1.0, 12.0, 3.0], (300, COLUMNS))), 0, 255
 ).astype(np.uint8)
+# Real numbers, most of which are one of the bounds that they are clipped to.
+CLIPPED = np.clip(np.random.default_rng(3).normal(-5.0, 8.0, (1000, 4)), 0.0, 6.0)
 BITS = (RANDOM.random((40, 4)) < 0.4).astype(np.float32)
 
 
@@ -198,6 +200,7 @@ def test_examples_without_a_known_value_do_not_count():
     assert figure.standard_error < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observed", [None, "known"])
 @pytest.mark.parametrize("likelihood", [vr.Bernoulli, vr.ContinuousBernoulli])
 def test_a_split_outside_of_the_support_is_refused_as_its_array_is(likelihood, observed):
@@ -263,6 +266,7 @@ def test_a_density_without_room_for_half_a_level_has_no_bits_and_says_so():
         (vr.ContinuousBernoulli(), BITS, "inputs are 0 or 1"),
         (vr.Laplace(), INTEGERS, "are levels, which were not dequantised"),
         (vr.Gaussian(), np.float32(INTEGERS) / 255, "are levels, which were not dequantised"),
+        (vr.Gaussian(), CLIPPED, None),
         (vr.Bernoulli(), np.float32(INTEGERS) / 255, "not a normalised likelihood"),
         (vr.Bernoulli(), BITS, None),
         (vr.Gaussian(), RANDOM.random((40, 4)).astype(np.float32), None),

@@ -68,7 +68,8 @@ def notes_on_densities(
 
     Their figures are no probabilities of the values. Theis et al. 2016 (arXiv:1511.01844), section
     3.1. Of values that are not stored as integers, the first are looked at: whether each occurs
-    four times or more on average.
+    four times or more on average, also without the two most frequent ones, which may be the bounds
+    that real values are clipped to.
 
     Args:
         likelihood: of the model.
@@ -80,18 +81,13 @@ def notes_on_densities(
         if not each.is_density:
             continue
         kind, first = type(each).__name__, values.reshape(-1)[:_VALUES]
-        distinct = len(np.unique(first))
         if np.all((values == 0) | (values == 1)):
             notes.append(
                 f"{kind} is a density of real values, and {name} are 0 or 1: its figures are not "
                 "probabilities of them and may grow without a bound. Bernoulli is the likelihood "
                 "of such values; grey ones need --binarize=none."
             )
-        elif (
-            values.dtype.kind in "bui"
-            or (integers and name == "inputs")
-            or (len(first) >= _REPEATED * distinct)
-        ):
+        elif values.dtype.kind in "bui" or (integers and name == "inputs") or _are_repeated(first):
             notes.append(
                 f"{kind} is a density of real values, and {name} are levels, which were not "
                 "dequantised: its figures are not probabilities of them and may grow without a "
@@ -99,6 +95,12 @@ def notes_on_densities(
                 "DiscretizedLogistic needs no noise."
             )
     return notes
+
+
+def _are_repeated(values: np.ndarray) -> bool:
+    """Returns whether values `[count]` are levels, by how often each occurs."""
+    counts = np.sort(np.unique(values, return_counts=True)[1])
+    return all(each.sum() >= _REPEATED * len(each) for each in (counts, counts[:-2]))
 
 
 def _compared(
