@@ -40,11 +40,15 @@ class OwnLaplace(vr.DistributionLikelihood):
 
 
 class OwnBernoulli(vr.DistributionLikelihood):
+    spacing = 1.0
+
     def distribution(self, logits):
         return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=tf.float32), 1)
 
 
 class OwnCategorical(vr.DistributionLikelihood):
+    spacing = 1.0
+
     def distribution(self, logits):
         return tfd.Categorical(logits=logits)
 
@@ -159,6 +163,7 @@ def test_a_missing_value_is_left_out():
 class OneOfThree(vr.DistributionLikelihood):
     """Rows of the last axis but one; each has three values that depend on each other."""
 
+    spacing = 1.0
     event_rank = 1
 
     def distribution(self, logits):
@@ -435,6 +440,11 @@ class Wide(vr.DistributionPrior):
         return tfd.Normal(tf.zeros([5]), 1.0)
 
 
+class WithoutSpacing(vr.DistributionLikelihood):
+    def distribution(self, x_mean):
+        return tfd.Independent(tfd.Poisson(log_rate=x_mean), 2)
+
+
 class Number(vr.DistributionLikelihood):
     def distribution(self, x_mean):
         return x_mean
@@ -464,6 +474,10 @@ REFUSED = {
     "shape of a posterior": (
         lambda: Diagonal(3)(**HEADS, seed=SEED),
         r"Diagonal.distribution .* batch shape \(4, 2\) .* values, \(None, 3\)",
+    ),
+    "discrete values without spacing": (
+        lambda: WithoutSpacing()({"targets": COUNTS, "x_mean": COUNTS}),
+        r"WithoutSpacing.distribution returned a Independent, whose .* Set .* spacing = 1.0 for",
     ),
     "no distribution": (
         lambda: Number()({"targets": COUNTS, "x_mean": COUNTS}),

@@ -5,7 +5,13 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any
 
-from vae_research.distributions.library import check_installed, checked, key_of, typical
+from vae_research.distributions.library import (
+    check_installed,
+    checked,
+    is_discrete,
+    key_of,
+    typical,
+)
 from vae_research.losses.term import Likelihood
 from vae_research.settings import declared_names, reads
 
@@ -20,8 +26,8 @@ class DistributionLikelihood(Likelihood):
     It returns a `tfp.distributions.Distribution` whose batch and event shape together are the
     shape of `targets`. Densities are summed over all axes but the first. Settings are annotated
     attributes, as those of any loss term. The class sets `support` if values have bounds, `spacing`
-    if they are discrete (1.0 for integers; otherwise values between them are not refused), and
-    `event_rank` if those of last axes depend on each other.
+    if they are discrete (1.0 for integers), and `event_rank` if those of last axes depend on each
+    other. One of discrete values without `spacing` would count as a density, and is refused.
 
         class NegativeBinomial(vr.DistributionLikelihood):
             support = (0.0, math.inf)
@@ -36,9 +42,10 @@ class DistributionLikelihood(Likelihood):
 
     Raises:
         ImportError: TensorFlow Probability is not installed.
-        ValueError: the distribution has another shape or variables of its own, or is one of
-            integers and the targets are not, or neither mean nor mode are known; or values are
-            missing (`observed`) and the distribution has more event axes than `event_rank`.
+        ValueError: the distribution has another shape or variables of its own, is discrete and the
+            class a density (`is_density`), or is one of integers and the targets are not, or
+            neither mean nor mode are known; or values are missing (`observed`) and the distribution
+            has more event axes than `event_rank`.
     """
 
     def __post_init__(self) -> None:
@@ -58,6 +65,12 @@ class DistributionLikelihood(Likelihood):
 
         targets = tensors.pop("targets")
         made = checked(type(self).__name__, self.distribution(**tensors), targets.shape)
+        if self.is_density and is_discrete(made):
+            raise ValueError(
+                f"{type(self).__name__}.distribution returned a {type(made).__name__}, whose "
+                "values are discrete, and its class has no spacing: figures would be those of a "
+                "density. Set the distance between values in the class, spacing = 1.0 for integers."
+            )
         if made.dtype.is_integer and targets.dtype.is_floating:
             raise ValueError(
                 f"{type(self).__name__}.distribution returned a {type(made).__name__} of integers, "
