@@ -393,6 +393,69 @@ def test_other_latents_are_refused_by_name(bottleneck, message):
         vr.simulate(model, 3)
 
 
+class NoisyDecoder(keras.layers.Layer):
+    def call(self, z, seed):
+        return {"x_mean": tf.tile(z, [1, 2]) + standard_normal([4], seed)}
+
+
+class Splitting(keras.layers.Layer):
+    """Writes a latent u of its own, of which the mean of x is made."""
+
+    def call(self, z, inputs):
+        u = inputs[:, :2] - z
+        density = tf.reduce_sum(vr.normal_log_density(u, 0.0, 0.0), axis=1)
+        return {
+            "x_mean": tf.concat([z, u], axis=1),
+            "log_posterior_u": density + 1.0,
+            "log_prior_u": density,
+        }
+
+
+class Noisy(vr.Gaussian):
+    def log_likelihood(self, targets, x_mean, seed):
+        return super().log_likelihood(targets, x_mean + standard_normal([4], seed))
+
+
+class Spare(keras.layers.Layer):
+    """What log p(x|z) does not need: it may draw noise, and have a latent."""
+
+    def call(self, z, seed):
+        ones = tf.ones(tf.shape(z)[:1])
+        return {"other": z + standard_normal([2], seed), "kl_u": ones}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "modules", "likelihood", "message"),
+    [
+        (NoisyDecoder(name="noisy"), [], vr.Gaussian(), "one of 'noisy' and Gaussian reads 'seed'"),
+        (Splitting(), [], vr.Gaussian(), "The decoder writes 'log_posterior_u', part of a level"),
+        (
+            vr.named(keras.layers.Dense(2), "h"),
+            [Splitting()],
+            vr.Gaussian(),
+            "The module 0 writes 'log_posterior_u', part of a level",
+        ),
+        (vr.named(keras.layers.Dense(4), "x_mean"), [], Noisy(), "and Noisy reads 'seed'"),
+    ],
+)
+def test_other_latents_and_noise_behind_the_bottleneck_are_refused(
+    decoder, modules, likelihood, message
+):
+    encoder = vr.dense_encoder([4], 2, hidden_units=[3])
+    terms = [likelihood, vr.MonteCarloKL()]
+    model = vr.VAE(encoder, vr.GaussianBottleneck(2), decoder, terms, modules=modules)
+    with pytest.raises(ValueError, match=message):
+        vr.annealed_importance_sampling(model, X, **SMALL)
+
+
+@pytest.mark.slow
+def test_what_log_p_does_not_need_may_draw_noise():
+    model = wrong_vae(CLOSED)
+    expected = vr.annealed_importance_sampling(model, X, **SMALL)
+    model.further_modules.append(Spare())
+    same(vr.annealed_importance_sampling(model, X, **SMALL), expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

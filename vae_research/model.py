@@ -369,10 +369,19 @@ class VAE(TrainingSteps):
             tensors: of the data, as `infer` returns them; a decoder may read more of them than z.
             z: a code for each example, which replaces theirs; by name if there are several latents.
         """
-        tensors = Tensors({**tensors, **self.code_layout.named("log_likelihood(..., z)", z)})
-        likelihood = self.objective.likelihood
-        self._run_decoder(tensors, training=False, until=likelihood.reads())
-        return -likelihood(tensors)
+        return -self.objective.likelihood(self.decoded_for_likelihood(tensors, z))
+
+    def decoded_for_likelihood(self, tensors: Mapping[str, tf.Tensor], z: Codes) -> Tensors:
+        """Returns the named tensors that log p(x|z) is computed from.
+
+        Of decoder and modules, those run that `log_likelihood` needs.
+
+        Args:
+            tensors, z: as for `log_likelihood`.
+        """
+        found = Tensors({**tensors, **self.code_layout.named("log_likelihood(..., z)", z)})
+        self._run_decoder(found, training=False, until=self.objective.likelihood.reads())
+        return found
 
     def encode(self, data: tf.Tensor | Mapping[str, tf.Tensor]) -> Any:
         """Returns the codes without noise, usually posterior means, `[batch, latent]`.

@@ -20,7 +20,7 @@ from vae_research.evaluation import annealing, importance
 from vae_research.evaluation.annealing import Chains, Plan
 from vae_research.evaluation.annealing_state import AnnealingState
 from vae_research.evaluation.estimates import Estimate, named_arrays
-from vae_research.evaluation.simulation import Simulated, checked_prior
+from vae_research.evaluation.simulation import Simulated, checked_prior, refuse_other_latents
 from vae_research.model import VAE
 from vae_research.priors.prior import Prior
 from vae_research.randomness import evaluation_key, fold_in
@@ -87,7 +87,8 @@ def annealed_importance_sampling(
 
     Raises:
         ValueError: an argument is not valid, there are no data or they do not suit the likelihood,
-            the model has not such a latent, or weights are not finite.
+            the model has not such a latent, its p(x|z) depends on noise or on further latents, or
+            weights are not finite.
         CheckpointError: the state is damaged, or is of another model, other data or settings.
     """
     found = _Annealing(
@@ -176,6 +177,9 @@ class _Annealing:
         self._count = len(self._data["inputs"])
         if z is not None and len(z) != self._count:
             raise ValueError(f"There are {self._count} examples and codes of {len(z)}.")
+        first = {name: tf.convert_to_tensor(values[:1]) for name, values in self._data.items()}
+        code = self._prior.sample(1, evaluation_key(self._seed, 0))
+        refuse_other_latents(model, self._given(first), code)
         values = math.prod(self._data["inputs"].shape[1:])
         most = max(1, _VALUES_AT_ONCE // (values * self._chains))
         self._batches = [
@@ -299,15 +303,24 @@ class _Annealing:
     def _densities(self, data: Mapping[str, tf.Tensor]) -> tuple[annealing.LogDensity, ...]:
         """Returns log p(z) and log p(x|z) as functions of codes `[images * chains, size]`."""
         model = self._model
-        given = {name: repeat_rows(values, self._chains) for name, values in data.items()}
-        given.setdefault("targets", given["inputs"])
-        step = tf.cast(tf.convert_to_tensor(model.step_counter), tf.float32)
-        given |= {"step": step, "seed": evaluation_key(self._seed, 0)}
+        given = self._given(
+            {name: repeat_rows(values, self._chains) for name, values in data.items()}
+        )
         unflatten = model.code_layout.unflatten
         return (
             lambda z: self._prior.log_prob(unflatten(z)),
             lambda z: model.log_likelihood(given, unflatten(z)),
         )
+
+    def _given(self, data: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns what the decoder may read beside the code, by name."""
+        step = tf.cast(tf.convert_to_tensor(self._model.step_counter), tf.float32)
+        return {
+            "targets": data["inputs"],
+            **data,
+            "step": step,
+            "seed": evaluation_key(self._seed, 0),
+        }
 
     def _start_chains(self, z: tf.Tensor, data: Mapping[str, tf.Tensor]) -> Chains:
         images = z.shape[0] // self._chains

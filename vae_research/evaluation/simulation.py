@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from vae_research.arguments import checked_integer, checked_seed
+from vae_research.levels import level_of
 from vae_research.model import VAE
 from vae_research.priors.fitted import refuse_unfitted
 from vae_research.priors.prior import DIAGONAL_POSTERIORS, REAL_NUMBERS, Prior
@@ -85,3 +87,34 @@ def checked_prior(model: VAE, prior: Prior | None) -> Prior:
     if not found.has_density:
         raise ValueError(f"{type(found).__name__} has no density, which {needs}.")
     return found
+
+
+def refuse_other_latents(model: VAE, tensors: Mapping[str, tf.Tensor], z: tf.Tensor) -> None:
+    """Refuses a model whose p(x|z) is not a function of the code and the data alone.
+
+    Noise or a further level of latents behind the bottleneck would have to be integrated out, too.
+
+    Args:
+        model: a VAE whose variables exist.
+        tensors: of some examples, with `seed` and `step`.
+        z: a code for each of them.
+
+    Raises:
+        ValueError: the decoder or a module that log p(x|z) needs writes a density or a divergence
+            of a latent, or one of them or the likelihood reads `seed`.
+    """
+    found = model.decoded_for_likelihood(tensors, z)
+    needs = "annealed importance sampling needs a p(x|z) without other latents or noise."
+    for name, writer in found.writers.items():
+        if level_of(name) is not None:
+            raise ValueError(
+                f"The {writer} writes {name!r}, part of a level of latents behind the bottleneck; "
+                f"{needs}"
+            )
+    likelihood = model.objective.likelihood
+    if "seed" in found.read | likelihood.reads():
+        networks = ", ".join(repr(each.name) for each in (model.decoder, *model.further_modules))
+        raise ValueError(
+            f"log p(x|z) is random: one of {networks} and {type(likelihood).__name__} reads "
+            f"'seed'; {needs}"
+        )
