@@ -316,7 +316,56 @@ def test_what_does_not_compare_is_refused_with_the_reason(tmp_path, capsys, chan
 
 def test_two_figures_that_the_other_run_lacks_are_no_difference():
     mine, other = {"units/a": "nats", "units/b": None}, {"units/a": None, "units/b": "codes"}
-    assert comparability.difference_between(mine, other) is None
+    assert comparability.difference_between(mine, other, ["a", "b"]) is None
+
+
+BITS, STORED = "bits_per_dimension_nll", "negative_log_likelihood_in_stored_units"
+NOISY = {"rescale": "standard", "scaling": "(x - 9) / 4", "dequantize": "uniform"}
+DENSITY = {"measure": "density of targets", "note": "a density"}
+
+
+def test_bits_compare_across_likelihoods_and_rescalings_and_nats_do_not(tmp_path, capsys):
+    write_run(tmp_path / "a", {BITS: 3.0}, units={BITS: "bits"})
+    for seed, rescale in enumerate(["standard", "symmetric"]):
+        data = NOISY | {"rescale": rescale}
+        given = {"data": data, "likelihood": DENSITY, "seed": seed}
+        write_run(tmp_path / rescale, {BITS: 3.5 + seed}, units={BITS: "bits"}, **given)
+    for name in "a", "standard":
+        np.savez(tmp_path / name / "figures.npz", **{BITS: RNG.normal(size=4)})
+    rows = rows_of(capsys, tmp_path, f"--figures={BITS}")
+    found = [(row["rescale"], row["dequantize"], float(row[BITS])) for row in rows]
+    # Two rescalings are two settings, and not two seeds of one.
+    wanted = [("unit", "", 3.0), ("standard", "uniform", 3.5), ("symmetric", "uniform", 4.5)]
+    assert found == wanted
+    paths = tmp_path / "a", tmp_path / "standard"
+    assert vr.paired_difference(*paths, BITS).count == 4
+    with pytest.raises(vr.runs.UsageError, match="--rescale is 'unit' and 'standard'"):
+        vr.paired_difference(*paths)
+    for arguments in ([], [f"--figures={BITS}", "--sort=negative_log_likelihood"]):
+        error = said(capsys, tmp_path, *arguments, exit_code=2).err
+        assert "--rescale is 'unit' and 'standard'" in error
+    assert said(capsys, tmp_path, exit_code=2).err.endswith(f" --figures={BITS} compare.\n")
+
+
+@pytest.mark.parametrize(
+    ("figure", "changes", "words"),
+    [
+        (BITS, {"data": NOISY, "likelihood": DENSITY}, None),
+        (BITS, {"data": NOISY | {"fingerprint": "f1"}}, "the data (fingerprint)"),
+        (BITS, {"data": NOISY | {"binarize": "none"}}, "--binarize"),
+        (BITS, {"likelihood": {"measure": "density of targets where mask"}}, "likelihood is of"),
+        (BITS, {"evaluation": {"importance_samples": 50}}, "--importance_samples"),
+        (STORED, {"data": {"rescale": "none", "scaling": "x"}}, None),
+        (STORED, {"data": NOISY}, "--dequantize"),
+        (STORED, {"likelihood": DENSITY}, "the likelihood is"),
+        (STORED, {"units": {STORED: "bits"}}, "the unit of"),
+    ],
+)
+def test_what_must_be_equal_depends_on_the_figure(tmp_path, figure, changes, words):
+    write_run(tmp_path / "a", {figure: 3.0})
+    write_run(tmp_path / "b", {figure: 3.0}, **changes)
+    found = comparability.difference_between(*vr.load_runs(tmp_path), [figure])
+    assert found is None if words is None else words in str(found)
 
 
 # ---------------------------------------------------------------- wrong uses

@@ -8,42 +8,89 @@ from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.compare.records import Record, Scalar
 
 # What runs must have in common, and how to say it.
-_COMPARED = {
+_DATA = {
     "data/fingerprint": "the data (fingerprint)",
     "data/counts/train": "the number of training examples",
     "data/counts/validation": "the number of validation examples",
     "data/counts/test": "the number of test examples",
     "data/shape": "the shape of the data",
+    "data/binarize": "--binarize",
+}
+_UNIT = {
     "data/rescale": "--rescale",
     "data/scaling": "the scaling of the data, and with it the unit of a density,",
-    "data/binarize": "--binarize",
+}
+_LIKELIHOOD = {
     "data/dequantize": "--dequantize",
     "likelihood/measure": "the likelihood",
     "likelihood/note": "the note on the likelihood",
+}
+_TARGET = {"likelihood/measure": "what the likelihood is of,"}
+_EVALUATION = {
     "evaluation/importance_samples": "--importance_samples",
     "evaluation/seed": "--evaluation_seed",
 }
+_BITS, _STORED = "bits_per_dimension_", "_in_stored_units"
 
 
-def refuse_different(records: Sequence[Record]) -> None:
-    """Raises UsageError unless the test figures of all finished runs compare."""
+def refuse_different(records: Sequence[Record], figures: Sequence[str]) -> None:
+    """Raises UsageError unless some test figures of all finished runs compare."""
     for other in records[1:]:
-        if (difference := difference_between(records[0], other)) is not None:
-            raise UsageError(
-                f"{records[0]['run']} and {other['run']} do not compare: {difference}."
-            )
+        if (difference := difference_between(records[0], other, figures)) is not None:
+            names = f"{records[0]['run']} and {other['run']}"
+            raise UsageError(f"{names} do not compare: {difference}.{_advice(records, figures)}")
 
 
-def difference_between(first: Mapping[str, Scalar], second: Mapping[str, Scalar]) -> str | None:
-    """Returns in words why two runs do not compare, None if they do."""
-    units = [key for key in first if key.startswith("units/") and key in second]
-    names = _COMPARED | {key: f"the unit of {key.removeprefix('units/')}" for key in units}
+def difference_between(
+    first: Mapping[str, Scalar], second: Mapping[str, Scalar], figures: Sequence[str]
+) -> str | None:
+    """Returns in words why some test figures of two runs do not compare, None if they do.
+
+    Bits per dimension are those of the stored values, whatever likelihood and scaling a model has;
+    figures in stored units are of any scaling.
+    """
+    names = _compared(figures)
+    units = [f"units/{figure}" for figure in figures]
+    names |= {key: f"the unit of {key.removeprefix('units/')}" for key in units}
+    in_bits = all(figure.startswith(_BITS) for figure in figures)
     for key, words in names.items():
         mine, others = first.get(key), second.get(key)
         is_unknown = key in units and None in (mine, others)  # a figure that one of them lacks
+        if key in _TARGET and in_bits:
+            mine, others = _target(mine), _target(others)
         if mine != others and not is_unknown:
             return f"{words} is {_quoted(mine)} and {_quoted(others)}"
     return None
+
+
+def _compared(figures: Sequence[str]) -> dict[str, str]:
+    """Returns what the runs with these figures must have in common, in words by key."""
+    in_nats = [figure for figure in figures if not figure.startswith(_BITS)]
+    in_units_of_model = any(not figure.endswith(_STORED) for figure in in_nats)
+    return {
+        **_DATA,
+        **(_UNIT if in_units_of_model else {}),
+        **(_LIKELIHOOD if in_nats else _TARGET),
+        **_EVALUATION,
+    }
+
+
+def _target(measure: Scalar) -> Scalar:
+    """Returns what a likelihood is of: `targets` of `density of targets`."""
+    return measure.partition(" of ")[2] if isinstance(measure, str) else measure
+
+
+def _advice(records: Sequence[Record], figures: Sequence[str]) -> str:
+    """Returns which other figures of all the runs compare, in words; empty if there are none."""
+    known = [key.removeprefix("units/") for key in records[0] if key.startswith("units/")]
+    found = [
+        name
+        for name in known
+        if name not in figures
+        and all(run.get(f"test/{name}") is not None for run in records)
+        and all(difference_between(records[0], run, [name]) is None for run in records)
+    ]
+    return f" --figures={','.join(found)} compare." if found else ""
 
 
 def _quoted(value: Scalar) -> str:

@@ -60,7 +60,7 @@ def _comparison(finished: Sequence[Record]) -> Iterable[str]:
     yield html.text("Test figures", "h2")
     figures = figures_of(finished, None)
     try:
-        refuse_different(finished)
+        refuse_different(finished, figures)
     except UsageError as error:
         yield html.text(f"{error} The table of each run by itself:")
         yield _table(table_of_runs(finished, figures))

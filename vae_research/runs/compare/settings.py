@@ -15,6 +15,8 @@ from vae_research.settings import did_you_mean
 # its seed, and what must be equal anyway, the data and the evaluation.
 _OTHER_SECTIONS = ("The run", "Data", "Test figures", "TensorBoard", "Checkpoints")
 _OTHER_FLAGS = ("device", "threads", "jit", "steps_per_call", "run_eagerly")
+# What was made of the data; figures in bits and in stored units compare whatever it is.
+_OF_DATA = ("rescale", "dequantize")
 
 # The first is that of the others which are not given.
 _SEEDS = ("seed", "init_seed", "data_seed", "noise_seed")
@@ -70,14 +72,21 @@ def differing(records: Sequence[Record]) -> list[str]:
         for name, flag in defined[STANDARD].items()
         if flag.section in _OTHER_SECTIONS or name in _OTHER_FLAGS
     }
-    keys = ["experiment", *(key for key in records[0] if key.startswith("flags/"))]
-    varied = [key for key in keys if key not in others and len({r[key] for r in records}) > 1]
-    return [key.removeprefix("flags/") for key in varied]
+    flags = [key for key in records[0] if key.startswith("flags/") and key not in others]
+    names = ["experiment", *_OF_DATA, *(key.removeprefix("flags/") for key in flags)]
+    return [name for name in names if len({value_of(run, name) for run in records}) > 1]
 
 
 def value_of(record: Record, name: str) -> Scalar:
-    """Returns the value of a setting, `experiment` or the name of a flag."""
-    return record["experiment"] if name == "experiment" else record[f"flags/{name}"]
+    """Returns the value of a setting: `experiment`, a flag, or what was made of the data."""
+    return record.get(_key_of(name))
+
+
+def _key_of(name: str) -> str:
+    """Returns the key of a setting in a record."""
+    if name == "experiment":
+        return name
+    return f"data/{name}" if name in _OF_DATA else f"flags/{name}"
 
 
 def seed_of(record: Record) -> Seed:
@@ -141,7 +150,7 @@ def find_runs(wanted: str, records: Sequence[Record]) -> list[Record]:
     found = list(records)
     for part in _parts(wanted):
         name, _, text = part.partition("=")
-        key = name if name == "experiment" else f"flags/{name}"
+        key = _key_of(name)
         if key not in records[0]:
             known = [key.removeprefix("flags/") for key in records[0] if key.startswith("flags/")]
             raise UsageError(

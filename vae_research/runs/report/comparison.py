@@ -56,7 +56,7 @@ def paired_difference(
     """
     runs = [each for each in (first, second) if not isinstance(each, np.ndarray)]
     if len(runs) == 2:
-        _refuse_different(*(_path(run) for run in runs))
+        _refuse_different(*(_path(run) for run in runs), figure)
     values = [_values(each, figure) for each in (first, second)]
     if values[0].shape != values[1].shape or values[0].ndim != 1:
         raise UsageError(
@@ -93,13 +93,13 @@ def _values(source: Any, figure: str) -> np.ndarray:
     raise UsageError(f"{path / VALUES} has no {figure!r}; it has {names}")
 
 
-def _refuse_different(first: Path, second: Path) -> None:
-    """Raises UsageError unless the figures of two runs are about the same examples and noise."""
+def _refuse_different(first: Path, second: Path, figure: str) -> None:
+    """Raises UsageError unless a figure of two runs is about the same examples and noise."""
     records = load_runs(first, second)  # one, if both are the same run
     for record in records:
         if record["status"] != "done":
             raise UsageError(f"{record['path']} is not finished: it has no test figures")
-    difference = difference_between(records[0], records[-1])
+    difference = difference_between(records[0], records[-1], [figure])
     if difference is not None:
         raise UsageError(
             f"{first} and {second} cannot be compared example by example: {difference}"

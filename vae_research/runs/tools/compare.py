@@ -41,6 +41,8 @@ _FLAGS = {
     "plot": "curves, rate_distortion, or a setting, against which the first of --figures is drawn",
     "to": f"file of the plot, which ends in {', '.join(ENDINGS)}",
 }
+# Figures of a plot, whatever --figures are.
+_DRAWN = {"curves": ("elbo",), "rate_distortion": ("kl", "reconstruction")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,9 +68,10 @@ def compare_runs(arguments: Sequence[str]) -> None:
     missing = _in_words(others, _ends_of_points(given.subjects))
     if not finished:
         raise UsageError(f"no run is finished: {missing}.")
-    refuse_different(finished)
     figures = figures_of(finished, given.figures)
     sort, larger_first = sort_key(given.sort or figures[0], finished)
+    sorted_by = [sort.removeprefix("test/")] if sort.startswith("test/") else []
+    refuse_different(finished, [*figures, *sorted_by, *_DRAWN.get(given.plot, ())])
     finished = in_order(finished, [run[sort] for run in finished], larger_first=larger_first)
     wanted = None if given.baseline is None else find_runs(given.baseline, finished)
     settings = group(finished) if given.rows != "runs" or given.plot else []
