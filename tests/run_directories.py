@@ -22,11 +22,14 @@ def write_run(path, test=None, /, *, status="done", epochs=3, curve=(), **change
         "flags": flags | changes.pop("more", {}),
         "data": DATA | changes.pop("data", {}),
         "versions": {"vae_research": "0.1"},
-        "terms": {"kl": "KLDivergence()"},
+        "terms": {"kl": changes.pop("kl", "KLDivergence()")},
         "likelihood": LIKELIHOOD | changes.pop("likelihood", {}),
     }
     config |= {name: changes.pop(name) for name in ("experiment",) if name in changes}
     directory.write_config(path, config)
+    if sha256 := changes.pop("source", None):
+        (path / "source").mkdir()
+        directory.write_json(path / "source/source.json", {"sha256": sha256})
     curve = curve or [-110.0 + epoch for epoch in range(epochs)]
     records = [
         {"epoch": at, "step": 10 * at, "validation/loss": -elbo, "validation/elbo": elbo}

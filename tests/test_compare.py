@@ -282,6 +282,42 @@ def test_seeds_of_parts_are_replicates_too(tmp_path, capsys):
     assert {row["seed"] for row in runs} == {"0", "0, noise_seed=5", "0, noise_seed=7"}
 
 
+def test_runs_of_different_terms_are_no_seeds_of_one_setting(tmp_path, capsys):
+    for seed, kl in enumerate(["KLDivergence()", "KLDivergence(weight=4.0)"] * 2):
+        write_run(tmp_path / str(seed), {"elbo": -100.0 - seed}, seed=seed, kl=kl)
+    rows = rows_of(capsys, tmp_path, "--figures=elbo", "--baseline=terms/kl=KLDivergence()")
+    assert [(row["terms/kl"], row["seeds"], float(row["elbo"])) for row in rows] == [
+        ("KLDivergence()", "2", -101.0),
+        ("KLDivergence(weight=4.0)", "2", -102.0),
+    ]
+    # A flag that says the same is enough.
+    for seed, weight in enumerate([1.0, 4.0] * 2):
+        path = tmp_path / "with_flags" / str(seed)
+        write_run(path, kl_weight=weight, seed=seed, kl=f"KLDivergence(weight={weight})")
+    rows = rows_of(capsys, tmp_path / "with_flags")
+    assert [row["seeds"] for row in rows] == ["2", "2"]
+    assert "terms/kl" not in rows[0]
+
+
+def test_seeds_of_different_code_are_named(tmp_path, capsys):
+    for seed in range(3):
+        for weight in (1.0, 2.0):
+            of_seed = {"vae.py": "a", "vae_research.zip": f"{weight == 2.0 and seed == 1}"}
+            # Of the last runs no source was kept.
+            source = of_seed if seed < 2 else None
+            path = tmp_path / f"{weight},{seed}"
+            write_run(path, kl_weight=weight, seed=seed, source=source)
+    screen = said(capsys, tmp_path).out
+    notes = [line for line in screen.splitlines() if line.startswith("The seeds of")]
+    assert notes == [
+        "The seeds of kl_weight=2 are of different code, and may be no replicates: "
+        "vae_research.zip in their source/."
+    ]
+    assert {run["source/vae.py"] for run in vr.load_runs(tmp_path)} == {"a", None}
+    write_run(tmp_path / "more", kl_weight=1.0, seed=3, source={"vae.py": "a", "lab/nets.py": "b"})
+    assert "The seeds of kl_weight=1 are of different code" in said(capsys, tmp_path).out
+
+
 # ---------------------------------------------------------------- what does not compare
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import DirectoryInUseError, UsageError
 from vae_research.runs.session import directory
+from vae_research.runs.session.kept import sources
 from vae_research.schemas import NUMBER, mismatch
 
 Scalar = bool | int | float | str | None
@@ -35,6 +36,7 @@ _SCHEMA = {
     "units?": {str: str},
     "test": {str: _ESTIMATE},
 }
+_SOURCE = {"sha256": {str: str}}
 
 
 def load_runs(*folders: str | Path) -> list[Record]:
@@ -49,7 +51,8 @@ def load_runs(*folders: str | Path) -> list[Record]:
     - `test/NAME`, a test figure, `test/NAME/standard_error`, `test/NAME/count`, `units/NAME`; and
       `train/NAME` and `validation/NAME`, the figures of the last epoch.
     - `epochs`, `steps`, `seconds` of training, `parameters`, `notes` and others of summary.json;
-      `data/...`, `likelihood/...`, `terms/...`, `versions/...` of config.json.
+      `data/...`, `likelihood/...`, `terms/...`, `versions/...` of config.json; `source/FILE`, the
+      checksum of a file of the source.
 
     A study is left out, the runs in its folder are not. Symbolic links are not followed.
 
@@ -127,6 +130,8 @@ def _record(run_dir: Path, config: Mapping[str, Any]) -> Record:
     }
     for part in _OF_CONFIG:
         record |= _flat(part, config.get(part) or {})
+    kept = run_dir / config.get("source", sources.FOLDER) / sources.RECORD
+    record |= _flat("source", (directory.read_json(kept, _SOURCE) or {}).get("sha256", {}))
     evaluation = summary.get("evaluation", {})
     record |= {
         f"evaluation/{name}": evaluation.get(name) for name in ("importance_samples", "seed")

@@ -17,6 +17,7 @@ _OTHER_SECTIONS = ("The run", "Data", "Test figures", "TensorBoard", "Checkpoint
 _OTHER_FLAGS = ("device", "threads", "jit", "steps_per_call", "run_eagerly")
 # What was made of the data; figures in bits and in stored units compare whatever it is.
 _OF_DATA = ("rescale", "dequantize")
+_TERMS, _SOURCE = "terms/", "source/"
 
 # The first is that of the others which are not given.
 _SEEDS = ("seed", "init_seed", "data_seed", "noise_seed")
@@ -44,6 +45,17 @@ class Setting:
             if isinstance(value := run.get(key), int | float)
         }
 
+    @property
+    def changed_files(self) -> list[str]:
+        """The files of the source that differ between the seeds, which may be no replicates."""
+        keys = [key for run in self.runs.values() for key in run if key.startswith(_SOURCE)]
+        known = [run for run in self.runs.values() if any(run[key] for key in keys)]
+        return [
+            key.removeprefix(_SOURCE)
+            for key in dict.fromkeys(keys)
+            if len({run[key] for run in known}) > 1
+        ]
+
     def __str__(self) -> str:
         return in_words(self.values) or "all runs"
 
@@ -65,7 +77,11 @@ def shown(value: Scalar) -> str:
 
 
 def differing(records: Sequence[Record]) -> list[str]:
-    """Returns the names of the settings that differ between runs, in the order of the flags."""
+    """Returns the names of the settings that differ between runs, in the order of the flags.
+
+    Terms of the loss, `terms/NAME`, are among them if they differ between runs with equal flags:
+    then the source does.
+    """
     define_standard_flags()
     others = {
         f"flags/{name}"
@@ -74,17 +90,24 @@ def differing(records: Sequence[Record]) -> list[str]:
     }
     flags = [key for key in records[0] if key.startswith("flags/") and key not in others]
     names = ["experiment", *_OF_DATA, *(key.removeprefix("flags/") for key in flags)]
-    return [name for name in names if len({value_of(run, name) for run in records}) > 1]
+    found = [name for name in names if len({value_of(run, name) for run in records}) > 1]
+    for term in (key for key in records[0] if key.startswith(_TERMS)):
+        without = {tuple(value_of(run, name) for name in found) for run in records}
+        if len(without) < len(
+            {tuple(value_of(run, name) for name in [*found, term]) for run in records}
+        ):
+            found.append(term)
+    return found
 
 
 def value_of(record: Record, name: str) -> Scalar:
-    """Returns the value of a setting: `experiment`, a flag, or what was made of the data."""
+    """Returns the value of a setting: `experiment`, a flag, a term, or one of the data."""
     return record.get(_key_of(name))
 
 
 def _key_of(name: str) -> str:
     """Returns the key of a setting in a record."""
-    if name == "experiment":
+    if name == "experiment" or name.startswith(_TERMS):
         return name
     return f"data/{name}" if name in _OF_DATA else f"flags/{name}"
 

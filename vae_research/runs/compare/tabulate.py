@@ -104,6 +104,12 @@ def table_of_settings(
         cells = [_over_seeds(setting.figure(f"test/{figure}")) for setting in settings]
         columns.append(_column_of(figure, cells, some, "half_interval"))
     notes = ["+- is half of the 95 % t interval of the mean over seeds."]
+    notes += [
+        f"The seeds of {each} are of different code, and may be no replicates: "
+        f"{', '.join(each.changed_files)} in their source/."
+        for each in settings
+        if each.changed_files
+    ]
     if baseline is not None:
         added, more = _comparisons(settings, figures[0], baseline)
         columns += added
