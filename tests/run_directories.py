@@ -9,7 +9,7 @@ FLAGS |= {"run_dir": None, "hidden_units": [8, 4], "latent_dim": 2, "name": None
 DATA = {"fingerprint": "f0", "streamed": False, "counts": {"train": 9, "validation": 5, "test": 4}}
 DATA |= {"shape": [8, 8, 1], "rescale": "unit", "scaling": "divided by 255", "binarize": "dynamic"}
 LIKELIHOOD = {"measure": "probability of targets", "note": None}
-EVALUATION = {"importance_samples": 5, "seed": 0}
+EVALUATION = {"importance_samples": 5, "seed": 0, "dequantize_draws": 2}
 
 
 def write_run(path, test=None, /, *, status="done", epochs=3, curve=(), **changes):
@@ -48,7 +48,7 @@ def write_run(path, test=None, /, *, status="done", epochs=3, curve=(), **change
             "epochs": epochs,
             "steps": 10 * epochs,
             "seconds": changes.pop("seconds", 60.0),
-            "notes": ["a note"],
+            "notes": changes.pop("notes", ["a note"]),
             "evaluation": EVALUATION | changes.pop("evaluation", {}),
             "units": dict.fromkeys(test, "nats") | changes.pop("units", {}),
             "test": {

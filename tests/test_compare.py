@@ -203,6 +203,26 @@ def test_points_of_a_sweep_that_failed_are_named_with_their_reason(sweep, capsys
     assert said(capsys, sweep).out.endswith(named)
 
 
+def test_notes_of_the_runs_are_printed_once_with_their_runs(tmp_path, capsys):
+    for seed in range(6):
+        own = ["Weights are averaged."] if seed == 3 else []
+        tails = f"Of 9{seed}.5% of the examples the tail is heavy."
+        write_run(tmp_path / str(seed), seed=seed, notes=["No likelihood.", tails, *own])
+    _, notes = said(capsys, tmp_path).out.split("\n\n")
+    wanted = [
+        "All runs: No likelihood.",
+        "0, and with other numbers all others: Of 90.5% of the examples the tail is heavy.",
+        "3: Weights are averaged.",
+    ]
+    assert notes.splitlines()[1:] == wanted
+    write_run(tmp_path / "x", seed=6, notes=[])
+    _, notes = said(capsys, tmp_path).out.split("\n\n")
+    assert notes.splitlines()[1:3] == [
+        "0, 1, 2 and 3 more: No likelihood.",
+        "0, and with other numbers 1, 2, 3 and 2 more: Of 90.5% of the examples the tail is heavy.",
+    ]
+
+
 def test_markdown_and_latex_escape_what_they_must(tmp_path, capsys):
     write_run(tmp_path / "a_1", {"elbo": -103.25}, name="50 % | a_b", note="x & y")
     write_run(tmp_path / "b", {"elbo": -104.0}, kl_weight=2.0)
@@ -391,6 +411,8 @@ def test_bits_compare_across_likelihoods_and_rescalings_and_nats_do_not(tmp_path
         (BITS, {"data": NOISY | {"binarize": "none"}}, "--binarize"),
         (BITS, {"likelihood": {"measure": "density of targets where mask"}}, "likelihood is of"),
         (BITS, {"evaluation": {"importance_samples": 50}}, "--importance_samples"),
+        (BITS, {"evaluation": {"dequantize_draws": 50}}, None),
+        (f"{BITS}_of_levels", {"evaluation": {"dequantize_draws": 50}}, "_draws is 2 and 50"),
         (STORED, {"data": {"rescale": "none", "scaling": "x"}}, None),
         (STORED, {"data": NOISY}, "--dequantize"),
         (STORED, {"likelihood": DENSITY}, "the likelihood is"),
@@ -476,6 +498,7 @@ def test_the_report_of_a_folder_has_its_table_plots_and_runs(sweep, capsys):
     page = write_report(sweep, "A <sweep>", ["scripts/sweep", "a b.py"]).read_text()
     assert "<h1>A &lt;sweep&gt;</h1>" in page and "scripts/sweep &#x27;a b.py&#x27;" in page
     words = re.sub(r"<[^>]+>", "\n", page)
+    assert "All runs: a note" in page
     table = said(capsys, sweep, "--format=markdown").out
     for line in re.findall(r"^\|(.*)\|$", table, re.M):
         for cell in line.split("|") if "---" not in line else ():

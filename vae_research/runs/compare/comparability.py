@@ -31,6 +31,9 @@ _EVALUATION = {
     "evaluation/seed": "--evaluation_seed",
 }
 _BITS, _STORED = "bits_per_dimension_", "_in_stored_units"
+# The logarithm of a mean over draws is the larger, the more draws there are; a mean is not.
+_OF_DRAWS = "bits_per_dimension_nll_of_levels"
+_DRAWS = {"evaluation/dequantize_draws": "--dequantize_draws"}
 
 
 def refuse_different(records: Sequence[Record], figures: Sequence[str]) -> None:
@@ -72,6 +75,7 @@ def _compared(figures: Sequence[str]) -> dict[str, str]:
         **(_UNIT if in_units_of_model else {}),
         **(_LIKELIHOOD if in_nats else _TARGET),
         **_EVALUATION,
+        **(_DRAWS if _OF_DRAWS in figures else {}),
     }
 
 

@@ -14,6 +14,7 @@ from vae_research import files
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.compare.comparability import refuse_different
 from vae_research.runs.compare.formats import Table, as_cells
+from vae_research.runs.compare.notes import notes_on
 from vae_research.runs.compare.records import Record, load_runs
 from vae_research.runs.compare.settings import Setting, group
 from vae_research.runs.compare.tabulate import (
@@ -64,6 +65,7 @@ def _comparison(finished: Sequence[Record]) -> Iterable[str]:
     except UsageError as error:
         yield html.text(f"{error} The table of each run by itself:")
         yield _table(table_of_runs(finished, figures))
+        yield html.bullets(notes_on(finished, figures))
         return
     key, larger_first = sort_key(figures[0], finished)
     settings = group(finished)
@@ -74,6 +76,7 @@ def _comparison(finished: Sequence[Record]) -> Iterable[str]:
         yield _table(table_of_settings(settings, figures, None))
     else:
         yield _table(table_of_runs(finished, figures))
+    yield html.bullets(notes_on(finished, figures))
     yield html.text("Plots", "h2")
     yield from _plots(settings, figures[0])
 

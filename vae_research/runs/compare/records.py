@@ -22,6 +22,7 @@ _OF_SUMMARY = (
     *("stopped_early", "best_epoch", "seconds", "images_per_second", "effective_beta"),
     *("parameters", "weights_sha256", "reproducibility"),
 )
+_OF_EVALUATION = ("importance_samples", "seed", "dequantize_draws")
 _ESTIMATE = {
     "value": (*NUMBER, type(None)),
     "standard_error": (*NUMBER, type(None)),
@@ -32,7 +33,7 @@ _SCHEMA = {
     "steps": int,
     "seconds": NUMBER,
     "notes": [str],
-    "evaluation": {"importance_samples": int, "seed?": int},
+    "evaluation": {"importance_samples": int, "seed?": int, "dequantize_draws?": int},
     "units?": {str: str},
     "test": {str: _ESTIMATE},
 }
@@ -133,9 +134,7 @@ def _record(run_dir: Path, config: Mapping[str, Any]) -> Record:
     kept = run_dir / config.get("source", sources.FOLDER) / sources.RECORD
     record |= _flat("source", (directory.read_json(kept, _SOURCE) or {}).get("sha256", {}))
     evaluation = summary.get("evaluation", {})
-    record |= {
-        f"evaluation/{name}": evaluation.get(name) for name in ("importance_samples", "seed")
-    }
+    record |= {f"evaluation/{name}": evaluation.get(name) for name in _OF_EVALUATION}
     for name, figure in summary.get("test", {}).items():
         record[f"test/{name}"] = _number(figure["value"])
         record[f"test/{name}/standard_error"] = _number(figure["standard_error"])

@@ -56,7 +56,7 @@ def paired_difference(
     """
     runs = [each for each in (first, second) if not isinstance(each, np.ndarray)]
     if len(runs) == 2:
-        _refuse_different(*(_path(run) for run in runs), figure)
+        _refuse_different(_path(runs[0]), _path(runs[1]), figure)
     values = [_values(each, figure) for each in (first, second)]
     if values[0].shape != values[1].shape or values[0].ndim != 1:
         raise UsageError(

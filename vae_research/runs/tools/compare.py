@@ -19,6 +19,7 @@ from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.tools import choice, exit_code_of, parse
 from vae_research.runs.compare.comparability import refuse_different
 from vae_research.runs.compare.formats import FORMATS, Measured, Table
+from vae_research.runs.compare.notes import notes_on
 from vae_research.runs.compare.records import Record, load_runs
 from vae_research.runs.compare.settings import Setting, find_runs, group
 from vae_research.runs.compare.tabulate import (
@@ -82,7 +83,7 @@ def compare_runs(arguments: Sequence[str]) -> None:
         table = table_of_settings(settings, figures, _setting_of(wanted, settings, given.baseline))
     else:
         table = table_of_runs(finished, figures, _only(wanted, given.baseline), _by_example)
-    notes = [*table.notes, *_notes(finished, figures)]
+    notes = [*table.notes, *notes_on(finished, figures)]
     if missing:
         notes.append(f"Not in the table: {missing}.")
     if given.plot:
@@ -94,15 +95,6 @@ def compare_runs(arguments: Sequence[str]) -> None:
     print(text, end="")
     if given.format == "csv":
         print("\n".join(notes), file=sys.stderr)
-
-
-def _notes(finished: Sequence[Record], figures: Sequence[str]) -> list[str]:
-    notes = [f"{note}" for note in [finished[0]["likelihood/note"]] if note]
-    for figure in figures:
-        names = [str(run["run"]) for run in finished if run[f"test/{figure}"] is None]
-        if names:
-            notes.append(f"Without a finite {figure}: {', '.join(names)}.")
-    return notes
 
 
 def _ends_of_points(folders: Sequence[str]) -> dict[Path, str]:
