@@ -21,7 +21,7 @@ from vae_research.evaluation import replicates
 from vae_research.objective import LARGER_IS_BETTER
 from vae_research.runs.compare import comparability, tabulate
 from vae_research.runs.compare.page import write_report
-from vae_research.runs.compare.plots import lower_hull
+from vae_research.runs.compare.plots import frontier_of
 from vae_research.runs.session import directory
 from vae_research.runs.tools import compare
 
@@ -482,14 +482,18 @@ def test_every_wrong_use_is_one_line_and_an_exit_code(tmp_path, capsys):
         assert output.err.count("\n") == 1
 
 
-def test_the_frontier_is_the_lower_part_of_the_convex_hull():
+def test_the_frontier_is_the_part_of_the_convex_hull_that_nothing_dominates():
     for _ in range(20):
         points = RNG.normal(size=[12, 2]).round(1)
-        corners = lower_hull([tuple(point) for point in points.tolist()])
+        corners = frontier_of([tuple(point) for point in points.tolist()])
         hull = ConvexHull(points)
-        below = hull.equations[:, 1] < -1e-9  # sides whose outside is below them
-        wanted = {tuple(points[at]) for at in np.unique(hull.simplices[below])}
+        # Sides whose outside is below and left of them: the frontier, if there is more than a point.
+        sides = (hull.equations[:, :2] < -1e-9).all(axis=1)
+        corners_of_sides = hull.simplices[sides] if sides.any() else [np.lexsort(points.T)[0]]
+        wanted = {tuple(points[at]) for at in np.unique(corners_of_sides)}
         assert wanted == set(corners) and corners == sorted(corners)
+    # A larger rate and a larger distortion than those of the second.
+    assert frontier_of([(5, 100), (20, 80), (40, 85)]) == [(5, 100), (20, 80)]
 
 
 def test_the_report_of_a_folder_has_its_table_plots_and_runs(sweep, capsys):

@@ -120,8 +120,7 @@ def _against(settings: Sequence[Setting], name: str, figure: str) -> Any:
 def _rate_distortion(settings: Sequence[Setting]) -> Any:
     """Draws distortion against rate (Alemi et al. 2018, arXiv:1711.00464).
 
-    A line joins the settings on the lower convex hull: mixtures of two models reach what lies
-    between them. Another one is a bound: for every model distortion + rate is at least the entropy
+    A line joins the settings on the frontier: mixtures of two models reach what lies between them. Another one is a bound: for every model distortion + rate is at least the entropy
     of the data, which is at most the smallest NLL that was found. Dashed lines are of equal ELBO.
     """
     with_both = [each for each in settings if each.figure(RATE) and each.figure(DISTORTION)]
@@ -139,7 +138,7 @@ def _rate_distortion(settings: Sequence[Setting]) -> Any:
         rate, distortion = (statistics.fmean(values) for values in zip(*pairs, strict=True))
         place.plot(rate, distortion, "o", color=colour, label=str(setting))
         means.append((rate, distortion))
-    frontier = lower_hull(means)
+    frontier = frontier_of(means)
     if len(frontier) > 1:
         place.plot(*zip(*frontier, strict=True), color="0.2", lw=1.2, zorder=1, label="frontier")
     place.margins(0.12)
@@ -153,10 +152,13 @@ def _rate_distortion(settings: Sequence[Setting]) -> Any:
     return canvas
 
 
-def lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns the corners of the convex hull of points below them, from left to right.
+def frontier_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns the corners of the convex hull of points that no mixture of others dominates.
 
-    >>> lower_hull([(0.0, 4.0), (1.0, 2.0), (2.0, 2.0), (3.0, 0.0), (3.0, 5.0)])
+    They are the lower side of the hull from the smallest x to the smallest y: a point further right
+    has a larger y, too.
+
+    >>> frontier_of([(0.0, 4.0), (1.0, 2.0), (2.0, 2.0), (3.0, 0.0), (3.0, 5.0), (4.0, 1.0)])
     [(0.0, 4.0), (1.0, 2.0), (3.0, 0.0)]
     """
     hull: list[tuple[float, float]] = []
@@ -169,7 +171,8 @@ def lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float
                 break
             hull.pop()
         hull.append((x, y))
-    return hull
+    lowest = min(range(len(hull)), key=lambda at: hull[at][1])
+    return hull[: lowest + 1]
 
 
 def _line_of_entropy(place: Any, nll: float) -> None:
