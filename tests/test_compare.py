@@ -169,6 +169,10 @@ def test_two_trained_models_are_compared_by_example_and_never_by_holm(tmp_path, 
     assert float(found) == pytest.approx(difference.mean())
     error = rows["b"]["negative_log_likelihood_difference_standard_error"]
     assert float(error) == pytest.approx(stats.sem(difference))
+    unpaired = rows["b"]["negative_log_likelihood_difference_unpaired_standard_error"]
+    errors = [stats.sem(each.astype(np.float64)) for each in values.values()]
+    assert float(unpaired) == pytest.approx(np.hypot(*errors))
+    assert rows["a"]["negative_log_likelihood_difference_unpaired_standard_error"] == ""
     assert not any("p_value" in name for name in rows["b"])
     assert "Differences are to a, of two trained models" in output.err
     # Asked about settings, one seed of each says nothing of its certainty.

@@ -47,7 +47,7 @@ def table_of_runs(
     records: Sequence[Record],
     figures: Sequence[str],
     baseline: Record | None = None,
-    difference: Callable[[Record, Record, str], Measured] | None = None,
+    difference: Callable[[Record, Record, str], tuple[Measured, Measured | None]] | None = None,
 ) -> Table:
     """Returns a table with a row for each run.
 
@@ -55,7 +55,8 @@ def table_of_runs(
         records: of finished runs, in the order of the rows.
         figures: names of test figures.
         baseline: the run that the others are compared with, example by example, if there is one.
-        difference: of the first figure of two runs, the first minus the second.
+        difference: of the first figure of two runs, the first minus the second; and the standard
+            error that it would have if the examples were not the same.
     """
     labels = [name for name in ("name", "note") if any(run[name] for run in records)]
     columns = [Column(name, name, [run[name] for run in records]) for name in ("run", *labels)]
@@ -67,15 +68,20 @@ def table_of_runs(
         columns.append(_column_of(figure, cells, records, "standard_error"))
     notes = ["+- is the standard error of the mean over test examples."]
     if baseline is not None and difference is not None:
-        cells = [
-            None if run is baseline else difference(run, baseline, figures[0]) for run in records
+        found = [
+            (None, None) if run is baseline else difference(run, baseline, figures[0])
+            for run in records
         ]
-        label = f"{short(figures[0])} difference"
-        key = f"{figures[0]}_difference"
-        columns.append(Column(key, label, cells, f"{key}_standard_error"))
+        label, key = f"{short(figures[0])} difference", f"{figures[0]}_difference"
+        paired, unpaired = zip(*found, strict=True)
+        columns += [
+            Column(key, label, paired, f"{key}_standard_error"),
+            Column(f"{key}_unpaired_standard_error", "unpaired +-", unpaired),
+        ]
         notes.append(
             f"Differences are to {baseline['run']}, of two trained models over the same test "
-            "examples. What a setting does is said by several seeds of each."
+            "examples; unpaired +- is the error if the examples were not the same. What a setting "
+            "does is said by several seeds of each."
         )
     columns.append(Column("epochs", "epochs", [run["epochs"] for run in records]))
     columns.append(_time([run["seconds"] for run in records]))
