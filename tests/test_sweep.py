@@ -306,6 +306,27 @@ def test_processes_end_as_they_end(tmp_path, without_tensorflow):
     assert (tmp_path / "output" / "point0.txt").read_text() == "begun\nout\nthe cause\n"
 
 
+def test_an_unexpected_error_in_a_fork_is_printed(tmp_path, without_tensorflow):
+    code = "from vae_research.runs.sweep import workers; workers.in_fork(lambda: {}['missing'])"
+    process = forks.run("-c", code, cwd=tmp_path, first=without_tensorflow)
+    assert process.returncode == 1
+    assert process.stderr.endswith("KeyError: 'missing'\n")
+
+
+@pytest.mark.slow
+def test_an_unexpected_error_at_a_point_is_one_line_that_names_it(dataset, tmp_path):
+    source = "from vae_research import runs\ndef build(config, data):\n    return {}['missing']\n"
+    (tmp_path / "own.py").write_text(source + "runs.main(build)\n")
+    command = [*COMMAND[:2], "own.py", "--over=latent_dim=1,2", dataset, "--into=new"]
+    process = forks.run(*command, cwd=tmp_path)
+    line = "sweep: latent_dim=1,seed=0: KeyError: 'missing' (--debug shows where)\n"
+    assert (process.returncode, process.stderr) == (1, line)
+    process = forks.run(*command, "--debug", cwd=tmp_path)
+    assert "in build\n" in process.stderr
+    assert process.stderr.endswith(line)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
+
+
 def test_points_end_with_a_sweep_that_is_killed(tmp_path, without_tensorflow):
     (tmp_path / "child.py").write_text(CHILD + "\n")
     with directory.locked(tmp_path):

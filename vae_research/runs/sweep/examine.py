@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,18 +64,28 @@ def examine(
     for name, arguments in commands:
         try:
             complete = _examine_point(parts, arguments, remembered, name, seen)
-        except RunError as error:
-            return answer | {"error": [error.exit_code, f"{name}: {error}"]}
-        except DataError as error:
-            return answer | {"error": [3, f"{name}: {error}"]}
-        except checkpoints.CheckpointError as error:
-            return answer | {"error": [4, f"{name}: {error}"]}
-        except OSError as error:
-            words = f"{name}: {error.strerror or error}: {error.filename or ''}"
-            return answer | {"error": [7, words]}
+        except (Exception, SystemExit) as error:
+            if flags.FLAGS["debug"].value:
+                traceback.print_exc()
+            code, message = _end_of(error)
+            return answer | {"error": [code, f"{name}: {message}"]}
         if complete:
             answer["complete"].append(name)
     return answer | {"may_change": sorted(may_change(parts.build))}
+
+
+def _end_of(error: BaseException) -> tuple[int, str]:
+    """Returns the exit code of a run that ends with an error, and a message."""
+    if isinstance(error, RunError):
+        return error.exit_code, str(error)
+    if isinstance(error, DataError):
+        return 3, str(error)
+    if isinstance(error, checkpoints.CheckpointError):
+        return 4, str(error)
+    if isinstance(error, OSError):
+        return 7, f"{error.strerror or error}: {error.filename or ''}"
+    # The functions of an experiment may raise anything.
+    return 1, f"{type(error).__name__}: {error} (--debug shows where)"
 
 
 def _examine_point(
