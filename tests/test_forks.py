@@ -57,6 +57,38 @@ def test_forks_run_together_and_hear_signals(tmp_path, without_tensorflow):
     assert not long.is_running()
 
 
+# The process that forks takes note of signals, and each fork receives one before it does anything.
+EARLY = """
+import os, signal, sys
+from vae_research.runs.cli import forks
+handle = {"noted": lambda *arguments: None, "ignored": signal.SIG_IGN}[sys.argv[1]]
+real = os.fork
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    def fork():
+        pid = real()
+        if pid == 0:
+            os.kill(os.getpid(), number)
+        return pid
+    os.fork = fork
+    signal.signal(number, handle)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    pid = forks.fork()
+    if pid == 0:
+        os._exit(99)
+    assert signal.getsignal(number) is handle
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), end=" ")
+"""
+
+
+@pytest.mark.parametrize(("handle", "codes"), [("noted", "-2 -15 -1 "), ("ignored", "99 99 99 ")])
+def test_a_signal_at_the_first_moment_of_a_fork_is_not_lost(
+    handle, codes, tmp_path, without_tensorflow
+):
+    process = forks.run("-c", EARLY, handle, cwd=tmp_path, first=without_tensorflow)
+    assert process.stdout == codes, process.stderr
+
+
 def test_forks_have_entropy_of_their_own(tmp_path, without_tensorflow):
     code = "import random, numpy; print(random.random(), numpy.random.rand())"
     options = {"cwd": tmp_path, "first": without_tensorflow}

@@ -8,6 +8,7 @@ says, with streams, signals and random numbers of its own, and ends as Python en
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import os
 import random
@@ -23,11 +24,26 @@ from typing import NoReturn
 
 
 def fork() -> int:
-    """Forks; returns 0 in the new process, and the number of that process in this one."""
-    with warnings.catch_warnings():
-        # Python warns that TensorFlow's threads are not in the fork, which is what is wanted.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+    """Forks; returns 0 in the new process, and the number of that process in this one.
+
+    Ctrl-C, SIGTERM and SIGHUP end the new process at once until it handles them, from its first
+    moment on, unless this process ignores them: no handler of this process takes one there.
+    """
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        with warnings.catch_warnings():
+            # Python warns that TensorFlow's threads are not in the fork, which is what is wanted.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, *ending):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
 
 
 def become(
@@ -41,10 +57,8 @@ def become(
         cwd: its working folder.
         environment: all of its environment variables.
     """
-    signal.set_wakeup_fd(-1)
-    for name in ("SIGCHLD", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # which this process may have ignored
+        signal.signal(number, signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, source in enumerate((nothing, *streams)):
         os.dup2(source, number)
@@ -66,7 +80,11 @@ def become(
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
-    code = exit_code_of(arguments)
+    code = -signal.SIGINT
+    with contextlib.suppress(KeyboardInterrupt):
+        # Not before: it would be raised in the functions that have called this one.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = exit_code_of(arguments)
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
     sys.stdout.flush()

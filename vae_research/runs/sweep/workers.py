@@ -186,7 +186,6 @@ def in_fork(function: Callable[[], Any]) -> Any:
     reading, writing = os.pipe()
     pid = forks.fork()
     if pid == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # this process says what has happened
         code = 1
         try:
             answer = json.dumps(function()).encode()
