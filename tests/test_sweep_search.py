@@ -63,8 +63,24 @@ def test_what_can_be_searched():
     ends = corners(space)
     assert [point.flags["network"] for point in ends] == ["dense", "convolutional"]
     assert [point.flags["latent_dim"] for point in ends] == ["2", "64"]
-    assert "--likelihood" in warning_of({"likelihood": None})
     assert warning_of(space) is None
+
+
+WARNINGS = {
+    "likelihood": "--likelihood are not comparable",
+    "dequantize": "--dequantize are not comparable",
+    "image_size": "--image_size are not comparable",
+    "num_samples": "--num_samples may be different bounds",
+    "importance_weighted": "--importance_weighted may be different bounds",
+}
+
+
+def test_flags_under_which_scores_do_not_compare_are_warned_of():
+    for name, words in WARNINGS.items():
+        assert words in warning_of({name: None, "latent_dim": None})
+    both = warning_of(dict.fromkeys(["rescale", "num_samples", "dequantize"]))
+    assert "--rescale and --dequantize are not" in both
+    assert "--num_samples may" in both
 
 
 def test_a_search_that_is_killed_draws_what_it_would_have_drawn(tmp_path):

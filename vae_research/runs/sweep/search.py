@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 PRUNERS = ("median", "none")
 _RANGE = re.compile(r"((?:int:|log:)*)([^.|]\S*?)\.\.(\S+)")
-# Whose values change what an ELBO measures.
-_UNITS = ("likelihood", "binarize", "rescale", "dataset")
+# Flags whose values change what an ELBO measures.
+_UNITS = ("likelihood", "binarize", "rescale", "dequantize", "dataset")
+_UNITS += ("image_size", "channels", "background")
+# Flags whose values change which bound is the score.
+_BOUNDS = ("num_samples", "importance_weighted")
 _OWNER, _LOST, _SETTINGS = "sweep", "lost", "settings"
 
 
@@ -95,14 +98,24 @@ def corners(space: Mapping[str, BaseDistribution]) -> list[Point]:
 
 
 def warning_of(space: Mapping[str, Any]) -> str | None:
-    """Returns a sentence about flags with which validation scores cannot be compared."""
-    found = [f"--{name}" for name in space if name in _UNITS]
-    if not found:
-        return None
-    return (
-        f"an ELBO under one value of {' and '.join(found)} is no ELBO under another: densities of "
-        "other data or units are not comparable, and the search prefers the larger number"
-    )
+    """Returns what to know of flags with which validation scores cannot be compared."""
+
+    def named(flags: Sequence[str]) -> str:
+        return " and ".join(f"--{name}" for name in space if name in flags)
+
+    found = []
+    if units := named(_UNITS):
+        found.append(
+            f"ELBOs under different values of {units} are not comparable: they are of densities of "
+            "other data or in other units"
+        )
+    if bounds := named(_BOUNDS):
+        found.append(
+            f"validation scores under different values of {bounds} may be different bounds: "
+            "the importance-weighted bound of the same model rises with its number of samples, "
+            "and that of one sample is the ELBO"
+        )
+    return "; ".join([*found, "the search prefers the larger number"]) if found else None
 
 
 def open_study(place: str, name: str, pruner: str, record: Record) -> optuna.Study:
