@@ -491,7 +491,7 @@ def test_the_frontier_is_the_part_of_the_convex_hull_that_nothing_dominates():
         points = RNG.normal(size=[12, 2]).round(1)
         corners = frontier_of([tuple(point) for point in points.tolist()])
         hull = ConvexHull(points)
-        # Sides whose outside is below and left of them: the frontier, if there is more than a point.
+        # Sides whose outside is below and left of them, if there is more than a point.
         sides = (hull.equations[:, :2] < -1e-9).all(axis=1)
         corners_of_sides = hull.simplices[sides] if sides.any() else [np.lexsort(points.T)[0]]
         wanted = {tuple(points[at]) for at in np.unique(corners_of_sides)}

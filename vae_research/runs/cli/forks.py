@@ -57,8 +57,8 @@ def become(
         cwd: its working folder.
         environment: all of its environment variables.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):  # which this process may have ignored
-        signal.signal(number, signal.SIG_DFL)
+    for ignored in (signal.SIGTERM, signal.SIGHUP):  # which this process may have ignored
+        signal.signal(ignored, signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, source in enumerate((nothing, *streams)):
         os.dup2(source, number)

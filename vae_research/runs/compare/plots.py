@@ -120,8 +120,9 @@ def _against(settings: Sequence[Setting], name: str, figure: str) -> Any:
 def _rate_distortion(settings: Sequence[Setting]) -> Any:
     """Draws distortion against rate (Alemi et al. 2018, arXiv:1711.00464).
 
-    A line joins the settings on the frontier: mixtures of two models reach what lies between them. Another one is a bound: for every model distortion + rate is at least the entropy
-    of the data, which is at most the smallest NLL that was found. Dashed lines are of equal ELBO.
+    A line joins the settings on the frontier: mixtures of two models reach what lies between them.
+    Another one is a bound: for every model distortion + rate is at least the entropy of the data,
+    which is at most the smallest NLL that was found. Dashed lines are of equal ELBO.
     """
     with_both = [each for each in settings if each.figure(RATE) and each.figure(DISTORTION)]
     if not with_both:

@@ -30,8 +30,10 @@ JOURNAL = "study.journal"
 PRUNERS = ("median", "none")
 _RANGE = re.compile(r"((?:int:|log:)*)([^.|]\S*?)\.\.(\S+)")
 # Flags whose values change what an ELBO measures.
-_UNITS = ("likelihood", "binarize", "rescale", "dequantize", "dataset")
-_UNITS += ("image_size", "channels", "background")
+_UNITS = (
+    *("likelihood", "binarize", "rescale", "dequantize", "dataset"),
+    *("image_size", "channels", "background"),
+)
 # Flags whose values change which bound is the score.
 _BOUNDS = ("num_samples", "importance_weighted")
 _OWNER, _LOST, _SETTINGS = "sweep", "lost", "settings"
