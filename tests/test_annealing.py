@@ -362,6 +362,41 @@ def test_state_of_something_else_is_refused(tmp_path):
         vr.annealed_importance_sampling(wrong_vae(CLOSED), X, **SMALL, state=state)
 
 
+def identity(*, decoder="linear", standard_deviation=1.0, prior=None, step=0):
+    z = keras.Input((2,), name="z")
+    network = keras.Model(z, {"x_mean": keras.layers.Dense(4, decoder)(z)})
+    network.set_weights([W.T, B])
+    encoder = vr.named(keras.layers.Identity(), "z_mean", "z_log_var")
+    likelihood = vr.Gaussian(standard_deviation=standard_deviation)
+    terms = [likelihood, vr.MonteCarloKL()]
+    model = vr.VAE(encoder, vr.GaussianBottleneck(2, prior=prior), network, terms)
+    model.step_counter.assign(step)
+    return marginal_likelihood._Annealing(model, X, None, 2, 2, 1, 0, None, False).identity
+
+
+class WideNormalPrior(vr.StandardNormalPrior):
+    def __init__(self, scale=2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scale
+
+    def get_config(self):
+        return super().get_config() | {"scale": self.scale}
+
+
+def test_state_is_of_more_than_the_weights():
+    # Names of layers, which Keras numbers, are no part of it.
+    assert identity(prior=WideNormalPrior()) == identity(prior=WideNormalPrior())
+    others = [
+        identity(),
+        identity(decoder="tanh"),
+        identity(standard_deviation=0.1),
+        identity(step=1),
+        identity(prior=WideNormalPrior()),
+        identity(prior=WideNormalPrior(3.0)),
+    ]
+    assert len(set(others)) == len(others)
+
+
 # ---------------------------------------------------------------- what is refused
 
 

@@ -24,6 +24,7 @@ from vae_research.evaluation.simulation import Simulated, checked_prior, refuse_
 from vae_research.model import VAE
 from vae_research.priors.prior import Prior
 from vae_research.randomness import evaluation_key, fold_in
+from vae_research.serialization import layers_of
 from vae_research.state import model_variables, sha256
 from vae_research.suitability import refuse_unsuitable_data
 from vae_research.tensors import repeat_rows
@@ -193,8 +194,11 @@ class _Annealing:
     def identity(self) -> str:
         """A checksum of all that the figures depend on."""
         settings = (self._chains, self._temperatures, self._steps, self._seed)
-        digest = hashlib.sha256(repr(settings).encode())
-        digest.update(sha256([*model_variables(self._model), *self._prior.variables]).encode())
+        model = self._model
+        layers = layers_of([self._prior, model.decoder, *model.further_modules])
+        parts = repr(model.objective.likelihood), model.step, [_description(x) for x in layers]
+        digest = hashlib.sha256(repr(settings + parts).encode())
+        digest.update(sha256([*model_variables(model), *self._prior.variables]).encode())
         arrays = dict(sorted(self._data.items())) | ({} if self._z is None else {"z": self._z})
         for name, values in arrays.items():
             digest.update(f"{name} {values.shape} {values.dtype}".encode())
@@ -359,6 +363,29 @@ class _Annealing:
             ),
             "acceptance_rate_reverse": estimate_of(accepted.mean(axis=1)),
         }
+
+
+def _description(layer: keras.layers.Layer) -> tuple[str, Any]:
+    """Returns class and settings of a layer; those of its parts are with the parts."""
+    kind = type(layer).__qualname__
+    try:
+        return kind, None if isinstance(layer, keras.Model) else _without_names(layer.get_config())
+    except NotImplementedError:  # of Keras: a layer of one's own that cannot be saved
+        return kind, None
+
+
+def _without_names(config: Any) -> Any:
+    """Returns settings without names of layers, which Keras numbers in the order of creation."""
+    if isinstance(config, Mapping):
+        is_layer = "trainable" in config
+        return {
+            key: _without_names(value)
+            for key, value in config.items()
+            if not (is_layer and key == "name")
+        }
+    if isinstance(config, (list, tuple)):
+        return [_without_names(value) for value in config]
+    return config
 
 
 def _interpolated(to: np.ndarray, at: np.ndarray, values: np.ndarray) -> np.ndarray:
