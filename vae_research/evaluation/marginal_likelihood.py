@@ -120,7 +120,9 @@ def bidirectional_monte_carlo(
 
     The figures are those of `annealed_importance_sampling`, and `upper_bound`, the logarithm of the
     mean of one over the weight, with the other sign; `gap`, upper minus lower bound of each
-    example; `effective_sample_size_reverse` and `acceptance_rate_reverse`.
+    example; `effective_sample_size_reverse` and `acceptance_rate_reverse`. All reverse chains of an
+    example begin with its one code, so that their spread leaves out that of codes: the upper bound
+    has no `monte_carlo_error`, and `effective_sample_size_reverse` is of chains from this code.
 
     Args:
         model: as for `annealed_importance_sampling`.
@@ -346,7 +348,9 @@ class _Annealing:
         """Returns the figures of `[2, examples, chains]`, log-weights and acceptance rates."""
         log_weights, accepted = found[_FORWARD]
         figures = {
-            "lower_bound": _bound(log_weights, 1.0),
+            "lower_bound": dataclasses.replace(
+                _bound(log_weights, 1.0), monte_carlo_error=_monte_carlo_error(log_weights)
+            ),
             "effective_sample_size": estimate_of(importance.effective_sample_size(log_weights)),
             "acceptance_rate": estimate_of(accepted.mean(axis=1)),
         }
@@ -406,7 +410,10 @@ def _bound(log_weights: np.ndarray, sign: float) -> Estimate:
             f"The weights of {broken.sum()} of {len(log_weights)} examples are not finite: log "
             "p(x|z) is not finite at codes of the prior. Bound what the decoder writes."
         )
-    found = estimate_of(sign * importance.log_mean_weight(sign * log_weights))
-    variance = importance.monte_carlo_variance(sign * log_weights).sum()
-    error = math.sqrt(variance) / len(log_weights) if math.isfinite(variance) else None
-    return dataclasses.replace(found, monte_carlo_error=error)
+    return estimate_of(sign * importance.log_mean_weight(sign * log_weights))
+
+
+def _monte_carlo_error(log_weights: np.ndarray) -> float | None:
+    """Returns the error of the mean that independent chains `[examples, chains]` leave."""
+    variance = importance.monte_carlo_variance(log_weights).sum()
+    return math.sqrt(variance) / len(log_weights) if math.isfinite(variance) else None
