@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,11 @@ from tests import forks
 
 CASES = ["--chains=3", "--temperatures=20", "--leapfrog_steps=2", "--importance_samples=30"]
 SETTINGS = {"images": 4, "chains": 3, "temperatures": 20, "leapfrog_steps": 2}
+
+TRAINED = ["--dataset=images.npz", "--batch_size=10", "--verbose=0", "--jit=off"]
+TRAINED += ["--importance_samples=2", "--notensorboard"]
+FEW = ["--images=2", "--chains=2", "--temperatures=2", "--leapfrog_steps=1"]
+FEW += ["--importance_samples=2", "--data=test"]
 
 # Trains a dense model of ones and zeros, and runs commands that may be killed.
 OWN = '''"""A small model."""
@@ -57,12 +63,16 @@ def folder(tmp_path_factory):
     (path / "own.py").write_text(OWN)
     images = np.random.default_rng(0).integers(0, 2, (30, 3, 3, 1)).astype(np.float32)
     np.savez(path / "images.npz", x_train=images, x_val=images[:6], x_test=images[:6])
-    flags = ["--dataset=images.npz", "--epochs=1", "--batch_size=10", "--verbose=0", "--jit=off"]
-    flags += ["--importance_samples=2", "--notensorboard"]
-    for name in ("run", "killed"):
-        trained = forks.run("own.py", *flags, f"--run_dir={name}", cwd=path)
-        assert trained.returncode == 0, trained.stderr
+    train(path, "run")
+    for name in ("killed", "longer"):
+        shutil.copytree(path / "run", path / name)
     return path
+
+
+def train(path, name, epochs=1):
+    flags = [*TRAINED, f"--epochs={epochs}", f"--run_dir={name}"]
+    trained = forks.run("own.py", *flags, cwd=path)
+    assert trained.returncode == 0, trained.stderr
 
 
 def evaluated(folder, *flags, first=("-m", "vae_research.runs.tools.evaluate")):
@@ -114,6 +124,27 @@ def test_a_killed_evaluation_is_resumed_with_the_same_bits(folder):
     process = evaluated(folder, *flags)
     assert process.returncode == 0, process.stderr
     assert results(folder, "killed") == results(folder, "run")
+
+
+@pytest.mark.slow
+def test_results_are_of_the_weights_of_one_step(folder):
+    file = folder / "longer" / "annealing.json"
+    process = evaluated(folder, "longer", "--ais", *FEW)
+    assert process.returncode == 0, process.stderr
+    assert "Weights of step 3\n" in process.stdout
+    (before,) = results(folder, "longer")
+    summary = json.loads((folder / "longer" / "summary.json").read_text())
+    assert before["step"] == 3 and before["weights_sha256"] == summary["weights_sha256"]
+    train(folder, "longer", epochs=2)
+    assert not file.exists()
+    # Left by something else, for example a copy that was put back.
+    file.write_text(json.dumps({"results": [before | {"settings": {"seed": 5}}]}))
+    (folder / "longer" / "summary.json").unlink()
+    process = evaluated(folder, "longer", "--ais", *FEW)
+    assert process.returncode == 0, process.stderr
+    assert "Weights of step 6; the run is not finished\n" in process.stdout
+    (after,) = results(folder, "longer")
+    assert after["step"] == 6 and after["weights_sha256"] != before["weights_sha256"]
 
 
 @pytest.mark.slow

@@ -25,6 +25,8 @@ PRIOR, REPORT = "prior.keras", "report.html"
 VALUES = "figures.npz"
 # The step at which a run diverged.
 NONFINITE = "nonfinite.json"
+# Bounds of log p(x) by annealed importance sampling.
+ANNEALING = "annealing.json"
 
 _CHECKSUM = "sha256"
 _FILES = 100  # that a run makes, with room to spare: checkpoints, event files, figures

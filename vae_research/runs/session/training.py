@@ -320,7 +320,7 @@ class Session:
         """Writes config.json, and removes what describes other weights."""
         config, data = self.config, self.data
         if not self.is_trained:
-            for name in (directory.SUMMARY, directory.NONFINITE):
+            for name in (directory.SUMMARY, directory.NONFINITE, directory.ANNEALING):
                 (self.run_dir / name).unlink(missing_ok=True)
         file = experiment_file(self.parts.build)
         self.progress["source"] = sources.keep(self.run_dir, self.source)

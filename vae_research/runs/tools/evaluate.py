@@ -5,7 +5,8 @@
 Of test images it is a lower bound, beside the one of importance sampling; of images that the model
 has made, a lower and an upper one (bidirectional Monte Carlo). A state is saved every few seconds
 in RUN/annealing: the same command resumes an interrupted evaluation bit for bit, and prints the
-figures of a finished one. They are in RUN/annealing.json.
+figures of a finished one. They are in RUN/annealing.json, and are of the newest intact checkpoint;
+figures of other weights are removed from there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vae_research.evaluation.estimates import Estimate
     from vae_research.runs.session.loading import Run
 
-RESULTS, STATES = "annealing.json", "annealing"
+STATES = "annealing"
 _TEST, _SIMULATED = "test", "simulated"
 _SCHEMA = {"results": [{"data": str, "settings": {str: int}}]}
 
@@ -134,6 +135,8 @@ def evaluate(settings: argparse.Namespace) -> None:
     if settings.data != _SIMULATED and settings.images > most:
         raise UsageError(f"--images={settings.images}: the test set has {most:,} examples.")
     notes = notes_on_figures(run.model, run.data.test)
+    whole = "" if run.summary is not None else "; the run is not finished"
+    print(f"Weights of step {run.model.step:,}{whole}", flush=True)
     folder = run_dir / STATES
     folder.mkdir(exist_ok=True)
     with directory.locked(folder):
@@ -145,8 +148,8 @@ def evaluate(settings: argparse.Namespace) -> None:
                 except (ValueError, TypeError) as error:
                     raise UsageError(str(error)) from error
                 _print(figures, notes)
-                _write(run_dir / RESULTS, kind, settings, figures, notes)
-    print(f"Written to {run_dir / RESULTS}")
+                _write(run, kind, settings, figures, notes)
+    print(f"Written to {run_dir / directory.ANNEALING}")
 
 
 def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Estimate]:
@@ -228,29 +231,37 @@ def _print(figures: dict[str, Estimate], notes: Sequence[str]) -> None:
 
 
 def _write(
-    path: Path,
+    run: Run,
     kind: str,
     settings: argparse.Namespace,
     figures: dict[str, Estimate],
     notes: Sequence[str],
 ) -> None:
-    """Adds a result to those in a file, in place of one with the same settings."""
+    """Adds a result to those of the same weights, in place of one with the same settings."""
+    from vae_research.state import weights_sha256
+
     flags = {
         name: value
         for name, value in vars(settings).items()
         if isinstance(value, int) and not isinstance(value, bool)
     }
+    weights = {"step": run.model.step, "weights_sha256": weights_sha256(run.model)}
     entry = {"data": kind, "settings": flags}
+    path = run.path / directory.ANNEALING
     before = (directory.read_json(path, _SCHEMA) or {}).get("results", [])
-    results = [each for each in before if any(each[key] != entry[key] for key in entry)]
+    kept = [
+        each
+        for each in before
+        if all(each.get(key) == weights[key] for key in weights)
+        and any(each[key] != entry[key] for key in entry)
+    ]
     values = {
         name: figure.as_dict()
         | {"monte_carlo_error": figure.monte_carlo_error, "values": _values(figure).tolist()}
         for name, figure in figures.items()
     }
-    directory.write_json(
-        path, {"results": [*results, entry | {"figures": values, "notes": list(notes)}]}
-    )
+    found = entry | weights | {"figures": values, "notes": list(notes)}
+    directory.write_json(path, {"results": [*kept, found]})
 
 
 if __name__ == "__main__":
