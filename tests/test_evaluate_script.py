@@ -4,11 +4,19 @@ import functools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
+import vae_research as vr
 from tests import forks
+from tests.test_linear_gaussian import SAMPLED, B, S, W, X, exact_vae
+from tests.test_linear_gaussian import log_p as log_p_of_the_model
+from vae_research import runs
+from vae_research.runs.session.loading import Run
+from vae_research.runs.tools import evaluate
 
 CASES = ["--chains=3", "--temperatures=20", "--leapfrog_steps=2", "--importance_samples=30"]
 SETTINGS = {"images": 4, "chains": 3, "temperatures": 20, "leapfrog_steps": 2}
@@ -131,7 +139,8 @@ def test_results_are_of_the_weights_of_one_step(folder):
     file = folder / "longer" / "annealing.json"
     process = evaluated(folder, "longer", "--ais", *FEW)
     assert process.returncode == 0, process.stderr
-    assert "Weights of step 3\n" in process.stdout
+    own = "Prior: StandardNormalPrior, the model's own"
+    assert f"Weights of step 3. {own}\n" in process.stdout
     (before,) = results(folder, "longer")
     summary = json.loads((folder / "longer" / "summary.json").read_text())
     assert before["step"] == 3 and before["weights_sha256"] == summary["weights_sha256"]
@@ -142,9 +151,53 @@ def test_results_are_of_the_weights_of_one_step(folder):
     (folder / "longer" / "summary.json").unlink()
     process = evaluated(folder, "longer", "--ais", *FEW)
     assert process.returncode == 0, process.stderr
-    assert "Weights of step 6; the run is not finished\n" in process.stdout
+    assert f"Weights of step 6; the run is not finished. {own}\n" in process.stdout
     (after,) = results(folder, "longer")
     assert after["step"] == 6 and after["weights_sha256"] != before["weights_sha256"]
+
+
+def prior_at(mean):
+    prior = vr.MixturePrior(1)
+    prior.build_for([2])
+    prior.mean.assign([[mean, -mean]])
+    prior.log_var.assign([[-0.5, -0.5]])
+    return prior
+
+
+@pytest.mark.slow
+def test_a_fitted_prior_is_that_of_the_figures(tmp_path):
+    model, data = exact_vae(SAMPLED), vr.Data.from_arrays(X, X, X, rescale="none")
+    (tmp_path / evaluate.STATES).mkdir()
+    flags = ["--ais", "--images=3", "--chains=20", "--temperatures=100", "--leapfrog_steps=3"]
+    settings = evaluate._parsed([str(tmp_path), *flags, "--importance_samples=2000"])
+    for mean in (1.0, -0.5):
+        run = Run(tmp_path, model, data, runs.Config(jit="off"), None, prior=prior_at(mean))
+        for kind in ("test", "simulated"):
+            found = evaluate._evaluate(run, kind, settings)
+            evaluate._write(run, kind, settings, found, [])
+            if kind == "test":
+                covariance = np.exp(-0.5) * W @ W.T + S**2 * np.eye(4)
+                exact = scipy.stats.multivariate_normal(W @ [mean, -mean] + B, covariance)
+                log_p = exact.logpdf(X[:3])
+                assert np.abs(log_p - log_p_of_the_model(X)[:3]).max() > 1.0  # another model
+                # Of 0.1 to 0.2 for each example.
+                for name in ("lower_bound", "importance_sampled"):
+                    np.testing.assert_allclose(found[name].values, log_p, atol=0.6)
+            else:  # images of another prior would lie outside by some nats
+                assert abs(found["gap"].value) < 1.0
+                assert abs(found["annealed_minus_importance_sampled"].value) < 1.0
+    # Only those of the last prior are left.
+    kept = json.loads((tmp_path / "annealing.json").read_text())["results"]
+    assert [each["prior"] for each in kept] == ["MixturePrior, fitted after training"] * 2
+    assert len(list((tmp_path / evaluate.STATES).iterdir())) == 4
+
+
+def test_a_prior_without_a_density_is_said():
+    model = exact_vae(SAMPLED)
+    data = vr.Data.from_arrays(X, X, X)
+    run = Run(Path(), model, data, runs.Config(), None, prior=vr.SecondStagePrior())
+    words = "StandardNormalPrior, the model's own (the fitted SecondStagePrior has no density)"
+    assert evaluate._prior_in_words(run) == words
 
 
 @pytest.mark.slow

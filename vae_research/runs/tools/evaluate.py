@@ -6,7 +6,8 @@ Of test images it is a lower bound, beside the one of importance sampling; of im
 has made, a lower and an upper one (bidirectional Monte Carlo). A state is saved every few seconds
 in RUN/annealing: the same command resumes an interrupted evaluation bit for bit, and prints the
 figures of a finished one. They are in RUN/annealing.json, and are of the newest intact checkpoint;
-figures of other weights are removed from there.
+figures of other weights are removed from there. If the run has fitted a prior with a density,
+that is the p(z) of the figures, instead of the model's own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vae_research.evaluation.estimates import Estimate
+    from vae_research.priors.prior import Prior
     from vae_research.runs.session.loading import Run
 
 STATES = "annealing"
@@ -136,7 +138,7 @@ def evaluate(settings: argparse.Namespace) -> None:
         raise UsageError(f"--images={settings.images}: the test set has {most:,} examples.")
     notes = notes_on_figures(run.model, run.data.test)
     whole = "" if run.summary is not None else "; the run is not finished"
-    print(f"Weights of step {run.model.step:,}{whole}", flush=True)
+    print(f"Weights of step {run.model.step:,}{whole}. Prior: {_prior_in_words(run)}", flush=True)
     folder = run_dir / STATES
     folder.mkdir(exist_ok=True)
     with directory.locked(folder):
@@ -152,14 +154,29 @@ def evaluate(settings: argparse.Namespace) -> None:
     print(f"Written to {run_dir / directory.ANNEALING}")
 
 
+def _fitted_prior(run: Run) -> Prior | None:
+    """Returns the prior of `fit_prior` if there is one that can be annealed."""
+    return run.prior if run.prior is not None and run.prior.has_density else None
+
+
+def _prior_in_words(run: Run) -> str:
+    if (fitted := _fitted_prior(run)) is not None:
+        return f"{type(fitted).__name__}, fitted after training"
+    own = type(getattr(run.model.bottleneck, "prior", None)).__name__
+    unused = "" if run.prior is None else f" (the fitted {type(run.prior).__name__} has no density)"
+    return f"{own}, the model's own{unused}"
+
+
 def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Estimate]:
     """Returns the figures of one kind of images."""
-    from vae_research.evaluation import marginal_likelihood
+    from vae_research.evaluation import FITTED, marginal_likelihood
     from vae_research.evaluation.estimates import estimate_arrays
     from vae_research.evaluation.simulation import simulate
 
     names = ("chains", "temperatures", "leapfrog_steps", "seed")
+    prior = _fitted_prior(run)
     common: dict[str, Any] = {
+        "prior": prior,
         **{name: getattr(settings, name) for name in names},
         "state": run.path / STATES / _state_name(run, kind, settings),
         "jit_compile": run.config.jit == "on",
@@ -179,7 +196,7 @@ def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Es
         given: dict[str, Any] = {
             name: each for name, each in data.items() if name not in {"inputs", *compared}
         }
-        simulated = simulate(run.model, settings.images, seed=settings.seed, **given)
+        simulated = simulate(run.model, settings.images, seed=settings.seed, prior=prior, **given)
         data = simulated.data
         figures = marginal_likelihood.bidirectional_monte_carlo(run.model, simulated, **common)
     other = estimate_arrays(
@@ -187,9 +204,10 @@ def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Es
         data,
         num_samples=settings.importance_samples,
         seed=settings.seed,
+        prior=prior,
         per_example=True,
         between_calls=signals.raise_if_received,
-    ).get("negative_log_likelihood")
+    ).get("negative_log_likelihood" if prior is None else f"negative_log_likelihood{FITTED}")
     return figures if other is None else figures | _beside(figures, -_values(other))
 
 
@@ -216,7 +234,9 @@ def _state_name(run: Run, kind: str, settings: argparse.Namespace) -> str:
     from vae_research.state import model_variables, sha256
 
     numbers = (settings.images, settings.chains, settings.temperatures, settings.leapfrog_steps)
-    weights = sha256(model_variables(run.model))[:12]
+    prior = _fitted_prior(run)
+    of_prior = [] if prior is None else prior.variables
+    weights = sha256([*model_variables(run.model), *of_prior])[:12]
     return f"{kind}-{'x'.join(map(str, numbers))}-seed{settings.seed}-{weights}.npz"
 
 
@@ -237,15 +257,21 @@ def _write(
     figures: dict[str, Estimate],
     notes: Sequence[str],
 ) -> None:
-    """Adds a result to those of the same weights, in place of one with the same settings."""
-    from vae_research.state import weights_sha256
+    """Adds a result to those of the same weights and prior, in place of one with its settings."""
+    from vae_research.state import sha256, weights_sha256
 
     flags = {
         name: value
         for name, value in vars(settings).items()
         if isinstance(value, int) and not isinstance(value, bool)
     }
-    weights = {"step": run.model.step, "weights_sha256": weights_sha256(run.model)}
+    fitted = _fitted_prior(run)
+    weights = {
+        "step": run.model.step,
+        "weights_sha256": weights_sha256(run.model),
+        "prior": _prior_in_words(run),
+        "fitted_prior_sha256": None if fitted is None else sha256(fitted.variables),
+    }
     entry = {"data": kind, "settings": flags}
     path = run.path / directory.ANNEALING
     before = (directory.read_json(path, _SCHEMA) or {}).get("results", [])
