@@ -192,6 +192,24 @@ def test_a_fitted_prior_is_that_of_the_figures(tmp_path):
     assert len(list((tmp_path / evaluate.STATES).iterdir())) == 4
 
 
+@pytest.mark.slow
+def test_a_density_of_rescaled_values_has_bounds_in_stored_units(tmp_path, capsys):
+    """The model sees y = (x - offset) / 255: log p(x) is log p(y) - 4 log 255."""
+    stored = np.random.default_rng(0).integers(0, 256, (8, 4)).astype(np.uint8)
+    data = vr.Data.from_arrays(stored, stored, stored, rescale="unit")
+    (tmp_path / evaluate.STATES).mkdir()
+    settings = evaluate._parsed([str(tmp_path), "--ais", *FEW, "--data=simulated"])
+    run = Run(tmp_path, exact_vae(SAMPLED), data, runs.Config(jit="off"), None)
+    found = evaluate._evaluate(run, "simulated", settings)
+    for name in ("lower_bound", "upper_bound", "importance_sampled"):
+        difference = found[f"{name}_in_stored_units"].values - found[name].values
+        np.testing.assert_allclose(difference, -4.0 * np.log(255.0), rtol=1e-5)
+    capsys.readouterr()
+    evaluate._print(found, ["a note"])
+    printed = capsys.readouterr().out
+    assert printed.count("of values as stored") == 3 and "Note: a note" in printed
+
+
 def test_a_prior_without_a_density_is_said():
     model = exact_vae(SAMPLED)
     data = vr.Data.from_arrays(X, X, X)

@@ -13,6 +13,7 @@ that is the p(z) of the figures, instead of the model's own.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,12 +37,18 @@ STATES = "annealing"
 _TEST, _SIMULATED = "test", "simulated"
 _SCHEMA = {"results": [{"data": str, "settings": {str: int}}]}
 
+# Those that a density has in the units of the values as stored, too.
+_BOUNDS = ("lower_bound", "upper_bound", "importance_sampled")
+
 # What is printed of the figures, by name: the words, and the unit.
 _LINES = {
     "lower_bound": ("log p(x), annealed, lower bound", "nats"),
+    "lower_bound_in_stored_units": ("  of values as stored", "nats"),
     "upper_bound": ("log p(x), annealed, upper bound", "nats"),
+    "upper_bound_in_stored_units": ("  of values as stored", "nats"),
     "gap": ("upper minus lower bound", "nats"),
     "importance_sampled": ("log p(x), importance-sampled, lower bound", "nats"),
+    "importance_sampled_in_stored_units": ("  of values as stored", "nats"),
     "annealed_minus_importance_sampled": ("annealed minus importance-sampled", "nats"),
     "importance_sampled_minus_upper_bound": ("importance-sampled minus upper bound", "nats"),
     "effective_sample_size": ("effective sample size", "chains"),
@@ -208,7 +215,30 @@ def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Es
         per_example=True,
         between_calls=signals.raise_if_received,
     ).get("negative_log_likelihood" if prior is None else f"negative_log_likelihood{FITTED}")
-    return figures if other is None else figures | _beside(figures, -_values(other))
+    if other is not None:
+        figures |= _beside(figures, -_values(other))
+    return figures | _in_stored_units(run, figures, settings.images)
+
+
+def _in_stored_units(run: Run, figures: dict[str, Estimate], count: int) -> dict[str, Estimate]:
+    """Returns the bounds of a density of values as stored, of the first examples of the test set.
+
+    Images that the model has made are rescaled as these, and the same of their values are known.
+    """
+    from vae_research.evaluation import units
+    from vae_research.evaluation.marginal_likelihood import estimate_of
+
+    added = units.log_jacobian(run.model.objective.likelihood, run.data.test)
+    if added is None:
+        return {}
+    return {
+        f"{name}_in_stored_units": dataclasses.replace(
+            estimate_of(_values(figures[name]) + added[:count]),
+            monte_carlo_error=figures[name].monte_carlo_error,
+        )
+        for name in _BOUNDS
+        if name in figures
+    }
 
 
 def _beside(figures: dict[str, Estimate], sampled: np.ndarray) -> dict[str, Estimate]:
