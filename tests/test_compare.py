@@ -194,17 +194,38 @@ def test_the_screen_names_what_is_not_finished(sweep, capsys):
     assert "also corrected by Holm over the 2 comparisons of NLL" in screen
 
 
-def test_points_of_a_sweep_that_failed_are_named_with_their_reason(sweep, capsys):
+@pytest.fixture
+def unfinished_sweep(tmp_path):
+    """Points that are done, failed before and after config.json, wait, and were interrupted."""
     new = {"flags": {}, "trial": None, "threads": 1}
     points = {
-        "kl_weight=1,seed=0": new | {"state": "done", "exit_code": 0},
-        "last": new | {"state": "failed", "exit_code": 6, "message": "kl is not finite"},
-        "never": new | {"state": "waiting"},
+        "done": new | {"state": "done", "exit_code": 0},
+        "again": new | {"state": "failed", "exit_code": 1, "message": "and done by hand"},
+        "diverged": new | {"state": "failed", "exit_code": 6, "message": "kl is not finite"},
+        "killed": new | {"state": "running"},
+        "never": new | {"state": "failed", "exit_code": 3, "message": "there is no such file"},
+        "waits": new | {"state": "waiting"},
     }
+    into = tmp_path / "sweeps/one"
+    for seed, name in enumerate(["done", "again", "diverged", "killed"]):
+        status = "done" if seed < 2 else "diverged" if seed < 3 else "unfinished"
+        write_run(into / name, seed=seed, status=status)
     values = {"format": 1, "identity": "a", "experiment": "b.py", "arguments": [], "settings": {}}
-    directory.write_json(sweep / "sweep.json", values | {"points": points})
-    named = "Not in the table: last (failed, exit code 6: kl is not finite), never (waiting).\n"
-    assert said(capsys, sweep).out.endswith(named)
+    directory.write_json(into / "sweep.json", values | {"points": points})
+    return into
+
+
+def test_points_of_a_sweep_that_are_not_done_are_named_with_their_reason(unfinished_sweep, capsys):
+    named = (
+        "diverged (failed, exit code 6: kl is not finite), killed (unfinished, epoch 3 of 3), "
+        "never (failed, exit code 3: there is no such file), waits (waiting)."
+    )
+    assert said(capsys, unfinished_sweep).out.endswith(f"Not in the table: {named}\n")
+    # The folder of the sweep need not be named, and of a run that is named it says nothing.
+    assert said(capsys, unfinished_sweep.parent).out.endswith(f"Not in the table: {named}\n")
+    assert "Not in the table" not in said(capsys, unfinished_sweep / "done").out
+    page = write_report(unfinished_sweep, "A sweep", ["scripts/sweep"]).read_text()
+    assert f"Not finished: {named}" in page
 
 
 def test_notes_of_the_runs_are_printed_once_with_their_runs(tmp_path, capsys):

@@ -24,6 +24,7 @@ from vae_research.runs.compare.tabulate import (
     table_of_runs,
     table_of_settings,
 )
+from vae_research.runs.compare.unfinished import unfinished_in_words
 from vae_research.runs.report import html
 from vae_research.runs.session.directory import REPORT
 
@@ -44,8 +45,10 @@ def write_report(folder: Path, title: str, command: Sequence[str]) -> Path:
     """
     records = load_runs(folder)
     finished = [record for record in records if record["status"] == "done"]
+    missing = unfinished_in_words(records, [folder])
     parts = [
         html.text(f"{len(records)} runs, {len(finished)} of them finished.", kind="lead"),
+        *([html.text(f"Not finished: {missing}.")] if missing else ()),
         *(_comparison(finished) if finished else ()),
         html.text("Runs", "h2"),
         _runs(folder, records),

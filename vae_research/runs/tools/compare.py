@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from vae_research.runs.compare.tabulate import (
     table_of_runs,
     table_of_settings,
 )
-from vae_research.runs.sweep import record
+from vae_research.runs.compare.unfinished import unfinished_in_words
 
 _FLAGS = {
     "rows": "settings or runs; default: settings, if one of them has several seeds",
@@ -65,8 +65,7 @@ def compare_runs(arguments: Sequence[str]) -> None:
         return
     records = load_runs(*given.subjects)
     finished = [record for record in records if record["status"] == "done"]
-    others = [record for record in records if record["status"] != "done"]
-    missing = _in_words(others, _ends_of_points(given.subjects))
+    missing = unfinished_in_words(records, given.subjects)
     if not finished:
         raise UsageError(f"no run is finished: {missing}.")
     figures = figures_of(finished, given.figures)
@@ -95,31 +94,6 @@ def compare_runs(arguments: Sequence[str]) -> None:
     print(text, end="")
     if given.format == "csv":
         print("\n".join(notes), file=sys.stderr)
-
-
-def _ends_of_points(folders: Sequence[str]) -> dict[Path, str]:
-    """Returns in words what became of points of sweeps that are not done, by run directory."""
-    found = {}
-    for folder in folders:
-        into = Path(folder).expanduser().absolute()
-        sweep = record.read(into) if (into / record.SWEEP).is_file() else None
-        for name, point in sweep.points.items() if sweep is not None else ():
-            if point["state"] != "done":
-                ended = f", exit code {point['exit_code']}" if "exit_code" in point else ""
-                why = f": {message}" if (message := point.get("message")) else ""
-                found[into / name] = f"{point['state']}{ended}{why}"
-    return found
-
-
-def _in_words(others: Sequence[Record], points: Mapping[Path, str]) -> str:
-    """Returns runs that are not finished, and points of sweeps, with what became of them."""
-    found = {
-        Path(str(run["path"])): f"{run['run']} ({run['status']}, epoch {run['epochs']} of "
-        f"{run['flags/epochs']})"
-        for run in others
-    }
-    found |= {path: f"{path.name} ({words})" for path, words in points.items()}
-    return ", ".join(found.values())
 
 
 def _mean(setting: Setting, key: str) -> Any:
