@@ -92,12 +92,14 @@ def differing(records: Sequence[Record]) -> list[str]:
     names = ["experiment", *_OF_DATA, *(key.removeprefix("flags/") for key in flags)]
     found = [name for name in names if len({value_of(run, name) for run in records}) > 1]
     for term in (key for key in records[0] if key.startswith(_TERMS)):
-        without = {tuple(value_of(run, name) for name in found) for run in records}
-        if len(without) < len(
-            {tuple(value_of(run, name) for name in [*found, term]) for run in records}
-        ):
+        if len(_values(records, [*found, term])) > len(_values(records, found)):
             found.append(term)
     return found
+
+
+def _values(records: Sequence[Record], names: Sequence[str]) -> set[tuple[Scalar, ...]]:
+    """Returns what there is of values of some settings together."""
+    return {tuple(value_of(run, name) for name in names) for run in records}
 
 
 def value_of(record: Record, name: str) -> Scalar:
