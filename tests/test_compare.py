@@ -132,13 +132,15 @@ def test_differences_to_a_baseline_are_paired_by_seed_and_corrected_by_holm(
         found += [float(row["negative_log_likelihood_difference"]), float(row["p_value"])]
         found.append(float(row["negative_log_likelihood_difference_half_interval"]))
         expected += [(low + high) / 2, result.pvalue, (high - low) / 2]
-    agrees = np.allclose(found, expected, rtol=0.05)  # p-values have two digits
+    agrees = np.allclose(found, expected, rtol=1e-6)  # CSV has p-values in full
     assert agrees != is_mutant
     if not is_mutant:
         first, second = sorted((expected[1], expected[4]))  # Holm by hand: twice the smaller one
         smaller, larger = sorted(float(rows[key]["p_value_holm"]) for key in ("0.5", "2.0"))
-        assert smaller == pytest.approx(2 * first, rel=0.05)
-        assert larger == pytest.approx(max(2 * first, second), rel=0.05)
+        assert smaller == pytest.approx(2 * first)
+        assert larger == pytest.approx(max(2 * first, second))
+        screen = said(capsys, sweep, "--baseline=kl_weight=1").out
+        assert f" {first:.2g} " in screen and f" {2 * first:.2g} " in screen
 
 
 def test_two_seeds_have_an_interval_and_no_p_value(sweep, capsys):

@@ -39,12 +39,14 @@ class Column:
         label: its head elsewhere.
         cells: from the first row to the last; None where there is nothing.
         error: name of the column of errors in CSV, if the cells are measured.
+        digits: significant digits of numbers without an error, but for CSV.
     """
 
     key: str
     label: str
     cells: Sequence[Cell]
     error: str | None = None
+    digits: int = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ def as_latex(table: Table) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """Returns a table as CSV in full precision, an error in a column of its own; without notes."""
+    """Returns a table as CSV, all digits, an error in a column of its own; without notes."""
     heads, columns = [], []
     for column in table.columns:
         values = [cell.value if isinstance(cell, Measured) else cell for cell in column.cells]
@@ -135,14 +137,16 @@ def measured(value: float, error: float | None, sign: str) -> str:
 
 
 def _texts(table: Table, sign: str) -> tuple[list[str], list[list[str]]]:
-    columns = [[_text(cell, sign) for cell in column.cells] for column in table.columns]
+    columns = [[_text(c, sign, column.digits) for c in column.cells] for column in table.columns]
     rows = [list(cells) for cells in zip(*columns, strict=True)]
     return [column.label for column in table.columns], rows
 
 
-def _text(cell: Cell, sign: str) -> str:
+def _text(cell: Cell, sign: str, digits: int) -> str:
     if isinstance(cell, Measured):
         return measured(cell.value, cell.error, sign)
+    if isinstance(cell, float):
+        return f"{cell:.{digits}g}"
     return "" if cell is None else shown(cell)
 
 
@@ -153,10 +157,9 @@ def _is_text(column: Column) -> bool:
 def _latex_cells(column: Column) -> list[str]:
     found = []
     for cell in column.cells:
-        if isinstance(cell, Measured) or (isinstance(cell, float) and cell < 0):
-            found.append(f"${_text(cell, _PLUS_MINUS)}$")
-        else:
-            found.append(_latex(_text(cell, "")))
+        text = _text(cell, _PLUS_MINUS, column.digits)
+        is_formula = isinstance(cell, Measured) or (isinstance(cell, float) and cell < 0)
+        found.append(f"${text}$" if is_formula else _latex(text))
     return found
 
 

@@ -22,6 +22,7 @@ from vae_research.settings import did_you_mean
 # Of the test figures, those that a table shows if it is not asked for others.
 _USUAL = ("negative_log_likelihood", "elbo", "kl", "active_units")
 _SHORT = {"negative_log_likelihood": "NLL", "elbo": "ELBO", "kl": "KL"}
+_SMALLEST_P = 1e-12  # it is 1 minus a probability, whose last digit is 1e-16
 _LARGER_IS_BETTER = ("elbo", "importance_weighted_bound")
 
 
@@ -47,7 +48,7 @@ def table_of_runs(
     records: Sequence[Record],
     figures: Sequence[str],
     baseline: Record | None = None,
-    difference: Callable[[Record, Record, str], tuple[Measured, Measured | None]] | None = None,
+    difference: Callable[[Record, Record, str], tuple[Measured, float | None]] | None = None,
 ) -> Table:
     """Returns a table with a row for each run.
 
@@ -76,7 +77,7 @@ def table_of_runs(
         paired, unpaired = zip(*found, strict=True)
         columns += [
             Column(key, label, paired, f"{key}_standard_error"),
-            Column(f"{key}_unpaired_standard_error", "unpaired +-", unpaired),
+            Column(f"{key}_unpaired_standard_error", "unpaired +-", unpaired, digits=2),
         ]
         notes.append(
             f"Differences are to {baseline['run']}, of two trained models over the same test "
@@ -177,7 +178,10 @@ def _comparisons(
         None if each is None else Measured(each.difference.mean, each.difference.half_width)
         for each in found
     ]
-    p_values = [None if each is None else each.p_value for each in found]
+    p_values = [
+        None if each is None or each.p_value is None else max(each.p_value, _SMALLEST_P)
+        for each in found
+    ]
     tested = [at for at, value in enumerate(p_values) if value is not None]
     adjusted: list[float | None] = [None] * len(settings)
     for at, value in zip(tested, holm([p for p in p_values if p is not None]), strict=True):
@@ -187,8 +191,8 @@ def _comparisons(
     notes = [f"Differences to {baseline} are paired by seed."]
     if tested:
         columns += [
-            Column("p_value", "p", _rounded(p_values)),
-            Column("p_value_holm", f"p, Holm over {len(tested)}", _rounded(adjusted)),
+            Column("p_value", "p", p_values, digits=2),
+            Column("p_value_holm", f"p, Holm over {len(tested)}", adjusted, digits=2),
         ]
         notes[0] += (
             f" p is that of a two-sided paired t-test, also corrected by Holm over the "
@@ -211,10 +215,6 @@ def _comparisons(
 
 def _seeds(count: int) -> str:
     return {0: "no seed", 1: "one seed"}.get(count, f"{count} seeds")
-
-
-def _rounded(p_values: Sequence[float | None]) -> list[Cell]:
-    return [None if value is None else float(f"{max(value, 1e-12):.2g}") for value in p_values]
 
 
 def _with_standard_error(run: Record, figure: str) -> Cell:

@@ -125,14 +125,12 @@ def _only(wanted: Sequence[Record] | None, asked: str) -> Record | None:
     return wanted[0]
 
 
-def _by_example(first: Record, second: Record, figure: str) -> tuple[Measured, Measured | None]:
+def _by_example(first: Record, second: Record, figure: str) -> tuple[Measured, float | None]:
     """Returns the paired difference of two runs, and the error of an unpaired one."""
     from vae_research.runs.report.comparison import paired_difference
 
     found = paired_difference(str(first["path"]), str(second["path"]), figure)
-    unpaired = found.unpaired_standard_error
-    difference = Measured(found.value, found.standard_error)
-    return difference, None if unpaired is None else Measured(unpaired, None)
+    return Measured(found.value, found.standard_error), found.unpaired_standard_error
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace | None:
