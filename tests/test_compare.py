@@ -212,9 +212,14 @@ def unfinished_sweep(tmp_path):
     for seed, name in enumerate(["done", "again", "diverged", "killed"]):
         status = "done" if seed < 2 else "diverged" if seed < 3 else "unfinished"
         write_run(into / name, seed=seed, status=status)
+    write_record(into, points)
+    return into
+
+
+def write_record(into, points):
+    """Writes the sweep.json of some points."""
     values = {"format": 1, "identity": "a", "experiment": "b.py", "arguments": [], "settings": {}}
     directory.write_json(into / "sweep.json", values | {"points": points})
-    return into
 
 
 def test_points_of_a_sweep_that_are_not_done_are_named_with_their_reason(unfinished_sweep, capsys):
@@ -226,8 +231,6 @@ def test_points_of_a_sweep_that_are_not_done_are_named_with_their_reason(unfinis
     # The folder of the sweep need not be named, and of a run that is named it says nothing.
     assert said(capsys, unfinished_sweep.parent).out.endswith(f"Not in the table: {named}\n")
     assert "Not in the table" not in said(capsys, unfinished_sweep / "done").out
-    page = write_report(unfinished_sweep, "A sweep", ["scripts/sweep"]).read_text()
-    assert f"Not finished: {named}" in page
 
 
 def test_notes_of_the_runs_are_printed_once_with_their_runs(tmp_path, capsys):
@@ -526,10 +529,12 @@ def test_the_frontier_is_the_part_of_the_convex_hull_that_nothing_dominates():
 def test_the_report_of_a_folder_has_its_table_plots_and_runs(sweep, capsys):
     (finished, *_) = [path.parent for path in sorted(sweep.glob("*/summary.json"))]
     (finished / "report.html").write_text("<h1>a run</h1>")
+    write_record(sweep, {"never": {"flags": {}, "state": "waiting"}})
     page = write_report(sweep, "A <sweep>", ["scripts/sweep", "a b.py"]).read_text()
     assert "<h1>A &lt;sweep&gt;</h1>" in page and "scripts/sweep &#x27;a b.py&#x27;" in page
     words = re.sub(r"<[^>]+>", "\n", page)
     assert "All runs: a note" in page
+    assert "Not finished: last (unfinished, epoch 2 of 3), never (waiting)." in page
     table = said(capsys, sweep, "--format=markdown").out
     for line in re.findall(r"^\|(.*)\|$", table, re.M):
         for cell in line.split("|") if "---" not in line else ():
