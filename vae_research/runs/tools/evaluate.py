@@ -154,6 +154,8 @@ def evaluate(settings: argparse.Namespace) -> None:
             if settings.data in ("both", kind):
                 try:
                     figures = _evaluate(run, kind, settings)
+                except CheckpointError:  # a ValueError, too
+                    raise
                 except (ValueError, TypeError) as error:
                     raise UsageError(str(error)) from error
                 _print(figures, notes)
