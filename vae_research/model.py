@@ -329,7 +329,7 @@ class VAE(TrainingSteps):
     def _sampling_decoder(self) -> Any:
         """The decoder if it reads targets and makes data by its own `sample`, otherwise None."""
         decoder = self.decoder.network if isinstance(self.decoder, Named) else self.decoder
-        return decoder if hasattr(decoder, "sample") else None
+        return decoder if getattr(decoder, "sample", None) is not None else None
 
     def _decode(
         self, z: Codes, tensors: Mapping[str, tf.Tensor], seed: tf.Tensor | None = None

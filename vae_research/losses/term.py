@@ -226,6 +226,8 @@ class Likelihood(LossTerm):
 
     def samples(self, tensors: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns a draw from p(x|z) by the name of its array; a product has one of each factor."""
+        if type(self).sample is Likelihood.sample:
+            self.sample()  # says what is missing
         return {self.target: self._apply(self.sample, tensors)}
 
     def note(self, grey_values: bool) -> str | None:

@@ -38,10 +38,15 @@ def define_standard_flags() -> None:
         "name",
         None,
         "name of the run in scripts/compare and in TensorBoard's HParams; it stays when the "
-        "run is resumed, and with another one a complete run is renamed",
+        "run is resumed, and with another one a complete run is renamed; default: none",
         may_change=True,
     )
-    define_line("note", None, "a remark, which is shown and kept as --name is", may_change=True)
+    define_line(
+        "note",
+        None,
+        "a remark, which is shown and kept as --name is; default: none",
+        may_change=True,
+    )
     define_choice(
         "resume",
         "auto",
@@ -228,7 +233,7 @@ def define_standard_flags() -> None:
     )
     define_auto_integer(
         "threads",
-        "processor cores to compute with, at most; auto: all. Another number may change the last "
+        "processor cores to compute with, at most; default: all. Another number may change the last "
         "bits of results",
         may_change=True,
     )
