@@ -709,7 +709,7 @@ def test_63_an_edited_experiment_is_refused_with_the_difference(
     *difference, said = process.stderr.splitlines()
     assert process.returncode == CHECKPOINT, process.stderr
     assert difference[0] == "vae_mnist.py has changed:"
-    assert difference[-1] == "+    return [likelihood(), vr.KLDivergence(weight=25.0)]"
+    assert difference[-1] == "+    return [likelihood(**settings), vr.KLDivergence(weight=25.0)]"
     assert "vae_mnist.py has changed. Undo that" in said
     assert "--resume=changed" in said
     assert contents(run) == before

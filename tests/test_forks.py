@@ -12,6 +12,8 @@ atexit.register(print, "at the exit")
 print(__name__, sys.argv, sys.path[0], os.getcwd(), os.environ["COLOUR"], sys.stdin.read())
 print(sys.modules["__main__"].__dict__ is globals(), globals().get("__file__"))
 print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, file=sys.stderr)
+class Annotated: size: int
+print(Annotated.__annotations__)
 threading.Thread(target=lambda: (time.sleep(0.1), print("a thread that is waited for"))).start()
 """
 ENDS = {

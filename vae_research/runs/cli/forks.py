@@ -135,4 +135,4 @@ def interpret(arguments: Sequence[str]) -> None:
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     if name != "<string>":
         main.__file__ = name
-    exec(compile(source, name, "exec"), vars(main))
+    exec(compile(source, name, "exec", dont_inherit=True), vars(main))
