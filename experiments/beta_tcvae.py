@@ -62,17 +62,19 @@ def build(config, data):
 
     terms = [
         vr.Bernoulli(),
+        vr.KLDivergence(weight=None),
         ratio("mutual_information", 1.0, "log_posterior", "log_q_z"),
         ratio("total_correlation", config.beta, "log_q_z", "log_q_z_product"),
         ratio("dimension_wise_kl", 1.0, "log_q_z_product", "log_prior"),
     ]
     sizes = data.shape, config.latent_dim
     parts = vr.dense_encoder(*sizes), vr.GaussianBottleneck(sizes[1]), vr.dense_decoder(*sizes)
-    modules = [AggregatePosterior(len(data.train))]
-    return vr.VAE(*parts, terms, modules=modules, seed=config.noise_seed)
+    q_z = AggregatePosterior(len(data.train))
+    return vr.VAE(*parts, terms, modules=[q_z], seed=config.noise_seed)
 
 
 def evaluate(run):
+    """Returns the three parts of the KL divergence of all test images."""
     return vr.kl_decomposition(run.model, run.data.test.tensors())
 
 
