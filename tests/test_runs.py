@@ -22,7 +22,7 @@ import pytest
 from tests import forks
 from vae_research import checkpoints, estimate, load_run, manifests, runs
 from vae_research.data import DataError
-from vae_research.evaluation import DIAGNOSTICS
+from vae_research.evaluation import tag_of
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.session import directory
 
@@ -458,8 +458,7 @@ def test_the_table_of_runs_has_the_test_figures(finished):
     events = EventAccumulator(str(run_dir / "run")).Reload()
     tested = json.loads((run_dir / "summary.json").read_text())["test"]
     for name, figure in tested.items():
-        group = "test_diagnostics" if name in DIAGNOSTICS else "test"
-        (event,) = events.Tensors(f"{group}/{name}")
+        (event,) = events.Tensors(tag_of(name))
         assert event.step == 4
         assert event.tensor_proto.float_val[0] == pytest.approx(figure["value"], rel=1e-6)
     assert (run_dir / "validation" / "codes_sprite.png").exists()

@@ -158,7 +158,8 @@ def test_every_kind_of_data_has_its_tags(server):
     assert tags("histograms", "first/validation") == histograms
     assert tags("distributions", "first/validation") == histograms
     assert tags("text", "first/validation") == {"latent/diagnosis"}
-    assert tags("text", "first/run") == {"model/summary", "model/terms", "run/settings"}
+    texts = {"model/summary", "model/terms", "run/settings", "test/notes"}
+    assert tags("text", "first/run") == texts
     assert get(server, "data/plugin/graphs/info")["first/run"]["run_graph"] is True
     assert "first/validation" in get(server, "data/plugin/projector/runs")
     (points,) = get(server, "data/plugin/projector/info", run="first/validation")["embeddings"]

@@ -233,8 +233,8 @@ def define_standard_flags() -> None:
     )
     define_auto_integer(
         "threads",
-        "processor cores to compute with, at most; default: all. Another number may change the last "
-        "bits of results",
+        "processor cores to compute with, at most; default: all. Another number may change the "
+        "last bits of results",
         may_change=True,
     )
     define_choice(

@@ -18,7 +18,7 @@ from vae_research.callbacks.projector import Projector
 from vae_research.callbacks.scalars import Scalars
 from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
-from vae_research.evaluation import DIAGNOSTICS, FITTED
+from vae_research.evaluation import tag_of
 from vae_research.evaluation.estimates import Estimate
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.standard_flags import LABELS
@@ -82,14 +82,10 @@ def write_test_figures(
 ) -> None:
     """Writes the test figures as scalars, for the run's row in the HParams table.
 
-    They are `test/NAME`, and `test_diagnostics/NAME` those that say how good an estimate or a code
-    is. The notes on them are the text `test/notes`.
+    The notes on them are the text `test/notes`.
     """
     summaries = Summaries(run_dir)
-    values = {}
-    for name, figure in figures.items():
-        group = "test_diagnostics" if name.removesuffix(FITTED) in DIAGNOSTICS else "test"
-        values[f"{group}/{name}"] = figure.value
+    values = {tag_of(name): figure.value for name, figure in figures.items()}
     summaries.scalars("run", values, step)
     if notes:
         summaries.text("run", "test/notes", "\n".join(f"- {note}" for note in notes), step)
