@@ -442,7 +442,7 @@ class Session:
             print("Fitting a prior to the codes.", flush=True)
         watched = WatchedConfig(self.config)
         try:
-            with signals.raised_at_once():
+            with signals.raised_at_once(), printed_warnings():
                 run = Run(self.run_dir, self.model, self.data, watched, None)
                 prior = self.parts.fit_prior(run)
             if not isinstance(prior, Prior):
@@ -479,7 +479,9 @@ class Session:
         if self.parts.evaluate is not None:
             watched = WatchedConfig(config)
             run = Run(self.run_dir, self.model, self.data, watched, None, prior=self.prior)
-            own = own_figures(self.parts.evaluate(run), len(self.data.test), estimates.keys())
+            with printed_warnings():
+                found = self.parts.evaluate(run)
+            own = own_figures(found, len(self.data.test), estimates.keys())
             self.unitless, estimates = tuple(own), estimates | own
             self.read_by_evaluation = {*self.read_by_evaluation, *watched.names_read}
             signals.raise_if_received()
