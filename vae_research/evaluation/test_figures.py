@@ -98,7 +98,7 @@ def estimate(
 
     Raises:
         ValueError: `num_samples`, `rows_per_call` or `dequantize_draws` is not a positive integer,
-            `seed` is no seed, there are no data, the arrays differ in length or do not suit the
+            `seed` is not a seed, data are empty, the arrays differ in length or do not suit the
             likelihood, or the prior is not fitted or is of other codes.
     """
     likelihood = model.objective.likelihood

@@ -139,9 +139,10 @@ def why_no_bits(likelihood: Likelihood, split: Split) -> str | None:
     if support[0] <= low <= high <= support[1]:
         return None
     return (
-        f"There are no bits per dimension: they need the density within half a level around each "
-        f"value, from {low:.4g} to {high:.4g}, and {type(likelihood).__name__} has none outside "
-        f"of {support[0]:g} to {support[1]:g}. A model trained with --dequantize=uniform has them."
+        "Bits per dimension are left out, since they need the density within half a level around "
+        f"each value, from {low:.4g} to {high:.4g}, and {type(likelihood).__name__} has none "
+        f"outside of {support[0]:g} to {support[1]:g}. A model trained with "
+        "--dequantize=uniform has them."
     )
 
 

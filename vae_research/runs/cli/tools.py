@@ -13,10 +13,13 @@ from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.settings import did_you_mean
 
 
-def exit_code_of(program: str, action: Callable[[], None]) -> int:
-    """Calls a function; returns 0, or the exit code of its error, which is printed in one line."""
+def exit_code_of(program: str, action: Callable[[], int | None]) -> int:
+    """Calls a function; returns the exit code that it returns, 0 if that is None.
+
+    An error of it is printed in one line, and has the exit code that it has in a run.
+    """
     try:
-        action()
+        return action() or 0
     except RunError as error:
         exit_code, message = error.exit_code, str(error)
     except DataError as error:
@@ -25,8 +28,6 @@ def exit_code_of(program: str, action: Callable[[], None]) -> int:
         exit_code, message = 4, str(error)
     except OSError as error:
         exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
-    else:
-        return 0
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
 

@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vae_research.checkpoints import CheckpointError
-from vae_research.data import DATASETS, DataError
-from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.data import DATASETS
+from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import is_given, is_parsed, parse
+from vae_research.runs.cli.tools import exit_code_of
 from vae_research.runs.report.screen import print_data
 from vae_research.runs.session import directory
 from vae_research.runs.session.experiment import FLAGS_OF_DATA
@@ -35,37 +35,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, file=sys.stderr)
         return 0 if arguments else 2
-    subject, *flags = arguments
-    try:
-        path = Path(subject).expanduser().absolute()
-        if path.suffix == ".py":
-            if not path.is_file():
-                raise UsageError(f"there is no file {path}.")
-            sys.argv, sys.path[0] = [subject, *flags, "--dry_run"], str(path.parent)
-            runpy.run_path(str(path), run_name="__main__")
-            if not is_parsed():
-                raise UsageError(
-                    f"{subject} called neither runs.main nor runs.study: nothing was checked."
-                )
-            return 0
-        if _is_data(subject, path):
-            examine_data(subject, flags)
-            return 0
-        if flags:
-            raise UsageError(f"{' '.join(flags)}: {_USAGE[7:]}.")
-        lines, exit_code = examine(path)
-    except RunError as error:
-        exit_code, message = error.exit_code, str(error)
-    except DataError as error:
-        exit_code, message = 3, str(error)
-    except CheckpointError as error:
-        exit_code, message = 4, str(error)
-    except OSError as error:
-        exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
-    else:
-        print("\n".join(lines))
-        return exit_code
-    print(f"doctor: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code_of("doctor", lambda: _examine(*arguments))
+
+
+def _examine(subject: str, *flags: str) -> int:
+    path = Path(subject).expanduser().absolute()
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}.")
+        sys.argv, sys.path[0] = [subject, *flags, "--dry_run"], str(path.parent)
+        runpy.run_path(str(path), run_name="__main__")
+        if not is_parsed():
+            raise UsageError(
+                f"{subject} called neither runs.main nor runs.study: nothing was checked."
+            )
+        return 0
+    if _is_data(subject, path):
+        examine_data(subject, list(flags))
+        return 0
+    if flags:
+        raise UsageError(f"{' '.join(flags)}: {_USAGE[7:]}.")
+    lines, exit_code = examine(path)
+    print("\n".join(lines))
     return exit_code
 
 

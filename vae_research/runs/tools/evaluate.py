@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vae_research.arguments import LARGEST_SEED, checked_integer
 from vae_research.checkpoints import CheckpointError
-from vae_research.data import DataError
 from vae_research.runs.cli import signals, streams
-from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.tools import exit_code_of
 from vae_research.runs.session import directory
 
 if TYPE_CHECKING:
@@ -71,20 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with streams.tolerate_closed_streams():
         try:
             signals.listen()
-            evaluate(_parsed(arguments))
-            return 0
+            return exit_code_of("evaluate", lambda: evaluate(_parsed(arguments)))
         except KeyboardInterrupt:
-            exit_code, message = 130, "interrupted; the same command resumes it."
-        except RunError as error:
-            exit_code, message = error.exit_code, str(error)
-        except DataError as error:
-            exit_code, message = 3, str(error)
-        except CheckpointError as error:
-            exit_code, message = 4, str(error)
-        except OSError as error:
-            exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
-        print(f"evaluate: {' '.join(message.split())}", file=sys.stderr)
-        return exit_code
+            print("evaluate: interrupted; the same command resumes it.", file=sys.stderr)
+            return 130
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

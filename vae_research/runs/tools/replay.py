@@ -10,9 +10,9 @@ from pathlib import Path
 
 from vae_research import checkpoints
 from vae_research.checkpoints import CheckpointError
-from vae_research.data import DataError
 from vae_research.runs.cli import streams
-from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.cli.tools import exit_code_of
 from vae_research.runs.session import directory
 from vae_research.runs.session.loading import rebuild
 
@@ -23,18 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
         print("Usage: scripts/replay RUN", file=sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    try:
-        return replay(Path(arguments[0]).expanduser().absolute())
-    except RunError as error:
-        exit_code, message = error.exit_code, str(error)
-    except DataError as error:
-        exit_code, message = 3, str(error)
-    except CheckpointError as error:
-        exit_code, message = 4, str(error)
-    except OSError as error:
-        exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
-    print(f"replay: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
+    run_dir = Path(arguments[0]).expanduser().absolute()
+    return exit_code_of("replay", lambda: replay(run_dir))
 
 
 def replay(run_dir: Path) -> int:

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_research.checkpoints import CheckpointError
-from vae_research.data import Data, DataError
+from vae_research.data import Data
 from vae_research.runs.cli import command, forks, streams
 from vae_research.runs.cli.config import Config
-from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import parse
+from vae_research.runs.cli.tools import exit_code_of
 from vae_research.runs.session.experiment import load_data, with_absolute_dataset
 from vae_research.runs.session.loading import load_run, rebuild
 from vae_research.runs.session.parts import Parts
@@ -41,32 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, file=sys.stderr)
         return 0 if arguments else 2
-    path, *flags = arguments
-    try:
-        given = Path(path).expanduser().absolute()
-        if given.suffix == ".py":
-            return check_experiment(given, flags)
-        if flags:
-            raise UsageError(f"{' '.join(flags)}: the flags of a run are in it. {_USAGE}.")
-        return check_run(given)
-    except RunError as error:
-        exit_code, message = error.exit_code, str(error)
-    except DataError as error:
-        exit_code, message = 3, str(error)
-    except CheckpointError as error:
-        exit_code, message = 4, str(error)
-    except OSError as error:
-        exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
-    print(f"selfcheck: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
+    subject, *flags = arguments
+    path = Path(subject).expanduser().absolute()
+    check = check_experiment if path.suffix == ".py" else check_run
+    return exit_code_of("selfcheck", lambda: check(path, flags))
 
 
-def check_run(path: Path) -> int:
+def check_run(path: Path, flags: Sequence[str] = ()) -> int:
     """Checks the model of a run with its trained values; returns 0, or 1 if a check failed.
 
     Raises:
-        UsageError, DataError, CheckpointError: as `load_run`.
+        UsageError: there are flags, which only an experiment takes; or as `load_run`.
+        DataError, CheckpointError: as `load_run`.
     """
+    if flags:
+        raise UsageError(f"{' '.join(flags)}: the flags of a run are in it. {_USAGE}.")
     with streams.hide_startup_output():
         run = load_run(path)
     assert run.checkpoint is not None
