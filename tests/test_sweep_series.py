@@ -64,18 +64,30 @@ def test_24_points_take_at_most_0_6_of_the_time_of_24_commands(dataset, tmp_path
         own = [f"--{flag}={value}" for flag, value in point["flags"].items()]
         own += [f"--threads={point['threads']}", f"--run_dir={tmp_path / 'alone' / name}"]
         commands.append([EXPERIMENT, *flags, *own, "--verbose=0"])
-    with ThreadPoolExecutor(JOBS) as pool:  # as many at a time as points: only forks save time
-        for alone in pool.map(lambda command: forks.alone(*command, cwd=tmp_path), commands):
-            assert alone.returncode == 0, alone.stderr
+    for command in commands:  # as a loop of a shell
+        alone = forks.alone(*command, cwd=tmp_path)
+        assert alone.returncode == 0, alone.stderr
     seconds_alone, used_alone = time.monotonic() - began, cpu_seconds() - used_alone
+    again, began = (
+        [
+            [*command[:-2], f"--run_dir={tmp_path / 'two'}/{at}", command[-1]]
+            for at, command in enumerate(commands)
+        ],
+        time.monotonic(),
+    )
+    with ThreadPoolExecutor(JOBS) as pool:  # as many at a time as points: only forks save time
+        for alone in pool.map(lambda command: forks.alone(*command, cwd=tmp_path), again):
+            assert alone.returncode == 0, alone.stderr
+    seconds_together = time.monotonic() - began
     for name in points:
         assert weights(tmp_path / "sweep" / name) == weights(tmp_path / "alone" / name), name
     growth = memory[max(memory)] / memory[min(count for count in memory if count >= 3)] - 1
     tell(
         "24 points and 24 commands",
-        seconds=[round(seconds, 1), round(seconds_alone, 1)],
+        seconds=[round(each, 1) for each in (seconds, seconds_alone, seconds_together)],
         cpu_seconds=[round(used, 1), round(used_alone, 1)],
         ratio=round(seconds / seconds_alone, 3),
+        ratio_to_two_at_a_time=round(seconds / seconds_together, 3),
         growth_of_memory=round(growth, 4),
         megabytes=round(memory[max(memory)] / 1e6),
     )
