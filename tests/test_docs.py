@@ -91,8 +91,7 @@ def test_every_block_does_what_the_page_says(page, tmp_path):
     smaller, few = SMALLER, []
     if not SOAK and page.stem != "README":  # which shows figures
         few = [tmp_path / "few.npz"]
-        mnist = load_data("mnist")
-        np.savez(*few, **{name: getattr(mnist, name).raw[:rows] for name, rows in FEW.items()})
+        save_few_images(*few)
         smaller = [*SMALLER, f"--dataset={few[0]}", "--jit=off", "--notensorboard"]
     for command in RUN.findall(text(page)):
         experiment, *flags = shlex.split(command)
@@ -188,6 +187,12 @@ def test_tests_that_are_named_exist():
             file, *names = re.findall(r"`([^`]+)`", part)
             source = (CHECKOUT / file).read_text(encoding="utf-8")
             assert [name for name in names if f"def {name}(" not in source] == []
+
+
+def save_few_images(path):
+    """Writes the data that MNIST is for a page, see `make_lighter`."""
+    mnist = load_data("mnist")
+    np.savez(path, **{name: getattr(mnist, name).raw[:rows] for name, rows in FEW.items()})
 
 
 def make_lighter(few):

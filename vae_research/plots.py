@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vae_research.extras import require
+
 
 def encode_png(picture: np.ndarray, *, compression: int = -1) -> bytes:
     """Returns a picture as the bytes of an 8-bit PNG file.
@@ -166,6 +168,7 @@ def save_curves(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 def make_canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     """Returns a figure of matplotlib, in inches, and its axes; it needs no display."""
+    require("a plot", "figures", {"matplotlib": "matplotlib"})
     from matplotlib.figure import Figure  # no global state
 
     canvas = Figure(figsize=(width, height), layout="constrained")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from vae_research.extras import require
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -15,11 +16,7 @@ _PACKAGES = {"tensorflow_probability": "tensorflow-probability", "tf_keras": "tf
 
 def check_installed(part: str) -> None:
     """Raises ImportError if a package of the extra `probability` is missing; imports nothing."""
-    missing = [name for module, name in _PACKAGES.items() if not importlib.util.find_spec(module)]
-    if missing:
-        raise ImportError(
-            f"{part} needs {' and '.join(missing)}: pip install 'vae_research[probability]'."
-        )
+    require(part, "probability", _PACKAGES)
 
 
 def distributions() -> Any:

@@ -10,6 +10,9 @@ import math
 import numpy as np
 
 from vae_research.arguments import checked_integer
+from vae_research.extras import require
+
+_PACKAGES = {"sklearn": "scikit-learn"}
 
 
 def occupied_area(
@@ -33,6 +36,7 @@ def occupied_area(
     Raises:
         ValueError: the codes are not in a plane, or `share` is out of range.
     """
+    require("a search for neighbours", "figures", _PACKAGES)
     from sklearn.neighbors import NearestNeighbors
 
     codes = np.asarray(codes, np.float64)
@@ -67,6 +71,7 @@ def neighbour_accuracy(codes: np.ndarray, labels: np.ndarray, *, neighbours: int
     Raises:
         ValueError: lengths differ, or `neighbours` is out of range.
     """
+    require("a search for neighbours", "figures", _PACKAGES)
     from sklearn.neighbors import NearestNeighbors
 
     labels = np.asarray(labels)
@@ -92,6 +97,7 @@ def t_sne(codes: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: fewer than 4 codes, fewer than 2 latent dimensions, or all codes equal.
     """
+    require("t-SNE", "figures", _PACKAGES)
     from sklearn.manifold import TSNE
 
     codes = np.asarray(codes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from vae_research.runs.cli.functions import experiment_file, experiment_name
 from vae_research.runs.cli.standard_flags import LABELS
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume
-from vae_research.runs.session.kept import sources
+from vae_research.runs.session.kept import sources, tested
 from vae_research.runs.session.kept.sources import Source
 from vae_research.runs.session.loading import Run, data_of, load_run, made_by, refuse_unknown_place
 from vae_research.runs.session.parts import Parts
@@ -116,6 +117,8 @@ def complete_run(
         from vae_research.runs.session.training import Session
 
         device = choose_device(config.device, config.threads)
+    for warning in tested.warnings_of(tested.installed()):
+        print(f"warning: {warning}", file=sys.stderr)
     session = Session(parts, experiment, config, data, run_dir, checkpoint, device, held.source)
     if config.dry_run:
         session.check()

@@ -11,7 +11,7 @@ from vae_research.checkpoints import CheckpointError
 from vae_research.data import DATASETS, DataError
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError
 from vae_research.runs.session import directory
-from vae_research.runs.session.kept import provenance, sources
+from vae_research.runs.session.kept import provenance, sources, tested
 from vae_research.runs.session.loading import named_data, saved_config
 
 # What to do about a problem, by the exit code of a command that meets it.
@@ -50,6 +50,7 @@ def examine(run_dir: Path) -> tuple[list[str], int]:
     lines += _told(problems, lambda: _data(run_dir, description))
     if newest is not None and not summary:
         lines += _told(problems, lambda: _disk(run_dir, newest))
+    lines += [f"  note: {warning}" for warning in tested.warnings_of(tested.installed())]
     advice, exit_code = _advice(
         description, in_use, bool(found[1:]), newest, summary, bool(is_another)
     )
