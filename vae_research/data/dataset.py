@@ -10,7 +10,7 @@ NumPy only; see `vae_research.data.split` for what imports TensorFlow.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vae_research.data.checks import DataError, as_values
+from vae_research.data.factors import Factors, find_factors
 from vae_research.data.further_arrays import checked_further, unpacked
 from vae_research.data.scaling import (
     BINARIZATIONS,
@@ -59,6 +60,8 @@ class Data:
         left_out: why a further array was left out, by its name; see `from_arrays`.
         made_by: file and name of the experiment's function that made this data set, with which a
             run finds it again; None if the flags name it.
+        factors: names and sizes of the known causes of the rows, whose numbers are the further
+            array `factors`, int64 [n, k], of each split; None if there are none.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Data:
     notes: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     made_by: tuple[str, str] | None = None
+    factors: Factors | None = None
 
     def __repr__(self) -> str:
         """The name, the splits, and how values are rescaled and binarised."""
@@ -239,13 +243,15 @@ class Data:
         name: str = "arrays",
         leave_out_unfit: bool = False,
         dequantize: str = "none",
+        factors: Factors | Sequence[str] | None = None,
     ) -> Data:
         """A data set from arrays of rank >= 2 whose first axis counts the rows.
 
         A dictionary gives further arrays with a row for each row of `inputs`, of any rank >= 1 and
         any type of bool, integers and floats, which encoder, decoder, bottleneck and terms read by
         name: `{"inputs": images, "labels": classes, "mask": pixels}`. They are kept as stored; only
-        float64 becomes float32. `labels` are class numbers.
+        float64 becomes float32. `labels` are class numbers. `factors`, if they are integers [n, k],
+        are the known causes of the rows, each numbered from 0; see `Data.factors`.
 
         The shape decides what the axes mean: [n, d] is a table or mono sound; [n, h, w] are grey
         images and get a channel axis; [n, h, w, c] with c in 1..4 are images; anything else is a
@@ -275,6 +281,8 @@ class Data:
             leave_out_unfit: leave out a further array that cannot be used, with a warning, instead
                 of raising an error: a model may not read it.
             dequantize: "none", or "uniform" for noise that is added to integers; see `dequantized`.
+            factors: names of the columns of the further array `factors`, or names and sizes; by
+                default factor_0, factor_1, ... with the sizes that the values show.
 
         Raises:
             DataError: arrays or names that cannot be used, or values outside [0, 1] that are to be
@@ -319,7 +327,8 @@ class Data:
             {key: {"inputs": array, **checked[key]} for key, array in arrays.items()}, name
         )
         arrays = {key: found["inputs"] for key, found in splits.items()}
-        warnings += cut_warnings + oddities(arrays, is_image, name)
+        known, factor_warnings = find_factors(splits, factors, name)
+        warnings += cut_warnings + oddities(arrays, is_image, name) + factor_warnings
 
         if rescale is None:
             pixels = arrays["train"].dtype in (np.uint8, np.bool_)
@@ -349,6 +358,7 @@ class Data:
             binarize=binarize,
             warnings=tuple(warnings),
             left_out=left_out,
+            factors=known,
         )
         return data.dequantized() if dequantize == "uniform" else data
 

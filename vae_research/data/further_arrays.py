@@ -15,6 +15,7 @@ from vae_research.data.checks import (
     as_labels,
     number_names,
 )
+from vae_research.data.factors import FACTORS
 from vae_research.data.sources import Rows
 
 # Names that a forward pass writes, or passes to a network itself.
@@ -62,6 +63,8 @@ def checked_further(
                     array = as_labels(labels[key], len(inputs[key]), where)
                 else:
                     array = as_further_array(values, len(inputs[key]), where)
+                    if label == FACTORS and array.dtype.kind in "ui" and array.ndim == 2:
+                        array = array.astype(np.int64, copy=False)
                 _check_kind(label, array, checked, where)
             except DataError as error:
                 left_out.setdefault(label, str(error))
