@@ -8,6 +8,7 @@ Importing this package does not import TensorFlow.
 """
 
 import difflib
+import functools
 import os
 from pathlib import Path
 
@@ -19,11 +20,19 @@ from vae_research.data.readers.images import SUFFIXES
 from vae_research.data.readers.matlab import holds_matlab, load_matlab
 from vae_research.data.readers.mnist import load_fashion_mnist, load_mnist
 from vae_research.data.scaling import DEQUANTIZATIONS, one_of
+from vae_research.data.sprites import load_sprites
 
 __all__ = ["DATASETS", "Data", "DataError", "Split", "load_data"]
 
-_BY_NAME = {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist}
-DATASETS = tuple(_BY_NAME)
+_GREY = {"mnist": load_mnist, "fashion_mnist": load_fashion_mnist}
+_SPRITES = {
+    "sprites": functools.partial(load_sprites, 64, name="sprites"),
+    "sprites_32": functools.partial(load_sprites, 32, name="sprites_32"),
+    "sprites_colour": functools.partial(load_sprites, 64, colour=True, name="sprites_colour"),
+}
+GREY_DATASETS = tuple(_GREY)
+"""Those of `DATASETS` with grey values, which runs binarise by default."""
+DATASETS = (*_GREY, *_SPRITES)
 """Names that `load_data` accepts besides paths."""
 
 _CANNOT_BE_STREAMED = (
@@ -59,11 +68,13 @@ def load_data(
     kind: str | None = None,
     stream: bool | None = None,
     dequantize: str = "none",
+    correlated: str | None = None,
 ) -> Data:
     """Returns the data set `name`.
 
     Args:
-        name: "mnist" (embedded), "fashion_mnist", a path that ends in .npz, .npy or .mat, a folder
+        name: "mnist" (embedded), "fashion_mnist", "sprites", "sprites_32" or "sprites_colour"
+            (rendered, see `sprites.load_sprites`), a path that ends in .npz, .npy or .mat, a folder
             of idx files, of .amat or .mat files, or of images. A folder called mnist is written
             ./mnist.
         rescale, binarize, kind: see `Data.from_arrays`; `kind` is for files of arrays.
@@ -73,6 +84,8 @@ def load_data(
             all at once; None does so if they do not fit in memory.
         dequantize: "none", or "uniform" for noise that is added to integers; see
             `Data.dequantized`.
+        correlated: two factors of sprites and sigma, such as "scale,x,0.2"; see
+            `sprites.load_sprites`.
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
@@ -84,8 +97,23 @@ def load_data(
     """
     one_of(dequantize, DEQUANTIZATIONS, "dequantize")
     sizes = image_size, channels, bad_images, background
+    if name in _SPRITES:
+        data = _rendered(str(name), rescale, binarize, correlated, stream)
+        return data.dequantized() if dequantize == "uniform" else data
+    if correlated is not None:
+        raise DataError(
+            f"data set {str(name)!r} cannot have correlated factors; {', '.join(_SPRITES)} can"
+        )
     data = _as_stored(name, rescale, binarize, *sizes, kind, stream)
     return data.dequantized() if dequantize == "uniform" else data
+
+
+def _rendered(
+    name: str, rescale: str | None, binarize: str, correlated: str | None, stream: bool | None
+) -> Data:
+    if stream is False:
+        raise DataError(f"--nostream: {name} is rendered when steps need it; leave the flag out")
+    return _SPRITES[name](rescale, binarize, correlated)
 
 
 def _as_stored(
@@ -100,10 +128,10 @@ def _as_stored(
     stream: bool | None,
 ) -> Data:
     """`load_data` without noise on integers."""
-    if name in _BY_NAME:
+    if name in _GREY:
         if stream:
             raise DataError(_CANNOT_BE_STREAMED.format(name))
-        return _BY_NAME[name](rescale, binarize)
+        return _GREY[str(name)](rescale, binarize)
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:  # the home folder of a user who does not exist
@@ -131,9 +159,9 @@ def _as_stored(
         raise DataError(_CANNOT_BE_STREAMED.format(name))
     if path.exists() or len(path.parts) > 1:
         return load_idx_folder(path, rescale, binarize, kind)
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _BY_NAME, n=1)
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), DATASETS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(
-        f"data set {str(name)!r} does not exist; there are {', '.join(_BY_NAME)}, a path that ends "
+        f"data set {str(name)!r} does not exist; there are {', '.join(DATASETS)}, a path that ends "
         f"in .npz, .npy or .mat, or a folder of idx files, .amat files or images{hint}"
     )

@@ -175,6 +175,8 @@ class Split:
         """Whether a prepared value is neither 0 nor 1."""
         if self.binarize != "none" or self.dequantize != "none":
             return self.binarize == "none"
+        if isinstance(self.raw, Rows) and self.raw.dtype.kind in "bu" and self.raw.bounds == (0, 1):
+            return set(self.scaling.apply(np.arange(2)).flat) != {0.0, 1.0}
         for block in row_blocks(self.raw):
             values = self.scaling.apply(self.raw[block])
             if not np.all((values == 0) | (values == 1)):

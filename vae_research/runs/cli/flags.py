@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from vae_research.data import DATASETS
+from vae_research.data import GREY_DATASETS
 from vae_research.runs.cli import definitions
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.definitions import STANDARD
@@ -146,8 +146,8 @@ def invalid_flag(values: Mapping[str, Any]) -> str | None:
 
 def _with_data_defaults(values: dict[str, Any]) -> Config:
     if values["binarize"] is None:
-        grey = values["dataset"] not in DATASETS or values["dequantize"] == "uniform"
-        values["binarize"] = "none" if grey else "dynamic"
+        grey = values["dataset"] in GREY_DATASETS and values["dequantize"] != "uniform"
+        values["binarize"] = "dynamic" if grey else "none"
     return Config(**values)
 
 

@@ -89,8 +89,14 @@ def define_standard_flags() -> None:
     define_string(
         "dataset",
         "mnist",
-        "mnist, fashion_mnist, a .npz, .npy or .mat file, or a folder of idx files, of .amat or "
-        ".mat files, or of images",
+        "mnist, fashion_mnist, sprites, sprites_32, sprites_colour, a .npz, .npy, .mat or .h5 "
+        "file, or a folder of idx files, of .amat or .mat files, or of images",
+    )
+    define_string(
+        "correlated_factors",
+        None,
+        "two factors of the training and validation sprites that are correlated, and sigma, for "
+        "example scale,x,0.2 (Träuble et al. 2021); default: all are independent",
     )
     define_choice(
         "data_kind",

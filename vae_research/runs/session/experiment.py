@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Flags that only say what the data are.
 FLAGS_OF_DATA = (
     *("dataset", "data_kind", "image_size", "channels", "bad_images", "background"),
-    *("stream", "rescale", "binarize", "dequantize"),
+    *("stream", "rescale", "binarize", "dequantize", "correlated_factors"),
 )
 
 

@@ -292,4 +292,5 @@ def named_data(config: Config) -> Data:
         stream=config.stream,
         dequantize=getattr(config, "dequantize", None)
         or "none",  # a run may be older than the flag
+        correlated=getattr(config, "correlated_factors", None),
     )

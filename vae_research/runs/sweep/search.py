@@ -32,7 +32,7 @@ _RANGE = re.compile(r"((?:int:|log:)*)([^.|]\S*?)\.\.(\S+)")
 # Flags whose values change what an ELBO measures.
 _UNITS = (
     *("likelihood", "binarize", "rescale", "dequantize", "dataset"),
-    *("image_size", "channels", "background"),
+    *("image_size", "channels", "background", "correlated_factors"),
 )
 # Flags whose values change which bound is the score.
 _BOUNDS = ("num_samples", "importance_weighted")
