@@ -32,7 +32,7 @@ LAYERS = (
     ("probability", "schedules", "tensors", "codes", "manifests", "state"),
     ("controllers",),
     ("priors",),
-    ("losses", "bottlenecks", "networks", "data", "gradient_estimators"),
+    ("losses", "bottlenecks", "networks", "data", "gradient_estimators", "disentanglement"),
     ("objective", "keras_losses", "distributions"),
     ("critics",),
     ("averaging",),
@@ -79,6 +79,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[2]} | {
 }
 # By the extra of setup.cfg that has them.
 EXTRAS = {
+    "disentanglement": {"sklearn": "scikit-learn"},
     "matlab": {"scipy": "scipy"},
     "figures": {"matplotlib": "matplotlib", "sklearn": "scikit-learn"},
     "probability": {"tensorflow_probability": "tensorflow-probability"},

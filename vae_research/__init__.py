@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vae_research import bottlenecks as bottlenecks
     from vae_research import callbacks as callbacks
     from vae_research import controllers as controllers
+    from vae_research import disentanglement as disentanglement
     from vae_research import distributions as distributions
     from vae_research import losses as losses
     from vae_research import networks as networks
@@ -183,8 +184,8 @@ if TYPE_CHECKING:
     from vae_research.tensors import named as named
 
 _NAMESPACES = (
-    *("bottlenecks", "callbacks", "controllers", "distributions", "losses", "networks"),
-    *("priors", "schedules"),
+    *("bottlenecks", "callbacks", "controllers", "disentanglement", "distributions", "losses"),
+    *("networks", "priors", "schedules"),
 )
 _MODULES = {
     "bottlenecks.bottleneck": ("Bottleneck",),
