@@ -75,6 +75,17 @@ class CodeLayout:
                     found.append(indices if len(shape) == 1 else f"[{indices}]")
         return found
 
+    @property
+    def full_labels(self) -> list[str]:
+        """The name of each column, always with that of its latent.
+
+        >>> CodeLayout({"z": (2,)}).full_labels, CodeLayout({"z": (1, 2)}).full_labels
+        (['z[0]', 'z[1]'], ['z[0,0]', 'z[0,1]'])
+        """
+        if self.only is None:
+            return self.labels
+        return [f"{self.only}[{label.strip('[]')}]" for label in self.labels]
+
     def named(self, giver: str, codes: Codes) -> dict[str, tf.Tensor]:
         """Returns codes as tensors by name; there may be tensors beside those of the latents.
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from vae_research.bottlenecks.gaussian import GaussianBottleneck
 from vae_research.codes import columns
-from vae_research.levels import WITHOUT_SUFFIX, levels
+from vae_research.evaluation.encoding import kl_of_latents
 from vae_research.model import VAE
 from vae_research.tensors import Tensors, bind
 
@@ -82,13 +82,7 @@ def _infer(model: VAE, data: Any) -> dict[str, tf.Tensor]:
     found |= {
         f"{WITH_CODE}{name}": value for name, value in center.items() if name not in layout.shapes
     }
-    of_levels = levels(tensors, complete=False)
-    kl = {
-        (layout.only or latent) if latent == WITHOUT_SUFFIX else latent: tensors[level["kl"]]
-        for latent, level in of_levels.items()
-        if "kl" in level
-    }
-    if kl and len(kl) == len(of_levels):
+    if (kl := kl_of_latents(tensors, layout)) is not None:
         found["kl"] = columns(list(kl.values()))
         if layout.has_shapes(kl):
             found["kl_of_columns"] = layout.flatten(kl)

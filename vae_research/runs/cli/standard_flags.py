@@ -229,6 +229,20 @@ def define_standard_flags() -> None:
         "million pixels",
         may_change=True,
     )
+    define_boolean(
+        "disentanglement",
+        False,
+        "compare the codes of data with known factors with these: scores (MIG, DCI and others) among "
+        "the test figures, curves, a heat map and traversals; needs scikit-learn",
+        may_change=True,
+    )
+    define_integer(
+        "disentanglement_every_epochs",
+        1,
+        "epochs between the points of these curves; each encodes at most 10 000 validation examples",
+        minimum=1,
+        may_change=True,
+    )
     sections.append("What is computed how")
     define_choice(
         "device",

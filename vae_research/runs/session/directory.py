@@ -27,6 +27,15 @@ VALUES = "figures.npz"
 NONFINITE = "nonfinite.json"
 # Bounds of log p(x) by annealed importance sampling.
 ANNEALING = "annealing.json"
+# Scores of disentanglement, with the mutual information of codes and factors.
+DISENTANGLEMENT = "disentanglement.json"
+# Pictures of these scores, among the figures.
+INFORMATION, TRAVERSED = "mutual_information", "factor_traversals"
+# What says something of the weights, and must not stay if they are trained further.
+OF_WEIGHTS = (
+    *(SUMMARY, NONFINITE, ANNEALING, DISENTANGLEMENT),
+    *(f"figures/{name}.png" for name in (INFORMATION, TRAVERSED)),
+)
 
 _CHECKSUM = "sha256"
 _FILES = 100  # that a run makes, with room to spare: checkpoints, event files, figures

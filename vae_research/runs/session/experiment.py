@@ -22,6 +22,7 @@ from vae_research.runs.cli.functions import experiment_file, experiment_name
 from vae_research.runs.cli.standard_flags import LABELS
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.session import directory, resume
+from vae_research.runs.session.factors import refuse_without_factors
 from vae_research.runs.session.kept import sources, tested
 from vae_research.runs.session.kept.sources import Source
 from vae_research.runs.session.loading import Run, data_of, load_run, made_by, refuse_unknown_place
@@ -109,6 +110,8 @@ def complete_run(
             )
         return run_dir, parts.data
     config, data = load_data(held.config, parts.data, given)
+    if config.disentanglement:
+        refuse_without_factors(data)
     if checkpoint is not None:
         directory.refuse_changed_data(run_dir, directory.read_config(run_dir), data)
     signals.wait_for_steps()

@@ -91,6 +91,7 @@ def evaluation(config: Config, read: Collection[str], source: str | None) -> dic
         "importance_samples": config.importance_samples,
         "seed": config.evaluation_seed,
         "dequantize_draws": config.dequantize_draws,
+        **({"disentanglement": True} if config.disentanglement else {}),
         "flags": directory.as_plain(own),
         "source": source,
     }

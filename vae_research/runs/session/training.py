@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -70,6 +70,9 @@ from vae_research.runs.session.precision import warning_of_bfloat16
 from vae_research.runs.session.scores import score
 from vae_research.state import saved_variables, sha256
 
+if TYPE_CHECKING:
+    from vae_research.evaluation.factor_scores import FactorScores
+
 # Validation has no gradients to keep: larger batches than those of training cost less.
 _VALIDATION_BATCH = 500
 
@@ -92,6 +95,7 @@ class Session:
         read_by_evaluation: names of the flags that its `fit_prior` and `evaluate` read, added by
             the methods of these names.
         prior: that its `fit_prior` has fitted, added by the method of this name.
+        scores: of disentanglement, added by `test`; None without `--disentanglement`.
         model: added by `build_model`.
         execution: how its steps run, added by `build_model`.
         own: the callbacks of the experiment, added by `make_callbacks`.
@@ -114,6 +118,7 @@ class Session:
     unitless: tuple[str, ...] = ()
     read_by_evaluation: Collection[str] = ()
     prior: Prior | None = None
+    scores: FactorScores | None = None
     has_stopped: bool = False
     model: VAE = dataclasses.field(init=False)
     execution: Execution = dataclasses.field(init=False)
@@ -320,7 +325,7 @@ class Session:
         """Writes config.json, and removes what describes other weights."""
         config, data = self.config, self.data
         if not self.is_trained:
-            for name in (directory.SUMMARY, directory.NONFINITE, directory.ANNEALING):
+            for name in directory.OF_WEIGHTS:
                 (self.run_dir / name).unlink(missing_ok=True)
         file = experiment_file(self.parts.build)
         self.progress["source"] = sources.keep(self.run_dir, self.source)
@@ -386,6 +391,7 @@ class Session:
             StopWhenDiverged(self.run_dir),
             WarnOfCollapse(),
             self.own,  # before those that log: it may add to the figures of an epoch
+            *self.watch_factors(),
             *tensorboard_callbacks(
                 config,
                 data,
@@ -424,6 +430,15 @@ class Session:
                 f"{metrics.path} cannot be written. All is saved: the same command writes its "
                 "lines and the results, when there is room."
             )
+
+    def watch_factors(self) -> list[keras.callbacks.Callback]:
+        """Returns what compares codes with factors during training; it adds to the figures."""
+        if not self.config.disentanglement:
+            return []
+        from vae_research.runs.session.disentanglement import disentanglement_callback
+
+        every = self.config.disentanglement_every_epochs
+        return [disentanglement_callback(self.data, self.names, self.run_dir, every)]
 
     def fit_prior(self) -> None:
         """Fits the experiment's prior to the codes of the trained model, if it has one.
@@ -476,6 +491,9 @@ class Session:
             dequantize_draws=config.dequantize_draws,
             warn=False,  # they are in the notes
         )
+        if config.disentanglement:
+            self.scores = self.score_factors()
+            estimates |= self.scores.figures
         if self.parts.evaluate is not None:
             watched = WatchedConfig(config)
             run = Run(self.run_dir, self.model, self.data, watched, None, prior=self.prior)
@@ -493,6 +511,19 @@ class Session:
                 write_samples(self.run_dir, self.model, self.prior, first)
         return estimates
 
+    def score_factors(self) -> FactorScores:
+        """Returns the scores of disentanglement of the test data."""
+        from vae_research.runs.session.disentanglement import score_split
+
+        return score_split(
+            self.model,
+            self.data,
+            self.data.test,
+            self.names,
+            seed=self.config.evaluation_seed,
+            between_calls=signals.raise_if_received,
+        )
+
     def notes(self, estimates: dict[str, Estimate]) -> list[str]:
         """Returns what a reader of the figures needs to know."""
         sizes = self.config.batch_size, self.validation_batch_size
@@ -500,6 +531,7 @@ class Session:
             *notes_of(self.model, self.data),
             *notes_on_batches(self.model, estimates, *sizes),
             *notes_on_samples(estimates),
+            *(() if self.scores is None else self.scores.notes),
         ]
 
     def write(self, estimates: dict[str, Estimate], seconds: float) -> None:
@@ -533,7 +565,8 @@ class Session:
             )
         with model.averaging.weights():  # as in the last checkpoint
             state = checkpoints.state_sha256(model)
-        units = dict.fromkeys(self.unitless, "")
+        scores = () if self.scores is None else self.scores.figures
+        units = dict.fromkeys((*self.unitless, *scores), "")
         units |= {term.label: term.unit for term in model.objective.terms}
         units = screen.units_of(estimates, units)
         summary = {
@@ -562,6 +595,13 @@ class Session:
         kept += outputs.save_figures(
             run_dir / "figures", model, data, self.names, records, self.prior
         )
+        if self.scores is not None:
+            from vae_research.runs.session.disentanglement import save_scores
+
+            tensorboard = self.config.tensorboard
+            kept += save_scores(
+                run_dir, model, data, self.names, self.scores, tensorboard=tensorboard
+            )
         kept += outputs.save_networks(run_dir, model, self.prior)
         if self.prior is not None and directory.PRIOR in kept:
             summary["fitted_prior_sha256"] = sha256(self.prior.variables)

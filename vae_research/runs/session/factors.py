@@ -1,0 +1,40 @@
+"""Whether `--disentanglement` can be done: the extra is installed, and the data have factors."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+
+from vae_research.data import Data
+from vae_research.data.factors import FACTORS
+from vae_research.runs.cli.errors import UsageError
+
+# A code is divided into so many bins, each of which needs a row.
+_LEAST_ROWS = 20
+
+
+def refuse_without_factors(data: Data) -> None:
+    """Raises UsageError unless codes of these data can be compared with factors."""
+    if data.factors is None:
+        there = ", ".join(data.names) or "none"
+        raise UsageError(
+            f"--disentanglement compares codes with known factors, and {data.name} has none "
+            f"(further arrays: {there}). Factors are an array of this name of integers from 0, "
+            '[n, k]: {"inputs": images, "factors": numbers}.'
+        )
+    for split in (data.validation, data.test):
+        if len(split) < _LEAST_ROWS:
+            raise UsageError(
+                f"--disentanglement needs {_LEAST_ROWS} {split.name} examples, and {data.name} has "
+                f"{len(split)}."
+            )
+        if not np.ptp(split.arrays[FACTORS][:], axis=0).any():
+            raise UsageError(
+                f"--disentanglement: every factor of {data.name} has the same value in all "
+                f"{len(split):,} {split.name} examples."
+            )
+    if importlib.util.find_spec("sklearn") is None:
+        raise UsageError(
+            "--disentanglement needs scikit-learn: pip install 'vae_research[disentanglement]'."
+        )
