@@ -11,6 +11,9 @@ import numpy as np
 
 from vae_research.extras import require
 
+# The beginning of the names of scores of disentanglement in metrics.jsonl.
+_SCORES = "validation/disentanglement/"
+
 
 def encode_png(picture: np.ndarray, *, compression: int = -1) -> bytes:
     """Returns a picture as the bytes of an 8-bit PNG file.
@@ -144,26 +147,40 @@ def save_bars(
 def save_curves(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes the curves of reconstruction, KL divergence and ELBO, or of the loss, by epoch.
 
+    Scores of disentanglement are further curves, of the epochs that have them.
+
     Args:
         path: the file, PNG, SVG or PDF.
         records: the lines of metrics.jsonl, parsed.
     """
     names = [name for name in ("reconstruction", "kl", "elbo") if f"train/{name}" in records[0]]
     names = names if "elbo" in names else ["loss"]
-    canvas, plots = make_canvas(4 * len(names), 3.2, len(names))
-    epochs = [record["epoch"] for record in records]
-    for plot, name in zip(np.ravel(plots), names, strict=True):
+    scores = dict.fromkeys(key for each in records for key in each if key.startswith(_SCORES))
+    canvas, plots = make_canvas(4 * (len(names) + bool(scores)), 3.2, len(names) + bool(scores))
+    for plot, name in zip(np.ravel(plots), names, strict=False):
         for split, style in (("train", "C0-"), ("validation", "C1--")):
             if f"{split}/{name}" in records[0]:
-                values = [record[f"{split}/{name}"] for record in records]
-                plot.plot(epochs, values, style, marker="o", markersize=3, label=split)
+                _curve(plot, records, f"{split}/{name}", style, split)
         plot.set_title({"kl": "KL divergence", "elbo": "ELBO"}.get(name, name))
-        plot.set_xlabel("epoch")
         plot.set_ylabel("nats per example")
+    for at, name in enumerate(scores):
+        plot = np.ravel(plots)[-1]
+        _curve(plot, records, name, f"C{at}--", name.removeprefix(_SCORES))
+        plot.set_title("disentanglement, validation")
+    for plot in np.ravel(plots):
+        plot.set_xlabel("epoch")
         plot.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         plot.grid(alpha=0.3)
         plot.legend()
     save_canvas(canvas, path, dpi=120)
+
+
+def _curve(
+    plot: Any, records: Sequence[Mapping[str, Any]], name: str, style: str, label: str
+) -> None:
+    there = [record for record in records if name in record]
+    epochs, values = [each["epoch"] for each in there], [each[name] for each in there]
+    plot.plot(epochs, values, style, marker="o", markersize=3, label=label)
 
 
 def make_canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:

@@ -19,6 +19,8 @@ from vae_research.model import VAE
 
 # Rows of the heat map: those codes that say most about some factor.
 _ROWS = 40
+# With more codes, the only score after an epoch is MIG.
+_CODES = 64
 
 HEAT_MAP = (
     "Mutual information between codes (rows) and factors (columns) in nats, of codes in equally "
@@ -34,9 +36,10 @@ TRAVERSALS = (
 class Disentanglement(keras.callbacks.Callback):
     """Compares the codes of validation data with the known factors of these data.
 
-    The scores that are fast to compute (`factor_scores.FAST`) are added to the logs of the epoch, as
-    `val_disentanglement/mig` and so on: Keras' history, `Scalars` (tag `disentanglement/mig` under
-    `validation`) and `MetricsFile` have them if they come later in the list of callbacks.
+    The scores that are fast to compute, MIG, SAP and that of FactorVAE (of more than 64 codes MIG
+    alone), are added to the logs of the epoch, as `val_disentanglement/mig` and so on: Keras'
+    history, `Scalars` (tag `disentanglement/mig` under `validation`) and `MetricsFile` have them if
+    they come later in the list of callbacks.
 
     Pictures in TensorBoard, under `validation`:
 
@@ -95,8 +98,15 @@ class Disentanglement(keras.callbacks.Callback):
         model, step = self.model, self.model.step
         with model.averaging.averages():
             codes = encode_data(model, self.data, rows=self.rows).codes
-        labels = model.code_layout.full_labels
-        self.scores = found = factor_scores(codes, self.factors, labels, self.names, metrics=FAST)
+        few = codes.shape[1] <= _CODES
+        self.scores = found = factor_scores(
+            codes,
+            self.factors,
+            model.code_layout.full_labels,
+            self.names,
+            metrics=FAST if few else {"mig": FAST["mig"]},
+            repeats=1,
+        )
         if logs is not None:
             logs |= {
                 f"val_disentanglement/{name}": each.value for name, each in found.figures.items()
@@ -117,15 +127,9 @@ class Disentanglement(keras.callbacks.Callback):
 
 def heat_map(scores: FactorScores) -> np.ndarray:
     """Returns a picture of the mutual information of codes and factors, with names and a scale."""
-    rows = np.arange(len(scores.codes))
-    if len(rows) > _ROWS:
-        rows = np.sort(np.argsort(-scores.information.max(axis=1), kind="stable")[:_ROWS])
-    heads = [
-        f"{name}\nH {entropy:.2f}"
-        for name, entropy in zip(scores.factors, scores.entropies, strict=True)
-    ]
-    labels = [scores.codes[row] for row in rows]
-    return heat_table(scores.information[rows], labels, heads, "nats")
+    codes = scores.most_informative(_ROWS)
+    labels = [scores.codes[code] for code in codes]
+    return heat_table(scores.information[codes], labels, scores.heads, "nats")
 
 
 def factor_traversals(model: VAE, pictures: Pictures, scores: FactorScores) -> np.ndarray:

@@ -6,8 +6,12 @@ FITTED = "_fitted_prior"
 # Figures that say how good an estimate or a code is, and not how good the model.
 DIAGNOSTICS = ("active_units", "effective_sample_size", "large_pareto_k")
 
-# Scores of disentanglement among the figures.
-SCORES = ("mig",)
+# Scores of disentanglement among the figures; the first three stand for the others.
+SCORES = (
+    *("mig", "dci_disentanglement", "factor_vae_score"),
+    *("dci_completeness", "dci_informativeness", "sap", "beta_vae_score"),
+    *("modularity", "explicitness", "infom", "infoe", "infoc"),
+)
 
 
 def tag_of(name: str) -> str:

@@ -7,24 +7,78 @@ a run writes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from vae_research.disentanglement import Score, mig, mutual_information
-from vae_research.disentanglement.information import entropies
+from vae_research.disentanglement import (
+    RowSampler,
+    Score,
+    beta_vae_score,
+    dci,
+    factor_vae_score,
+    infomec,
+    mig,
+    modularity_explicitness,
+    mutual_information,
+    sap,
+)
+from vae_research.disentanglement.information import BINS, entropies
 from vae_research.evaluation.estimates import Estimate
 
-Metric: TypeAlias = Callable[..., "Score | Mapping[str, Score]"]
-"""From codes `[n, d]`, factors `[n, k]` and `seed=` to a score, or to scores by name."""
+Scores: TypeAlias = Mapping[str, Score]
+Metric: TypeAlias = Callable[[np.ndarray, np.ndarray, int, int], Scores]
+"""From codes `[n, d]`, factors `[n, k]`, a seed and a number of repeats to scores by name."""
 
-METRICS: dict[str, Metric] = {"mig": mig}
-"""All metrics of codes and factors, by the name of their test figure."""
 
-FAST: dict[str, Metric] = {"mig": functools.partial(mig, repeats=1)}
-"""Those that take well under a second of 10 000 rows: curves during training are of these."""
+def _mig(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
+    return {"mig": mig(codes, factors, seed=seed, repeats=repeats)}
+
+
+def _sap(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
+    return {"sap": sap(codes, factors, seed=seed, repeats=repeats)}
+
+
+def _factor_vae(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
+    sampler = RowSampler(codes, factors)
+    return {"factor_vae_score": factor_vae_score(sampler, seed=seed, repeats=repeats)}
+
+
+def _beta_vae(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
+    sampler = RowSampler(codes, factors)
+    return {"beta_vae_score": beta_vae_score(sampler, seed=seed, repeats=repeats)}
+
+
+def _dci(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
+    found = dci(codes, factors, seed=seed, repeats=repeats)
+    return {f"dci_{name}": score for name, score in found.items()}
+
+
+def _modularity(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
+    return modularity_explicitness(codes, factors, seed=seed, repeats=repeats)
+
+
+def _infomec(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
+    discrete = all(len(np.unique(code)) <= BINS for code in codes.T)
+    return infomec(codes, factors, discrete=discrete, seed=seed, repeats=repeats)
+
+
+FAST: dict[str, Metric] = {"mig": _mig, "sap": _sap, "factor_vae_score": _factor_vae}
+"""Of 10 000 rows, 10 codes and 5 factors without repeats they took half a second of one core."""
+
+METRICS: dict[str, Metric] = {
+    **FAST,
+    "beta_vae_score": _beta_vae,
+    "modularity_explicitness": _modularity,
+    "infomec": _infomec,
+    "dci": _dci,
+}
+"""All of them; the last three took a minute of one core. Classifiers of scikit-learn."""
+
+# Their time grows with the number of codes: with more they are left out.
+_MOST_CODES = {"dci": 64, "infomec": 64}
+_REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +100,17 @@ class FactorScores:
     codes: list[str]
     factors: list[str]
     notes: list[str]
+
+    @property
+    def heads(self) -> list[str]:
+        """The heads of a table of mutual information: each factor above its entropy in nats."""
+        pairs = zip(self.factors, self.entropies, strict=True)
+        return [f"{name}\nH {entropy:.2f}" for name, entropy in pairs]
+
+    def most_informative(self, count: int) -> np.ndarray:
+        """Returns the numbers of the codes that say most about some factor, in order."""
+        most = np.argsort(-self.information.max(axis=1), kind="stable")[:count]
+        return np.sort(most)
 
     def label(self, codes: Sequence[int]) -> str:
         """Returns a label of a code, or of those of a one-hot variable: the factor that it follows.
@@ -76,8 +141,9 @@ def factor_scores(
     code_names: Sequence[str],
     factor_names: Sequence[str],
     *,
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Mapping[str, Metric] = METRICS,
     seed: int = 0,
+    repeats: int = _REPEATS,
     between_metrics: Callable[[], None] | None = None,
 ) -> FactorScores:
     """Returns the scores of codes.
@@ -89,37 +155,55 @@ def factor_scores(
         codes: `[rows, codes]`.
         factors: `[rows, factors]` integers. Those with a single value are left out.
         code_names, factor_names: of the columns.
-        metrics: from codes, factors and a seed to a score, or to scores by name; by default all.
+        metrics: some of `METRICS`.
         seed: of what is drawn, such as the groups of rows for a standard error.
+        repeats: disjoint groups of rows for standard errors; 1 for none.
         between_metrics: called before each of them; it may raise to end the evaluation.
     """
     varies = np.ptp(factors, axis=0) > 0
-    factors = factors[:, varies]
     names = [name for name, used in zip(factor_names, varies, strict=True) if used]
+    constant = [name for name in factor_names if name not in names]
+    factors, count = factors[:, varies], codes.shape[1]
+    figures: dict[str, Estimate] = {}
     notes = []
-    if not varies.all():
-        constant = [name for name, used in zip(factor_names, varies, strict=True) if not used]
-        notes.append(
-            f"Scores of disentanglement are without {', '.join(constant)}, which has one value in "
-            f"the {len(factors):,} examples."
-        )
-    figures = {}
-    for name, metric in (METRICS if metrics is None else metrics).items():
+    for name, metric in metrics.items():
         if between_metrics is not None:
             between_metrics()
+        if count > (most := _MOST_CODES.get(name, count)):
+            notes.append(f"{name} is left out: it takes too long of {count} codes, over {most}.")
+            continue
         try:
-            found = metric(codes, factors, seed=seed)
+            found = metric(codes, factors, seed, repeats)
         except ValueError as error:
             notes.append(f"{name} is left out: {error}")
             continue
-        parts = {name: found} if isinstance(found, Score) else found
-        figures |= {part: _estimate(score) for part, score in parts.items()}
+        figures |= {part: _estimate(score) for part, score in found.items()}
     try:
         information = mutual_information(codes, factors)
     except ValueError:  # of which every metric has a note
-        information = np.full([len(code_names), len(names)], np.nan)
+        information = np.full([count, len(names)], np.nan)
+    about = [_note(codes, factors, names, constant, repeats)] if figures else []
     return FactorScores(
-        figures, information, entropies(factors), list(code_names), names, notes
+        figures, information, entropies(factors), list(code_names), names, [*about, *notes]
+    )
+
+
+def _note(
+    codes: np.ndarray,
+    factors: np.ndarray,
+    names: Sequence[str],
+    constant: Sequence[str],
+    repeats: int,
+) -> str:
+    """Returns of what the scores are, and by how much mutual information is too large at most."""
+    values = max(len(np.unique(factor)) for factor in factors.T)
+    bias = (BINS - 1) * (values - 1) / (2 * len(codes))  # see `mutual_information`
+    left_out = f" ({', '.join(constant)}: one value only)" if constant else ""
+    errors = f"; standard errors are over {repeats} groups of them" if repeats > 1 else ""
+    return (
+        f"Scores of disentanglement compare codes without noise with {', '.join(names)}{left_out}, "
+        f"of {len(codes):,} examples{errors}. Mutual information of so many is up to {bias:.2f} "
+        "nats too large."
     )
 
 

@@ -232,15 +232,22 @@ def define_standard_flags() -> None:
     define_boolean(
         "disentanglement",
         False,
-        "compare the codes of data with known factors with these: scores (MIG, DCI and others) among "
-        "the test figures, curves, a heat map and traversals; needs scikit-learn",
+        "compare codes with the known factors of the data: scores (MIG, DCI and others) among the "
+        "test figures, curves, a heat map and traversals; needs scikit-learn",
         may_change=True,
     )
     define_integer(
         "disentanglement_every_epochs",
         1,
-        "epochs between the points of these curves; each encodes at most 10 000 validation examples",
+        "epochs between the points of its curves",
         minimum=1,
+        may_change=True,
+    )
+    define_integer(
+        "disentanglement_examples",
+        10_000,
+        "validation and test examples that it encodes and compares, at most",
+        minimum=20,
         may_change=True,
     )
     sections.append("What is computed how")

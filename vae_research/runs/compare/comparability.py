@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vae_research.evaluation import SCORES
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.compare.records import Record, Scalar
 
@@ -26,10 +27,9 @@ _LIKELIHOOD = {
     "likelihood/note": "the note on the likelihood",
 }
 _TARGET = {"likelihood/measure": "what the likelihood is of,"}
-_EVALUATION = {
-    "evaluation/importance_samples": "--importance_samples",
-    "evaluation/seed": "--evaluation_seed",
-}
+_SEED = {"evaluation/seed": "--evaluation_seed"}
+_OF_SCORES = {"evaluation/factor_examples": "--disentanglement_examples", **_SEED}
+_EVALUATION = {"evaluation/importance_samples": "--importance_samples", **_SEED}
 _BITS, _STORED = "bits_per_dimension_", "_in_stored_units"
 # The logarithm of a mean over draws is the larger, the more draws there are; a mean is not.
 _OF_DRAWS = "bits_per_dimension_nll_of_levels"
@@ -50,7 +50,7 @@ def difference_between(
     """Returns in words why some test figures of two runs do not compare, None if they do.
 
     Bits per dimension are those of the stored values, whatever likelihood and scaling a model has;
-    figures in stored units are of any scaling.
+    figures in stored units are of any scaling, scores of disentanglement of any likelihood, too.
     """
     names = _compared(figures)
     units = [f"units/{figure}" for figure in figures]
@@ -68,6 +68,8 @@ def difference_between(
 
 def _compared(figures: Sequence[str]) -> dict[str, str]:
     """Returns what the runs with these figures must have in common, in words by key."""
+    if figures and all(figure in SCORES for figure in figures):  # whatever the likelihood is
+        return {**_DATA, **_OF_SCORES}
     in_nats = [figure for figure in figures if not figure.startswith(_BITS)]
     in_units_of_model = any(not figure.endswith(_STORED) for figure in in_nats)
     return {
@@ -75,6 +77,7 @@ def _compared(figures: Sequence[str]) -> dict[str, str]:
         **(_UNIT if in_units_of_model else {}),
         **(_LIKELIHOOD if in_nats else _TARGET),
         **_EVALUATION,
+        **(_OF_SCORES if any(figure in SCORES for figure in figures) else {}),
         **(_DRAWS if _OF_DRAWS in figures else {}),
     }
 

@@ -22,7 +22,7 @@ _OF_SUMMARY = (
     *("stopped_early", "best_epoch", "seconds", "images_per_second", "effective_beta"),
     *("parameters", "weights_sha256", "reproducibility"),
 )
-_OF_EVALUATION = ("importance_samples", "seed", "dequantize_draws")
+_OF_EVALUATION = ("importance_samples", "seed", "dequantize_draws", "factor_examples")
 _ESTIMATE = {
     "value": (*NUMBER, type(None)),
     "standard_error": (*NUMBER, type(None)),
@@ -33,7 +33,12 @@ _SCHEMA = {
     "steps": int,
     "seconds": NUMBER,
     "notes": [str],
-    "evaluation": {"importance_samples": int, "seed?": int, "dequantize_draws?": int},
+    "evaluation": {
+        "importance_samples": int,
+        "seed?": int,
+        "dequantize_draws?": int,
+        "factor_examples?": int,
+    },
     "units?": {str: str},
     "test": {str: _ESTIMATE},
 }

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vae_research.evaluation import SCORES
 from vae_research.evaluation.replicates import PairedBySeed, holm, mean_interval, paired_by_seed
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.compare.formats import Cell, Column, Measured, Table
@@ -20,10 +21,11 @@ from vae_research.runs.compare.settings import (
 from vae_research.settings import did_you_mean
 
 # Of the test figures, those that a table shows if it is not asked for others.
-_USUAL = ("negative_log_likelihood", "elbo", "kl", "active_units")
+_USUAL = ("negative_log_likelihood", "elbo", "kl", "active_units", *SCORES[:3])
 _SHORT = {"negative_log_likelihood": "NLL", "elbo": "ELBO", "kl": "KL"}
+_SHORT |= {"mig": "MIG", "dci_disentanglement": "DCI disentanglement", "sap": "SAP"}
 _SMALLEST_P = 1e-12  # it is 1 minus a probability, whose last digit is 1e-16
-_LARGER_IS_BETTER = ("elbo", "importance_weighted_bound")
+_LARGER_IS_BETTER = ("elbo", "importance_weighted_bound", *SCORES)
 
 
 def figures_of(records: Sequence[Record], wanted: Sequence[str] | None) -> list[str]:
@@ -68,6 +70,8 @@ def table_of_runs(
         cells = [_with_standard_error(run, figure) for run in records]
         columns.append(_column_of(figure, cells, records, "standard_error"))
     notes = ["+- is the standard error of the mean over test examples."]
+    if any(figure in SCORES for figure in figures):
+        notes.append("That of a score of disentanglement is over groups of test examples.")
     if baseline is not None and difference is not None:
         found = [
             (None, None) if run is baseline else difference(run, baseline, figures[0])

@@ -21,7 +21,13 @@ _CAPTIONS = {
     "reconstructions": "Test images (odd rows) above their reconstructions (even rows).",
     "samples": "Images decoded from codes of the prior.",
     "samples_fitted_prior": "Images decoded from codes of the prior that was fitted afterwards.",
+    directory.INFORMATION: "Mutual information of codes (rows) and factors (columns) of test data, "
+    "nats; H is the entropy of a factor.",
+    directory.TRAVERSED: "A row for each code, which moves while the others stay, and the factor "
+    "of the largest mutual information with it.",
 }
+# Pictures that are no tiles of small images, and are shown in their own size.
+_NO_TILES = ("curves", directory.INFORMATION, directory.TRAVERSED)
 # They say where and how a run is trained, and not what.
 _OF_THE_PLACE = ("run_dir", "resume", "verbose", "debug", "dry_run", "name", "note")
 
@@ -98,12 +104,12 @@ def _curves_and_pictures(run_dir: Path, records: Sequence[Mapping[str, Any]]) ->
     shown = []
     for path in sorted((run_dir / "figures").glob("*.png")):
         caption = _CAPTIONS.get(path.stem, path.stem.replace("_", " "))
-        kind = "" if path.stem == "curves" else "pixels"
+        kind = "" if path.stem in _NO_TILES else "pixels"
         shown.append(html.picture(path, caption, kind))
     every = -(-len(records) // _EPOCHS_SHOWN) or 1
     chosen = [*records[: len(records) - 1 : every], *records[-1:]]
     names = list(dict.fromkeys(key for each in chosen for key in each))
-    rows = [[_number(each.get(name)) for name in names] for each in chosen]
+    rows = [[_number(each[name]) if name in each else "" for name in names] for each in chosen]
     title = "Figures by epoch" if every == 1 else f"Figures of every {every}th epoch"
     return [
         html.text("Curves and pictures", "h2"),

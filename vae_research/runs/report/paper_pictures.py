@@ -12,18 +12,27 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vae_research.callbacks.disentanglement import traversals_and_labels
 from vae_research.callbacks.inference import Inference
 from vae_research.callbacks.pictures import Pictures, conditions_of, deviations, sampled
 from vae_research.callbacks.tensorboard.drawing import tile
+from vae_research.evaluation.factor_scores import FactorScores
 from vae_research.plots import make_canvas, save_canvas
 from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.session import directory
+from vae_research.runs.session.disentanglement import score_split
+from vae_research.runs.session.factors import refuse_without_factors
 from vae_research.runs.session.loading import Run
 
-PICTURES = ("samples", "reconstructions", "traversals")
+PICTURES = (
+    *("samples", "reconstructions", "traversals"),
+    *(directory.TRAVERSED, directory.INFORMATION),
+)
 # Test examples that decide which latent dimensions are used most.
 _EXAMPLES = 500
 _CELL = 0.62  # inches, the width of an image
 _STEPS, _FRAMES, _MILLISECONDS = 7, 25, 80  # of a traversal: still, moving, and of each frame
+_ROWS = 40  # of the heat map
 _MOVING, _SIDE_BY_SIDE = 10, 5  # dimensions in an animation, and in a row of it
 
 
@@ -39,6 +48,13 @@ def save_picture(run: Run, name: str, path: Path, columns: int) -> None:
     Raises:
         UsageError: the run has no such picture.
     """
+    scores = None
+    if name in (directory.TRAVERSED, directory.INFORMATION):
+        refuse_without_factors(run.data, name)
+        scores = score_split(run.model, run.data, run.data.test, run.names, metrics={})
+    if scores is not None and name == directory.INFORMATION:
+        save_canvas(_heat_map(scores), path)
+        return
     if not run.data.is_image:
         raise UsageError(f"the data of {run.path} are no images: there are only curves.")
     if name == "samples":
@@ -52,6 +68,13 @@ def save_picture(run: Run, name: str, path: Path, columns: int) -> None:
     images = pictures.images_of(run.model)
     if name == "reconstructions":
         save_canvas(_reconstructions(pictures.images, images["reconstructed"], columns), path)
+        return
+    if scores is not None:
+        rows, labels = traversals_and_labels(run.model, pictures, scores)
+        title = "Traversals, and the factor of the largest mutual information"
+        canvas = _grid(rows, labels, [], title)
+        canvas.axes[0].set_anchor("W")  # beside labels that are longer than those of others
+        save_canvas(canvas, path)
         return
     if "traversals" not in images:
         raise UsageError(f"all latents of {run.path} are discrete: no dimension can be traversed.")
@@ -82,6 +105,25 @@ def _reconstructions(originals: np.ndarray, reconstructed: np.ndarray, columns: 
         rows += [originals[part], reconstructed[part]]
         labels += ["x", "mean of p(x|z)"]
     return _grid(rows, labels, [], "Test images and their reconstructions")
+
+
+def _heat_map(scores: FactorScores) -> Any:
+    """Draws the mutual information of codes and factors, those codes that say most."""
+    codes = scores.most_informative(_ROWS)
+    values, heads = scores.information[codes], scores.heads
+    wide = 1.1 + max(0.095 * len(line) for head in heads for line in head.split("\n")) * len(heads)
+    canvas, axes = make_canvas(max(wide, 4.5), 1.1 + 0.24 * len(codes))
+    image = axes.imshow(values, cmap="inferno", vmin=0.0, aspect="auto", interpolation="nearest")
+    for row, column in np.ndindex(*values.shape):
+        ink = "black" if values[row, column] > 0.6 * np.nanmax(values) else "white"
+        number = f"{values[row, column]:.2f}"
+        axes.text(column, row, number, ha="center", va="center", color=ink, fontsize=8)
+    axes.set_xticks(range(len(heads)), heads)
+    axes.set_yticks(range(len(codes)), [scores.codes[code] for code in codes])
+    axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    canvas.colorbar(image, label="mutual information, nats")
+    return canvas
 
 
 def _labels(run: Run, pictures: Pictures) -> list[str]:

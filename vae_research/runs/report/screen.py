@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vae_research.checkpoints import Checkpoint
 from vae_research.data import Data
-from vae_research.evaluation import FITTED
+from vae_research.evaluation import FITTED, SCORES
 
 if TYPE_CHECKING:
     from vae_research.evaluation.estimates import Estimate
@@ -117,7 +117,7 @@ def print_figures(
     """
     for name, figure in figures.items():
         unit = units[name]
-        digits = 4 if unit == _BITS else 2
+        digits = 4 if unit == _BITS or name in SCORES else 2
         value, error = f"{figure.value:9.{digits}f}", ""
         if figure.standard_error is not None:
             error = f" +- {figure.standard_error:.{digits}f}"

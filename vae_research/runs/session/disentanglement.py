@@ -1,8 +1,8 @@
-"""`--disentanglement`: the codes of a run beside the known factors of its data. Imports TensorFlow."""
+"""`--disentanglement`: codes of a run beside the factors of its data. Imports TensorFlow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vae_research.callbacks.disentanglement import (
@@ -19,20 +19,20 @@ from vae_research.data import Data
 from vae_research.data.split import Split
 from vae_research.evaluation import tag_of
 from vae_research.evaluation.encoding import encode_data, some_rows
-from vae_research.evaluation.factor_scores import FactorScores, factor_scores
+from vae_research.evaluation.factor_scores import METRICS, FactorScores, Metric, factor_scores
 from vae_research.model import VAE
 from vae_research.plots import encode_png
 from vae_research.runs.session import directory
 from vae_research.state import weights_sha256
 
 EXAMPLES = 10_000
-"""Rows of a split whose codes are compared with their factors, at most."""
+"""Rows of a split whose codes are compared with their factors, at most, by default."""
 
 _DECODED = 500  # images that decide which codes are used most, and the first of which is traversed
 
 
 def disentanglement_callback(
-    data: Data, names: Sequence[str], run_dir: Path, every_epochs: int
+    data: Data, names: Sequence[str], run_dir: Path, every_epochs: int, examples: int
 ) -> Disentanglement:
     """Returns what makes curves and pictures of the validation data during training.
 
@@ -41,6 +41,7 @@ def disentanglement_callback(
         names: the further arrays that the model reads.
         run_dir: the run directory.
         every_epochs: interval.
+        examples: that are compared, at most.
     """
     split = data.validation
     assert data.factors is not None
@@ -50,7 +51,7 @@ def disentanglement_callback(
         split.arrays["factors"],
         data.factors.names,
         every_epochs=every_epochs,
-        examples=EXAMPLES,
+        examples=examples,
         pictures=_pictures(run_dir, data, split, names),
     )
 
@@ -61,11 +62,13 @@ def score_split(
     split: Split,
     names: Sequence[str],
     *,
+    metrics: Mapping[str, Metric] = METRICS,
+    examples: int = EXAMPLES,
     seed: int = 0,
     between_calls: Callable[[], None] | None = None,
 ) -> FactorScores:
-    """Returns all scores of a model on a split of data that have factors."""
-    rows = some_rows(len(split), EXAMPLES)
+    """Returns the scores of a model on a split of data that have factors; all by default."""
+    rows = some_rows(len(split), examples)
     found = encode_data(
         model, split.tensors_by_block(names), rows=rows, between_calls=between_calls
     )
@@ -75,6 +78,7 @@ def score_split(
         split.arrays["factors"][rows],
         model.code_layout.full_labels,
         data.factors.names,
+        metrics=metrics,
         seed=seed,
         between_metrics=between_calls,
     )

@@ -14,27 +14,32 @@ from vae_research.runs.cli.errors import UsageError
 _LEAST_ROWS = 20
 
 
-def refuse_without_factors(data: Data) -> None:
-    """Raises UsageError unless codes of these data can be compared with factors."""
+def refuse_without_factors(data: Data, asked: str = "--disentanglement") -> None:
+    """Raises UsageError unless codes of these data can be compared with factors.
+
+    Args:
+        data: of a run.
+        asked: what was asked for, for messages.
+    """
     if data.factors is None:
         there = ", ".join(data.names) or "none"
         raise UsageError(
-            f"--disentanglement compares codes with known factors, and {data.name} has none "
+            f"{asked} compares codes with known factors, and {data.name} has none "
             f"(further arrays: {there}). Factors are an array of this name of integers from 0, "
             '[n, k]: {"inputs": images, "factors": numbers}.'
         )
     for split in (data.validation, data.test):
         if len(split) < _LEAST_ROWS:
             raise UsageError(
-                f"--disentanglement needs {_LEAST_ROWS} {split.name} examples, and {data.name} has "
+                f"{asked} needs {_LEAST_ROWS} {split.name} examples, and {data.name} has "
                 f"{len(split)}."
             )
         if not np.ptp(split.arrays[FACTORS][:], axis=0).any():
             raise UsageError(
-                f"--disentanglement: every factor of {data.name} has the same value in all "
+                f"{asked}: every factor of {data.name} has the same value in all "
                 f"{len(split):,} {split.name} examples."
             )
     if importlib.util.find_spec("sklearn") is None:
         raise UsageError(
-            "--disentanglement needs scikit-learn: pip install 'vae_research[disentanglement]'."
+            f"{asked} needs scikit-learn: pip install 'vae_research[disentanglement]'."
         )

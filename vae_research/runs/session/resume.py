@@ -87,11 +87,12 @@ def evaluation(config: Config, read: Collection[str], source: str | None) -> dic
         source: the name of the folder of the kept source.
     """
     own = {name: value for name, value in _own(config).items() if name in read}
+    scores = {"factor_examples": config.disentanglement_examples} if config.disentanglement else {}
     return {
         "importance_samples": config.importance_samples,
         "seed": config.evaluation_seed,
         "dequantize_draws": config.dequantize_draws,
-        **({"disentanglement": True} if config.disentanglement else {}),
+        **scores,
         "flags": directory.as_plain(own),
         "source": source,
     }

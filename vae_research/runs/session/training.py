@@ -438,7 +438,8 @@ class Session:
         from vae_research.runs.session.disentanglement import disentanglement_callback
 
         every = self.config.disentanglement_every_epochs
-        return [disentanglement_callback(self.data, self.names, self.run_dir, every)]
+        examples = self.config.disentanglement_examples
+        return [disentanglement_callback(self.data, self.names, self.run_dir, every, examples)]
 
     def fit_prior(self) -> None:
         """Fits the experiment's prior to the codes of the trained model, if it has one.
@@ -520,6 +521,7 @@ class Session:
             self.data,
             self.data.test,
             self.names,
+            examples=self.config.disentanglement_examples,
             seed=self.config.evaluation_seed,
             between_calls=signals.raise_if_received,
         )

@@ -1,13 +1,17 @@
-"""Bounds of log p(x) of a trained model by annealed importance sampling.
+"""Bounds of log p(x) of a trained model by annealed importance sampling, or its codes and factors.
 
     scripts/evaluate RUN --ais
+    scripts/evaluate RUN --disentanglement
 
-Of test images it is a lower bound, beside the one of importance sampling; of images that the model
-has made, a lower and an upper one (bidirectional Monte Carlo). A state is saved every few seconds
-in RUN/annealing: the same command resumes an interrupted evaluation bit for bit, and prints the
-figures of a finished one. They are in RUN/annealing.json, and are of the newest intact checkpoint;
-figures of other weights are removed from there. If the run has fitted a prior with a density,
-that is the p(z) of the figures, instead of the model's own.
+With --ais: of test images it is a lower bound, beside the one of importance sampling; of images
+that the model has made, a lower and an upper one (bidirectional Monte Carlo). A state is saved
+every few seconds in RUN/annealing: the same command resumes an interrupted evaluation bit for bit,
+and prints the figures of a finished one. They are in RUN/annealing.json, and are of the newest
+intact checkpoint; figures of other weights are removed from there. If the run has fitted a prior
+with a density, that is the p(z) of the figures, instead of the model's own.
+
+With --disentanglement: scores of the codes of the test data beside the known factors of these data,
+as a run with the flag of this name has them, in RUN/disentanglement.json.
 """
 
 from __future__ import annotations
@@ -71,10 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with streams.tolerate_closed_streams():
         try:
             signals.listen()
-            return exit_code_of("evaluate", lambda: evaluate(_parsed(arguments)))
+            return exit_code_of("evaluate", lambda: _dispatch(_parsed(arguments)))
         except KeyboardInterrupt:
             print("evaluate: interrupted; the same command resumes it.", file=sys.stderr)
             return 130
+
+
+def _dispatch(settings: argparse.Namespace) -> None:
+    if settings.disentanglement:
+        from vae_research.runs.tools.evaluate_factors import evaluate_factors
+
+        evaluate_factors(settings.run, settings.seed)
+    else:
+        evaluate(settings)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,6 +103,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", metavar="RUN", help="the run directory")
     parser.add_argument("--ais", action="store_true", help="annealed importance sampling")
+    parser.add_argument("--disentanglement", action="store_true", help="codes beside known factors")
     parser.add_argument(
         "--data",
         choices=("both", _TEST, _SIMULATED),
@@ -106,8 +120,9 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
     parser.add_argument("--seed", type=int, default=0, help="of all noise (0)")
     found = parser.parse_args(arguments)
-    if not found.ais:
-        raise UsageError("nothing to evaluate: give --ais.")
+    if found.ais == found.disentanglement:
+        asked = "both are given" if found.ais else "nothing to evaluate"
+        raise UsageError(f"{asked}: give --ais or --disentanglement.")
     try:
         for name in ("images", "chains", "temperatures", "leapfrog_steps", "importance_samples"):
             checked_integer(f"--{name}", getattr(found, name), 1)

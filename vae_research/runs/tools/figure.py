@@ -1,8 +1,10 @@
 """Writes a picture of a run for a paper.
 
     scripts/figure RUN samples|reconstructions|traversals|curves [FLAGS]
+    scripts/figure RUN factor_traversals|mutual_information [FLAGS]
 
-Curves need no TensorFlow; the other pictures load the model.
+Curves need no TensorFlow; the other pictures load the model. The last two compare codes with the
+factors of the data, if these have any.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from vae_research.runs.cli.parsers import Number
 from vae_research.runs.cli.tools import choice, exit_code_of, parse
 from vae_research.runs.session import directory
 
-_PICTURES = ("samples", "reconstructions", "traversals", "curves")
+_PICTURES = (
+    *("samples", "reconstructions", "traversals", "curves"),
+    *(directory.TRAVERSED, directory.INFORMATION),
+)
 _FORMATS = (*(ending.removeprefix(".") for ending in ENDINGS), "gif")
 _FLAGS = {
     "format": f"{', '.join(_FORMATS)} (traversals, moving); default: the ending of --to, or png",
