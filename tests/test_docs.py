@@ -223,5 +223,5 @@ def make_lighter(few):
 if __name__ == "__main__":  # the process of a page
     if sys.argv[2:]:
         make_lighter(sys.argv[2])
-    names = {"__name__": "page"}
+    names = {"__name__": "__main__"}  # as in a notebook: flags belong to a module
     print(json.dumps([outcome(code, names) for code, _ in blocks(Path(sys.argv[1]))]))
