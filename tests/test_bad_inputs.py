@@ -91,8 +91,8 @@ if __name__ == "__main__":
 # Files that are not read, and a word of the lines that convert them.
 OTHER_KINDS = {
     "data.pkl": "pickle.load(",
-    "data.h5": "h5py.File(",
-    "data.hdf5": "h5py.File(",
+    "data.h5": "cannot be read as HDF5: ",
+    "data.hdf5": "cannot be read as HDF5: ",
     "data.zip": "shutil.unpack_archive(",
     "data.csv": "pandas.read_csv(",
     "data.parquet": "pandas.read_parquet(",

@@ -95,6 +95,11 @@ DIVERGENCES = ({"kl": full(0.0, ROWS, LATENT)}, {"kl": full(2.4e8, ROWS, LATENT)
 DENSITIES = tuple(
     {"log_posterior": full(v, ROWS), "log_prior": full(-v, ROWS)} for v in (1e9, -1e9)
 )
+CODES = tuple(
+    {"z": full(z, ROWS, LATENT), "z_log_var": full(log_var, ROWS, LATENT)}
+    for z in (1e4, -1e4)
+    for log_var in (-20.0, 20.0)
+)
 STEPS = tuple({"step": np.float32(step)} for step in (0.0, 1.0, 2.0**24, 1e9))
 
 
@@ -367,6 +372,23 @@ CASES = {
         shape=(),
         kl=uniform(ROWS, LATENT),
         step=np.float32(7.0),
+    ),
+    "TotalCorrelation": term(
+        "TotalCorrelation",
+        {"weight": 5.0},
+        CODES,
+        shape=(),
+        z=normal(ROWS, LATENT, seed=2),
+        z_mean=normal(ROWS, LATENT, seed=1),
+        z_log_var=normal(ROWS, LATENT, seed=3),
+    ),
+    "CovariancePenalty": term(
+        "CovariancePenalty",
+        {"of_samples": True, "diagonal": 2.0},
+        CODES,
+        shape=(),
+        z_mean=normal(ROWS, LATENT, seed=1),
+        z_log_var=normal(ROWS, LATENT, seed=3),
     ),
     "Commitment": term(
         "Commitment",

@@ -81,6 +81,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[2]} | {
 EXTRAS = {
     "disentanglement": {"sklearn": "scikit-learn"},
     "matlab": {"scipy": "scipy"},
+    "hdf5": {"h5py": "h5py"},
     "figures": {"matplotlib": "matplotlib", "sklearn": "scikit-learn"},
     "probability": {"tensorflow_probability": "tensorflow-probability"},
     "sweep": {"optuna": "optuna"},

@@ -116,6 +116,8 @@ if TYPE_CHECKING:
     )
     from vae_research.keras_losses.recipes import pixel_mean_terms as pixel_mean_terms
     from vae_research.keras_losses.report_losses import ReportLosses as ReportLosses
+    from vae_research.losses.aggregate import CovariancePenalty as CovariancePenalty
+    from vae_research.losses.aggregate import TotalCorrelation as TotalCorrelation
     from vae_research.losses.discrete import Categorical as Categorical
     from vae_research.losses.discrete import DiscretizedLogistic as DiscretizedLogistic
     from vae_research.losses.discrete import (
@@ -250,6 +252,7 @@ _MODULES = {
     ),
     "keras_losses.recipes": ("pixel_mean_terms",),
     "keras_losses.report_losses": ("ReportLosses",),
+    "losses.aggregate": ("CovariancePenalty", "TotalCorrelation"),
     "losses.divergence": ("CapacityKL", "FreeBits", "KLDivergence", "MonteCarloKL"),
     "losses.discrete": (
         "Categorical",

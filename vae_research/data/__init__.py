@@ -19,6 +19,7 @@ from vae_research.data.readers.idx import holds_idx, load_idx_folder
 from vae_research.data.readers.images import SUFFIXES
 from vae_research.data.readers.matlab import holds_matlab, load_matlab
 from vae_research.data.readers.mnist import load_fashion_mnist, load_mnist
+from vae_research.data.readers.published import HDF5_SUFFIXES, load_hdf5
 from vae_research.data.scaling import DEQUANTIZATIONS, one_of
 from vae_research.data.sprites import load_sprites
 
@@ -36,8 +37,8 @@ DATASETS = (*_GREY, *_SPRITES)
 """Names that `load_data` accepts besides paths."""
 
 _CANNOT_BE_STREAMED = (
-    "--stream: {} is read into memory; streamed are an .npy file, which numpy.save writes, and a "
-    "folder of images, and whatever a function of your own gives as Rows"
+    "--stream: {} is read into memory; streamed are an .npy file, which numpy.save writes, an .h5 "
+    "file, a folder of images, and whatever a function of your own gives as Rows"
 )
 
 _SAVE = "numpy.savez('data.npz', train={})"
@@ -46,8 +47,6 @@ _CONVERSIONS = {
     (".pkl", ".pickle"): "import numpy, pickle; found = pickle.load(open({path!r}, 'rb')); "
     + _SAVE.format("numpy.asarray(found)")
     + " (unpickling can run code: only files that you trust)",
-    (".h5", ".hdf5"): "import h5py, numpy; found = h5py.File({path!r}); "
-    + _SAVE.format("found['NAME'][:]"),
     (".zip",): "import shutil; shutil.unpack_archive({path!r}, 'folder'); then --dataset=./folder",
     (".csv", ".tsv"): "import numpy, pandas; found = pandas.read_csv({path!r}); "
     + _SAVE.format("found.to_numpy('float32')"),
@@ -74,9 +73,9 @@ def load_data(
 
     Args:
         name: "mnist" (embedded), "fashion_mnist", "sprites", "sprites_32" or "sprites_colour"
-            (rendered, see `sprites.load_sprites`), a path that ends in .npz, .npy or .mat, a folder
-            of idx files, of .amat or .mat files, or of images. A folder called mnist is written
-            ./mnist.
+            (rendered, see `sprites.load_sprites`), a path that ends in .npz, .npy, .mat or .h5, a
+            folder of idx files, of .amat or .mat files, or of images. A folder called mnist is
+            written ./mnist.
         rescale, binarize, kind: see `Data.from_arrays`; `kind` is for files of arrays.
         image_size, channels, bad_images, background: for a folder of images; see
             `folders.load_image_folder`.
@@ -140,6 +139,8 @@ def _as_stored(
         return load_npz(path, rescale, binarize, kind)
     if path.suffix.lower() == ".npy":
         return load_npy(path, rescale, binarize, kind, stream=stream)
+    if path.suffix.lower() in HDF5_SUFFIXES:
+        return load_hdf5(path, rescale, binarize, kind, stream)
     if path.suffix.lower() == ".amat" and path.is_file():
         raise DataError(f"{path} is the text of one split; give the folder of all: {path.parent}")
     is_mat = path.suffix.lower() == ".mat" and path.is_file()
@@ -152,8 +153,9 @@ def _as_stored(
     for suffixes, conversion in _CONVERSIONS.items():
         if path.suffix.lower() in suffixes and path.is_file():
             raise DataError(
-                f"{path}: {path.suffix} files are not read, only .npz, .npy and .mat, and folders "
-                f"of idx files, of .amat files or of images; {conversion.format(path=str(path))}"
+                f"{path}: {path.suffix} files are not read, only .npz, .npy, .mat and .h5, and "
+                "folders of idx files, of .amat files or of images; "
+                + conversion.format(path=str(path))
             )
     if stream:
         raise DataError(_CANNOT_BE_STREAMED.format(name))
@@ -163,5 +165,5 @@ def _as_stored(
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(
         f"data set {str(name)!r} does not exist; there are {', '.join(DATASETS)}, a path that ends "
-        f"in .npz, .npy or .mat, or a folder of idx files, .amat files or images{hint}"
+        f"in .npz, .npy, .mat or .h5, or a folder of idx files, .amat files or images{hint}"
     )

@@ -165,6 +165,24 @@ class Data:
         )
         return replace(self, train=train, validation=validation, test=test)
 
+    def with_train_rows(self, count: int) -> Data:
+        """This data set with the first `count` rows of its training split, at most all of them.
+
+        Values are rescaled as before. Sprites, and splits that were cut from one array of a file in
+        no order, have a fair sample of all rows there.
+
+        Raises:
+            ValueError: `count` is not positive.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+
+        def first(array: Any) -> Any:
+            return array.subset(slice(count)) if isinstance(array, Rows) else array[:count]
+
+        arrays = {name: first(array) for name, array in self.train.arrays.items()}
+        return replace(self, train=replace(self.train, raw=first(self.train.raw), arrays=arrays))
+
     def why_missing(self, name: str) -> str | None:
         """Why no model can read the further array `name`, or None if nothing is known of it."""
         if name in self.left_out:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from vae_research.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from vae_research.losses.aggregate import CovariancePenalty as CovariancePenalty
+    from vae_research.losses.aggregate import TotalCorrelation as TotalCorrelation
     from vae_research.losses.discrete import Categorical as Categorical
     from vae_research.losses.discrete import DiscretizedLogistic as DiscretizedLogistic
     from vae_research.losses.discrete import (
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from vae_research.losses.term import LossTerm as LossTerm
 
 _MODULES = {
+    "aggregate": ("CovariancePenalty", "TotalCorrelation"),
     "divergence": ("CapacityKL", "FreeBits", "KLDivergence", "MonteCarloKL"),
     "discrete": ("Categorical", "DiscretizedLogistic", "DiscretizedLogisticMixture", "Poisson"),
     "product": ("ProductLikelihood",),

@@ -17,6 +17,7 @@ import numpy as np
 from vae_research.data.checks import DataError
 from vae_research.data.dataset import Data
 from vae_research.data.readers.file_checks import fits, reason, refuse_too_large, regular_file
+from vae_research.data.readers.published import with_factors_of_dsprites
 from vae_research.data.sources import rows_of_array
 from vae_research.data.split_names import UNDERSTOOD, by_split, split_and_own_name
 
@@ -40,7 +41,8 @@ def load_npz(
     with labels or y. Missing splits are cut from train, see `Data.from_arrays`. Further arrays are
     called train_NAME, validation_NAME and test_NAME (or NAME_train and so on); in a file with one
     array of values, any other array with as many rows is one, under its own name. What cannot be
-    used is left out with a warning.
+    used is left out with a warning. The published file of dSprites is one of these; see
+    `published`.
 
     Args:
         path: of the file.
@@ -54,8 +56,9 @@ def load_npz(
     """
     splits, unused = read_npz_splits(path, memory_limit)
     name = Path(path).name
+    train, factors = with_factors_of_dsprites(splits["train"])
     data = Data.from_arrays(
-        splits["train"],
+        train,
         splits.get("validation"),
         splits.get("test"),
         rescale=rescale,
@@ -63,6 +66,7 @@ def load_npz(
         kind=kind,
         name=name,
         leave_out_unfit=True,
+        factors=factors,
     )
     if not unused:
         return data
