@@ -29,10 +29,10 @@ def dci(
     for factor j: the share of the fall of the loss in the splits on that code (Breiman et al.
     1984). Eastwood and Williams 2018 (openreview By-7dz-AZ), section 2:
 
-    - `disentanglement`: of code i, `1 - H_k(R_i1 ... R_ik)`, the entropy with base k of the row
+    - `dci_disentanglement`: of code i, `1 - H_k(R_i1 ... R_ik)`, the entropy with base k of the row
       divided by its sum; the mean over codes, weighted by the share of the row in all of R.
-    - `completeness`: of factor j, `1 - H_d(R_1j ... R_dj)`; the mean over factors.
-    - `informativeness`: the accuracy on rows that were not fitted, as in Locatello et al. 2019
+    - `dci_completeness`: of factor j, `1 - H_d(R_1j ... R_dj)`; the mean over factors.
+    - `dci_informativeness`: the accuracy on rows that were not fitted, as in Locatello et al. 2019
       (arXiv:1811.12359); the mean over factors. Chance is the share of the most frequent value.
 
     The trees are `GradientBoostingClassifier` of scikit-learn: depth 3, learning rate 0.1, one tree
@@ -72,9 +72,9 @@ def dci(
     per_code, weights = disentanglement_of_codes(importances)
     per_factor = completeness_of_factors(importances)
     found = {
-        "disentanglement": (per_code @ weights, {"per_code": per_code}),
-        "completeness": (per_factor.mean(), {"per_factor": per_factor}),
-        "informativeness": (accuracies.mean(), {"per_factor": accuracies}),
+        "dci_disentanglement": (per_code @ weights, {"per_code": per_code}),
+        "dci_completeness": (per_factor.mean(), {"per_factor": per_factor}),
+        "dci_informativeness": (accuracies.mean(), {"per_factor": accuracies}),
     }
     return {
         name: score(
@@ -113,9 +113,10 @@ def completeness_of_factors(importances: np.ndarray) -> np.ndarray:
 def _concentration(rows: np.ndarray) -> np.ndarray:
     """Returns one minus the entropy of each row, with its length as base; of an empty row 0."""
     totals = rows.sum(axis=1, keepdims=True)
-    shares = np.divide(rows, totals, out=np.full(rows.shape, 1.0 / rows.shape[1]), where=totals > 0)
+    shares = rows / np.where(totals > 0.0, totals, 1.0)
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0.0)
-    return np.clip(1.0 + (shares * logs).sum(axis=1) / np.log(rows.shape[1]), 0.0, 1.0)
+    concentration = 1.0 + (shares * logs).sum(axis=1) / np.log(rows.shape[1])
+    return np.where(totals[:, 0] > 0.0, np.clip(concentration, 0.0, 1.0), 0.0)
 
 
 def importances_and_accuracies(

@@ -30,12 +30,10 @@ def neighbour_information(feature: np.ndarray, labels: np.ndarray, neighbours: i
     for label in np.flatnonzero(counts > 1):
         rows = np.flatnonzero(labels == label)
         radius[rows] = _distances(feature[rows], min(neighbours, len(rows) - 1))
-    radius = np.nextafter(radius, 0.0)  # the k-th neighbour itself is not nearer
-    nearer = np.searchsorted(feature, feature + radius, side="right")
-    nearer -= np.searchsorted(feature, feature - radius, side="left")
+    nearer = _number_nearer(feature, radius)
     psi = _digamma(len(feature))
     known = psi[np.minimum(neighbours, counts[labels] - 1)] - psi[counts[labels]]
-    return max(0.0, float(psi[len(feature)] + np.mean(known - psi[np.maximum(nearer, 1)])))
+    return max(0.0, float(psi[len(feature)] + np.mean(known - psi[nearer])))
 
 
 def _distances(ordered: np.ndarray, neighbours: int) -> np.ndarray:
@@ -48,6 +46,23 @@ def _distances(ordered: np.ndarray, neighbours: int) -> np.ndarray:
         upper = ordered[neighbours:] - ordered[middle]
         nearest[middle] = np.minimum(nearest[middle], np.maximum(lower, upper))
     return nearest
+
+
+def _number_nearer(ordered: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Returns how many of `[n]` ordered numbers are nearer to each than its radius, with itself.
+
+    The neighbour at the radius is not nearer, though `x - radius` may be rounded to the other side
+    of it: the interval is taken a row too wide, and ends are moved by the distances themselves.
+    """
+    radius = np.maximum(radius, np.finfo(np.float64).tiny)  # of equal numbers 0
+    last = len(ordered) - 1
+    low = np.maximum(np.searchsorted(ordered, ordered - radius, side="left") - 1, 0)
+    while (outside := ordered - ordered[low] >= radius).any():
+        low += outside
+    high = np.minimum(np.searchsorted(ordered, ordered + radius, side="right"), last)
+    while (outside := ordered[high] - ordered >= radius).any():
+        high -= outside
+    return high - low + 1
 
 
 def _digamma(largest: int) -> np.ndarray:
