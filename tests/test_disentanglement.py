@@ -25,8 +25,8 @@ FACTORS = grid()
 IDENTITY = standardised(FACTORS)
 
 # Of the factors as codes. One class against the rest tells three values apart, of four or five the
-# two outermost; the second best code predicts one value: SAP is the mean of 1 - 1 / 3, 2 / 4 - 1 / 4
-# and 2 / 5 - 1 / 5. The weights of the Lasso are smaller by its penalty.
+# two outermost; the second best code predicts one value: SAP is the mean of 1 - 1 / 3,
+# 2 / 4 - 1 / 4 and 2 / 5 - 1 / 5. The weights of the Lasso are smaller by its penalty.
 LARGEST = {
     "mig": (1.0, 1e-9),
     "sap": (0.372, 0.03),
