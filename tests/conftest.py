@@ -65,15 +65,28 @@ def fast_first(items, workers):
     """Orders tests so that each worker begins with the fast ones of its share.
 
     pytest-xdist gives the first worker the first half of the tests, if there are two. A file is in
-    one share as a whole, fast and slow, so that what its tests have in common is made once.
+    one share as a whole, fast and slow, so that what its tests have in common is made once. Of the
+    slow tests those come first that start programs: they are the longest, and a worker that began
+    one at the end would run alone.
     """
+
+    def place(item):
+        is_slow = item.get_closest_marker("slow") is not None
+        return is_slow, is_slow and not starts_programs(item)
+
     ordered, at = [], 0
     for left in range(workers, 0, -1):
         end = at + (len(items) - at) // left
         share = items[at:end]
-        ordered += sorted(share, key=lambda item: item.get_closest_marker("slow") is not None)
+        ordered += sorted(share, key=place)
         at = end
     return ordered
+
+
+def starts_programs(item):
+    """Whether the file of a test can start processes."""
+    names = vars(getattr(item, "module", None) or object).keys()
+    return not names.isdisjoint(["forks", "trials", "subprocess"])
 
 
 class FastTests:

@@ -209,8 +209,8 @@ def test_a_matrix_product_is_measured_within_a_time(rate, largest, monkeypatch):
 
 
 def test_a_contender_that_does_not_answer_is_ended(monkeypatch, tmp_path):
-    program = tmp_path / "sleeps"
-    program.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    program = tmp_path / "waits"
+    program.write_text(f"#!{sys.executable}\nimport signal\nsignal.pause()\n")
     program.chmod(0o755)
     monkeypatch.setattr(contenders, "python_of", lambda environment: str(program))
     monkeypatch.setattr(contenders, "_LONGEST_SECONDS", 0.2)

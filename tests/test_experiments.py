@@ -5,6 +5,7 @@ TensorFlow runs with a `tensorflow` and a `keras` that end the process.
 """
 
 import ast
+import functools
 import json
 import re
 import shlex
@@ -114,8 +115,9 @@ def header_flags(path):
     return flags
 
 
-def parsed(path, flags, without_tensorflow):
-    """The flags of an experiment, as its command line gives them."""
+@functools.cache
+def parsed(path, without_tensorflow):
+    """The flags of an experiment, as the command line in its header gives them."""
     entry = "run_study" if path in STUDIES else "build"
     code = f"""
 import json
@@ -126,7 +128,7 @@ from vae_research.runs.cli.flags import parse
 print(json.dumps(parse({path.stem}.{entry}, sys.argv[1:]).as_dict()))
 """
     first = None if path in WITH_KERAS else without_tensorflow
-    process = forks.run("-c", code, *flags, cwd=CHECKOUT, first=first)
+    process = forks.run("-c", code, *header_flags(path), cwd=CHECKOUT, first=first)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 
@@ -156,7 +158,7 @@ def finished(tmp_path_factory, without_tensorflow):
         if path not in runs:
             run_dir = folder / path.stem
             flags = header_flags(path)
-            known = parsed(path, flags, without_tensorflow)
+            known = parsed(path, without_tensorflow)
             ours = {name: value for name, value in SMALLER.items() if name in known}
             if not SOAK:
                 ours |= COMPILE_LESS.get(path.stem, {}) | ({"jit": "off"} if "jit" in known else {})
@@ -258,7 +260,7 @@ def test_the_header_says_what_a_reader_needs(path, without_tensorflow):
     assert re.search(r"^(Paper|Idea|The idea): ", document, re.M)
     assert re.search(r"\d", header(path, "Time"))
     assert re.search(r"-?\d+\.\d", header(path, "Expect"))  # a figure, from a run that was made
-    parsed(path, header_flags(path), without_tensorflow)
+    parsed(path, without_tensorflow)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ The stub keeps a log of how it was called. It makes environments whose Python is
 so that the log also tells what an experiment would have been started with.
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -456,6 +458,7 @@ class Item(NamedTuple):
 
     name: int
     is_slow: bool
+    module: ModuleType
 
     def get_closest_marker(self, name):
         return self.is_slow or None
@@ -464,14 +467,19 @@ class Item(NamedTuple):
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [0, 1, 30, 31])
 def test_every_worker_begins_with_fast_tests(workers, count):
-    items = [Item(number, number % 3 == 0) for number in range(count)]
+    plain, starting = ModuleType("plain"), ModuleType("starting")
+    starting.forks = None
+    items = [Item(n, n % 3 == 0, starting if n % 2 else plain) for n in range(count)]
     ordered = fast_first(items, workers)
-    assert sorted(ordered) == items
+    assert sorted(ordered, key=lambda item: item.name) == items
     shares = []
     for left in range(workers, 0, -1):  # as pytest-xdist hands them out
         share = ordered[: len(ordered) // left]
         del ordered[: len(share)]
-        assert share == sorted(share, key=lambda item: item.is_slow)
+        wanted = [[], [], []]  # fast tests, slow ones that start programs, other slow ones
+        for item in sorted(share, key=lambda item: item.name):
+            wanted[(1 + (item.module is plain)) * item.is_slow].append(item)
+        assert share == [*itertools.chain(*wanted)]
         shares.append(len([item for item in share if not item.is_slow]))
     assert max(shares) - min(shares) <= 1
 

@@ -98,18 +98,21 @@ def test_24_points_take_at_most_0_6_of_the_time_of_24_commands(dataset, tmp_path
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_at_random_loses_nothing_and_repeats_nothing(dataset, tmp_path):
     """Its points are those of an undisturbed sweep; steps that were saved are not trained again."""
-    seeds = 6 if SOAK else 2
-    # 5 steps in each epoch; saved after each call.
-    flags = [*TINY[1:], dataset, "--epochs=8", f"--seeds={seeds}", "--jobs=2"]
+    seeds, epochs = (6, 20) if SOAK else (2, 6)
+    # Two steps in each epoch, each saved.
+    flags = [*TINY[1:], dataset, f"--epochs={epochs}", f"--seeds={seeds}", "--jobs=2"]
     flags += ["--checkpoint_steps=1", "--steps_per_call=1", "--checkpoint_minutes=0"]
     whole = forks.run(*COMMAND, *flags, "--into=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     chance, kills, steps, into = random.Random(0), 0, {}, tmp_path / "killed"
+    all_steps = seeds * epochs * 2
     finished = {}
     while True:
         process = forks.start(*COMMAND, *flags, "--into=killed", cwd=tmp_path)
         if kills < KILLS:
-            wait_until_it_trains(process, into, chance.uniform(0.0, 3.0))
+            left = all_steps - sum(steps.values())
+            more = chance.randrange(1, left // KILLS + 2)
+            wait_until_saved(process, into, sum(steps.values()) + more)
             process.send_signal(signal.SIGKILL)
             kills += 1
         if process.ended().returncode != -signal.SIGKILL:
@@ -135,17 +138,22 @@ def test_a_sweep_that_is_killed_at_random_loses_nothing_and_repeats_nothing(data
     tell("kills of a sweep", kills=kills, finished_before_the_last=len(finished))
 
 
-def wait_until_it_trains(process, into, more):
-    """Waits until points have begun, and a little more."""
+def wait_until_saved(process, into, steps):
+    """Waits until all points together have saved so many steps, or for the end of the sweep."""
     while process.is_running():
-        if (into / "sweep.json").exists() and "running" in state_of(into).values():
+        # Those that are whole have their step as name.
+        names = [os.listdir(folder) for folder in into.glob("*/checkpoints")]
+        saved = [max((int(name) for name in each if name.isdigit()), default=0) for each in names]
+        if sum(saved) >= steps:
             break
         time.sleep(0.02)
-    time.sleep(more)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak)],
+)
 def test_a_signal_ends_all_points_with_a_save(number, code, dataset, tmp_path):
     flags = [*TINY[1:], dataset, "--epochs=100000", "--seeds=2", "--jobs=2", "--into=sweep"]
     process = forks.start(*COMMAND, *flags, cwd=tmp_path)
