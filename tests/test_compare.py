@@ -360,12 +360,12 @@ def test_seeds_of_different_code_are_named(tmp_path, capsys):
     screen = said(capsys, tmp_path).out
     notes = [line for line in screen.splitlines() if line.startswith("The seeds of")]
     assert notes == [
-        "The seeds of kl_weight=2 are of different code, and may be no replicates: "
+        "The seeds of kl_weight=2 were trained by different code and may not be replicates: "
         "vae_research.zip in their source/."
     ]
     assert {run["source/vae.py"] for run in vr.load_runs(tmp_path)} == {"a", None}
     write_run(tmp_path / "more", kl_weight=1.0, seed=3, source={"vae.py": "a", "lab/nets.py": "b"})
-    assert "The seeds of kl_weight=1 are of different code" in said(capsys, tmp_path).out
+    assert "The seeds of kl_weight=1 were trained by different code" in said(capsys, tmp_path).out
 
 
 # ---------------------------------------------------------------- what does not compare
@@ -394,7 +394,7 @@ def test_what_does_not_compare_is_refused_with_the_reason(tmp_path, capsys, chan
     write_run(tmp_path / "c", kl_weight=3.0, **changes)
     output = said(capsys, tmp_path, exit_code=2)
     assert output.out == ""
-    assert output.err.startswith(f"compare: a and c do not compare: {words}")
+    assert output.err.startswith(f"compare: a and c cannot be compared: {words}")
     assert output.err.count("\n") == 1
     with pytest.raises(vr.runs.UsageError, match="cannot be compared example by example"):
         vr.paired_difference(tmp_path / "b", tmp_path / "c")
@@ -430,7 +430,7 @@ def test_bits_compare_across_likelihoods_and_rescalings_and_nats_do_not(tmp_path
     for arguments in ([], [f"--figures={BITS}", "--sort=negative_log_likelihood"]):
         error = said(capsys, tmp_path, *arguments, exit_code=2).err
         assert "--rescale is 'unit' and 'standard'" in error
-    assert said(capsys, tmp_path, exit_code=2).err.endswith(f" --figures={BITS} compare.\n")
+    assert said(capsys, tmp_path, exit_code=2).err.endswith(f" These can: --figures={BITS}.\n")
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,7 @@ def test_the_report_of_runs_that_do_not_compare_says_so(tmp_path):
     write_run(tmp_path / "one")
     write_run(tmp_path / "two", data={"fingerprint": "f1"})
     page = write_report(tmp_path, "Two", ["scripts/sweep"]).read_text()
-    assert "do not compare: the data (fingerprint)" in page and "<svg" not in page
+    assert "cannot be compared: the data (fingerprint)" in page and "<svg" not in page
     assert page.count(">one</td>") == page.count(">two</td>") == 2
 
 

@@ -67,9 +67,9 @@ def test_what_can_be_searched():
 
 
 WARNINGS = {
-    "likelihood": "--likelihood are not comparable",
-    "dequantize": "--dequantize are not comparable",
-    "image_size": "--image_size are not comparable",
+    "likelihood": "--likelihood cannot be compared",
+    "dequantize": "--dequantize cannot be compared",
+    "image_size": "--image_size cannot be compared",
     "num_samples": "--num_samples may be different bounds",
     "importance_weighted": "--importance_weighted may be different bounds",
 }
@@ -79,7 +79,7 @@ def test_flags_under_which_scores_do_not_compare_are_warned_of():
     for name, words in WARNINGS.items():
         assert words in warning_of({name: None, "latent_dim": None})
     both = warning_of(dict.fromkeys(["rescale", "num_samples", "dequantize"]))
-    assert "--rescale and --dequantize are not" in both
+    assert "--rescale and --dequantize cannot" in both
     assert "--num_samples may" in both
 
 

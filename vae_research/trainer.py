@@ -298,7 +298,7 @@ class Trainer(keras.Model):
     ) -> Any:
         """Keras' `evaluate`; `x` may also be a `DeviceDataset`. Averaged weights are used.
 
-        A warning says if the figures do not compare: of a density of values that are not
+        A warning says if the figures cannot be compared: of a density of values that are not
         continuous, or of a Bernoulli likelihood of grey values.
 
         Raises:

@@ -29,13 +29,13 @@ from vae_research.state import model_variables, sha256
 from vae_research.suitability import refuse_unsuitable_data
 from vae_research.tensors import repeat_rows
 
-# How many values one tensor in data space may have: 4 MB, and those of gradients beside them.
+# The most values that a tensor in data space may have: 4 MB, and as much for its gradient.
 _VALUES_AT_ONCE = 2**20
 
-# Temperatures in a call, after which signals are looked at and the state is saved.
+# Temperatures per compiled call. After each call, signals are handled and the state is saved.
 _TEMPERATURES_PER_CALL = 10
 
-# Temperatures of the preliminary run, of those of the real one; at least so many.
+# The preliminary run has a tenth of the temperatures of the real one, and at least 50.
 _SHARE_OF_PRELIMINARY, _LEAST_PRELIMINARY = 10, 50
 _FIRST_LOG_STEP_SIZE = math.log(0.1)
 
@@ -59,38 +59,38 @@ def annealed_importance_sampling(
     """Returns a stochastic lower bound of log p(x), which more temperatures and chains tighten.
 
     Chains of each example move from the prior to the posterior by Hamiltonian transitions, which
-    a Metropolis step corrects; their step sizes are found for each example in a preliminary run
-    with a tenth of the temperatures, and fixed then. The encoder has no part in it. Wu et al. 2017
-    (arXiv:1611.04273), section 2.
+    a Metropolis step corrects. Their step sizes are found for each example in a preliminary run
+    with a tenth of the temperatures, and are fixed after it. The encoder is not used. Wu et al.
+    2017 (arXiv:1611.04273), section 2.
 
     - `lower_bound`: the logarithm of the mean weight, nats. Its `monte_carlo_error` is the part of
       the standard error that other chains would change.
     - `effective_sample_size` of the chains, from 1 to `chains`.
     - `acceptance_rate` of the transitions.
 
-    All of them have `values` of the examples. The figures do not depend on how often a run was
-    interrupted, nor on XLA but for rounding.
+    Each has the `values` of the examples. The figures do not depend on interruptions; with XLA they
+    differ by rounding only.
 
     Args:
         model: a VAE with a single latent of real numbers whose prior has a density; its variables
             exist. The decoder reads the code and data.
         data: `[count, ...]` scaled as in training, or a dictionary of such arrays.
-        chains: of each example.
-        temperatures: transitions of each chain.
-        leapfrog_steps: of a transition, each of which needs a gradient of the decoder.
+        chains: number of chains for each example.
+        temperatures: number of transitions in a chain.
+        leapfrog_steps: number of steps in a transition; each needs a gradient of the decoder.
         seed: of all noise, 0 to 2**32 - 1; by default that of the model.
-        prior: one that `fit_prior` has fitted; by default that of the bottleneck.
-        state: a file for the state after every tenth temperature. If it exists, the run that wrote
-            it is resumed, or its figures are returned.
+        prior: a prior from `fit_prior`; by default that of the bottleneck.
+        state: the file that the state is saved to after every tenth temperature. If it exists, the
+            evaluation is resumed, or its figures are returned if it was complete.
         jit_compile: compile with XLA.
         verbose: 1 shows a progress bar.
         between_calls: called between compiled calls; it may raise to end the evaluation.
 
     Raises:
         ValueError: an argument is not valid, there are no data or they do not suit the likelihood,
-            the model has not such a latent, its p(x|z) depends on noise or on further latents, or
-            weights are not finite.
-        CheckpointError: the state is damaged, or is of another model, other data or settings.
+            the model does not have such a latent, its p(x|z) depends on noise or on further
+            latents, or weights are not finite.
+        CheckpointError: the state is damaged, or belongs to another model, other data or settings.
     """
     found = _Annealing(
         model, data, None, chains, temperatures, leapfrog_steps, seed, prior, jit_compile
@@ -114,19 +114,20 @@ def bidirectional_monte_carlo(
 ) -> dict[str, Estimate]:
     """Returns stochastic lower and upper bounds of log p(x) of examples that the model has made.
 
-    Beside the chains of `annealed_importance_sampling`, which give the lower bound, others begin
-    with the codes that the examples were made of and move backward through the same transitions.
+    The chains of `annealed_importance_sampling` give the lower bound. Reverse chains give the upper
+    one: they begin at the codes that the examples were made from, and move backward through the
+    same transitions.
     Grosse et al. 2015 (arXiv:1511.02543), section 3; Wu et al. 2017 (arXiv:1611.04273), section 4.
 
-    The figures are those of `annealed_importance_sampling`, and `upper_bound`, the logarithm of the
-    mean of one over the weight, with the other sign; `gap`, upper minus lower bound of each
-    example; `effective_sample_size_reverse` and `acceptance_rate_reverse`. All reverse chains of an
-    example begin with its one code, so that their spread leaves out that of codes: the upper bound
-    has no `monte_carlo_error`, and `effective_sample_size_reverse` is of chains from this code.
+    The figures are those of `annealed_importance_sampling`; `upper_bound`, minus the logarithm of
+    the mean of one over the weight; `gap`, the upper minus the lower bound of each example;
+    `effective_sample_size_reverse` and `acceptance_rate_reverse`. All reverse chains of an example
+    begin at the same code, so their spread does not include that of codes: the upper bound has no
+    `monte_carlo_error`, and `effective_sample_size_reverse` describes chains from this code only.
 
     Args:
         model: as for `annealed_importance_sampling`.
-        simulated: made by `simulate` with the same model and prior: no other codes are exact
+        simulated: made by `simulate` with the same model and prior. Only then are the codes exact
             samples of the posterior.
         chains, temperatures, leapfrog_steps, seed, prior, state, jit_compile, verbose,
             between_calls: as for `annealed_importance_sampling`.
@@ -149,12 +150,12 @@ def bidirectional_monte_carlo(
 
 
 class _Annealing:
-    """An evaluation: what is annealed, and with which settings.
+    """One evaluation: what is annealed, and the settings.
 
     Args:
         model, data, chains, temperatures, leapfrog_steps, seed, prior, jit_compile: as for
             `annealed_importance_sampling`.
-        z: the codes that the data were made of, or None for the lower bound only.
+        z: the codes that the data were made from, or None for the lower bound only.
     """
 
     def __init__(
@@ -194,7 +195,7 @@ class _Annealing:
 
     @property
     def identity(self) -> str:
-        """A checksum of all that the figures depend on."""
+        """A checksum of everything that the figures depend on."""
         settings = (self._chains, self._temperatures, self._steps, self._seed)
         model = self._model
         layers = layers_of([self._prior, model.decoder, *model.further_modules])
@@ -210,7 +211,7 @@ class _Annealing:
     def figures(
         self, memory: AnnealingState, verbose: int, between_calls: Callable[[], None] | None
     ) -> dict[str, Estimate]:
-        """Runs what has not been run, and returns all figures."""
+        """Runs what the state does not have yet, and returns all figures."""
         plans = {
             _PRELIMINARY: annealing.sigmoidal_temperatures(
                 max(self._temperatures // _SHARE_OF_PRELIMINARY, _LEAST_PRELIMINARY)
@@ -220,7 +221,7 @@ class _Annealing:
         if self._z is not None:
             plans[_REVERSE] = plans[_FORWARD]
         total = len(self._batches) * sum(len(each) - 1 for each in plans.values())
-        # In a file, every update is a line.
+        # Where output goes to a file, every update of the bar is a line.
         interval = 0.5 if sys.stdout.isatty() else 60.0
         bar = keras.utils.Progbar(
             total, verbose=verbose, unit_name="temperature", interval=interval
@@ -261,10 +262,10 @@ class _Annealing:
         sizes: np.ndarray | None,
         advance: Callable[[int], None],
     ) -> None:
-        """Runs chains of a batch through all temperatures; what is found is `name` in memory.
+        """Runs the chains of a batch through all temperatures, and keeps the result as `name`.
 
-        That is the log-weights and acceptance rates, `[2, images, chains]`, or of the preliminary
-        run the logarithms of the step sizes, `[temperatures, images]`.
+        The result is the log-weights and acceptance rates, `[2, images, chains]`. That of the
+        preliminary run is the logarithms of the step sizes, `[temperatures, images]`.
         """
         data = {key: tf.constant(values[rows]) for key, values in self._data.items()}
         place = evaluation_key(self._seed, rows[0])
@@ -370,16 +371,16 @@ class _Annealing:
 
 
 def _description(layer: keras.layers.Layer) -> tuple[str, Any]:
-    """Returns class and settings of a layer; those of its parts are with the parts."""
+    """Returns the class and settings of a layer, without those of its parts."""
     kind = type(layer).__qualname__
     try:
         return kind, None if isinstance(layer, keras.Model) else _without_names(layer.get_config())
-    except NotImplementedError:  # of Keras: a layer of one's own that cannot be saved
+    except NotImplementedError:  # raised by Keras for a layer without get_config
         return kind, None
 
 
 def _without_names(config: Any) -> Any:
-    """Returns settings without names of layers, which Keras numbers in the order of creation."""
+    """Returns settings without names of layers: Keras numbers these in the order of creation."""
     if isinstance(config, Mapping):
         is_layer = "trainable" in config
         return {
@@ -414,6 +415,6 @@ def _bound(log_weights: np.ndarray, sign: float) -> Estimate:
 
 
 def _monte_carlo_error(log_weights: np.ndarray) -> float | None:
-    """Returns the error of the mean that independent chains `[examples, chains]` leave."""
+    """Returns the error of the mean that comes from the chains `[examples, chains]`."""
     variance = importance.monte_carlo_variance(log_weights).sum()
     return math.sqrt(variance) / len(log_weights) if math.isfinite(variance) else None

@@ -90,14 +90,14 @@ def checked_prior(model: VAE, prior: Prior | None) -> Prior:
 
 
 def refuse_other_latents(model: VAE, tensors: Mapping[str, tf.Tensor], z: tf.Tensor) -> None:
-    """Refuses a model whose p(x|z) is not a function of the code and the data alone.
+    """Raises ValueError unless p(x|z) is a function of the code and the data alone.
 
-    Noise or a further level of latents behind the bottleneck would have to be integrated out, too.
+    Noise, or a further level of latents behind the bottleneck, would have to be integrated out too.
 
     Args:
         model: a VAE whose variables exist.
-        tensors: of some examples, with `seed` and `step`.
-        z: a code for each of them.
+        tensors: the named tensors of some examples, with `seed` and `step`.
+        z: one code for each example.
 
     Raises:
         ValueError: the decoder or a module that log p(x|z) needs writes a density or a divergence

@@ -1,4 +1,4 @@
-"""Test figures of a trained model, in units that compare if it is known how data were stored."""
+"""Test figures of a trained model, in comparable units if it is known how the data were stored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ROWS = 100
 DEQUANTIZE_DRAWS = 2
 """Draws of noise that bits per dimension of a density are the mean over, by default."""
 
-# Of which figures there are others in units that compare, with the sign of log p, and how the
+# The figures that exist in comparable units, too, with the sign of log p, and how the
 # others are called.
 _LIKELIHOODS = {"elbo": (1.0, "elbo"), "negative_log_likelihood": (-1.0, "nll")}
 
@@ -94,7 +94,7 @@ def estimate(
         between_calls: called before each compiled call; it may raise to end the evaluation.
         dequantize_draws: draws of u. Each is an evaluation of its own, but for the first of data
             that are dequantised.
-        warn: warn of figures that do not compare, as `notes_on_figures` says it.
+        warn: warn of figures that cannot be compared, as `notes_on_figures` does.
 
     Raises:
         ValueError: `num_samples`, `rows_per_call` or `dequantize_draws` is not a positive integer,

@@ -1,4 +1,4 @@
-"""Figures in units that compare: nats of the data as stored, and bits per dimension. NumPy only.
+"""Figures in comparable units: nats of the data as stored, and bits per dimension. NumPy only.
 
 A density depends on the unit of its argument. If a model sees `y = (x - offset) / divisor`, then
 `log p(x) = log p(y) - sum log divisor` over the values x of an example. Bits of integers x are

@@ -24,10 +24,11 @@ from typing import NoReturn
 
 
 def fork() -> int:
-    """Forks; returns 0 in the new process, and the number of that process in this one.
+    """Forks; returns 0 in the new process, and its process id in this one.
 
-    Ctrl-C, SIGTERM and SIGHUP end the new process at once until it handles them, from its first
-    moment on, unless this process ignores them: no handler of this process takes one there.
+    Ctrl-C, SIGTERM and SIGHUP end the new process from its first moment on, until it has handlers
+    of its own; those of this process are never called in it. Signals that this process ignores are
+    ignored there, too.
     """
     ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)

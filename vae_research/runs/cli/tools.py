@@ -16,20 +16,37 @@ from vae_research.settings import did_you_mean
 def exit_code_of(program: str, action: Callable[[], int | None]) -> int:
     """Calls a function; returns the exit code that it returns, 0 if that is None.
 
-    An error of it is printed in one line, and has the exit code that it has in a run.
+    An error that ends a run is printed in one line, and has the exit code that it has in a run.
     """
     try:
         return action() or 0
-    except RunError as error:
-        exit_code, message = error.exit_code, str(error)
-    except DataError as error:
-        exit_code, message = 3, str(error)
-    except CheckpointError as error:
-        exit_code, message = 4, str(error)
-    except OSError as error:
-        exit_code, message = 7, f"{error.strerror or error}: {error.filename or ''}"
+    except Exception as error:
+        end = end_of(error)
+        if end is None:
+            raise
+    exit_code, message = end
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
+
+
+def end_of(error: BaseException) -> tuple[int, str] | None:
+    """Returns the exit code of a run that ends with an error, and its message.
+
+    None if the error is not one of those that a person can cure: it is a bug or is of an
+    experiment's own code.
+
+    >>> end_of(FileNotFoundError(2, "No such file", "a.npz"))
+    (7, 'No such file: a.npz')
+    """
+    if isinstance(error, RunError):
+        return error.exit_code, str(error)
+    if isinstance(error, DataError):
+        return 3, str(error)
+    if isinstance(error, CheckpointError):
+        return 4, str(error)
+    if isinstance(error, OSError):
+        return 7, f"{error.strerror or error}: {error.filename or ''}"
+    return None
 
 
 def parse(

@@ -31,26 +31,29 @@ _SEED = {"evaluation/seed": "--evaluation_seed"}
 _OF_SCORES = {"evaluation/factor_examples": "--disentanglement_examples", **_SEED}
 _EVALUATION = {"evaluation/importance_samples": "--importance_samples", **_SEED}
 _BITS, _STORED = "bits_per_dimension_", "_in_stored_units"
-# The logarithm of a mean over draws is the larger, the more draws there are; a mean is not.
+# The logarithm of a mean over draws grows with the number of draws; a mean does not.
 _OF_DRAWS = "bits_per_dimension_nll_of_levels"
 _DRAWS = {"evaluation/dequantize_draws": "--dequantize_draws"}
 
 
 def refuse_different(records: Sequence[Record], figures: Sequence[str]) -> None:
-    """Raises UsageError unless some test figures of all finished runs compare."""
+    """Raises UsageError unless these test figures can be compared between all finished runs."""
     for other in records[1:]:
         if (difference := difference_between(records[0], other, figures)) is not None:
             names = f"{records[0]['run']} and {other['run']}"
-            raise UsageError(f"{names} do not compare: {difference}.{_advice(records, figures)}")
+            raise UsageError(
+                f"{names} cannot be compared: {difference}.{_advice(records, figures)}"
+            )
 
 
 def difference_between(
     first: Mapping[str, Scalar], second: Mapping[str, Scalar], figures: Sequence[str]
 ) -> str | None:
-    """Returns in words why some test figures of two runs do not compare, None if they do.
+    """Returns in words why test figures of two runs cannot be compared, None if they can.
 
-    Bits per dimension are those of the stored values, whatever likelihood and scaling a model has;
-    figures in stored units are of any scaling, scores of disentanglement of any likelihood, too.
+    Bits per dimension describe the values as stored, whatever the likelihood and the scaling of a
+    model; figures in stored units do not depend on the scaling, nor scores of disentanglement on
+    the likelihood.
     """
     names = _compared(figures)
     units = [f"units/{figure}" for figure in figures]
@@ -83,12 +86,12 @@ def _compared(figures: Sequence[str]) -> dict[str, str]:
 
 
 def _target(measure: Scalar) -> Scalar:
-    """Returns what a likelihood is of: `targets` of `density of targets`."""
+    """Returns what a likelihood describes: `targets` if it is the `density of targets`."""
     return measure.partition(" of ")[2] if isinstance(measure, str) else measure
 
 
 def _advice(records: Sequence[Record], figures: Sequence[str]) -> str:
-    """Returns which other figures of all the runs compare, in words; empty if there are none."""
+    """Returns a sentence with the figures that can be compared; empty if there are none."""
     known = [key.removeprefix("units/") for key in records[0] if key.startswith("units/")]
     found = [
         name
@@ -97,7 +100,7 @@ def _advice(records: Sequence[Record], figures: Sequence[str]) -> str:
         and all(run.get(f"test/{name}") is not None for run in records)
         and all(difference_between(records[0], run, [name]) is None for run in records)
     ]
-    return f" --figures={','.join(found)} compare." if found else ""
+    return f" These can: --figures={','.join(found)}." if found else ""
 
 
 def _quoted(value: Scalar) -> str:

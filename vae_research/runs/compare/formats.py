@@ -39,7 +39,7 @@ class Column:
         label: its head elsewhere.
         cells: from the first row to the last; None where there is nothing.
         error: name of the column of errors in CSV, if the cells are measured.
-        digits: significant digits of numbers without an error, but for CSV.
+        digits: significant digits of numbers without an error; CSV has all digits.
     """
 
     key: str
@@ -95,7 +95,7 @@ def as_latex(table: Table) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """Returns a table as CSV, all digits, an error in a column of its own; without notes."""
+    """Returns a table as CSV with all digits, errors in their own columns, and without notes."""
     heads, columns = [], []
     for column in table.columns:
         values = [cell.value if isinstance(cell, Measured) else cell for cell in column.cells]

@@ -1,4 +1,4 @@
-"""What a reader of a table of runs must know: the notes of the runs, and figures they lack."""
+"""Notes below a table of runs: those of the runs, and which figures are missing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _NAMED = 3
 
 
 def notes_on(finished: Sequence[Record], figures: Sequence[str]) -> list[str]:
-    """Returns the notes of finished runs, each once with its runs, and where a figure is missing.
+    """Returns the notes of finished runs, each once with its runs, and missing figures.
 
-    Notes that differ in their numbers only are one, with the numbers of its first run.
+    Notes that differ only in their numbers are merged, with the numbers of the first run.
     """
     runs: dict[str, dict[str, str]] = {}  # by the note without its numbers: the notes by run
     for run in finished:
@@ -32,8 +32,8 @@ def _with_runs(notes: dict[str, str], count: int) -> str:
     """Returns one note with the runs that have it.
 
     Args:
-        notes: by run, equal but for numbers.
-        count: of all runs.
+        notes: by run; they differ in numbers at most.
+        count: the number of all runs.
     """
     first, *others = notes
     is_one = len(set(notes.values())) == 1

@@ -120,9 +120,9 @@ def _against(settings: Sequence[Setting], name: str, figure: str) -> Any:
 def _rate_distortion(settings: Sequence[Setting]) -> Any:
     """Draws distortion against rate (Alemi et al. 2018, arXiv:1711.00464).
 
-    A line joins the settings on the frontier: mixtures of two models reach what lies between them.
-    Another one is a bound: for every model distortion + rate is at least the entropy of the data,
-    which is at most the smallest NLL that was found. Dashed lines are of equal ELBO.
+    One line joins the settings on the frontier: mixtures of two models reach what lies between
+    them. Another line is a bound: for every model distortion + rate is at least the entropy of the
+    data, which is at most the smallest NLL that was found. Dashed lines are of equal ELBO.
     """
     with_both = [each for each in settings if each.figure(RATE) and each.figure(DISTORTION)]
     if not with_both:
@@ -156,8 +156,8 @@ def _rate_distortion(settings: Sequence[Setting]) -> Any:
 def frontier_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Returns the corners of the convex hull of points that no mixture of others dominates.
 
-    They are the lower side of the hull from the smallest x to the smallest y: a point further right
-    has a larger y, too.
+    They are the lower side of the hull from the smallest x to the smallest y. Further right, y is
+    larger as well.
 
     >>> frontier_of([(0.0, 4.0), (1.0, 2.0), (2.0, 2.0), (3.0, 0.0), (3.0, 5.0), (4.0, 1.0)])
     [(0.0, 4.0), (1.0, 2.0), (3.0, 0.0)]

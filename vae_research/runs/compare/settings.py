@@ -15,7 +15,7 @@ from vae_research.settings import did_you_mean
 # its seed, and what must be equal anyway, the data and the evaluation.
 _OTHER_SECTIONS = ("The run", "Data", "Test figures", "TensorBoard", "Checkpoints")
 _OTHER_FLAGS = ("device", "threads", "jit", "steps_per_call", "run_eagerly")
-# What was made of the data; figures in bits and in stored units compare whatever it is.
+# How the data were changed. Figures in bits and in stored units can be compared all the same.
 _OF_DATA = ("rescale", "dequantize")
 _TERMS, _SOURCE = "terms/", "source/"
 
@@ -47,7 +47,7 @@ class Setting:
 
     @property
     def changed_files(self) -> list[str]:
-        """The files of the source that differ between the seeds, which may be no replicates."""
+        """The files of the source that differ between the seeds: these may not be replicates."""
         keys = [key for run in self.runs.values() for key in run if key.startswith(_SOURCE)]
         known = [run for run in self.runs.values() if any(run[key] for key in keys)]
         return [
@@ -79,8 +79,8 @@ def shown(value: Scalar) -> str:
 def differing(records: Sequence[Record]) -> list[str]:
     """Returns the names of the settings that differ between runs, in the order of the flags.
 
-    Terms of the loss, `terms/NAME`, are among them if they differ between runs with equal flags:
-    then the source does.
+    Terms of the loss, `terms/NAME`, are included if they differ between runs with equal flags,
+    because the source differs.
     """
     define_standard_flags()
     others = {
@@ -98,7 +98,7 @@ def differing(records: Sequence[Record]) -> list[str]:
 
 
 def _values(records: Sequence[Record], names: Sequence[str]) -> set[tuple[Scalar, ...]]:
-    """Returns what there is of values of some settings together."""
+    """Returns the combinations of values of these settings that occur."""
     return {tuple(value_of(run, name) for name in names) for run in records}
 
 

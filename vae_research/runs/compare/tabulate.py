@@ -24,7 +24,7 @@ from vae_research.settings import did_you_mean
 _USUAL = ("negative_log_likelihood", "elbo", "kl", "active_units", *SCORES[:3])
 _SHORT = {"negative_log_likelihood": "NLL", "elbo": "ELBO", "kl": "KL"}
 _SHORT |= {"mig": "MIG", "dci_disentanglement": "DCI disentanglement", "sap": "SAP"}
-_SMALLEST_P = 1e-12  # it is 1 minus a probability, whose last digit is 1e-16
+_SMALLEST_P = 1e-12  # a p-value is 1 minus a probability, whose last digit is 1e-16
 _LARGER_IS_BETTER = ("elbo", "importance_weighted_bound", *SCORES)
 
 
@@ -59,7 +59,7 @@ def table_of_runs(
         figures: names of test figures.
         baseline: the run that the others are compared with, example by example, if there is one.
         difference: of the first figure of two runs, the first minus the second; and the standard
-            error that it would have if the examples were not the same.
+            error that it would have if the two runs had different examples.
     """
     labels = [name for name in ("name", "note") if any(run[name] for run in records)]
     columns = [Column(name, name, [run[name] for run in records]) for name in ("run", *labels)]
@@ -85,8 +85,8 @@ def table_of_runs(
         ]
         notes.append(
             f"Differences are to {baseline['run']}, of two trained models over the same test "
-            "examples; unpaired +- is the error if the examples were not the same. What a setting "
-            "does is said by several seeds of each."
+            "examples; unpaired +- is the error for different examples. Several "
+            "seeds of each setting show what the setting does."
         )
     columns.append(Column("epochs", "epochs", [run["epochs"] for run in records]))
     columns.append(_time([run["seconds"] for run in records]))
@@ -116,7 +116,7 @@ def table_of_settings(
         columns.append(_column_of(figure, cells, some, "half_interval"))
     notes = ["+- is half of the 95 % t interval of the mean over seeds."]
     notes += [
-        f"The seeds of {each} are of different code, and may be no replicates: "
+        f"The seeds of {each} were trained by different code and may not be replicates: "
         f"{', '.join(each.changed_files)} in their source/."
         for each in settings
         if each.changed_files

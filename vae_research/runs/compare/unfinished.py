@@ -14,16 +14,16 @@ _SWEEP = "sweep.json"  # as runs.sweep.record writes it, next to the runs
 _SCHEMA = {
     "points": {str: {"state": str, "exit_code?": int, "message?": (str, type(None))}},
 }
-# States that say more than the run directory of a point does.
+# States that are only in the record of the sweep, and not in the run directory.
 _ENDED = ("failed", "pruned")
 
 
 def unfinished_in_words(records: Sequence[Record], folders: Sequence[str | Path]) -> str:
-    """Returns runs that are not done, and such points of sweeps, with what became of them.
+    """Returns the runs and points of sweeps that are not done, with their state, in words.
 
     Args:
-        records: of all runs in the folders, at least one.
-        folders: those that were asked for; the sweeps are in them or between them and their runs.
+        records: those of all runs in the folders, at least one.
+        folders: the folders of the command; sweeps are these, or lie between them and the runs.
 
     Raises:
         CheckpointError: the record of a sweep is damaged.

@@ -20,8 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_research.checkpoints import CheckpointError
 from vae_research.runs.cli.errors import DirectoryInUseError, RunError, UsageError
+from vae_research.runs.cli.tools import exit_code_of
 from vae_research.runs.compare.page import write_report
 from vae_research.runs.session import directory
 from vae_research.runs.sweep import record as records
@@ -53,15 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _sweep(arguments)
+        return exit_code_of("sweep", lambda: _sweep(arguments))
     except KeyboardInterrupt:
         return _say(130, "interrupted before the first point started.")
-    except RunError as error:
-        return _say(error.exit_code, str(error))
-    except CheckpointError as error:
-        return _say(4, str(error))
-    except OSError as error:
-        return _say(7, f"{error.strerror or error}: {error.filename or ''}")
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("optuna", "sqlalchemy"):
             raise

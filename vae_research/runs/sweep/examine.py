@@ -12,14 +12,14 @@ from typing import Any
 
 from absl import flags
 
-from vae_research import checkpoints
-from vae_research.data import Data, DataError
+from vae_research.data import Data
 from vae_research.runs.cli import forks, streams
 from vae_research.runs.cli.command import given_flags, taken_parts
 from vae_research.runs.cli.config import Config, WatchedConfig
-from vae_research.runs.cli.errors import RunError, UsageError
+from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import may_change, parse
 from vae_research.runs.cli.functions import experiment_name
+from vae_research.runs.cli.tools import end_of
 from vae_research.runs.session import directory
 from vae_research.runs.session.experiment import (
     load_data,
@@ -67,25 +67,13 @@ def examine(
         except (Exception, SystemExit) as error:
             if flags.FLAGS["debug"].value:
                 traceback.print_exc()
-            code, message = _end_of(error)
+            # The functions of an experiment may raise anything.
+            unexpected = 1, f"{type(error).__name__}: {error} (--debug shows where)"
+            code, message = end_of(error) or unexpected
             return answer | {"error": [code, f"{name}: {message}"]}
         if complete:
             answer["complete"].append(name)
     return answer | {"may_change": sorted(may_change(parts.build))}
-
-
-def _end_of(error: BaseException) -> tuple[int, str]:
-    """Returns the exit code of a run that ends with an error, and a message."""
-    if isinstance(error, RunError):
-        return error.exit_code, str(error)
-    if isinstance(error, DataError):
-        return 3, str(error)
-    if isinstance(error, checkpoints.CheckpointError):
-        return 4, str(error)
-    if isinstance(error, OSError):
-        return 7, f"{error.strerror or error}: {error.filename or ''}"
-    # The functions of an experiment may raise anything.
-    return 1, f"{type(error).__name__}: {error} (--debug shows where)"
 
 
 def _examine_point(

@@ -100,7 +100,7 @@ def corners(space: Mapping[str, BaseDistribution]) -> list[Point]:
 
 
 def warning_of(space: Mapping[str, Any]) -> str | None:
-    """Returns what to know of flags with which validation scores cannot be compared."""
+    """Returns a warning if the scores of a search over these flags cannot be compared."""
 
     def named(flags: Sequence[str]) -> str:
         return " and ".join(f"--{name}" for name in space if name in flags)
@@ -108,7 +108,7 @@ def warning_of(space: Mapping[str, Any]) -> str | None:
     found = []
     if units := named(_UNITS):
         found.append(
-            f"ELBOs under different values of {units} are not comparable: they are of densities of "
+            f"ELBOs under different values of {units} cannot be compared: the densities are of "
             "other data or in other units"
         )
     if bounds := named(_BOUNDS):

@@ -57,7 +57,7 @@ def compare_runs(arguments: Sequence[str]) -> None:
     """Prints the table that a command line asks for.
 
     Raises:
-        UsageError: a flag is not valid, or runs do not compare.
+        UsageError: a flag is not valid, or runs cannot be compared.
         CheckpointError: a file of a run is damaged.
     """
     given = _parsed(arguments)

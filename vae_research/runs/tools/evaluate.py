@@ -41,7 +41,7 @@ STATES = "annealing"
 _TEST, _SIMULATED = "test", "simulated"
 _SCHEMA = {"results": [{"data": str, "settings": {str: int}}]}
 
-# Those that a density has in the units of the values as stored, too.
+# The figures that a density also has in the units of the values as stored.
 _BOUNDS = ("lower_bound", "upper_bound", "importance_sampled")
 
 # What is printed of the figures, by name: the words, and the unit.
@@ -169,7 +169,7 @@ def evaluate(settings: argparse.Namespace) -> None:
 
 
 def _fitted_prior(run: Run) -> Prior | None:
-    """Returns the prior of `fit_prior` if there is one that can be annealed."""
+    """Returns the prior from `fit_prior`, if there is one and it has a density."""
     return run.prior if run.prior is not None and run.prior.has_density else None
 
 
@@ -228,9 +228,9 @@ def _evaluate(run: Run, kind: str, settings: argparse.Namespace) -> dict[str, Es
 
 
 def _in_stored_units(run: Run, figures: dict[str, Estimate], count: int) -> dict[str, Estimate]:
-    """Returns the bounds of a density of values as stored, of the first examples of the test set.
+    """Returns the bounds for the values as stored, of the first examples of the test set.
 
-    Images that the model has made are rescaled as these, and the same of their values are known.
+    Images that the model has made have the same scaling and the same missing values.
     """
     from vae_research.evaluation import units
     from vae_research.evaluation.marginal_likelihood import estimate_of
@@ -294,7 +294,7 @@ def _write(
     figures: dict[str, Estimate],
     notes: Sequence[str],
 ) -> None:
-    """Adds a result to those of the same weights and prior, in place of one with its settings."""
+    """Adds a result to those of the same weights and prior; it replaces one with equal settings."""
     from vae_research.state import sha256, weights_sha256
 
     flags = {
