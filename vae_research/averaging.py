@@ -40,7 +40,7 @@ class Averaging:
         return (
             self.momentum is not None
             and self._model.optimizer.built
-            and int(self._model.optimizer.iterations) > 0
+            and int(self._model.optimizer.iterations.numpy()) > 0
         )
 
     def put(self) -> None:

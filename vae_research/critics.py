@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from vae_research.arguments import checked_integer, checked_label
 from vae_research.controllers import Controller
+from vae_research.distribution import whole_batch
 from vae_research.losses.term import Likelihood, LossTerm
 from vae_research.objective import (
     ControllerStates,
@@ -126,8 +127,8 @@ class Critic:
         self.terms = tuple(term.in_steps(steps_per_epoch, ahead) for term in self._declared_terms)
 
     def run(self, tensors: Tensors, *, training: bool) -> None:
-        """Runs its network and writes its tensors."""
-        call_module(self.role, self.layer, tensors, training=training)
+        """Runs its network and writes its tensors; every replica does so on the global batch."""
+        call_module(self.role, self.layer, tensors, training=training, of_whole_batch=True)
 
     def controllers(self) -> dict[str, Controller]:
         """Returns the weights that have a state, by the names of their terms in the logs."""
@@ -159,7 +160,9 @@ class Critic:
             tensors: of the forward pass.
             states: of controllers, by the names of their terms in the logs.
         """
-        values = {term.label: tf.reduce_mean(term(tensors)) for term in self.terms}
+        whole = tensors.of_whole_batch()
+        with whole_batch():
+            values = {term.label: tf.reduce_mean(term(whole)) for term in self.terms}
         weights = self.weights(tensors["step"], states)
         loss = tf.zeros([])
         for name, weight in weights.items():

@@ -17,6 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from vae_research.data.streams import DeviceDataset
+from vae_research.distribution import on_each_device, replicas_of, run
 
 # XLA on a CPU has no fast kernels for these: a convolutional step took 1.3 to 60 times as long.
 _SLOW_UNDER_XLA_ON_CPU = ("Conv2D", "Conv3D", "DepthwiseConv2d")
@@ -55,6 +56,8 @@ class StepLoop:
         jit_compile: compile the loop over steps with XLA. The smaller last batch of an epoch runs
             without XLA: it is one step of hundreds, and compiling it takes a second.
         run_eagerly: run step by step in Python.
+        strategy: runs each step in all of its replicas, which share the batch; the loop over steps
+            is around them.
 
     Attributes:
         graph_of_one_step: known after the smaller last batch has run compiled; otherwise None.
@@ -68,24 +71,54 @@ class StepLoop:
         *,
         jit_compile: bool,
         run_eagerly: bool,
+        strategy: tf.distribute.Strategy | None = None,
     ) -> None:
         self.graph_of_one_step: tf.Graph | None = None
+        self._strategy = strategy
+        # What is read, with a copy of its tensors for each device.
+        self._placed: tuple[Any, dict[str, Any]] = None, {}
         self._step, self._results, self._read = step, results, batches.reader
         self._many, self._rest = self._run_many, self._run_rest
         if not run_eagerly:
-            self._many = tf.function(self._many, jit_compile=jit_compile, autograph=False)
+            # XLA cannot wait for other replicas within a program.
+            alone = jit_compile and replicas_of(strategy) == 1
+            self._many = tf.function(self._many, jit_compile=alone, autograph=False)
             self._rest = tf.function(self._rest, autograph=False)
 
     def __call__(self, iterator: Iterator[Any], batches: DeviceDataset) -> dict[str, tf.Tensor]:
         call = batches.next_call(iterator)
-        answer = None
+        tensors, answer = self._tensors_of(batches), None
         # Both conditions are values on the host, so testing them does not wait for the device.
         if call["count"] > call["begin"]:
-            answer = self._many(batches.reader.tensors, call)
+            answer = self._many(tensors, call)
         if call["is_last"] and len(call["rest"]):
-            answer = self._rest(batches.reader.tensors, call)
+            answer = self._rest(tensors, call)
         # If a run resumes within an epoch, the first calls have nothing to do.
         return self._results() if answer is None else answer
+
+    def _tensors_of(self, batches: DeviceDataset) -> dict[str, Any]:
+        """Returns the tensors of the reader, on the devices of all replicas."""
+        if self._placed[0] is not batches.reader:
+            self._placed = batches.reader, on_each_device(self._strategy, batches.reader.tensors)
+        return self._placed[1]
+
+    def _one_step(
+        self, tensors: Any, read: dict[str, tf.Tensor], rows: tf.Tensor, *place: Any
+    ) -> None:
+        """Reads a batch and makes its step, in each replica.
+
+        Args:
+            tensors: of the reader.
+            read: those of a call that has read its rows.
+            rows: numbers of the rows of the global batch.
+            place: epoch, position, and where the rows are in `read`, or None.
+        """
+
+        def step(tensors: Any, read: Any, rows: tf.Tensor, *place: Any) -> None:
+            epoch, position, places = place
+            self._step(self._read({**tensors, **read}, epoch, position, rows, places))
+
+        run(self._strategy, step, rows.shape[0], tensors, read, rows, *place)
 
     def _run_many(
         self, tensors: dict[str, tf.Tensor], call: dict[str, tf.Tensor]
@@ -95,10 +128,8 @@ class StepLoop:
             rows, places = call["rows"][index], None
             if "places" in call:  # of rows that were read for this call
                 places = call["places"][index]
-            self._step(self._read(tensors, call["epoch"], position, rows, places))
+            self._one_step(tensors, call.get("read", {}), rows, call["epoch"], position, places)
             return (index + 1,)
-
-        tensors = {**tensors, **call.get("read", {})}
 
         tf.while_loop(
             lambda index: index < call["count"], body, (call["begin"],), parallel_iterations=1
@@ -111,9 +142,8 @@ class StepLoop:
         if not tf.executing_eagerly():
             self.graph_of_one_step = tf.compat.v1.get_default_graph()
         position = call["first"] + tf.cast(call["count"], tf.int64)
-        tensors = {**tensors, **call.get("read", {})}
-        places = call.get("rest_places")
-        self._step(self._read(tensors, call["epoch"], position, call["rest"], places))
+        place = call["epoch"], position, call.get("rest_places")
+        self._one_step(tensors, call.get("read", {}), call["rest"], *place)
         return self._results()
 
 

@@ -18,6 +18,7 @@ from vae_research.data.streams import (
     DeviceDataset,
     was_made_from_batches,
 )
+from vae_research.distribution import share, total
 from vae_research.objective import LARGER_IS_BETTER, LossReport
 from vae_research.schedules import Cosine, Cyclical, LinearWarmup, unsettled, value_at
 
@@ -322,8 +323,8 @@ def weighted_mean(
 ) -> tf.Tensor:
     """Returns the mean loss of a batch, in which an example of weight 2 counts as two.
 
-    Statistics of the whole batch and regularization are not weighted. If all weights are 0, they
-    are all there is.
+    That of a replica is its part of the mean over the global batch. Statistics of the whole batch
+    and regularization are not weighted. If all weights are 0, they are all there is.
 
     Args:
         values: the loss of each example, `[batch]`.
@@ -333,13 +334,17 @@ def weighted_mean(
     Raises:
         ValueError: the weights are not one per example.
     """
-    if sample_weight is None:
+    own = share()
+    if sample_weight is None and own is None:
         return tf.reduce_mean(values)
-    weights = as_weights(sample_weight)
+    weights = tf.ones_like(values) if sample_weight is None else as_weights(sample_weight)
     of_the_batch = sum(
         contribution
         for name, contribution in report.contributions.items()
         if report.values[name].shape.rank == 0
     )
-    total = tf.reduce_sum((values - of_the_batch) * weights)
-    return tf.math.divide_no_nan(total, tf.reduce_sum(weights)) + of_the_batch
+    weighted = tf.reduce_sum((values - of_the_batch) * weights)
+    if own is None:
+        return tf.math.divide_no_nan(weighted, tf.reduce_sum(weights)) + of_the_batch
+    count = own.size if sample_weight is None else total(tf.reduce_sum(weights))
+    return tf.math.divide_no_nan(weighted, count) + of_the_batch / own.replicas

@@ -20,6 +20,7 @@ import tensorflow as tf
 from vae_research import checkpoints, round_trip, serialization
 from vae_research.codes import CodeLayout, Codes
 from vae_research.critics import Critic
+from vae_research.distribution import share, whole_batch, with_samples
 from vae_research.epochs import EpochClock
 from vae_research.gradient_estimators import GradientEstimator, SampledPath, check_densities
 from vae_research.levels import level_of
@@ -38,13 +39,11 @@ from vae_research.suitability import (
     refuse_unsuitable_data,
 )
 from vae_research.tensors import (
-    SCALARS,
     Named,
     Tensors,
     bind,
     call_module,
     graph_scope,
-    repeat_rows,
 )
 
 _LIKE_WEIGHTS = {"beta", "kl_weight", "kl_beta", "kl_factor", "kl_loss_weight", "weight_kl"}
@@ -188,19 +187,18 @@ class VAE(TrainingSteps):
         num_samples = num_samples or self.objective.num_samples
         tensors = self._start(data, seed, training=training)
         call_module("encoder", self.encoder, tensors, training=training, only_input="inputs")
-        if num_samples > 1:
-            # The K rows of one example are adjacent: Objective reshapes to [batch, K].
-            for name in [name for name in tensors if name not in SCALARS]:
-                tensors[name] = repeat_rows(tensors[name], num_samples)
-        call_module("bottleneck", self.bottleneck, tensors, training=training)
+        tensors.repeat(num_samples)
+        with with_samples(num_samples):
+            call_module("bottleneck", self.bottleneck, tensors, training=training)
         written = {name: tensors[name] for name in tensors if tensors.writers.get(name)}
         self.code_layout.checked(f"The bottleneck {self.bottleneck.name!r}", written)
         return tensors
 
     def decode_inferred(self, tensors: Tensors, *, training: bool = False) -> Tensors:
         """Adds what decoder, modules and critics write to tensors of `infer`, and returns them."""
-        self._run_decoder(tensors, training=training)
-        self._run_critics(tensors, training=training)
+        with with_samples(tensors.samples):
+            self._run_decoder(tensors, training=training)
+            self._run_critics(tensors, training=training)
         return tensors
 
     @property
@@ -255,9 +253,12 @@ class VAE(TrainingSteps):
         of_prior = {f"{name}_prior": name for name in layout.shapes}
         if any(of_prior.keys() & set(critic.reads(tensors)) for critic in self.critics):
             key = tensors.tap("critics", "seed", key="sample of the prior")
+            own = share()
             rows = tf.shape(tensors[next(iter(layout.shapes))])[0]
-            codes = self.codes_from_prior(rows, key)
-            tensors.write("bottleneck", {name: codes[of] for name, of in of_prior.items()})
+            with whole_batch():
+                count = rows if own is None else own.size * own.samples
+                codes = self.codes_from_prior(count, key)
+            tensors.write_whole("bottleneck", {name: codes[of] for name, of in of_prior.items()})
         for critic in self.critics:
             critic.run(tensors, training=training)
         self._has_run = True  # encoder and bottleneck, decoder and modules, critics
@@ -506,12 +507,13 @@ class VAE(TrainingSteps):
         states = self._own_state.controllers
         tensors = self.infer(data, training=training, seed=seed)
         estimator = self.objective.gradient_estimator
-        with SampledPath.recorded(self.bottleneck, tensors) if estimator else nullcontext() as path:
+        recorded = SampledPath.recorded(self.bottleneck, tensors) if estimator else nullcontext()
+        with with_samples(tensors.samples), recorded as path:
             self._run_decoder(tensors, training=training)
             self._run_critics(tensors, training=training)
             # `losses`: regularisers, and what layers passed to add_loss in this forward pass.
             report = self.objective(tensors, self.losses, states, path)
-        critics = {critic.name: critic.report(tensors, states) for critic in self.critics}
+            critics = {critic.name: critic.report(tensors, states) for critic in self.critics}
         return tensors, dataclasses.replace(report, critics=critics) if critics else report
 
     # Saving and loading.

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from vae_research.arguments import checked_integer
 from vae_research.controllers import Controller, first_state, is_varying, weight_of
+from vae_research.distribution import batch_mean, whole_batch
 from vae_research.gradient_estimators import (
     GradientEstimator,
     SampledPath,
@@ -83,7 +84,7 @@ class LossReport:
 
     def observable(self) -> dict[str, tf.Tensor]:
         """Returns what a controller may read: means over the batch, by the names of the logs."""
-        found = {name: tf.reduce_mean(value) for name, value in self.values.items()}
+        found = {name: batch_mean(value) for name, value in self.values.items()}
         for critic, report in self.critics.items():
             found |= {f"{critic}/{name}": value for name, value in report.values.items()}
         return found
@@ -253,7 +254,7 @@ class Objective:
         rows = {
             term.label: sum_in_order(list(factors.values()))
             if factors and term is self.likelihood
-            else term(tensors)
+            else _value(term, tensors)
             for term in self.terms
         }
         self._check_rows(rows)
@@ -477,6 +478,15 @@ class Objective:
                 "An importance-weighted bound needs log q(z|x) - log p(z): add MonteCarloKL() to "
                 f"the terms {', '.join(term.label for term in self.terms)}."
             )
+
+
+def _value(term: LossTerm, tensors: Tensors) -> tf.Tensor:
+    """Returns the value of a term; all replicas compute a statistic of the global batch."""
+    if not term.batch_statistic:
+        return term(tensors)
+    whole = tensors.of_whole_batch()
+    with whole_batch():
+        return term(whole)
 
 
 def plus(total: tf.Tensor, weight: tf.Tensor | float, value: tf.Tensor) -> tf.Tensor:

@@ -1,7 +1,8 @@
 """Stateless random numbers: the same key gives the same numbers, with XLA and without.
 
 A key is two int64 words: the run's seed, and the place in the run (step, or position in an
-evaluation). There is no generator state to lose.
+evaluation). There is no generator state to lose. The first axis of what is drawn are the rows of a
+batch: a replica gets the rows that one device would have drawn for them (`distribution`).
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from typing import Any
 
 import tensorflow as tf
 
-# The second word of a key: its purpose in the upper bits, then the replica, then the position.
+from vae_research.distribution import drawn_by_row
+
+# The second word of a key: its purpose in the upper bits, then the position.
 _TRAINING, _EVALUATION = 0, 1
-_POSITION_BITS, _REPLICA_BITS = 40, 16
+_POSITION_BITS = 56
 
 # The key with which TensorFlow's stateless generators scramble a seed.
 _SCRAMBLER = 0x02461E293EC8F720
 
 
 def training_key(seed: int, step: tf.Tensor | int) -> tf.Tensor:
-    """Returns the key of an optimizer step, `[2]` int64; each replica has its own."""
+    """Returns the key of an optimizer step, `[2]` int64."""
     return _key(seed, _TRAINING, step)
 
 
@@ -33,10 +36,8 @@ def evaluation_key(seed: int, position: tf.Tensor | int) -> tf.Tensor:
 
 
 def _key(seed: int, purpose: int, position: tf.Tensor | int) -> tf.Tensor:
-    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-    place = purpose << (_POSITION_BITS + _REPLICA_BITS)
-    offset = tf.cast(replica, tf.int64) * 2**_POSITION_BITS + place
-    return tf.stack([tf.constant(seed, tf.int64), tf.cast(position, tf.int64) + offset])
+    place = tf.cast(position, tf.int64) + (purpose << _POSITION_BITS)
+    return tf.stack([tf.constant(seed, tf.int64), place])
 
 
 def fold_in(key: tf.Tensor, *parts: str | int | tf.Tensor) -> tf.Tensor:
@@ -70,10 +71,14 @@ def standard_normal(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Ten
         shape: of the result.
         seed: a key, `[2]`.
     """
+    return drawn_by_row(functools.partial(_standard_normal, seed=seed), shape)
+
+
+def _standard_normal(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     shape = tf.convert_to_tensor(shape, tf.int32)
     known = tf.get_static_value(shape)
     count = tf.reduce_prod(shape) if known is None else math.prod(known.tolist())
-    first, second = tf.unstack(uniform([2, (count + 1) // 2], seed))
+    first, second = tf.unstack(_uniform([2, (count + 1) // 2], seed))
     radius = tf.sqrt(-2.0 * tf.math.log(first))
     angle = 2.0 * math.pi * second
     numbers = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
@@ -89,6 +94,10 @@ def uniform(shape: Sequence[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
         shape: of the result; integers or scalars.
         seed: a key, `[2]`.
     """
+    return drawn_by_row(functools.partial(_uniform, seed=seed), shape)
+
+
+def _uniform(shape: Sequence[int | tf.Tensor] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     bits = philox_bits(shape, seed)
     # 23 bits and a half fit a float32 exactly; the half keeps a logarithm away from zero.
     upper = tf.cast(tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32)), tf.float32)
@@ -117,9 +126,14 @@ def standard_gamma(concentration: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     shape = tf.shape(wanted)
     each = tf.concat([[_PROPOSALS], shape], axis=0)
     scale = wanted + 2.0 / 3.0
-    normal = standard_normal(each, fold_in(seed, 0))
-    levels = uniform([(_PROPOSALS + 1) * tf.size(wanted)], fold_in(seed, 1))
-    levels = tf.reshape(levels, tf.concat([[_PROPOSALS + 1], shape], axis=0))
+    normal = functools.partial(_standard_normal, seed=fold_in(seed, 0))
+    normal = drawn_by_row(normal, each, axis=1)
+
+    def uniform_levels(shape: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(_uniform([tf.reduce_prod(shape)], fold_in(seed, 1)), shape)
+
+    one_more = tf.concat([[_PROPOSALS + 1], shape], axis=0)
+    levels = drawn_by_row(uniform_levels, one_more, axis=1)
     cubed = tf.maximum((1.0 + normal / tf.sqrt(9.0 * scale)) ** 3, _TINY)
     bound = 0.5 * tf.square(normal) + scale * (1.0 - cubed + tf.math.log(cubed))
     accepted = tf.cast(tf.math.log(levels[1:]) < bound, tf.float32)
@@ -139,8 +153,12 @@ def _with_implicit_gradient(concentration: tf.Tensor, drawn: tf.Tensor) -> Any:
 
 def gumbel(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Returns numbers from the standard Gumbel distribution; `seed` is a stateless key, `[2]`."""
+    return drawn_by_row(functools.partial(_gumbel, seed=seed), shape)
+
+
+def _gumbel(shape: Sequence[int] | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     shape = tf.convert_to_tensor(shape, tf.int32)
-    numbers = uniform([tf.reduce_prod(shape)], seed)
+    numbers = _uniform([tf.reduce_prod(shape)], seed)
     return -tf.math.log(-tf.math.log(tf.reshape(numbers, shape)))
 
 

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from vae_research.controllers import is_varying
+from vae_research.distribution import present_strategy, scope_of, share, total
 from vae_research.losses.term import LossTerm
 
 
@@ -22,6 +23,7 @@ class RunningMeans:
     """
 
     def __init__(self, terms: Iterable[LossTerm], more: Iterable[str] = ()) -> None:
+        self._strategy = present_strategy()
         terms = list(terms)
         labels = [term.label for term in terms]
         names = dict.fromkeys(["loss", "elbo", *labels, "kl", "regularization"])
@@ -65,8 +67,10 @@ class RunningMeans:
             weights: of the examples, `[batch]`, by the name of a figure; others have equal ones.
         """
         weights = weights or {}
+        if share() is not None:
+            figures, weights = _of_all_replicas(figures, count, weights)
         for name, values in figures.items():
-            weight = count if values.shape.rank == 0 else weights.get(name)
+            weight = weights.get(name, count if values.shape.rank == 0 else None)
             self._mean(name).update_state(values, sample_weight=weight)
         self._reported = [name for name in self._means if name in figures]
 
@@ -78,7 +82,8 @@ class RunningMeans:
 
     def _mean(self, name: str) -> keras.metrics.Mean:
         if name not in self._means:
-            with tf.init_scope():  # the variables outlive the step that is being traced
+            # The variables outlive the step that is being traced.
+            with tf.init_scope(), scope_of(self._strategy):
                 self._means[name] = _mean(name)
         return self._means[name]
 
@@ -91,9 +96,52 @@ class RunningMeans:
         """Gives variables of means the values that they had within an epoch."""
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        self._reported = [name for name, mean in self._means.items() if float(mean.count) > 0]
+        self._reported = [name for name, mean in self._means.items() if float(mean.count.numpy()) > 0]
+
+
+class _Mean(keras.metrics.Mean):
+    """Keras' mean, of which all replicas have the same: they are given the sums over all."""
+
+    def add_variable(
+        self,
+        shape: Any,
+        initializer: Any,
+        dtype: Any = None,
+        aggregation: str | None = "only_first_replica",
+        name: str | None = None,
+    ) -> Any:
+        variable = keras.Variable(
+            keras.initializers.get(initializer),
+            shape=shape,
+            dtype=dtype,
+            trainable=False,
+            aggregation="only_first_replica",
+            name=name,
+        )
+        self._tracker.add_to_store("variables", variable)
+        return variable
 
 
 def _mean(name: str) -> keras.metrics.Mean:
     # In float32 the sum of an epoch keeps no digit of what a few steps have added to it.
-    return keras.metrics.Mean(name=name, dtype="float64")
+    return _Mean(name=name, dtype="float64")
+
+
+def _of_all_replicas(
+    figures: Mapping[str, tf.Tensor], count: tf.Tensor, weights: Mapping[str, tf.Tensor]
+) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns the means of figures over the global batch, scalars, and their weights, by name."""
+    count = tf.cast(count, tf.float64)
+    sums, counts = [], []
+    for name, values in figures.items():
+        values = tf.cast(values, tf.float64)
+        weight = tf.cast(weights.get(name, 1.0), tf.float64) * tf.ones_like(values)
+        if values.shape.rank == 0:  # of the rows of this replica, which may be none
+            weight = count
+        sums.append(tf.reduce_sum(tf.math.multiply_no_nan(values, weight)))
+        counts.append(tf.reduce_sum(weight))
+    sums, counts = tf.unstack(total(tf.stack([sums, counts])))
+    means = tf.unstack(tf.math.divide_no_nan(sums, counts), len(figures))
+    return dict(zip(figures, means, strict=True)), dict(
+        zip(figures, tf.unstack(counts, len(figures)), strict=True)
+    )

@@ -177,7 +177,7 @@ def undone(model: Any) -> Iterator[None]:
 def step_of(model: Any) -> int:
     """Returns the training steps of a model; those of its optimizer if it does not count itself."""
     step = getattr(model, "step", None)
-    return int(model.optimizer.iterations) if step is None else step
+    return int(model.optimizer.iterations.numpy()) if step is None else step
 
 
 def weights_sha256(model: Any) -> str:

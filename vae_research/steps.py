@@ -11,6 +11,7 @@ from vae_research.arguments import checked_seed
 from vae_research.codes import CodeLayout
 from vae_research.controllers import Controller, first_state, next_state, observed
 from vae_research.critics import Critic, checked_critics
+from vae_research.distribution import share, sum_of_gradients, take_sums
 from vae_research.epochs import EpochClock
 from vae_research.keras_inputs import as_weights, unpack, weighted_mean
 from vae_research.losses.term import Likelihood
@@ -180,7 +181,13 @@ class TrainingSteps(Trainer):
 
     def critic_losses(self, report: LossReport, critics: Sequence[Critic]) -> list[tf.Tensor]:
         """Returns the scalars that a training step differentiates for critics, in their order."""
-        return [critic.optimizer.scale_loss(report.critics[critic.name].loss) for critic in critics]
+        # Each replica has the loss of the global batch, of which its own part is one of N.
+        replicas = 1 if (own := share()) is None else own.replicas
+        losses = [(critic, report.critics[critic.name].loss) for critic in critics]
+        return [
+            critic.optimizer.scale_loss(loss if replicas == 1 else loss / replicas)
+            for critic, loss in losses
+        ]
 
     def update(
         self, trained: Sequence[Any], losses: Sequence[tf.Tensor], tape: tf.GradientTape
@@ -196,8 +203,10 @@ class TrainingSteps(Trainer):
         variables = [each.trainable_variables for each in trained]
         with graph_scope("gradients"):
             gradients = [tape.gradient(*pair) for pair in zip(losses, variables, strict=True)]
+        gradients = [sum_of_gradients(each) for each in gradients]
         with graph_scope("optimizer"):
             for each, *pairs in zip(trained, gradients, variables, strict=True):
+                take_sums(each.optimizer)
                 each.optimizer.apply(*pairs)  # unlike apply_gradients, also without any: frozen
 
     def finish_step(

@@ -37,12 +37,13 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from vae_research.distribution import own_rows, share, whole_batch, whole_rows, with_share
 from vae_research.levels import OF_LEVELS, WITHOUT_SUFFIX, level_of, levels
 from vae_research.randomness import fold_in
 from vae_research.settings import declared_names, did_you_mean
@@ -89,6 +90,7 @@ class Tensors(dict[str, tf.Tensor]):
         written: each of them as it was written. All readers depend on it, while an entry of the
             dictionary is what the next reader will get.
         read: the names that were read.
+        samples: rows for each example.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -96,6 +98,8 @@ class Tensors(dict[str, tf.Tensor]):
         self.writers: dict[str, str] = {}
         self.written: dict[str, tf.Tensor] = {}
         self.read: set[str] = set()
+        self.samples = 1
+        self._whole: dict[str, tf.Tensor] = {}  # of the global batch, if replicas share it
 
     def write(self, writer: str, tensors: Mapping[str, tf.Tensor]) -> None:
         """Adds the tensors that `writer` computed.
@@ -113,6 +117,24 @@ class Tensors(dict[str, tf.Tensor]):
         self.update(tensors)
         self.writers |= dict.fromkeys(tensors, writer)
         self.written |= tensors
+
+    def write_whole(self, writer: str, tensors: Mapping[str, tf.Tensor]) -> None:
+        """Adds tensors that `writer` computed of the global batch, of which the rows are ours."""
+        if share() is None:
+            self.write(writer, tensors)
+            return
+        rows = {name: value for name, value in tensors.items() if value.shape.rank != 0}
+        self.write(writer, {**tensors, **{name: own_rows(value) for name, value in rows.items()}})
+        self._whole |= rows
+
+    def repeat(self, times: int) -> None:
+        """Repeats each row, so that there is one for every sample of an example."""
+        self.samples = times
+        if times > 1:
+            # The K rows of one example are adjacent: Objective reshapes to [batch, K].
+            for name in [name for name in self if name not in SCALARS]:
+                self[name] = repeat_rows(self[name], times)
+            self._whole.clear()
 
     def tap(self, reader: str, name: str, *, key: str | None = None) -> tf.Tensor:
         """Returns the tensor `name` for one reader, and leaves an identity of it for the next.
@@ -135,6 +157,38 @@ class Tensors(dict[str, tf.Tensor]):
         # sum of three numbers has no fixed order, and differs in the last bit from run to run.
         self[name] = tf.identity(self[name])
         return self[name]
+
+    def of_whole_batch(self) -> Tensors:
+        """Returns these tensors with the rows of all replicas, gathered when one is read.
+
+        Without replicas these are the tensors themselves.
+        """
+        return self if share() is None else _WholeBatch(self, self._whole)
+
+
+class _WholeBatch(Tensors):
+    """The named tensors of a replica, of which a reader gets the rows of the global batch.
+
+    Args:
+        tensors: of the replica.
+        gathered: what was gathered before, by name.
+    """
+
+    def __init__(self, tensors: Tensors, gathered: dict[str, tf.Tensor]) -> None:
+        super().__init__(tensors)
+        self.writers, self.written = tensors.writers, tensors.written
+        self._tensors, self._gathered, self._share = tensors, gathered, share()
+
+    def tap(self, reader: str, name: str, *, key: str | None = None) -> tf.Tensor:
+        """Returns a tensor of the global batch; see `Tensors.tap`."""
+        if name in (*SCALARS, RELAXED) or name not in self._tensors:
+            return self._tensors.tap(reader, name, key=key)
+        if name not in self._gathered:
+            with with_share(self._share):
+                self._gathered[name] = whole_rows(self._tensors.tap(reader, name))
+        self._tensors.read.add(name)
+        self._gathered[name] = tf.identity(self._gathered[name])
+        return self._gathered[name]
 
 
 def of_all_levels(reader: str, part: str, tensors: Tensors) -> tf.Tensor:
@@ -353,17 +407,27 @@ def call_module(
     *,
     training: bool,
     only_input: str | None = None,
+    of_whole_batch: bool = False,
 ) -> None:
     """Runs a module on the tensors that it names and writes its outputs.
+
+    Every replica runs a module that looks at a batch as a whole on the rows of all replicas. It
+    has `whole_batch = True` in its class, or the caller says so.
 
     Raises:
         ValueError: a name is missing or taken, or the module used a symbolic tensor that it was
             not given.
         TypeError: the module returned tensors without names.
     """
-    with graph_scope(role):
-        outputs = _outputs_of(role, module, tensors, training=training, only_input=only_input)
-    tensors.write(role, outputs)
+    network = module.network if isinstance(module, Named) else module
+    of_whole_batch |= getattr(network, "whole_batch", False)
+    given = tensors.of_whole_batch() if of_whole_batch else tensors
+    with graph_scope(role), whole_batch() if of_whole_batch else nullcontext():
+        outputs = _outputs_of(role, module, given, training=training, only_input=only_input)
+    if of_whole_batch:
+        tensors.write_whole(role, outputs)
+    else:
+        tensors.write(role, outputs)
 
 
 def graph_scope(name: str) -> Any:

@@ -20,6 +20,7 @@ import tensorflow as tf
 from vae_research.averaging import Averaging
 from vae_research.critics import Critic, check_optimizers, check_variables
 from vae_research.data.streams import Batches, DeviceDataset
+from vae_research.distribution import present_strategy, replicas_of, scope_of
 from vae_research.execution import StepLoop
 from vae_research.keras_inputs import (
     UNFINISHED,
@@ -57,6 +58,7 @@ class Trainer(keras.Model):
         kwargs: of `keras.Model`.
 
     Attributes:
+        strategy: in whose scope the model was built; its replicas share each batch.
         averaging: the weights, and the averages of them that the optimizer may keep.
         guard: wraps the function that runs the steps of a call; None runs it as it is.
     """
@@ -72,6 +74,9 @@ class Trainer(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.strategy = present_strategy()
+        # Keras' own handling of it cannot build the model, and distributes data that are not ours.
+        self._distribute_strategy = None
         self.running_means = running_means
         self.guard: Callable[[StepFunction], StepFunction] | None = None
         self.averaging = Averaging(self)
@@ -103,7 +108,7 @@ class Trainer(keras.Model):
     @property
     def step(self) -> int:
         """Batches that this model has been trained on, also before it was compiled or loaded."""
-        return int(self.step_counter.value)
+        return int(self.step_counter.numpy())
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -129,7 +134,7 @@ class Trainer(keras.Model):
     @property
     def examples_seen(self) -> int:
         """Examples since the running means were last reset: since the epoch or evaluation began."""
-        return int(self.running_means.count)
+        return int(self.running_means.count.numpy())
 
     def reset_metrics(self) -> None:
         """Resets all running means, also of terms that the last step did not have."""
@@ -208,10 +213,11 @@ class Trainer(keras.Model):
         own = {critic.name: critic.trainable_variables for critic in self.critics}
         check_variables({"model": self.trainable_variables, **own} if own else {})
         optimizer = getattr(self, "optimizer", None)
-        if self.built and optimizer is not None and not optimizer.built:
-            optimizer.build(self.trainable_variables)
-        for critic in self.critics:
-            critic.build_optimizer()
+        with scope_of(self.strategy):
+            if self.built and optimizer is not None and not optimizer.built:
+                optimizer.build(self.trainable_variables)
+            for critic in self.critics:
+                critic.build_optimizer()
 
     def fit(
         self,
@@ -249,6 +255,7 @@ class Trainer(keras.Model):
                 self.likelihood, *(held_out[:2] if isinstance(held_out, tuple) else [held_out])
             )
             self._data_suit = True
+        self._refuse_undistributed(x)
         self.build_optimizer()
         self.averaging.remove_for_training()
         initial_epoch = kwargs.get("initial_epoch", 0)
@@ -309,6 +316,7 @@ class Trainer(keras.Model):
             refuse_unsuitable_data(self.likelihood, seen)
             for note in notes_on_likelihood(self.likelihood, seen):
                 warnings.warn(note, UserWarning, stacklevel=2)
+            self._refuse_undistributed(x)
             x = self._select_input("test", x, kwargs, "steps")
         x, y = targets_for_weights(x, y, sample_weight)
         with scope_explained(), self.averaging.averages():
@@ -336,6 +344,21 @@ class Trainer(keras.Model):
         """Keras' `test_on_batch`."""
         self._select_input("test", x)
         return super().test_on_batch(x, y, sample_weight, **kwargs)
+
+    def _refuse_undistributed(self, x: Any) -> None:
+        """Raises ValueError for data or a model that replicas cannot share."""
+        if (replicas := replicas_of(self.strategy)) == 1:
+            return
+        if not isinstance(x, DeviceDataset):
+            raise ValueError(
+                f"This model has {replicas} replicas, which share the batches of "
+                f"data.train.on_device(batch_size, seed=...); got {type(x).__name__}."
+            )
+        if x.batch_size < replicas:
+            raise ValueError(
+                f"A batch of {x.batch_size} rows is smaller than the number of replicas, "
+                f"{replicas}: give a larger batch_size, or fewer devices."
+            )
 
     def _select_input(
         self,
@@ -418,6 +441,7 @@ class Trainer(keras.Model):
                 dataset,
                 jit_compile=self.jit_compile,
                 run_eagerly=self.run_eagerly,
+                strategy=self.strategy,
             )
         return functools.partial(self._step_loops[key], batches=dataset)
 

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from vae_research.bottlenecks.quantized import QuantizedBottleneck
+from vae_research.distribution import whole_rows
 from vae_research.priors.prior import Prior
 
 
@@ -104,11 +105,8 @@ class VectorQuantizedBottleneck(QuantizedBottleneck):
         """Returns the code of each row, with its probability, and then moves the codebook."""
         written, indices = self.quantized(z_mean)
         if training:
-            if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-                raise ValueError(
-                    "VectorQuantizedBottleneck moves its codebook by the vectors of one replica; "
-                    "train it on one device, or use FiniteScalarQuantizedBottleneck."
-                )
+            # Those of the global batch, by which every replica moves its codebook alike.
+            z_mean, indices = whole_rows(tf.stop_gradient(z_mean)), whole_rows(indices)
             vectors = tf.reshape(z_mean, [-1, self.codebook.shape[1]])
             vectors = tf.stop_gradient(tf.cast(vectors, tf.float32))
             state = tf.convert_to_tensor(self.codebook), tf.convert_to_tensor(self.counts)

@@ -7,6 +7,7 @@ draws name Philox, which gives the same numbers on every device, with XLA and wi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -18,6 +19,7 @@ from vae_research.data.checks import DataError
 from vae_research.data.scaling import Scaling
 from vae_research.data.sources import Rows
 from vae_research.data.threads import for_threads
+from vae_research.distribution import drawn_by_row, own_rows, whole_batch
 from vae_research.randomness import fold_in, philox_bits
 
 # Purposes of a random key: draws of the same seed must not be correlated.
@@ -230,7 +232,24 @@ class Reader:
             position: index of the batch in its epoch, counted from 0.
             rows: row numbers, integers [rows].
             places: where these rows are in streamed tensors; the others have all rows of the split.
+
+        A replica is given the row numbers of the global batch, and gets its own rows.
         """
+        if self.augment is None and self.corrupt is None:
+            own_places = None if places is None else own_rows(places)
+            return self._read(tensors, epoch, position, own_rows(rows), own_places)
+        with whole_batch():  # they may draw noise in any shape
+            batch = self._read(tensors, epoch, position, rows, places)
+        return {name: own_rows(values) for name, values in batch.items()}
+
+    def _read(
+        self,
+        tensors: dict[str, tf.Tensor],
+        epoch: tf.Tensor,
+        position: tf.Tensor,
+        rows: tf.Tensor,
+        places: tf.Tensor | None,
+    ) -> dict[str, tf.Tensor]:
         stored = self.gathered(tensors, rows, places)
         values = tf.cast(stored.pop("inputs"), tf.float32)
         values = tf.reshape(values, [-1, *self.shape])
@@ -371,7 +390,11 @@ def cell_noise(shape: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
 
 
 def _integers_of_16_bits(shape: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Float32 numbers 0 to 65535, two from each random word."""
+    """Float32 numbers 0 to 65535, two from each random word; a replica has those of its rows."""
+    return drawn_by_row(functools.partial(_drawn_16_bits, key=key), shape)
+
+
+def _drawn_16_bits(shape: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     size = tf.reduce_prod(shape)
     words = philox_bits([(size + 1) // 2], key)
     halves = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size]

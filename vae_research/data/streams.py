@@ -166,6 +166,7 @@ class DeviceDataset:
     Attributes:
         reader: the `Reader` from row numbers to a batch.
         rows: of the split.
+        batch_size: as given.
         steps: batches in an epoch; the last one may be smaller.
         first_epoch, first_position: as given.
 
@@ -184,10 +185,10 @@ class DeviceDataset:
         first_position: int = 0,
     ) -> None:
         self.rows = len(split)
-        self._batch_size = _checked_batch_size(split, batch_size)
+        self.batch_size = _checked_batch_size(split, batch_size)
         self.first_epoch = _checked_first_epoch(first_epoch)
         seed = None if seed is None else checked_seed(seed)
-        self.steps = split.steps(self._batch_size)
+        self.steps = split.steps(self.batch_size)
         self.first_position = checked_integer("first_position", first_position, 0, self.steps)
         self.reader = Reader(split, seed, names)
         self._order_of = _order_function(self.rows, seed)
@@ -207,10 +208,10 @@ class DeviceDataset:
         `is_last`. A stream that begins within an epoch has all calls of that epoch, some with
         nothing to do, so that Keras counts them as in an uninterrupted run.
         """
-        whole = self.rows // self._batch_size
+        whole = self.rows // self.batch_size
         number = -(-self.steps // steps_per_call)
         firsts = np.arange(number) * steps_per_call
-        padding = number * steps_per_call * self._batch_size
+        padding = number * steps_per_call * self.batch_size
         count = np.clip(whole - firsts, 0, steps_per_call).astype(np.int32)
         begin = np.clip(self.first_position - firsts, 0, count).astype(np.int32)
         is_last = np.arange(number) == number - 1
@@ -219,14 +220,14 @@ class DeviceDataset:
         @_as_it_is
         def one_epoch(index: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
             order = tf.cast(self._order_of(epoch), tf.int32)
-            in_batches, rest = tf.split(order, [whole * self._batch_size, -1])
-            rows = tf.pad(in_batches, [[0, padding - whole * self._batch_size]])
+            in_batches, rest = tf.split(order, [whole * self.batch_size, -1])
+            rows = tf.pad(in_batches, [[0, padding - whole * self.batch_size]])
             broken = index == 0
             return tf.data.Dataset.from_tensor_slices(
                 {
                     "epoch": tf.repeat(epoch, number),
                     "first": tf.constant(firsts, tf.int64),
-                    "rows": tf.reshape(rows, [number, steps_per_call, self._batch_size]),
+                    "rows": tf.reshape(rows, [number, steps_per_call, self.batch_size]),
                     "begin": tf.where(broken, begin, 0),
                     "count": tf.constant(count),
                     "rest": tf.repeat(rest[tf.newaxis], number, axis=0),
