@@ -1,7 +1,8 @@
 """Several replicas of a model compute what one device would: the little that tf.distribute lacks.
 
-A global batch is split by row among N replicas, as evenly as possible; a replica may have no row.
-While a step is traced for a replica, `share()` is its part. What depends on the whole batch asks
+A global batch is split by row among N replicas, as evenly as possible. If it has fewer rows than
+there are replicas, all of them compute the whole of it: without any row, layers have no shapes that
+can be relied on, and no mean. While a step is traced for a replica, `share()` is its part. What depends on the whole batch asks
 here: for a sum (`total`), for tensors (`whole_rows`), or for noise (`drawn_by_row`). With one
 replica there is no share, and all of these return what they are given.
 
@@ -28,6 +29,7 @@ class Share:
 
     Attributes:
         replicas: how many share the batch.
+        copies: how many of them have the same rows: 1, or all.
         samples: rows of a tensor for each example, next to each other.
     """
 
@@ -35,6 +37,7 @@ class Share:
     stop: int
     size: int
     replicas: int
+    copies: int = 1
     samples: int = 1
 
     @classmethod
@@ -44,6 +47,8 @@ class Share:
         >>> [Share.of(replica, 4, 10).count for replica in range(4)]
         [3, 3, 2, 2]
         """
+        if size < replicas:
+            return cls(0, size, size, replicas, copies=replicas)
         least, more = divmod(size, replicas)
         start, stop = (number * least + min(number, more) for number in (replica, replica + 1))
         return cls(start, stop, size, replicas)
@@ -84,6 +89,29 @@ def with_samples(samples: int) -> AbstractContextManager[None]:
 
 
 # ---------------------------------------------------------------- strategies
+
+
+def strategy_of(name: str) -> tf.distribute.Strategy | None:
+    """Returns the strategy of a name: `none`, `mirrored` or `multiworker`.
+
+    Mirrored has a replica on each GPU, or on each device of the processor if there is no GPU.
+
+    Raises:
+        ValueError: there is no such strategy.
+    """
+    if name == "none":
+        return None
+    if name == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        # Collective operations would wait for each other between devices of one processor.
+        operations = None
+        if devices[0].device_type == "CPU":
+            operations = tf.distribute.ReductionToOneDevice()
+        names = [device.name for device in devices]
+        return tf.distribute.MirroredStrategy(names, cross_device_ops=operations)
+    if name == "multiworker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    raise ValueError(f"There is no strategy {name!r}: none, mirrored, multiworker.")
 
 
 def present_strategy() -> tf.distribute.Strategy | None:
@@ -182,7 +210,7 @@ def batch_mean(values: tf.Tensor) -> tf.Tensor:
     own = share()
     if own is None or values.shape.rank == 0:
         return tf.reduce_mean(values)
-    return total(tf.reduce_sum(values)) / own.size
+    return total(tf.reduce_sum(values)) / (own.size * own.copies)
 
 
 def whole_rows(values: tf.Tensor) -> tf.Tensor:
@@ -192,7 +220,7 @@ def whole_rows(values: tf.Tensor) -> tf.Tensor:
         values: `[rows, ...]` of this replica.
     """
     own = share()
-    if own is None:
+    if own is None or own.copies > 1:
         return values
     _check_rows(own, values.shape[0], f"a tensor of shape {values.shape}")
     # Added up with zeros from the others, which changes no digit; all have the same shape.

@@ -346,5 +346,7 @@ def weighted_mean(
     weighted = tf.reduce_sum((values - of_the_batch) * weights)
     if own is None:
         return tf.math.divide_no_nan(weighted, tf.reduce_sum(weights)) + of_the_batch
-    count = own.size if sample_weight is None else total(tf.reduce_sum(weights))
-    return tf.math.divide_no_nan(weighted, count) + of_the_batch / own.replicas
+    count = tf.cast(own.size, tf.float32)
+    if sample_weight is not None:
+        count = total(tf.reduce_sum(weights)) / own.copies
+    return tf.math.divide_no_nan(weighted, count) / own.copies + of_the_batch / own.replicas

@@ -96,7 +96,9 @@ class RunningMeans:
         """Gives variables of means the values that they had within an epoch."""
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        self._reported = [name for name, mean in self._means.items() if float(mean.count.numpy()) > 0]
+        self._reported = [
+            name for name, mean in self._means.items() if float(mean.count.numpy()) > 0
+        ]
 
 
 class _Mean(keras.metrics.Mean):
@@ -131,16 +133,18 @@ def _of_all_replicas(
     figures: Mapping[str, tf.Tensor], count: tf.Tensor, weights: Mapping[str, tf.Tensor]
 ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
     """Returns the means of figures over the global batch, scalars, and their weights, by name."""
+    own = share()
+    assert own is not None
     count = tf.cast(count, tf.float64)
     sums, counts = [], []
     for name, values in figures.items():
         values = tf.cast(values, tf.float64)
         weight = tf.cast(weights.get(name, 1.0), tf.float64) * tf.ones_like(values)
-        if values.shape.rank == 0:  # of the rows of this replica, which may be none
+        if values.shape.rank == 0:  # of all rows of this replica
             weight = count
-        sums.append(tf.reduce_sum(tf.math.multiply_no_nan(values, weight)))
+        sums.append(tf.reduce_sum(values * weight))
         counts.append(tf.reduce_sum(weight))
-    sums, counts = tf.unstack(total(tf.stack([sums, counts])))
+    sums, counts = tf.unstack(total(tf.stack([sums, counts])) / own.copies)
     means = tf.unstack(tf.math.divide_no_nan(sums, counts), len(figures))
     return dict(zip(figures, means, strict=True)), dict(
         zip(figures, tf.unstack(counts, len(figures)), strict=True)

@@ -203,7 +203,11 @@ def hidden_state(model: Any, graph: tf.Graph, operations: set[str]) -> list[str]
     """
     import tensorflow as tf
 
-    known = [variable.value.handle for variable in all_variables(model)]
+    known = [
+        each.handle
+        for variable in all_variables(model)
+        for each in getattr(variable.value, "values", [variable.value])  # of each replica
+    ]
     touched = [outer for outer, _ in graph.captures if outer.dtype == tf.resource]
     names = {id(variable.handle): variable.name for variable in graph.variables}
     found = [

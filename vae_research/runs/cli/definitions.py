@@ -15,7 +15,16 @@ from typing import Any
 
 from absl import flags
 
-from vae_research.runs.cli.parsers import Auto, Choice, Line, Number, Numbers, Range, Serializer
+from vae_research.runs.cli.parsers import (
+    Auto,
+    Choice,
+    Devices,
+    Line,
+    Number,
+    Numbers,
+    Range,
+    Serializer,
+)
 
 flags.disclaim_key_flags()  # a flag belongs to the module that calls define_...()
 
@@ -80,6 +89,19 @@ def define_choice(
 ) -> flags.FlagHolder:
     """Defines a flag that is one of `choices`."""
     return _define(Choice(choices), name, default, help, may_change)
+
+
+def define_devices(
+    name: str,
+    default: str,
+    choices: Sequence[str],
+    counted: Sequence[str],
+    help: str,
+    *,
+    may_change: bool = False,
+) -> flags.FlagHolder:
+    """Defines a flag that is one of `choices`, or one of `counted` with a number: `cpu:2`."""
+    return _define(Devices(choices, counted), name, default, help, may_change)
 
 
 def define_integers(

@@ -76,6 +76,21 @@ class Choice(flags.ArgumentParser):
         return "choice"
 
 
+class Devices(Choice):
+    """One of a few words, and how many devices of that kind: `cpu:2`."""
+
+    def __init__(self, choices: Sequence[str], counted: Sequence[str]) -> None:
+        super().__init__(choices)
+        self.counted = tuple(counted)
+        self.syntactic_help = f"one of {', '.join((*choices, *(f'{each}:N' for each in counted)))}"
+
+    def parse(self, argument: Any) -> str:
+        kind, colon, count = str(argument).partition(":")
+        if kind in self.counted and colon and count.isdecimal() and int(count) >= 1:
+            return f"{kind}:{int(count)}"
+        return super().parse(argument)
+
+
 class Line(flags.ArgumentParser):
     """A line of text, which can be printed and put into a table."""
 

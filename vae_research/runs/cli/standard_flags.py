@@ -10,6 +10,7 @@ from vae_research.runs.cli.definitions import (
     define_auto_integer,
     define_boolean,
     define_choice,
+    define_devices,
     define_float,
     define_integer,
     define_line,
@@ -251,11 +252,21 @@ def define_standard_flags() -> None:
         may_change=True,
     )
     sections.append("What is computed how")
-    define_choice(
+    define_devices(
         "device",
         "auto",
         ("auto", "cpu", "gpu"),
-        "where to compute; auto: on a GPU if there is one",
+        ("cpu", "gpu"),
+        "where to compute; auto: on a GPU if there is one; gpu:N is the first N GPUs, cpu:N are N "
+        "devices that share the processor, for a --strategy",
+        may_change=True,
+    )
+    define_choice(
+        "strategy",
+        "none",
+        ("none", "mirrored", "multiworker"),
+        "how replicas share each batch; mirrored: one on each device of this machine; multiworker: "
+        "those of all machines in TF_CONFIG. Results agree with those of one device to rounding",
         may_change=True,
     )
     define_auto_integer(

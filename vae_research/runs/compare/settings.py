@@ -14,7 +14,7 @@ from vae_research.settings import did_you_mean
 # Standard flags that are no settings of the model or its training: where and how a run was made,
 # its seed, and what must be equal anyway, the data and the evaluation.
 _OTHER_SECTIONS = ("The run", "Data", "Test figures", "TensorBoard", "Checkpoints")
-_OTHER_FLAGS = ("device", "threads", "jit", "steps_per_call", "run_eagerly")
+_OTHER_FLAGS = ("device", "strategy", "threads", "jit", "steps_per_call", "run_eagerly")
 # How the data were changed. Figures in bits and in stored units can be compared all the same.
 _OF_DATA = ("rescale", "dequantize")
 _TERMS, _SOURCE = "terms/", "source/"

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from vae_research.data import Data, DataError
 from vae_research.data.scaling import extremes
+from vae_research.distribution import replicas_of, run, strategy_of
 from vae_research.execution import (
     Execution,
     TracedStep,
@@ -153,11 +154,19 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
                 "states exist only at the end of a call."
             )
     interval = math.gcd(*intervals.values())
+    jit, replicas = "on" if model.jit_compile else config.jit, replicas_of(model.strategy)
+    if replicas > 1 and jit == "on":
+        raise UsageError(
+            f"--jit=on, and {replicas} replicas add up what they computed within a step, for which "
+            "a program of XLA cannot wait. --jit=auto runs without."
+        )
     try:
-        jit_compile, reason = choose_jit(step, "on" if model.jit_compile else config.jit)
+        jit_compile, reason = choose_jit(step, "off" if replicas > 1 else jit)
     except ValueError as error:
         raise UsageError(str(error)) from error
     rows = config.batch_size * model.objective.num_samples
+    if replicas > 1:
+        reason = f"{replicas} replicas share each batch"
     if config.profile_steps:  # a call is recorded as a whole
         first, last = config.profile_steps
         interval = math.gcd(interval, (first - 1) % steps, last % steps)
@@ -188,10 +197,13 @@ def traced_step(model: VAE, config: Config, data: Data) -> TracedStep | None:
     zero = tf.constant(0, tf.int64)
     try:
         # With what makes the batch: an augmentation may have a state, or be unknown to XLA.
-        step = TracedStep(
-            lambda given: model.training_step(read(given, zero, zero, tf.range(rows))),
-            read.tensors,
-        )
+        def step_on(given: dict[str, tf.Tensor]) -> None:
+            def step(given: dict[str, tf.Tensor]) -> None:
+                model.training_step(read(given, zero, zero, tf.range(rows)))
+
+            run(model.strategy, step, rows, given)
+
+        step = TracedStep(step_on, read.tensors)
     except (ValueError, TypeError) as error:
         if model.run_eagerly:
             return None
@@ -292,6 +304,18 @@ def _refuse_range(likelihood: Likelihood, data: Data, low: float, high: float) -
     raise (UsageError if is_given("rescale") or is_given("likelihood") else DataError)(message)
 
 
+def _divide_processor(count: int) -> None:
+    """Makes several devices of the processor.
+
+    Raises:
+        RuntimeError: TensorFlow has begun to compute, with another number of them.
+    """
+    processor = tf.config.list_physical_devices("CPU")[0]
+    parts = [tf.config.LogicalDeviceConfiguration()] * count
+    if tf.config.get_logical_device_configuration(processor) != parts:
+        tf.config.set_logical_device_configuration(processor, parts)
+
+
 def choose_device(wanted: str, threads: int | None = None) -> str:
     """Returns what the run computes on, in words.
 
@@ -302,17 +326,25 @@ def choose_device(wanted: str, threads: int | None = None) -> str:
     Raises:
         UsageError: a GPU is asked for, and TensorFlow finds none or this process hides it.
     """
+    kind, _, number = wanted.partition(":")
+    count = int(number) if number else None
     found = tf.config.list_physical_devices("GPU")
-    if wanted == "gpu" and not found:
+    if kind == "gpu" and not found:
         raise UsageError(
-            "--device=gpu, and TensorFlow finds no GPU. pip install 'vae_research[gpu]' brings "
-            "its CUDA libraries; --device=cpu runs without."
+            f"--device={wanted}, and TensorFlow finds no GPU. pip install 'vae_research[gpu]' "
+            "brings its CUDA libraries; --device=cpu runs without."
         )
+    if kind == "gpu" and count is not None and count > len(found):
+        raise UsageError(f"--device={wanted}, and TensorFlow finds {len(found)} GPUs.")
     try:
-        if wanted == "cpu":
+        if kind == "cpu":
             tf.config.set_visible_devices([], "GPU")
+            if count is not None:
+                _divide_processor(count)
         else:
-            for gpu in found:
+            if count is not None:
+                tf.config.set_visible_devices(found[:count], "GPU")
+            for gpu in found[:count]:
                 tf.config.experimental.set_memory_growth(gpu, True)
         if threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -325,14 +357,36 @@ def choose_device(wanted: str, threads: int | None = None) -> str:
             file=sys.stderr,
         )
     used = tf.config.get_visible_devices("GPU")
-    if wanted == "gpu" and not used:
-        raise UsageError("--device=gpu, and this process hides the GPU. Restart it.")
+    if kind == "gpu" and not used:
+        raise UsageError(f"--device={wanted}, and this process hides the GPU. Restart it.")
     if not used:
         reason = (
-            "--device=cpu" if wanted == "cpu" else "the GPU is hidden" if found else "no GPU found"
+            f"--device={wanted}"
+            if kind == "cpu"
+            else "the GPU is hidden"
+            if found
+            else "no GPU found"
         )
         return f"CPU ({reason})"
     names = [
         tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in used
     ]
     return ", ".join(names)
+
+
+def choose_strategy(name: str) -> tf.distribute.Strategy | None:
+    """Returns how replicas share the batches; None for one device.
+
+    Args:
+        name: `--strategy`.
+
+    Raises:
+        UsageError: there is one device only.
+    """
+    strategy = strategy_of(name)
+    if name == "mirrored" and replicas_of(strategy) == 1:
+        raise UsageError(
+            "--strategy=mirrored shares batches among the devices of this machine, and there is "
+            "one. --device=cpu:2 makes two devices of the processor."
+        )
+    return strategy

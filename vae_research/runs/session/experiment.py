@@ -116,13 +116,16 @@ def complete_run(
         directory.refuse_changed_data(run_dir, directory.read_config(run_dir), data)
     signals.wait_for_steps()
     with streams.hide_startup_output(), without_garbage_collection():
-        from vae_research.runs.session.building import choose_device
+        from vae_research.runs.session.building import choose_device, choose_strategy
         from vae_research.runs.session.training import Session
 
         device = choose_device(config.device, config.threads)
+        strategy = choose_strategy(config.strategy)
     for warning in tested.warnings_of(tested.installed()):
         print(f"warning: {warning}", file=sys.stderr)
-    session = Session(parts, experiment, config, data, run_dir, checkpoint, device, held.source)
+    session = Session(
+        parts, experiment, config, data, run_dir, checkpoint, device, held.source, strategy
+    )
     if config.dry_run:
         session.check()
     else:

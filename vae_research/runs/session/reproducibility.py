@@ -14,7 +14,7 @@ from vae_research.execution import Execution
 from vae_research.runs.cli.config import Config
 
 
-def profile(execution: Execution, config: Config, device: str) -> dict[str, str]:
+def profile(execution: Execution, config: Config, device: str, replicas: int = 1) -> dict[str, str]:
     """Returns everything that the last bit of a result may depend on, as text by name."""
     threads = (
         tf.config.threading.get_intra_op_parallelism_threads(),
@@ -29,6 +29,7 @@ def profile(execution: Execution, config: Config, device: str) -> dict[str, str]
         "precision": config.precision,
         "jit_compile": str(execution.jit_compile),
         "run_eagerly": str(config.run_eagerly),
+        "replicas": str(replicas),
     }
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
+import tensorflow as tf
 
 from vae_research import checkpoints
 from vae_research.callbacks.base import Resumable
@@ -26,6 +27,7 @@ from vae_research.callbacks.console import Console
 from vae_research.callbacks.metrics_file import MetricsFile, append
 from vae_research.callbacks.pictures import conditions_of, write_samples
 from vae_research.data import Data
+from vae_research.distribution import replicas_of, scope_of
 from vae_research.evaluation.estimates import Estimate
 from vae_research.evaluation.test_figures import estimate
 from vae_research.execution import Execution
@@ -90,6 +92,7 @@ class Session:
         checkpoint: the checkpoint to resume from, None for a new run.
         device: what the run computes on, in words.
         source: what `build` and the data are made by.
+        strategy: whose replicas share the batches; None for one device.
         is_new_directory: whether this session has created the run directory.
         unitless: names of test figures of the experiment's own, added by `test`.
         read_by_evaluation: names of the flags that its `fit_prior` and `evaluate` read, added by
@@ -114,6 +117,7 @@ class Session:
     checkpoint: checkpoints.Checkpoint | None
     device: str
     source: Source
+    strategy: tf.distribute.Strategy | None = None
     is_new_directory: bool = False
     unitless: tuple[str, ...] = ()
     read_by_evaluation: Collection[str] = ()
@@ -216,11 +220,22 @@ class Session:
         config, data = self.config, self.data
         keras.utils.set_random_seed(config.init_seed)
         keras.config.set_dtype_policy(config.precision)
-        self.model = build_model(self.parts.build, config, data)
+        with scope_of(self.strategy):
+            self.model = build_model(self.parts.build, config, data)
+        self._refuse_small_batches()
         signals.raise_if_received()
         self.execution = choose_execution(self.model, config, data)
         signals.raise_if_received()
         self.config = config.replace(epochs=max(config.epochs, self.epochs_before))
+
+    def _refuse_small_batches(self) -> None:
+        """Raises UsageError if a replica would never have a row."""
+        replicas, rows = replicas_of(self.model.strategy), self.config.batch_size
+        if rows < replicas:
+            raise UsageError(
+                f"--batch_size={rows} is smaller than the number of replicas, {replicas}; give a "
+                "larger one, or fewer devices."
+            )
 
     @contextmanager
     def locked_directory(self) -> Iterator[checkpoints.Search]:
@@ -307,7 +322,8 @@ class Session:
             changes = [each.what for each in found]
             if self.source.is_of_notebook:
                 changes.append("other cells of the notebook are not compared")
-        profile = reproducibility.profile(self.execution, self.config, self.device)
+        replicas = replicas_of(self.model.strategy)
+        profile = reproducibility.profile(self.execution, self.config, self.device, replicas)
         claim = reproducibility.claim(
             profile,
             progress.get("profile", {}),
