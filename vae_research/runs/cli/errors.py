@@ -35,6 +35,12 @@ class FileSystemError(RunError):
     exit_code = 7
 
 
+class PeerLostError(RunError):
+    """Another worker of the run has ended, never came, or cannot be reached."""
+
+    exit_code = 8
+
+
 class PrunedError(RunError):
     """A search has ended the run because others were better at the same epoch."""
 

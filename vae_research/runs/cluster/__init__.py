@@ -1,0 +1,84 @@
+"""Several processes that train one model: who they are, what they tell each other, how they end.
+
+`joined` connects the workers of a command; `peers` is what they then have.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vae_research.checkpoints import CheckpointError
+from vae_research.data import DataError
+from vae_research.runs.cli.config import Config
+from vae_research.runs.cli.errors import RunError
+from vae_research.runs.cluster import tf_config
+from vae_research.runs.cluster.channel import Alone, Connected, Peers, connect
+
+_joined: list[Connected] = []
+
+
+def peers() -> Peers:
+    """Returns the workers of this command; one that runs alone has no others."""
+    return _joined[-1] if _joined else Alone()
+
+
+@contextmanager
+def joined(config: Config) -> Iterator[None]:
+    """Connects the workers of a command, if its strategy has several, and ends with them.
+
+    Raises:
+        UsageError: TF_CONFIG is missing or wrong.
+        PeerLostError: another worker did not come, or was lost meanwhile.
+    """
+    if config.strategy != "multiworker":
+        yield
+        return
+    task = tf_config.read()
+    if len(task.addresses) == 1:  # no one to wait for
+        yield
+        return
+
+    def announce(sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
+
+    found = connect(task, config.worker_timeout, announce)
+    _joined.append(found)
+    code, message = 1, ""
+    try:
+        yield
+        code = 0
+    except BaseException as error:
+        error = _known(found, error)
+        code, message = _ending(error)
+        raise error
+    finally:
+        _joined.remove(found)
+        found.close(code, message)
+
+
+def _known(found: Connected, error: BaseException) -> BaseException:
+    """Returns the error that is behind one of TensorFlow, if that is the end of another worker."""
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
+        return error
+    own = (tensorflow.errors.InvalidArgumentError, tensorflow.errors.ResourceExhaustedError)
+    return error if isinstance(error, own) else found.reason(error)
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """Returns the exit code with which an error ends this process, and what others are told."""
+    if isinstance(error, RunError):
+        return error.exit_code, str(error)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1, ""
+    for kind, code in (
+        (KeyboardInterrupt, 130),
+        (DataError, 3),
+        (CheckpointError, 4),
+        (OSError, 7),
+    ):
+        if isinstance(error, kind):
+            return code, str(error)
+    return 1, f"{type(error).__name__}: {error}"

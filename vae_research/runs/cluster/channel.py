@@ -1,0 +1,348 @@
+"""Messages between the workers of a run, and how one of them notices that another has ended.
+
+The chief accepts a connection from every other worker at its address in TF_CONFIG, before
+TensorFlow starts its server there. The connections stay open as long as the processes: that of a
+process that is killed is closed by the system, at once. TensorFlow itself would notice it in the
+next all-reduce only, and waits without end for a worker that never comes.
+
+A message is a line of JSON. Workers talk to the chief alone, which passes on what all must know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from vae_research.runs.cli.errors import PeerLostError, RunError, TerminatedError, UsageError
+from vae_research.runs.cluster.tf_config import Address, Task, listening
+
+_WHO = "vae_research"
+# Seconds between two attempts to reach the chief, and for which a stranger may keep silent.
+_RETRY, _SILENCE = 0.2, 10.0
+# A machine that loses its power closes no connection: after so many seconds it counts as lost.
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+# Seconds that a process has for its own end after another worker was lost: a save may be in it.
+_TO_END = 30.0
+# Seconds in which the reason of an error of TensorFlow is waited for.
+_TO_KNOW = 15.0
+_BY_SIGNAL = (130, 143)
+
+
+class Peers(Protocol):
+    """The workers of a run, for one of them.
+
+    Attributes:
+        number: of this one, counted from 0, which is the chief.
+        count: of all.
+    """
+
+    number: int
+    count: int
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        """Returns the values of all workers, in their order; waits for all of them.
+
+        Args:
+            what: in a few words; it must be the same for all.
+            value: that JSON can hold.
+
+        Raises:
+            PeerLostError: another worker has ended.
+            TerminatedError, KeyboardInterrupt: a signal has ended another worker.
+        """
+        ...
+
+
+class Alone:
+    """The only worker."""
+
+    number, count = 0, 1
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        return [value]
+
+
+class Connected:
+    """A worker that is connected to the others.
+
+    Args:
+        task: this process among them.
+        connections: to the other workers by their number; those that are not the chief have one to
+            the chief.
+    """
+
+    def __init__(self, task: Task, connections: dict[int, socket.socket]) -> None:
+        self.number, self.count = task.number, len(task.addresses)
+        self._task, self._connections = task, connections
+        self._received: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
+        self._waiting: dict[int, list[dict[str, Any]]] = {number: [] for number in connections}
+        self._error: RunError | KeyboardInterrupt | None = None  # why no message will come
+        self._knows_error, self._is_ending = threading.Event(), False
+        self._sending = threading.Lock()
+        for number, connection in connections.items():
+            arguments = (number, connection)
+            threading.Thread(target=self._read, args=arguments, daemon=True).start()
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        """Returns the values of all workers; see `Peers`."""
+        if self.number:
+            self._send(0, {"what": what, "value": value})
+            return self._receive(0, what)["values"]
+        values = [value] + [self._receive(number, what)["value"] for number in range(1, self.count)]
+        for number in range(1, self.count):
+            self._send(number, {"what": what, "values": values})
+        return values
+
+    def reason(self, error: BaseException) -> BaseException:
+        """Returns what has happened to another worker if that is behind an error, else the error.
+
+        TensorFlow raises errors of several classes if an all-reduce cannot be completed.
+        """
+        self._knows_error.wait(_TO_KNOW)
+        if self._error is not None:
+            return self._error
+        if isinstance(error, PeerLostError) or "ollective" in str(error):
+            first = str(error).partition("\n")[0]
+            return PeerLostError(f"another worker cannot be reached ({first}). {_resume()}")
+        return error
+
+    def close(self, exit_code: int, message: str = "") -> None:
+        """Tells the others that this process ends, and how; nothing is received afterwards."""
+        self._is_ending = True
+        for number, connection in self._connections.items():
+            with contextlib.suppress(OSError, PeerLostError):
+                self._send(number, {"end": exit_code, "message": message})
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def _send(self, number: int, message: dict[str, Any]) -> None:
+        try:
+            with self._sending:
+                self._connections[number].sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            # What the other process said before it closed the connection is yet to be read.
+            raise self.reason(PeerLostError(f"worker {number}")) from None
+
+    def _receive(self, number: int, what: str) -> dict[str, Any]:
+        """Returns the next message of a worker."""
+        while not self._waiting[number]:
+            if self._error is not None and self._received.empty():
+                raise self._error
+            with contextlib.suppress(queue.Empty):  # signals are handled between two attempts
+                sender, message = self._received.get(timeout=_RETRY)
+                self._waiting[sender].append(message)
+        message = self._waiting[number].pop(0)
+        if message["what"] != what:
+            raise PeerLostError(
+                f"worker {number} is at {message['what']!r}, and this one at {what!r}: they do not "
+                "do the same. Something in the experiment depends on the process or on the time."
+            )
+        return message
+
+    def _read(self, number: int, connection: socket.socket) -> None:
+        """Reads what a worker says, until it ends."""
+        end: dict[str, Any] | None = None
+        with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
+            for line in lines:
+                message = json.loads(line)
+                if "end" in message:
+                    end = message
+                    break
+                self._received.put((number, message))
+        if self._is_ending:
+            return
+        error = _error_of(number, self._task.addresses[number], end)
+        if self._error is None:
+            self._error = error
+        self._knows_error.set()
+        if end is None or end["end"]:
+            time.sleep(_TO_END)
+            if not self._is_ending:
+                _end_at_once(error)
+
+
+def connect(task: Task, seconds: float, announce: Callable[[str], None]) -> Connected:
+    """Connects this process with the other workers of a run.
+
+    Args:
+        task: this process among them.
+        seconds: for which the others are waited for.
+        announce: called with a sentence if it takes longer than a moment.
+
+    Raises:
+        UsageError: a worker was given other addresses, or the task of another.
+        PeerLostError: another process has the port, or a worker did not come in time.
+    """
+    until = time.monotonic() + seconds
+    if task.number:
+        return Connected(task, {0: _to_chief(task, seconds, until, announce)})
+    return Connected(task, _from_others(task, seconds, until, announce))
+
+
+def _from_others(
+    task: Task, seconds: float, until: float, announce: Callable[[str], None]
+) -> dict[int, socket.socket]:
+    """Returns the chief's connections to all others."""
+    found: dict[int, socket.socket] = {}
+    expected = set(range(1, len(task.addresses)))
+    with contextlib.ExitStack() as stack, listening(task.address) as listener:
+        stack.callback(lambda: [connection.close() for connection in found.values()])
+        announced = time.monotonic() + 5
+        while expected - found.keys():
+            listener.settimeout(_RETRY)
+            missing = _names(sorted(expected - found.keys()), task.addresses)
+            if time.monotonic() >= until:
+                raise _never_came(missing, seconds)
+            if time.monotonic() >= announced:
+                announce(f"Waiting for {missing}.")
+                announced = until
+            with contextlib.suppress(TimeoutError, ValueError):
+                connection, _ = listener.accept()
+                number = _welcome(connection, task, found)
+                if number is not None:
+                    found[number] = connection
+        for connection in found.values():
+            connection.sendall(b'{"welcome": true}\n')
+        stack.pop_all()
+    return found
+
+
+def _welcome(connection: socket.socket, task: Task, found: dict[int, socket.socket]) -> int | None:
+    """Returns the number of the worker that has connected, None if it is none.
+
+    Raises:
+        UsageError: it was given other addresses.
+    """
+    _keep_alive(connection)
+    hello = _read_line(connection)
+    if hello is None or hello.get("who") != _WHO:
+        connection.close()
+        return None
+    number, addresses = hello["number"], [str(address) for address in task.addresses]
+    problem = None
+    if hello["addresses"] != addresses:
+        problem = (
+            f"worker {number} was given the addresses {', '.join(hello['addresses'])} in TF_CONFIG, "
+            f"and worker 0 {', '.join(addresses)}."
+        )
+    elif number in found:
+        problem = f"there are two processes that TF_CONFIG makes worker {number}."
+    if problem is None:
+        return number
+    with contextlib.suppress(OSError):
+        connection.sendall(json.dumps({"refused": problem}).encode() + b"\n")
+    raise UsageError(problem)
+
+
+def _to_chief(
+    task: Task, seconds: float, until: float, announce: Callable[[str], None]
+) -> socket.socket:
+    """Returns a connection to the chief, which has heard of all workers by then."""
+    # Nobody connects here; but TensorFlow will listen at this port.
+    listening(task.address).close()
+    hello = {
+        "who": _WHO,
+        "number": task.number,
+        "addresses": [str(address) for address in task.addresses],
+    }
+    chief = task.addresses[0]
+    announced = time.monotonic() + 5
+    while True:
+        with contextlib.suppress(OSError, UnicodeError):
+            connection = socket.create_connection((chief.host, chief.port), timeout=_SILENCE)
+            try:
+                _keep_alive(connection)
+                connection.sendall(json.dumps(hello).encode() + b"\n")
+                connection.settimeout(max(0.1, until - time.monotonic()))
+                answer = _read_line(connection, seconds=None)
+            except BaseException:
+                connection.close()
+                raise
+            if answer is not None and answer.get("welcome"):
+                connection.settimeout(None)
+                return connection
+            connection.close()
+            if answer is not None and "refused" in answer:
+                raise UsageError(str(answer["refused"]))
+        if time.monotonic() >= until:
+            raise _never_came(_names([0], task.addresses), seconds)
+        if time.monotonic() >= announced:
+            announce(f"Waiting for {_names([0], task.addresses)}.")
+            announced = until
+        time.sleep(_RETRY)
+
+
+def _read_line(connection: socket.socket, seconds: float | None = _SILENCE) -> Any:
+    """Returns what one line of JSON says, None if there is none.
+
+    Nothing that follows the line is read.
+    """
+    if seconds is not None:
+        connection.settimeout(seconds)
+    line = b""
+    try:
+        while not line.endswith(b"\n") and len(line) < 2**20:
+            byte = connection.recv(1)
+            if not byte:
+                return None
+            line += byte
+        found = json.loads(line)
+    except (OSError, ValueError):
+        return None
+    if seconds is not None:
+        connection.settimeout(None)
+    return found if isinstance(found, dict) else None
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _names(numbers: Sequence[int], addresses: Sequence[Address]) -> str:
+    return " and ".join(f"worker {number} at {addresses[number]}" for number in numbers)
+
+
+def _never_came(missing: str, seconds: float) -> PeerLostError:
+    return PeerLostError(
+        f"{missing} did not come within {seconds:g} seconds. Start all workers with the same "
+        "command, or give a longer --worker_timeout."
+    )
+
+
+def _error_of(
+    number: int, address: Address, end: dict[str, Any] | None
+) -> RunError | KeyboardInterrupt:
+    """Returns the error that the end of another worker is for this one."""
+    if end is None:
+        return PeerLostError(f"worker {number} at {address} was lost. {_resume()}")
+    if end["end"] == 130:
+        return KeyboardInterrupt()
+    if end["end"] == 143:
+        return TerminatedError(f"worker {number} was terminated. {_resume()}")
+    why = f": {end['message']}" if end["message"] else ""
+    return PeerLostError(f"worker {number} has ended with exit code {end['end']}{why}")
+
+
+def _resume() -> str:
+    return "To resume a run that has started, start all workers again with its --run_dir."
+
+
+def _end_at_once(error: RunError | KeyboardInterrupt) -> None:
+    """Ends a process whose main thread waits in TensorFlow."""
+    code = error.exit_code if isinstance(error, RunError) else 130
+    sys.stdout.flush()
+    print(str(error) or "interrupted", file=sys.stderr, flush=True)
+    os._exit(code)
