@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from vae_research.runs.cli.errors import PeerLostError, RunError, TerminatedError, UsageError
@@ -195,7 +195,7 @@ def _from_others(
     found: dict[int, socket.socket] = {}
     expected = set(range(1, len(task.addresses)))
     with contextlib.ExitStack() as stack, listening(task.address) as listener:
-        stack.callback(lambda: [connection.close() for connection in found.values()])
+        stack.callback(_close, found)
         announced = time.monotonic() + 5
         while expected - found.keys():
             listener.settimeout(_RETRY)
@@ -216,6 +216,11 @@ def _from_others(
     return found
 
 
+def _close(connections: Mapping[int, socket.socket]) -> None:
+    for connection in connections.values():
+        connection.close()
+
+
 def _welcome(connection: socket.socket, task: Task, found: dict[int, socket.socket]) -> int | None:
     """Returns the number of the worker that has connected, None if it is none.
 
@@ -231,8 +236,8 @@ def _welcome(connection: socket.socket, task: Task, found: dict[int, socket.sock
     problem = None
     if hello["addresses"] != addresses:
         problem = (
-            f"worker {number} was given the addresses {', '.join(hello['addresses'])} in TF_CONFIG, "
-            f"and worker 0 {', '.join(addresses)}."
+            f"TF_CONFIG of worker {number} has the addresses {', '.join(hello['addresses'])}, "
+            f"and that of worker 0 {', '.join(addresses)}."
         )
     elif number in found:
         problem = f"there are two processes that TF_CONFIG makes worker {number}."

@@ -25,7 +25,7 @@ def ended_after(seconds: float, message: str) -> Iterator[None]:
     if not sys.platform.startswith("linux"):
         yield
         return
-    assert signal.SIGFPE == PeerLostError.exit_code
+    assert PeerLostError.exit_code == signal.SIGFPE
     library = ctypes.CDLL(None)
     library.signal.restype = ctypes.c_void_p
     library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]

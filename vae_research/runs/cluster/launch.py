@@ -159,7 +159,7 @@ def _start(
         text=True,
         errors="replace",
         start_new_session=True,  # Ctrl-C in the terminal is for this process, which passes it on
-        preexec_fn=prepare,
+        preexec_fn=prepare,  # noqa: PLW1509 - there is no other thread yet
     )
 
 

@@ -11,8 +11,8 @@ from tensorflow.python.eager import context
 
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import PeerLostError
-from vae_research.runs.cluster.guard import ended_after
 from vae_research.runs.cluster.channel import Connected
+from vae_research.runs.cluster.guard import ended_after
 from vae_research.runs.cluster.tf_config import VARIABLE, Task
 
 # Seconds in which TensorFlow must connect workers that are all there.

@@ -1,6 +1,7 @@
 """The workers of a run, as the environment variable TF_CONFIG names them.
 
-    {"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}, "task": {"type": "worker", "index": 0}}
+    {"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]},
+     "task": {"type": "worker", "index": 0}}
 
 The first worker, or the task of type `chief` if there is one, writes what the run leaves on disk.
 What TensorFlow would wait for without end, or end with an abort of the process, is found here.
@@ -92,9 +93,8 @@ def read(environment: Mapping[str, str] = os.environ) -> Task:
         raise _malformed(f'the "type" of "task" is {kind!r}, and "cluster" has {_words(jobs)}')
     # JSON's true would be the number 1.
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(jobs[kind]):
-        raise _malformed(
-            f'the "index" of "task" is {index!r}; {kind!r} has tasks from 0 to {len(jobs[kind]) - 1}'
-        )
+        last = len(jobs[kind]) - 1
+        raise _malformed(f'the "index" of "task" is {index!r}; {kind!r} has tasks 0 to {last}')
     before = len(jobs.get("chief", ())) if kind == "worker" else 0
     return Task(before + index, addresses)
 
