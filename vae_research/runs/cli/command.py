@@ -15,6 +15,7 @@ from absl import flags
 
 from vae_research import checkpoints
 from vae_research.data import Data, DataError
+from vae_research.runs import cluster
 from vae_research.runs.cli import signals, streams
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import RunError, UsageError
@@ -89,7 +90,7 @@ def main(
         TypeError: `data` is not a function at the top level of a file.
 
     Exit codes: 0 done or already complete, 2 flags, 3 data, 4 checkpoint, 5 directory in use,
-    6 diverged, 7 file system, 130 interrupted, 143 terminated.
+    6 diverged, 7 file system, 8 another worker was lost, 130 interrupted, 143 terminated.
     """
     if data is not None:
         refuse_unknown_place(data)
@@ -174,8 +175,10 @@ def _train_experiment(
     config: Config,
 ) -> None:
     """Starts or resumes the run of an experiment, unless it is complete."""
-    run_dir, data = complete_run(parts, experiment, config, given_flags(config))
-    if after is not None and not config.dry_run:
+    with cluster.joined(config):
+        run_dir, data = complete_run(parts, experiment, config, given_flags(config))
+        is_chief = cluster.peers().number == 0
+    if after is not None and not config.dry_run and is_chief:
         with streams.hide_startup_output():
             from vae_research.runs.session.fit.stopping import printed_warnings
 
@@ -198,6 +201,12 @@ def _carry_out_study(
     config: Config,
 ) -> None:
     """Carries out a study, unless it is complete."""
+    if config.strategy == "multiworker":
+        raise UsageError(
+            f"--strategy=multiworker: {experiment} trains several models, one after the other. "
+            "Workers share the training of an experiment; --strategy=mirrored shares its batches "
+            "among the devices of this machine."
+        )
     missing = [name for name in needs if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(

@@ -5,6 +5,9 @@ everything, or come out of a trace as one of TensorFlow's own errors. From `wait
 which a command calls before it builds a model, a signal is therefore only recorded and raised
 between two steps. A second signal ends a command at once. What has no steps, and nothing to save,
 runs in `raised_at_once`.
+
+Workers that train together end at the same step: between `agree_by` and its end, what one of them
+has received counts from their next `agree` on, for all.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from vae_research.runs.cli.errors import TerminatedError
 HOW_TO_RESUME = "to resume a run that has started, repeat the command with its --run_dir."
 
 _received: list[int] = []
+_agreed: list[int] = []  # what all workers know to have been received
+_exchanges: list[Callable[[list[int]], list[int]]] = []
 _commands: list[bool] = []  # not empty if the process is a command
 # Closing a terminal sends SIGHUP, which Windows does not have.
 _TERMINATING = tuple(
@@ -72,17 +77,45 @@ def restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def agree_by(exchange: Callable[[list[int]], list[int]]) -> Iterator[None]:
+    """Within it only those signals count that all workers know of.
+
+    Args:
+        exchange: returns the signals that all workers have received, from those of this one; all
+            call it at the same places.
+    """
+    _exchanges.append(exchange)
+    try:
+        yield
+    finally:
+        _exchanges.remove(exchange)
+        _agreed.clear()
+
+
+def agree() -> None:
+    """Exchanges with the other workers what has been received; a run without others has none."""
+    if _exchanges:
+        _agreed[:] = _exchanges[-1](_received)
+
+
 def is_received() -> bool:
     """Returns whether `raise_if_received` would raise."""
-    return bool(_received)
+    return bool(_agreed if _exchanges else _received)
 
 
 def raise_if_received() -> None:
     """Raises KeyboardInterrupt or TerminatedError if a signal has been received."""
-    if any(number in _TERMINATING for number in _received):
+    received = _agreed if _exchanges else _received
+    if any(number in _TERMINATING for number in received):
         raise TerminatedError(f"terminated; {HOW_TO_RESUME}")
-    if _received:
+    if received:
         raise KeyboardInterrupt
+
+
+def receive(number: int) -> None:
+    """Counts a signal that another worker has received as one of this process."""
+    _received.append(number)
 
 
 def _handle(numbers: Iterable[int], function: Callable[[int, FrameType | None], None]) -> None:

@@ -269,6 +269,13 @@ def define_standard_flags() -> None:
         "those of all machines in TF_CONFIG. Results agree with those of one device to rounding",
         may_change=True,
     )
+    define_float(
+        "worker_timeout",
+        300.0,
+        "seconds in which all workers of --strategy=multiworker must have started",
+        above=0.0,
+        may_change=True,
+    )
     define_auto_integer(
         "threads",
         "processor cores to compute with, at most; default: all. Another number may change the "

@@ -8,13 +8,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import DataError
+from vae_research.runs.cli import signals
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import RunError
 from vae_research.runs.cluster import tf_config
 from vae_research.runs.cluster.channel import Alone, Connected, Peers, connect
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _joined: list[Connected] = []
 
@@ -22,6 +27,28 @@ _joined: list[Connected] = []
 def peers() -> Peers:
     """Returns the workers of this command; one that runs alone has no others."""
     return _joined[-1] if _joined else Alone()
+
+
+def strategy() -> tf.distribute.Strategy:
+    """Returns the strategy of the workers that are joined. Imports TensorFlow."""
+    from vae_research.runs.cluster.strategy import multiworker_strategy
+
+    return multiworker_strategy(_joined[-1])
+
+
+@contextmanager
+def agreed_signals() -> Iterator[None]:
+    """Within it a signal to one worker is one to all, from their next `signals.agree` on."""
+    others = peers()
+    if others.count == 1:
+        yield
+        return
+
+    def exchange(received: list[int]) -> list[int]:
+        return [number for each in others.gather("signals", received) for number in each]
+
+    with signals.agree_by(exchange):
+        yield
 
 
 @contextmanager
@@ -36,7 +63,8 @@ def joined(config: Config) -> Iterator[None]:
         yield
         return
     task = tf_config.read()
-    if len(task.addresses) == 1:  # no one to wait for
+    if len(task.addresses) == 1:
+        tf_config.check_address(task.address)
         yield
         return
 

@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Protocol
 
 from vae_research.checkpoints import Checkpoint, CheckpointError
 from vae_research.data import Data, DataError
@@ -20,25 +20,30 @@ OWN_FLAGS = ("debug", "device", "threads", "verbose", "worker_timeout")
 _PACKAGES = ("tensorflow", "keras", "numpy")
 
 
-def identity(
-    config: Config, source: Source, checkpoint: Checkpoint | None, *, is_complete: bool
-) -> dict[str, Any]:
-    """Returns what a worker tells the others before it reads the data.
+class Held(Protocol):
+    """What a worker has found in the run directory, see `session.experiment.look_up`."""
 
-    Args:
-        config: its flags.
-        source: what it would run.
-        checkpoint: what it would resume from.
-        is_complete: whether it finds that nothing is left to do.
-    """
-    flags = {name: value for name, value in config.as_dict().items() if name not in OWN_FLAGS}
+    @property
+    def config(self) -> Config: ...
+    @property
+    def source(self) -> Source: ...
+    @property
+    def checkpoint(self) -> Checkpoint | None: ...
+    @property
+    def complete(self) -> dict[str, Any] | None: ...
+
+
+def identity(held: Held) -> dict[str, Any]:
+    """Returns what a worker tells the others before it reads the data."""
+    source, checkpoint, values = held.source, held.checkpoint, held.config.as_dict()
+    flags = {name: value for name, value in values.items() if name not in OWN_FLAGS}
     return {
         "flags": json.loads(json.dumps(flags)),
         "files": {name: _digest(content) for name, content in source.files.items()},
         "package": _digest(b"".join(source.package[name] for name in sorted(source.package))),
         "versions": {"python": platform.python_version(), **_versions()},
         "checkpoint": None if checkpoint is None else checkpoint.path.name,
-        "complete": is_complete,
+        "complete": held.complete is not None,
     }
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import PeerLostError, RunError, TerminatedError, UsageError
 from vae_research.runs.cluster.tf_config import Address, Task, listening
 
@@ -77,11 +78,14 @@ class Connected:
         task: this process among them.
         connections: to the other workers by their number; those that are not the chief have one to
             the chief.
+
+    Attributes:
+        task: as given.
     """
 
     def __init__(self, task: Task, connections: dict[int, socket.socket]) -> None:
         self.number, self.count = task.number, len(task.addresses)
-        self._task, self._connections = task, connections
+        self.task, self._connections = task, connections
         self._received: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
         self._waiting: dict[int, list[dict[str, Any]]] = {number: [] for number in connections}
         self._error: RunError | KeyboardInterrupt | None = None  # why no message will come
@@ -160,7 +164,9 @@ class Connected:
                 self._received.put((number, message))
         if self._is_ending:
             return
-        error = _error_of(number, self._task.addresses[number], end)
+        error = _error_of(number, self.task.addresses[number], end)
+        if end is not None and end["end"] in _BY_SIGNAL:
+            signals.receive(end["end"] - 128)
         if self._error is None:
             self._error = error
         self._knows_error.set()

@@ -13,7 +13,7 @@ from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import PeerLostError
 from vae_research.runs.cluster.channel import Connected
 from vae_research.runs.cluster.guard import ended_after
-from vae_research.runs.cluster.tf_config import VARIABLE, Task
+from vae_research.runs.cluster.tf_config import VARIABLE
 
 # Seconds in which TensorFlow must connect workers that are all there.
 _TO_CONNECT = 50
@@ -21,18 +21,18 @@ _TO_CONNECT = 50
 _HEARTBEAT_TIMEOUT = 40
 
 
-def multiworker_strategy(task: Task, peers: Connected) -> tf.distribute.Strategy:
+def multiworker_strategy(peers: Connected) -> tf.distribute.Strategy:
     """Returns the strategy of this worker, when TensorFlow is connected with all others.
 
     TensorFlow must not have run an operation in this process.
 
     Args:
-        task: this process among the workers.
         peers: connections to them. All must call this, at about the same time.
 
     Raises:
         PeerLostError: TensorFlow cannot connect with the others.
     """
+    task = peers.task
     # With one kind of tasks: number 0 is the chief.
     addresses = [str(address) for address in task.addresses]
     os.environ[VARIABLE] = json.dumps(

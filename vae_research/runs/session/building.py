@@ -25,6 +25,7 @@ from vae_research.execution import (
 )
 from vae_research.losses.term import Likelihood
 from vae_research.model import VAE
+from vae_research.runs import cluster
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.cli.flags import is_given
@@ -382,7 +383,10 @@ def choose_strategy(name: str) -> tf.distribute.Strategy | None:
 
     Raises:
         UsageError: there is one device only.
+        PeerLostError: TensorFlow cannot connect with the other workers.
     """
+    if name == "multiworker" and cluster.peers().count > 1:
+        return cluster.strategy()
     strategy = strategy_of(name)
     if name == "mirrored" and replicas_of(strategy) == 1:
         raise UsageError(

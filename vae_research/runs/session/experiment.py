@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vae_research import checkpoints
 from vae_research.data import DATASETS, Data
+from vae_research.runs import cluster
 from vae_research.runs.cli import signals, streams
 from vae_research.runs.cli.config import Config, WatchedConfig
 from vae_research.runs.cli.errors import UsageError
@@ -21,6 +22,7 @@ from vae_research.runs.cli.flags import configure, may_change
 from vae_research.runs.cli.functions import experiment_file, experiment_name
 from vae_research.runs.cli.standard_flags import LABELS
 from vae_research.runs.cli.startup import without_garbage_collection
+from vae_research.runs.cluster.agreement import identity, refuse_difference, refuse_other_data
 from vae_research.runs.session import directory, resume
 from vae_research.runs.session.factors import refuse_without_factors
 from vae_research.runs.session.kept import sources, tested
@@ -97,10 +99,18 @@ def complete_run(
     Returns:
         The run directory; and the data, or what makes them if they have not been needed.
     """
+    peers = cluster.peers()
     held = look_up(parts, experiment, config, given)
     run_dir, checkpoint = held.run_dir, held.checkpoint
+    if peers.count > 1:
+        refuse_difference(peers.gather("flags", identity(held)))
+        if config.run_dir is None:  # it is named by the time
+            run_dir = Path(peers.gather("run directory", str(run_dir))[0])
+    if peers.number:
+        config = config.replace(verbose=0)
+        held = dataclasses.replace(held, config=held.config.replace(verbose=0))
     if held.complete is not None:
-        if not config.dry_run:
+        if not config.dry_run and peers.number == 0:
             _write_labels(held.config, run_dir)
         if config.verbose:
             stopped = held.complete.get("stopped_early", False)
@@ -112,6 +122,8 @@ def complete_run(
     config, data = load_data(held.config, parts.data, given)
     if config.disentanglement:
         refuse_without_factors(data)
+    if peers.count > 1:
+        refuse_other_data(data, peers.gather("data", data.fingerprint))
     if checkpoint is not None:
         directory.refuse_changed_data(run_dir, directory.read_config(run_dir), data)
     signals.wait_for_steps()
@@ -120,7 +132,7 @@ def complete_run(
         from vae_research.runs.session.training import Session
 
         device = choose_device(config.device, config.threads)
-        strategy = choose_strategy(config.strategy)
+    strategy = choose_strategy(config.strategy)
     for warning in tested.warnings_of(tested.installed()):
         print(f"warning: {warning}", file=sys.stderr)
     session = Session(
@@ -182,6 +194,11 @@ def train(
     if callable(data):
         refuse_unknown_place(data)
     found = configure(build, **values)
+    if found.strategy == "multiworker":
+        raise UsageError(
+            "strategy='multiworker': workers are processes, each of which runs the command of an "
+            "experiment; scripts/launch starts them."
+        )
     if found.dry_run:
         raise UsageError("dry_run=True: train() returns a trained run; a command has --dry_run.")
     if config is not None:

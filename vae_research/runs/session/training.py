@@ -33,11 +33,13 @@ from vae_research.evaluation.test_figures import estimate
 from vae_research.execution import Execution
 from vae_research.model import VAE
 from vae_research.priors.prior import Prior
+from vae_research.runs import cluster
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.config import Config, WatchedConfig
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError, UsageError
 from vae_research.runs.cli.flags import defaults_of, may_change
 from vae_research.runs.cli.functions import experiment_file
+from vae_research.runs.cluster.channel import Peers
 from vae_research.runs.report import outputs, screen
 from vae_research.runs.report.description import (
     describe,
@@ -143,8 +145,13 @@ class Session:
             TerminatedError, KeyboardInterrupt: a signal came; the state is saved.
         """
         self.build_model()
+        if self.peers.number:
+            self.assist()
+            return
         with self.locked_directory() as found:
+            self.peers.gather("run directory", None)
             self.restore()
+            self.refuse_other_start()
             if self.checkpoint is None:
                 self.describe()  # whatever callbacks() leaves is then part of a run
                 self.make_callbacks()
@@ -153,12 +160,41 @@ class Session:
                 self.describe()
             self.rewind(found)
             started = time.perf_counter()
-            self.train()
+            self.train(self.run_dir)
             seconds = time.perf_counter() - started
             with self.model.averaging.averages():
                 self.fit_prior()
                 estimates = self.test()
                 self.write(estimates, seconds)
+            self.peers.gather("end", None)
+
+    def assist(self) -> None:
+        """Trains together with the worker that is the chief of the run, and writes nothing.
+
+        Raises:
+            DivergedError, TerminatedError, KeyboardInterrupt: as `run`.
+            PeerLostError: another worker has ended.
+        """
+        self.peers.gather("run directory", None)
+        self.restore()
+        self.refuse_other_start()
+        with tempfile.TemporaryDirectory() as folder:
+            self.own = self.compared_callbacks(Path(folder))
+            self.train(Path(folder))
+        with signals.raised_at_once():
+            self.peers.gather("end", None)
+
+    def refuse_other_start(self) -> None:
+        """Raises CheckpointError unless all workers would train from the same state."""
+        here = [self.model.step, self.is_trained, checkpoints.state_sha256(self.model)]
+        found = self.peers.gather("restored", here) if self.peers.count > 1 else [here]
+        for number, there in enumerate(found):
+            if there != found[0]:
+                raise checkpoints.CheckpointError(
+                    f"worker {number} would train from step {there[0]} and worker 0 from step "
+                    f"{found[0][0]}, or their weights differ (--init_seed, a build() that draws "
+                    "numbers by itself). All workers must build the same model."
+                )
 
     def check(self) -> None:
         """Does what `run` does before anything is written, and prints what it would do then.
@@ -204,6 +240,11 @@ class Session:
     def validation_batch_size(self) -> int:
         """Rows of a batch of validation data."""
         return min(_VALIDATION_BATCH, len(self.data.validation))
+
+    @property
+    def peers(self) -> Peers:
+        """The workers that train together."""
+        return cluster.peers()
 
     @property
     def claim(self) -> str:
@@ -384,15 +425,21 @@ class Session:
                 self.description, data, self.run_dir, steps, self.checkpoint, config.epochs
             )
 
-    def train(self) -> None:
+    def train(self, folder: Path) -> None:
         """Trains the remaining epochs, with the gate and the callbacks that log and save.
+
+        Args:
+            folder: what is written into; of the chief, the run directory.
 
         Raises:
             DivergedError, FileSystemError: as `run`.
         """
         config, data, model = self.config, self.data, self.model
         position = 0 if self.checkpoint is None else self.checkpoint.position
+        is_chief = self.peers.number == 0
         if self.is_trained:
+            if not is_chief:
+                return
             # Nothing is left, but a full disk may have kept lines of the log back.
             kept_back = self.progress.get("callbacks", {}).get(MetricsFile.__name__, {})
             append(self.run_dir / directory.METRICS, kept_back.get("waiting", ""))
@@ -400,32 +447,27 @@ class Session:
         batches = data.train.on_device(
             config.batch_size, config.data_seed, self.epochs_before, self.names, position
         )
-        gate = FiniteGate(model, batches, self.run_dir, skip=config.on_nonfinite == "skip")
+        gate = FiniteGate(model, batches, folder, skip=config.on_nonfinite == "skip")
         model.guard = gate
-        metrics = MetricsFile(self.run_dir / directory.METRICS)
-        callbacks: list[keras.callbacks.Callback] = [
-            StopWhenDiverged(self.run_dir),
-            WarnOfCollapse(),
-            self.own,  # before those that log: it may add to the figures of an epoch
-            *self.watch_factors(),
-            *tensorboard_callbacks(
-                config,
-                data,
-                self.names,
-                self.run_dir,
-                self.description,
-                may_change(self.parts.build),
-            ),
-            metrics,
-        ]
+        metrics = MetricsFile(folder / directory.METRICS)
+        callbacks: list[keras.callbacks.Callback] = [StopWhenDiverged(folder)]
+        if is_chief:
+            callbacks.append(WarnOfCollapse())
+        callbacks.append(self.own)  # before those that log: it may add to the figures of an epoch
+        if is_chief:
+            callbacks += self.watch_factors()
+            callbacks += tensorboard_callbacks(
+                config, data, self.names, folder, self.description, may_change(self.parts.build)
+            )
+        callbacks.append(metrics)
         if config.early_stopping:
             callbacks.insert(0, StopEarly(config.early_stopping))
         if config.verbose:
             callbacks.append(Console(bar=None if config.verbose == 1 else False))
         stateful = [gate, *(found for found in callbacks if isinstance(found, Resumable))]
-        saving = Saving(self.run_dir, stateful, config, self.checkpoint, self.progress)
+        saving = Saving(folder, stateful, config, self.checkpoint, self.progress, writes=is_chief)
         try:
-            with printed_warnings(), saving.after_an_error():
+            with printed_warnings(), saving.after_an_error(), cluster.agreed_signals():
                 model.fit(
                     batches,
                     epochs=config.epochs,

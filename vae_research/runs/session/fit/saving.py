@@ -51,6 +51,7 @@ class Saving(keras.callbacks.Callback):
         progress: what was saved beside the variables of that checkpoint, `profile` and `claim` of
             this session (see `reproducibility`), the identity of the run, and the folder of its
             kept source.
+        writes: False for a worker that is not the chief of a run: it decides as the chief does.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Saving(keras.callbacks.Callback):
         config: Config,
         checkpoint: checkpoints.Checkpoint | None,
         progress: dict[str, Any],
+        *,
+        writes: bool = True,
     ) -> None:
         super().__init__()
         self._run_dir, self._callbacks, self._config = run_dir, list(callbacks), config
         self._saver = checkpoints.Saver(run_dir / "checkpoints")
-        self._checkpoint, self._progress = checkpoint, progress
+        self._checkpoint, self._progress, self._writes = checkpoint, progress, writes
         # Epoch and steps of it that are done, now and when it was last saved.
         self._place = (0, 0) if checkpoint is None else (checkpoint.epoch, checkpoint.position)
         self._saved_place, self._saved_at = self._place, time.monotonic()
@@ -114,6 +117,7 @@ class Saving(keras.callbacks.Callback):
         self.model.stop_training = self._stops and self._place[1] == steps
         if self._place[1] == steps:
             self._training_part = self._progress_now()
+        signals.agree()
         if signals.is_received():
             self.save_now()
             signals.raise_if_received()
@@ -123,6 +127,7 @@ class Saving(keras.callbacks.Callback):
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves the end of the training part if a signal was received."""
+        signals.agree()
         if signals.is_received():
             self.save_now()
             signals.raise_if_received()
@@ -131,6 +136,7 @@ class Saving(keras.callbacks.Callback):
         """Saves if a save is due or a signal was received."""
         self._place, self._training_part, self._stops = (epoch + 1, 0), None, False
         self._score = score(logs or {}, "val_")
+        signals.agree()
         if signals.is_received():
             self.save_now()
             signals.raise_if_received()
@@ -188,6 +194,8 @@ class Saving(keras.callbacks.Callback):
 
     def _save(self, progress: dict[str, Any]) -> OSError | None:
         """Starts a save; returns the error if it cannot be started."""
+        if not self._writes:
+            return None
         directory.refuse_removed(self._run_dir)
         # The next save may find space again; training continues meanwhile.
         _warn_of(self._finish_writing())
