@@ -72,4 +72,5 @@ def scores(name, codes, factors, **options):
     """The values of one of METRICS by name."""
     found = METRICS[name](codes, factors, **{"repeats": 1} | options)
     found = found if isinstance(found, dict) else {name: found}
-    return {part: score.value for part, score in found.items()}
+    prefix = "dci_" if name == "dci" else ""
+    return {prefix + part: score.value for part, score in found.items()}

@@ -33,9 +33,10 @@ def sap(
     other half (there: 10 000 and 5 000 rows). Codes are divided by their standard deviation first,
     so that the penalty does not depend on their scale.
 
-    One class against the rest cannot cut an interval out of a line. Of a factor with many ordered
-    values mostly the two outermost are predicted, so that even its own values as a code have an
-    accuracy of about 2 / values. Scores of factors with 30 values are hundredths.
+    The largest score is below 1. A code that knows nothing is right as often as the most frequent
+    value. And one class against the rest cannot cut an interval out of a line: of a factor with six
+    or more ordered values only the two outermost are predicted, so that even its own values as a
+    code have an accuracy of about 2 / values, and a gap of 1 / values.
 
     Args:
         codes: `[n, d]` real numbers, at least two codes.

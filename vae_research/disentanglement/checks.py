@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
+
+from vae_research.extras import require
 
 
 def checked_codes(codes: np.ndarray, name: str = "codes") -> np.ndarray:
@@ -91,9 +91,6 @@ def checked(
     return codes, factors
 
 
-def check_installed(metric: str) -> None:
+def require_scikit_learn(metric: str) -> None:
     """Raises ImportError if scikit-learn is missing; imports nothing."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise ImportError(
-            f"{metric} needs scikit-learn: pip install 'vae_research[disentanglement]'."
-        )
+    require(metric, "disentanglement", {"sklearn": "scikit-learn"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vae_research.arguments import checked_integer
-from vae_research.disentanglement.checks import check_installed, checked
+from vae_research.disentanglement.checks import require_scikit_learn, checked
 from vae_research.disentanglement.scores import (
     REPEATS,
     Score,
@@ -29,10 +29,10 @@ def dci(
     for factor j: the share of the fall of the loss in the splits on that code (Breiman et al.
     1984). Eastwood and Williams 2018 (openreview By-7dz-AZ), section 2:
 
-    - `dci_disentanglement`: of code i, `1 - H_k(R_i1 ... R_ik)`, the entropy with base k of the row
+    - `disentanglement`: of code i, `1 - H_k(R_i1 ... R_ik)`, the entropy with base k of the row
       divided by its sum; the mean over codes, weighted by the share of the row in all of R.
-    - `dci_completeness`: of factor j, `1 - H_d(R_1j ... R_dj)`; the mean over factors.
-    - `dci_informativeness`: the accuracy on rows that were not fitted, as in Locatello et al. 2019
+    - `completeness`: of factor j, `1 - H_d(R_1j ... R_dj)`; the mean over factors.
+    - `informativeness`: the accuracy on rows that were not fitted, as in Locatello et al. 2019
       (arXiv:1811.12359); the mean over factors. Chance is the share of the most frequent value.
 
     The trees are `GradientBoostingClassifier` of scikit-learn: depth 3, learning rate 0.1, one tree
@@ -55,7 +55,7 @@ def dci(
         ImportError: scikit-learn is not installed.
         ValueError: codes or factors are unsuitable (see the message).
     """
-    check_installed("dci")
+    require_scikit_learn("dci")
     rounds = checked_integer("rounds", rounds, 1)
     codes, factors = checked(
         codes, factors, metric="DCI", least_codes=2, least_factors=2, least_rows=4
@@ -72,9 +72,9 @@ def dci(
     per_code, weights = disentanglement_of_codes(importances)
     per_factor = completeness_of_factors(importances)
     found = {
-        "dci_disentanglement": (per_code @ weights, {"per_code": per_code}),
-        "dci_completeness": (per_factor.mean(), {"per_factor": per_factor}),
-        "dci_informativeness": (accuracies.mean(), {"per_factor": accuracies}),
+        "disentanglement": (per_code @ weights, {"per_code": per_code}),
+        "completeness": (per_factor.mean(), {"per_factor": per_factor}),
+        "informativeness": (accuracies.mean(), {"per_factor": accuracies}),
     }
     return {
         name: score(

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from vae_research.arguments import checked_integer
-from vae_research.disentanglement.checks import check_installed, checked
+from vae_research.disentanglement.checks import require_scikit_learn, checked
 from vae_research.disentanglement.information import BINS, binned, information_of_bins
 from vae_research.disentanglement.ranks import area_under_curve, average_ranks
 from vae_research.disentanglement.scores import (
@@ -60,7 +60,7 @@ def modularity_explicitness(
         ValueError: codes or factors are unsuitable (see the message), or there are fewer rows than
             bins.
     """
-    check_installed("modularity_explicitness")
+    require_scikit_learn("modularity_explicitness")
     bins = checked_integer("bins", bins, 2)
     codes, factors = checked(
         codes, factors, metric="Modularity", least_factors=2, least_rows=max(bins, 4)

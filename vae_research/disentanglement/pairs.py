@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from vae_research.arguments import checked_integer, checked_seed
-from vae_research.disentanglement.checks import check_installed
+from vae_research.disentanglement.checks import require_scikit_learn
 from vae_research.disentanglement.samplers import NOT_FIXED, Sampler
 from vae_research.disentanglement.scores import REPEATS, Score, score, standard_errors
 
@@ -38,7 +38,7 @@ def beta_vae_score(
 
     Args:
         sampler: of codes, a `RowSampler` or a `FunctionSampler`.
-        train_points, test_points: of the classifier. A model reads `2 * pairs` images for each.
+        train_points, test_points: of the classifier; each takes `2 * pairs` images.
         pairs: that give one point.
         variance_images: from which the standard deviations are computed.
         repeats: disjoint groups of rows, or of draws, for the standard error, with so many times
@@ -52,7 +52,7 @@ def beta_vae_score(
         ImportError: scikit-learn is not installed.
         ValueError: an argument is out of range, or codes are not finite.
     """
-    check_installed("beta_vae_score")
+    require_scikit_learn("beta_vae_score")
     checked_seed(seed)
     train_points = checked_integer("train_points", train_points, 1)
     test_points = checked_integer("test_points", test_points, 1)

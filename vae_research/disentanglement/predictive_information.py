@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from vae_research.arguments import checked_integer
-from vae_research.disentanglement.checks import check_installed, checked
+from vae_research.disentanglement.checks import require_scikit_learn, checked
 from vae_research.disentanglement.information import entropies, information_of_bins
 from vae_research.disentanglement.neighbours import neighbour_information
 from vae_research.disentanglement.scores import REPEATS, Score, errors_over_groups, score
@@ -62,7 +62,7 @@ def infomec(
         ImportError: scikit-learn is not installed.
         ValueError: codes or factors are unsuitable (see the message).
     """
-    check_installed("infomec")
+    require_scikit_learn("infomec")
     neighbours = checked_integer("neighbours", neighbours, 1)
     codes, factors = checked(codes, factors, metric="InfoMEC", least_codes=2, least_factors=2)
 

@@ -18,7 +18,7 @@ class Sampler(abc.ABC):
     """Draws groups of codes of images that have one factor in common.
 
     Attributes:
-        num_factors: of the images.
+        num_factors: of the images, those that vary.
         rows: of the given codes; None if any number of images can be made.
     """
 

@@ -35,7 +35,7 @@ def factor_vae_score(
 
     Args:
         sampler: of codes, a `RowSampler` or a `FunctionSampler`.
-        train_votes, test_votes: of the classifier. A model reads `images` for each.
+        train_votes, test_votes: of the classifier; each takes `images` images.
         images: that share a factor, at least 2.
         variance_images: from which the variance over all images is computed.
         least_deviation: codes take part if their standard deviation is above it. Locatello et al.
