@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vae_research.arguments import checked_integer
-from vae_research.disentanglement.checks import require_scikit_learn, checked
+from vae_research.disentanglement.checks import checked, require_scikit_learn
 from vae_research.disentanglement.scores import (
     REPEATS,
     Score,

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from vae_research.arguments import checked_integer
-from vae_research.disentanglement.checks import require_scikit_learn, checked
+from vae_research.disentanglement.checks import checked, require_scikit_learn
 from vae_research.disentanglement.information import BINS, binned, information_of_bins
 from vae_research.disentanglement.ranks import area_under_curve, average_ranks
 from vae_research.disentanglement.scores import (

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from vae_research.arguments import checked_integer
-from vae_research.disentanglement.checks import require_scikit_learn, checked
+from vae_research.disentanglement.checks import checked, require_scikit_learn
 from vae_research.disentanglement.information import entropies, information_of_bins
 from vae_research.disentanglement.neighbours import neighbour_information
 from vae_research.disentanglement.scores import REPEATS, Score, errors_over_groups, score
