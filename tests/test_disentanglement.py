@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def test_a_score_has_its_error_its_rows_and_is_written_as_json(name):
         assert dataclasses.is_dataclass(score)
         assert score.standard_error >= 0.0
         assert (score.count, score.repeats) == (len(FACTORS), 4)
-        told = json.loads(json.dumps(score.as_dict()))
+        told = json.loads(json.dumps(score.as_dict(), allow_nan=False))
         assert told["value"] == score.value
         parts = [getattr(score, part) for part in ("per_factor", "per_code", "per_model", "matrix")]
         assert any(part is not None for part in parts)
@@ -184,6 +185,33 @@ def test_the_standard_error_is_the_spread_over_data_sets():
         errors.append(score.standard_error)
     # 80 values know their standard deviation to 8 %; the small groups have a larger bias of MIG.
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(values), rel=0.4)
+
+
+FULL_SIZE = {
+    "mig": vr.disentanglement.mig,
+    "sap": vr.disentanglement.sap,
+    "dci": vr.disentanglement.dci,
+    "modularity_explicitness": vr.disentanglement.modularity_explicitness,
+    "infomec": vr.disentanglement.infomec,
+    "factor_vae_score": lambda codes, factors: vr.disentanglement.factor_vae_score(
+        vr.disentanglement.RowSampler(codes, factors)
+    ),
+    "beta_vae_score": lambda codes, factors: vr.disentanglement.beta_vae_score(
+        vr.disentanglement.RowSampler(codes, factors)
+    ),
+    "udr": lambda codes, factors: vr.disentanglement.udr([codes, -codes, codes[:, ::-1]], None),
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_ten_thousand_rows_take_seconds(name):
+    factors = np.random.default_rng(0).integers([3, 6, 40, 32, 32], size=(10_000, 5))
+    known = standardised(factors) + 0.3 * noise(10_000, 5)
+    codes = np.concatenate([known, noise(10_000, 5, seed=1)], axis=1)
+    start = time.process_time()
+    FULL_SIZE[name](codes, factors)
+    assert time.process_time() - start < (60.0 if name == "dci" else 10.0)
 
 
 # ---------------------------------------------------------------- few rows, few codes, mistakes

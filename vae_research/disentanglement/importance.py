@@ -37,7 +37,9 @@ def dci(
 
     The trees are `GradientBoostingClassifier` of scikit-learn: depth 3, learning rate 0.1, one tree
     for each value of a factor in each round. There are 10 rounds by default; Locatello et al. take
-    100, which needs ten times as long. Trees are fitted to a random half of the rows.
+    100, which needs ten times as long. Trees are fitted to a random half of the rows. The fewer
+    rows, the more importance goes to codes of noise: values of different numbers of rows or rounds
+    do not compare.
 
     Args:
         codes: `[n, d]` real numbers, at least two codes.

@@ -39,13 +39,20 @@ class Score:
     matrix: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns value, standard error and counts by name, and what arrays there are, for JSON."""
+        """Returns value, standard error and counts by name, and what arrays there are, for JSON.
+
+        What is not a number (a model beside itself) is None.
+        """
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
+            name: _as_list(value) if isinstance(value, np.ndarray) else value
             for name, value in found.items()
             if value is not None or name == "standard_error"
         }
+
+
+def _as_list(values: np.ndarray) -> list[Any]:
+    return np.where(np.isnan(values), None, values.astype(object)).tolist()
 
 
 def groups_of_rows(count: int, repeats: int, seed: int) -> list[np.ndarray]:
