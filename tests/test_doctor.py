@@ -90,6 +90,13 @@ def test_a_run_that_has_diverged(run_dir):
     assert "resumes at step 20. It would diverge again. " in text.splitlines()[-1]
 
 
+def test_a_keras_that_was_not_tested_is_a_note(run_dir, monkeypatch):
+    assert "was tested with" not in examined(run_dir)[0]
+    monkeypatch.setattr(run_findings.tested, "installed", lambda: {"keras": "4.0.0"})
+    text, exit_code = examined(run_dir)
+    assert (exit_code, "  note: keras 4.0.0 is newer than 3.15, " in text) == (0, True)
+
+
 def test_a_finished_run(run_dir):
     directory.write_json(run_dir / "summary.json", {"status": "done"})
     assert examined(run_dir)[0].endswith("nothing, the run is complete.")

@@ -22,7 +22,9 @@ import numpy as np
 import pytest
 import setuptools
 
-from vae_research.version import __version__
+from tests import forks
+from vae_research.runs.session.kept import tested
+from vae_research.version import TESTED, __version__
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SETTINGS = configparser.ConfigParser()
@@ -337,6 +339,38 @@ def test_commands_say_which_extra_is_missing(elsewhere, first):
     assert "pip install 'vae_research[profile]'" in done.stderr
 
 
+# ---------------------------------------------------------------- tested versions
+
+NEWER = """
+import runpy, sys
+from vae_research.runs.session.kept import tested
+
+tested.installed = lambda: {"tensorflow": "2.21.9", "keras": "4.0.0"}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+WARNING = "keras 4.0.0 is newer than 3.15, the newest version that vae_research"
+
+
+@pytest.mark.slow
+def test_a_run_with_a_newer_keras_warns_once(dataset, tmp_path):
+    command = (CHECKOUT / "experiments" / "vae_mnist.py", dataset, "--dry_run", "--batch_size=19")
+    done = forks.run("-c", NEWER, *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"warning: {WARNING}") == 1
+    assert "tensorflow" not in done.stderr
+
+
+def test_what_is_installed_is_what_was_tested():
+    """A newer version must be tested, and written into `TESTED`, before it is promised."""
+    found = tested.installed()
+    assert found.keys() == TESTED.keys()
+    assert tested.warnings_of(found) == []
+    required = SETTINGS["options"]["install_requires"]
+    for name, version in TESTED.items():
+        assert re.search(rf"^{name} >= {re.escape(version)}, < ", required, re.MULTILINE)
+
+
 # ---------------------------------------------------------------- what the files of a release say
 
 
@@ -367,7 +401,7 @@ def test_hooks_before_a_commit_are_those_of_the_check():
 def test_extras_are_described_in_the_readme():
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     described = set(re.findall(r"`\[(\w+)\]`", readme))
-    assert set(SETTINGS["options.extras_require"]) - described <= {"matlab"}
+    assert set(SETTINGS["options.extras_require"]) <= described
 
 
 def test_images_are_built_of_what_setup_cfg_offers():
