@@ -17,6 +17,7 @@ import nbformat
 import pytest
 
 from tests import forks, test_docs
+from vae_research import runs
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FOLDER = CHECKOUT / "docs" / "notebooks"
@@ -37,7 +38,9 @@ def code_cells(notebook):
 
 def shown(cell):
     """What a cell prints, and its value: a text, or the kind of a picture; without numbers."""
-    printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
+    # TensorFlow writes about the machine to stderr, which is not stored.
+    streams = [output for output in cell.outputs if output.output_type == "stream"]
+    printed = "".join(output.text for output in streams if output.name == "stdout")
     values = [output.data for output in cell.outputs if output.output_type == "execute_result"]
     return as_compared(printed, [picture_or_text(value) for value in values])
 
@@ -128,5 +131,6 @@ def executed(source, names):
 
 if __name__ == "__main__":  # the process of a notebook
     test_docs.make_lighter(sys.argv[2])
+    runs.set_defaults(jit="off", tensorboard=False)  # of what a notebook runs, as `__main__`
     names = {"__name__": "__main__"}
     print(json.dumps([executed(cell.source, names) for cell in code_cells(read(sys.argv[1]))]))

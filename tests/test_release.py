@@ -83,7 +83,7 @@ import vae_research as vr
 
 run = vr.load_run("first")
 codes = run.model.encode(run.data.test.prepare())
-found = {"file": vr.__file__, "codes": codes.shape, "sparsity": run.config.sparsity}
+found = {"file": vr.__file__, "codes": list(codes.shape), "sparsity": run.config.sparsity}
 
 
 def told(action):
