@@ -1,7 +1,8 @@
 """Checkpoints: what comes back, what is found damaged, what is refused, and what is never lost.
 
 The model has everything whose loss would change the rest of the training: Adam's slots and step,
-dropout, and moving statistics of a batch normalization.
+dropout, and moving statistics of a batch normalization. `as_new(make)` is one model for many tests,
+in the state of a new one.
 """
 
 import collections
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from tests.proofs import SOAK, tell
+from tests.traced import as_new
 from vae_research import (
     VAE,
     Bernoulli,
@@ -83,6 +85,11 @@ def make(
     model.forward(IMAGES[:2])
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def make_other():
+    """A model with other initial weights."""
+    return make(seed=2)
 
 
 def train(model, steps=STEPS):
@@ -451,7 +458,7 @@ def test_pickled_values_are_refused_and_not_run(folder, original, tmp_path):
 
 @pytest.mark.slow
 def test_values_that_cannot_be_read_leave_the_model_as_it_was(folder, tmp_path):
-    model = make(seed=2)
+    model = as_new(make_other)
     put_pickle(folder / "0000000002", len(saved_variables(model)) - 1, tmp_path / "marker")
     before = values_of(model)
     with pytest.raises(CheckpointError):
@@ -532,7 +539,7 @@ def test_slots_of_another_optimizer_are_refused_where_shapes_agree(tmp_path):
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_only_the_newest_are_kept(keep, tmp_path):
-    model = make()
+    model = as_new(make)
     for epoch in range(1, 5):
         model.step_counter.assign(epoch)
         path = save(tmp_path, model, epoch=epoch, keep=keep)
@@ -543,7 +550,7 @@ def test_only_the_newest_are_kept(keep, tmp_path):
 
 
 def test_three_are_kept_and_the_best(tmp_path):
-    model = make()
+    model = as_new(make)
     for epoch, score in enumerate([1.0, 5.0, None, 3.0, 4.0, 2.0], start=1):
         model.step_counter.assign(epoch)
         save(tmp_path, model, epoch=epoch, score=score)
@@ -567,7 +574,7 @@ def watch(monkeypatch, effects, *, crash_at=None, error=None):
 
 def effects_of_a_save(folder, monkeypatch):
     """Returns the effects of a third save, after which two of the checkpoints stay."""
-    model = make()
+    model = as_new(make)
     restore(model, newest(folder))
     model.step_counter.assign(3)  # the state of another step
     effects = []
@@ -611,7 +618,7 @@ def test_nothing_is_removed_before_the_new_one_is_read_back(folder, monkeypatch)
         rename(source, target)
         flip(0.5)(target)  # a disk that returns something else than was written
 
-    model = make()
+    model = as_new(make)
     restore(model, newest(folder))
     model.step_counter.assign(3)
     monkeypatch.setattr(files, "rename", rename_and_damage)
@@ -682,7 +689,7 @@ class PowerCut:
 
 def power_cuts(original, tmp_path, monkeypatch):
     """Returns what is found after a power cut at every effect of a save."""
-    found, at, model = [], 0, make()
+    found, at, model = [], 0, as_new(make)
     while True:
         folder = tmp_path / f"cut at {at}"
         shutil.copytree(original[0], folder)
@@ -731,7 +738,7 @@ def test_the_proof_notices_a_rename_before_the_flush(original, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_saving_a_step_again_leaves_the_first_in_place(folder):
-    model = make()
+    model = as_new(make)
     restore(model, newest(folder))
     save(folder, model, epoch=9)
     assert names(folder) == ["0000000001", "0000000002", "0000000002-2"]
@@ -739,7 +746,7 @@ def test_saving_a_step_again_leaves_the_first_in_place(folder):
 
 
 def test_what_was_just_saved_is_never_removed(folder):
-    model = make()
+    model = as_new(make)
     model.step_counter.assign(1)
     shutil.rmtree(folder / "0000000001")
     path = save(folder, model, epoch=1, keep=1)  # beside step 2, which is newer
@@ -759,7 +766,7 @@ def test_what_a_killed_writer_left_is_no_checkpoint(folder):
         shutil.copytree(folder / "0000000002", folder / name)
     (folder / ".writing-0000000003").mkdir()
     assert newest(folder) == Checkpoint(folder / "0000000002", step=2, epoch=2)
-    model = make()
+    model = as_new(make)
     restore(model, newest(folder))
     model.step_counter.assign(3)
     path = save(folder, model, epoch=3)
@@ -872,7 +879,7 @@ def test_damaged_ones_are_kept_aside(folder):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("part", ["kernel", "momentum", "moving_variance"])
 def test_values_that_are_not_finite_are_never_written(part, value, tmp_path):
-    model = make()
+    model = as_new(make)
     (variable, *_) = [v for v in saved_variables(model) if part in v.path]
     broken = np.array(variable.numpy())
     broken.flat[-1] = value
@@ -887,7 +894,7 @@ def test_values_that_are_not_finite_are_never_written(part, value, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_loads_a_checkpoint_by_its_path(original):
-    model = make(seed=2)
+    model = as_new(make_other)
     assert model.load_checkpoint(original[1][-1]) == Checkpoint(original[1][-1], step=2, epoch=2)
     assert list(values_of(model).values()) == list(values_of(original[2]).values())
 
@@ -910,7 +917,7 @@ def test_a_folder_of_checkpoints_is_no_checkpoint(original):
 
 @pytest.mark.slow
 def test_a_save_beside_the_training_has_the_state_of_its_moment(tmp_path):
-    model = make()
+    model = as_new(make)
     train(model, 1)
     wanted = values_of(model)
     saver = checkpoints.Saver(tmp_path)
@@ -918,7 +925,7 @@ def test_a_save_beside_the_training_has_the_state_of_its_moment(tmp_path):
     for _ in range(2):  # while it is being written, and after
         train(model, 1)
     saver.wait()
-    other = make(seed=2)
+    other = as_new(make_other)
     restore(other, newest(tmp_path))
     assert list(values_of(other).values()) == list(wanted.values())
     assert values_of(model) != wanted
@@ -926,7 +933,7 @@ def test_a_save_beside_the_training_has_the_state_of_its_moment(tmp_path):
 
 @pytest.mark.slow
 def test_a_save_that_fails_beside_the_training_is_told_once(tmp_path, monkeypatch):
-    model = make()
+    model = as_new(make)
     saver = checkpoints.Saver(tmp_path)
     with monkeypatch.context() as context:
         watch(context, [], crash_at=2, error=OSError(28, "No space left on device"))
@@ -957,7 +964,7 @@ def test_the_hash_is_that_of_equal_runs_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_hash_sees_every_variable(group):
-    model = make()
+    model = as_new(make)
     before = checkpoints.weights_sha256(model)
     for variable in saved_variables(model):
         if GROUPS[group] in variable.path:

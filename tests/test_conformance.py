@@ -641,11 +641,16 @@ def as_tensors(values):
     return {name: tf.constant(value) for name, value in values.items()}
 
 
+@functools.cache
+def part_of(name):
+    """The part of a case, made once: no call changes it."""
+    keras.utils.set_random_seed(0)
+    return CASES[name].make()
+
+
 @pytest.fixture
 def named_case(request):
-    keras.utils.set_random_seed(0)
-    case = CASES[request.param]
-    return case.make(), case
+    return part_of(request.param), CASES[request.param]
 
 
 each = pytest.mark.parametrize("named_case", CASES, indirect=True)
@@ -673,8 +678,7 @@ def test_values_and_gradients_are_finite_at_extremes(named_case):
 @pytest.fixture(scope="module")
 def compiled():
     """All parts, and a function of a mode that gives what one compiled function of them gives."""
-    keras.utils.set_random_seed(0)
-    parts = {name: case.make() for name, case in CASES.items()}
+    parts = {name: part_of(name) for name in CASES}
     tensors = {name: as_tensors(case.inputs) for name, case in CASES.items()}
     for name, part in parts.items():
         call(part, tensors[name])  # makes the variables
