@@ -1,5 +1,6 @@
 """Controllers: against plain simulations of their papers, in closed loops, and at their bounds."""
 
+import functools
 import json
 import math
 
@@ -41,28 +42,38 @@ class Relay(Controller):
 
 def trajectory(controller, values):
     """Returns the weights in steps 0 to `len(values)`, each before the value of its step."""
-    values = tf.constant(values, tf.float32)
-    return closed_loop(controller, len(values), lambda step, weight, before: values[step])[0]
+    return of_values(controller)(np.asarray(values, np.float32)).numpy()
+
+
+@functools.cache
+def of_values(controller):
+    """Returns a function of the values, traced once, that gives the weights."""
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None])])
+    def run(values):
+        return loop(controller, tf.size(values), lambda step, weight, before: values[step])[0]
+
+    return run
 
 
 def closed_loop(controller, steps, plant, start=0.0):
     """Returns weights and values; a step reports `plant(step, weight, value before)`."""
-
-    @tf.function(autograph=False)
-    def run():
-        def one_step(before, step):
-            state, value, weight = before
-            value = plant(step, weight, value)
-            state = next_state(controller, state, value, tf.cast(step, tf.float32))
-            return state, value, weight_of(controller, state)
-
-        state = {name: tf.constant(number) for name, number in first_state(controller).items()}
-        first = (state, tf.constant(start), weight_of(controller, state))
-        _, values, weights = tf.scan(one_step, tf.range(steps), first)
-        return tf.concat([first[2][None], weights], axis=0), values
-
+    run = tf.function(lambda: loop(controller, steps, plant, start), autograph=False)
     weights, values = run()
     return weights.numpy(), values.numpy()
+
+
+def loop(controller, steps, plant, start=0.0):
+    def one_step(before, step):
+        state, value, weight = before
+        value = plant(step, weight, value)
+        state = next_state(controller, state, value, tf.cast(step, tf.float32))
+        return state, value, weight_of(controller, state)
+
+    state = {name: tf.constant(number) for name, number in first_state(controller).items()}
+    first = (state, tf.constant(start), weight_of(controller, state))
+    _, values, weights = tf.scan(one_step, tf.range(steps), first)
+    return tf.concat([first[2][None], weights], axis=0), values
 
 
 def noisy(start, end, seed=0):
