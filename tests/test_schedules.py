@@ -1,5 +1,7 @@
 """Schedules as tables of steps, inside and outside compiled functions."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -86,19 +88,26 @@ def test_schedule_has_the_values_of_its_table(name):
         assert float(value) == pytest.approx(expected, abs=1e-6), f"step {step}"
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("name", TABLES)
-def test_schedule_follows_a_tensor_step_in_one_trace(name, jit_compile):
-    schedule, table = TABLES[name]
+@functools.cache
+def compiled_values(jit_compile):
+    """The values of all tables by step and name, of one function, and the traces of it."""
     traces = []
 
     @tf.function(jit_compile=jit_compile)
     def at(step):
         traces.append(1)
-        return value_at(schedule, step)
+        return {name: value_at(schedule, step) for name, (schedule, _) in TABLES.items()}
 
-    for step, expected in table.items():
-        assert float(at(tf.constant(step, tf.int64))) == pytest.approx(expected, abs=1e-6)
+    steps = {step for _, table in TABLES.values() for step in table}
+    return {step: at(tf.constant(step, tf.int64)) for step in steps}, traces
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_schedule_follows_a_tensor_step_in_one_trace(name, jit_compile):
+    values, traces = compiled_values(jit_compile)
+    for step, expected in TABLES[name][1].items():
+        assert float(values[step][name]) == pytest.approx(expected, abs=1e-6)
     assert len(traces) == 1
 
 
@@ -111,25 +120,35 @@ def test_number_that_a_trace_has_seen_does_not_change():
     assert float(at(tf.constant(1))) == 0.0
 
 
-def cycle_starts(steps, jit_compile):
-    """Returns the values at the first step of 20 cycles, compiled; all of them should be 0."""
-    schedule = Cyclical(steps=steps, cycles=None)
-    at = tf.function(lambda step: value_at(schedule, step), jit_compile=jit_compile)
-    return [float(at(tf.constant(cycle * steps))) for cycle in range(20)]
+EXACT, FALLING_SHORT = [3, 64, 1000], [41, 47, 55, 61]
+
+
+@functools.cache
+def cycle_starts(jit_compile):
+    """The values at the first step of 20 cycles by their length, compiled; all should be 0."""
+    lengths = EXACT + FALLING_SHORT
+
+    @tf.function(jit_compile=jit_compile)
+    def at(*starts):
+        schedules = [Cyclical(steps=steps, cycles=None) for steps in lengths]
+        return [value_at(each, start) for each, start in zip(schedules, starts, strict=True)]
+
+    found = [at(*[tf.constant(cycle * steps) for steps in lengths]) for cycle in range(20)]
+    return dict(zip(lengths, np.transpose(found), strict=True))
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("steps", [3, 64, 1000])
+@pytest.mark.parametrize("steps", EXACT)
 def test_cycle_starts_again_at_the_exact_step(steps, jit_compile):
-    np.testing.assert_allclose(cycle_starts(steps, jit_compile), 0.0, atol=1e-5)
+    np.testing.assert_allclose(cycle_starts(jit_compile)[steps], 0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("steps", [41, 47, 55, 61])
+@pytest.mark.parametrize("steps", FALLING_SHORT)
 def test_cycle_starts_again_where_the_rounded_reciprocal_falls_short(steps, jit_compile):
     # A compiled division by a constant is a product with its rounded reciprocal, and in float32
     # 41 * (1 / 41) is 1 - 6e-8. So it is for 47, 55, 61 and many other lengths.
-    np.testing.assert_allclose(cycle_starts(steps, jit_compile), 0.0, atol=1e-5)
+    np.testing.assert_allclose(cycle_starts(jit_compile)[steps], 0.0, atol=1e-5)
 
 
 def test_cosine_is_steepest_in_its_middle_where_the_straight_line_is_even():
