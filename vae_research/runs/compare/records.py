@@ -42,6 +42,7 @@ _SCHEMA = {
     "units?": {str: str},
     "test": {str: _ESTIMATE},
 }
+_SCORES = {"step": int, "figures": {str: _ESTIMATE}}
 _SOURCE = {"sha256": {str: str}}
 
 
@@ -140,13 +141,21 @@ def _record(run_dir: Path, config: Mapping[str, Any]) -> Record:
     record |= _flat("source", (directory.read_json(kept, _SOURCE) or {}).get("sha256", {}))
     evaluation = summary.get("evaluation", {})
     record |= {f"evaluation/{name}": evaluation.get(name) for name in _OF_EVALUATION}
-    for name, figure in summary.get("test", {}).items():
+    figures = {**_scores_of(run_dir, summary), **summary.get("test", {})}
+    for name, figure in figures.items():
         record[f"test/{name}"] = _number(figure["value"])
         record[f"test/{name}/standard_error"] = _number(figure["standard_error"])
         record[f"test/{name}/count"] = figure["count"]
         record[f"units/{name}"] = summary.get("units", {}).get(name)
     of_splits = {k: v for k, v in last.items() if k.startswith(("train/", "validation/"))}
     return record | {name: _number(value) for name, value in of_splits.items()}
+
+
+def _scores_of(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores that `scripts/evaluate RUN --disentanglement` has given to a run that is complete."""
+    found = directory.read_json(run_dir / directory.DISENTANGLEMENT, _SCORES)
+    of_these_weights = found is not None and found["step"] == summary.get("steps")
+    return found["figures"] if found is not None and of_these_weights else {}
 
 
 def _status_of_unfinished(run_dir: Path) -> str:

@@ -18,7 +18,7 @@ from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
 from vae_research.data.split import Split
 from vae_research.evaluation import tag_of
-from vae_research.evaluation.encoding import encode_data, some_rows
+from vae_research.evaluation.encoding import EncodedData, encode_data, some_rows
 from vae_research.evaluation.factor_scores import METRICS, FactorScores, Metric, factor_scores
 from vae_research.model import VAE
 from vae_research.plots import encode_png
@@ -68,12 +68,36 @@ def score_split(
     between_calls: Callable[[], None] | None = None,
 ) -> FactorScores:
     """Returns the scores of a model on a split of data that have factors; all by default."""
+    return score_and_encode(
+        model,
+        data,
+        split,
+        names,
+        metrics=metrics,
+        examples=examples,
+        seed=seed,
+        between_calls=between_calls,
+    )[0]
+
+
+def score_and_encode(
+    model: VAE,
+    data: Data,
+    split: Split,
+    names: Sequence[str],
+    *,
+    metrics: Mapping[str, Metric] = METRICS,
+    examples: int = EXAMPLES,
+    seed: int = 0,
+    between_calls: Callable[[], None] | None = None,
+) -> tuple[FactorScores, EncodedData]:
+    """Returns the scores of a model as `score_split`, and the codes that they are of."""
     rows = some_rows(len(split), examples)
     found = encode_data(
         model, split.tensors_by_block(names), rows=rows, between_calls=between_calls
     )
     assert data.factors is not None
-    return factor_scores(
+    scores = factor_scores(
         found.codes,
         split.arrays["factors"][rows],
         model.code_layout.full_labels,
@@ -82,6 +106,7 @@ def score_split(
         seed=seed,
         between_metrics=between_calls,
     )
+    return scores, found
 
 
 def save_scores(

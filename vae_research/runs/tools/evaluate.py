@@ -1,7 +1,7 @@
 """Bounds of log p(x) of a trained model by annealed importance sampling, or its codes and factors.
 
     scripts/evaluate RUN --ais
-    scripts/evaluate RUN --disentanglement
+    scripts/evaluate RUN|FOLDER ... --disentanglement
 
 With --ais: of test images it is a lower bound, beside the one of importance sampling; of images
 that the model has made, a lower and an upper one (bidirectional Monte Carlo). A state is saved
@@ -11,7 +11,8 @@ intact checkpoint; figures of other weights are removed from there. If the run h
 with a density, that is the p(z) of the figures, instead of the model's own.
 
 With --disentanglement: scores of the codes of the test data beside the known factors of these data,
-as a run with the flag of this name has them, in RUN/disentanglement.json.
+as a run with the flag of this name has them, in RUN/disentanglement.json, which scripts/compare
+reads. Of several runs also the rank correlation of the scores, and of seeds of a setting UDR.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def _dispatch(settings: argparse.Namespace) -> None:
     if settings.disentanglement:
         from vae_research.runs.tools.evaluate_factors import evaluate_factors
 
-        evaluate_factors(settings.run, settings.seed)
+        names = settings.metrics and settings.metrics.split(",")
+        evaluate_factors(settings.run, settings.seed, settings.examples, names)
     else:
         evaluate(settings)
 
@@ -101,9 +103,13 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", help="the run directory")
+    parser.add_argument(
+        "run", nargs="+", metavar="RUN", help="the run directory, or folders of runs with factors"
+    )
     parser.add_argument("--ais", action="store_true", help="annealed importance sampling")
     parser.add_argument("--disentanglement", action="store_true", help="codes beside known factors")
+    parser.add_argument("--metrics", help="some scores of these codes, separated by commas (all)")
+    parser.add_argument("--examples", type=int, help="of these codes, at most (10000)")
     parser.add_argument(
         "--data",
         choices=("both", _TEST, _SIMULATED),
@@ -123,10 +129,16 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if found.ais == found.disentanglement:
         asked = "both are given" if found.ais else "nothing to evaluate"
         raise UsageError(f"{asked}: give --ais or --disentanglement.")
+    if found.ais and len(found.run) > 1:
+        raise UsageError(f"--ais evaluates one run, and {len(found.run)} are given.")
+    if found.ais and (found.metrics or found.examples):
+        raise UsageError("--metrics and --examples are those of --disentanglement.")
     try:
         for name in ("images", "chains", "temperatures", "leapfrog_steps", "importance_samples"):
             checked_integer(f"--{name}", getattr(found, name), 1)
         checked_integer("--seed", found.seed, 0, LARGEST_SEED)
+        if found.examples is not None:
+            checked_integer("--examples", found.examples, 20)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return found
@@ -138,7 +150,7 @@ def evaluate(settings: argparse.Namespace) -> None:
     Raises:
         RunError, DataError, CheckpointError: it cannot be done.
     """
-    run_dir = Path(settings.run).expanduser().absolute()
+    run_dir = Path(settings.run[0]).expanduser().absolute()
     directory.read_config(run_dir)  # before TensorFlow is loaded
     with streams.hide_startup_output():
         from vae_research.evaluation.test_figures import notes_on_figures
