@@ -209,7 +209,9 @@ def hidden_state(model: Any, graph: tf.Graph, operations: set[str]) -> list[str]
         for each in getattr(variable.value, "values", [variable.value])  # of each replica
     ]
     # What orders the operations of several workers has no value that matters.
-    operations_between = getattr(getattr(model.strategy, "extended", None), "_cross_device_ops", None)
+    operations_between = getattr(
+        getattr(model.strategy, "extended", None), "_cross_device_ops", None
+    )
     for launcher in getattr(operations_between, "_launchers", ()):
         known.append(launcher._get_ordering_token())
     touched = [outer for outer, _ in graph.captures if outer.dtype == tf.resource]

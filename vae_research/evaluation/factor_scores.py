@@ -25,6 +25,7 @@ from vae_research.disentanglement import (
     sap,
 )
 from vae_research.disentanglement.information import BINS, entropies
+from vae_research.evaluation.encoding import EncodedData
 from vae_research.evaluation.estimates import Estimate
 
 Scores: TypeAlias = Mapping[str, Score]
@@ -92,6 +93,7 @@ class FactorScores:
         codes: the name of each code.
         factors: the name of each factor that varies.
         notes: what a reader of the scores must know.
+        encoded: the codes that they are of, if they are kept.
     """
 
     figures: dict[str, Estimate]
@@ -100,6 +102,7 @@ class FactorScores:
     codes: list[str]
     factors: list[str]
     notes: list[str]
+    encoded: EncodedData | None = None
 
     @property
     def heads(self) -> list[str]:

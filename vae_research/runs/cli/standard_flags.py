@@ -237,6 +237,13 @@ def define_standard_flags() -> None:
         "test figures, curves, a heat map and traversals; needs scikit-learn",
         may_change=True,
     )
+    define_string(
+        "disentanglement_metrics",
+        None,
+        "some of its scores of the test data, separated by commas: mig, sap, factor_vae_score, "
+        "beta_vae_score, modularity_explicitness, infomec, dci (a minute); default: all",
+        may_change=True,
+    )
     define_integer(
         "disentanglement_every_epochs",
         1,

@@ -29,6 +29,7 @@ NONFINITE = "nonfinite.json"
 ANNEALING = "annealing.json"
 # Scores of disentanglement, with the mutual information of codes and factors.
 DISENTANGLEMENT = "disentanglement.json"
+CODES = "codes.npz"
 # Pictures of these scores, among the figures.
 INFORMATION, TRAVERSED = "mutual_information", "factor_traversals"
 # What says something of the weights, and must not stay if they are trained further.

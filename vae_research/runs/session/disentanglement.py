@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from vae_research.callbacks.disentanglement import (
     HEAT_MAP,
@@ -18,7 +21,7 @@ from vae_research.callbacks.tensorboard.summaries import Summaries
 from vae_research.data import Data
 from vae_research.data.split import Split
 from vae_research.evaluation import tag_of
-from vae_research.evaluation.encoding import EncodedData, encode_data, some_rows
+from vae_research.evaluation.encoding import encode_data, some_rows
 from vae_research.evaluation.factor_scores import METRICS, FactorScores, Metric, factor_scores
 from vae_research.model import VAE
 from vae_research.plots import encode_png
@@ -68,30 +71,6 @@ def score_split(
     between_calls: Callable[[], None] | None = None,
 ) -> FactorScores:
     """Returns the scores of a model on a split of data that have factors; all by default."""
-    return score_and_encode(
-        model,
-        data,
-        split,
-        names,
-        metrics=metrics,
-        examples=examples,
-        seed=seed,
-        between_calls=between_calls,
-    )[0]
-
-
-def score_and_encode(
-    model: VAE,
-    data: Data,
-    split: Split,
-    names: Sequence[str],
-    *,
-    metrics: Mapping[str, Metric] = METRICS,
-    examples: int = EXAMPLES,
-    seed: int = 0,
-    between_calls: Callable[[], None] | None = None,
-) -> tuple[FactorScores, EncodedData]:
-    """Returns the scores of a model as `score_split`, and the codes that they are of."""
     rows = some_rows(len(split), examples)
     found = encode_data(
         model, split.tensors_by_block(names), rows=rows, between_calls=between_calls
@@ -106,7 +85,7 @@ def score_and_encode(
         seed=seed,
         between_metrics=between_calls,
     )
-    return scores, found
+    return dataclasses.replace(scores, encoded=found)
 
 
 def save_scores(
@@ -131,6 +110,11 @@ def save_scores(
     """
     found = {"step": model.step, "weights_sha256": weights_sha256(model), **scores.as_dict()}
     directory.write_json(run_dir / directory.DISENTANGLEMENT, found)
+    written = [directory.DISENTANGLEMENT]
+    if scores.encoded is not None:
+        codes, kl = scores.encoded.codes, scores.encoded.kl
+        np.savez(run_dir / directory.CODES, codes=codes, **({} if kl is None else {"kl": kl}))
+        written.append(directory.CODES)
     pictures = {directory.INFORMATION: (heat_map(scores), HEAT_MAP)}
     decoder = _pictures(run_dir, data, data.test, names)
     if decoder is not None:
@@ -143,7 +127,7 @@ def save_scores(
         if tensorboard:
             summaries.image("run", tag_of(name), picture, model.step, words)
     summaries.close()
-    return [directory.DISENTANGLEMENT, *(f"figures/{name}.png" for name in pictures)]
+    return [*written, *(f"figures/{name}.png" for name in pictures)]
 
 
 def _pictures(run_dir: Path, data: Data, split: Split, names: Sequence[str]) -> Pictures | None:

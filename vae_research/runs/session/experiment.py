@@ -24,7 +24,7 @@ from vae_research.runs.cli.standard_flags import LABELS
 from vae_research.runs.cli.startup import without_garbage_collection
 from vae_research.runs.cluster.agreement import identity, refuse_difference, refuse_other_data
 from vae_research.runs.session import directory, resume
-from vae_research.runs.session.factors import refuse_without_factors
+from vae_research.runs.session.factors import metric_names, refuse_without_factors
 from vae_research.runs.session.kept import sources, tested
 from vae_research.runs.session.kept.sources import Source
 from vae_research.runs.session.loading import Run, data_of, load_run, made_by, refuse_unknown_place
@@ -121,6 +121,7 @@ def complete_run(
         return run_dir, parts.data
     config, data = load_data(held.config, parts.data, given)
     if config.disentanglement:
+        metric_names(config.disentanglement_metrics)
         refuse_without_factors(data)
     if peers.count > 1:
         refuse_other_data(data, peers.gather("data", data.fingerprint))

@@ -9,6 +9,13 @@ import numpy as np
 from vae_research.data import Data
 from vae_research.data.factors import FACTORS
 from vae_research.runs.cli.errors import UsageError
+from vae_research.settings import did_you_mean
+
+METRIC_NAMES = (
+    *("mig", "sap", "factor_vae_score", "beta_vae_score", "modularity_explicitness"),
+    *("infomec", "dci"),
+)
+"""Keys of `vae_research.evaluation.factor_scores.METRICS`, which imports TensorFlow."""
 
 # A code is divided into so many bins, each of which needs a row.
 _LEAST_ROWS = 20
@@ -43,3 +50,19 @@ def refuse_without_factors(data: Data, asked: str = "--disentanglement") -> None
         raise UsageError(
             f"{asked} needs scikit-learn: pip install 'vae_research[disentanglement]'."
         )
+
+
+def metric_names(text: str | None, asked: str = "--disentanglement_metrics") -> tuple[str, ...]:
+    """The names of metrics, separated by commas; None is all of them.
+
+    Raises:
+        UsageError: there is no such metric.
+    """
+    names = METRIC_NAMES if text is None else tuple(text.split(","))
+    for name in names:
+        if name not in METRIC_NAMES:
+            near = did_you_mean(name, METRIC_NAMES)
+            raise UsageError(
+                f"{asked}: there is no {name!r}.{near} There are {', '.join(METRIC_NAMES)}."
+            )
+    return names

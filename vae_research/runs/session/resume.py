@@ -87,7 +87,7 @@ def evaluation(config: Config, read: Collection[str], source: str | None) -> dic
         source: the name of the folder of the kept source.
     """
     own = {name: value for name, value in _own(config).items() if name in read}
-    scores = {"factor_examples": config.disentanglement_examples} if config.disentanglement else {}
+    scores = _of_scores(config) if config.disentanglement else {}
     return {
         "importance_samples": config.importance_samples,
         "seed": config.evaluation_seed,
@@ -253,3 +253,9 @@ def _with_seeds(*flags: dict[str, Any]) -> list[dict[str, Any]]:
         each | {name: each.get("seed") for name in given if each.get(name) is None}
         for each in flags
     ]
+
+
+def _of_scores(config: Config) -> dict[str, Any]:
+    some = config.disentanglement_metrics
+    metrics = {} if some is None else {"factor_metrics": some}
+    return {"factor_examples": config.disentanglement_examples, **metrics}

@@ -572,14 +572,18 @@ class Session:
 
     def score_factors(self) -> FactorScores:
         """Returns the scores of disentanglement of the test data."""
+        from vae_research.evaluation.factor_scores import METRICS
         from vae_research.runs.session.disentanglement import score_split
+        from vae_research.runs.session.factors import metric_names
 
+        config = self.config
         return score_split(
             self.model,
             self.data,
             self.data.test,
             self.names,
-            examples=self.config.disentanglement_examples,
+            metrics={name: METRICS[name] for name in metric_names(config.disentanglement_metrics)},
+            examples=config.disentanglement_examples,
             seed=self.config.evaluation_seed,
             between_calls=signals.raise_if_received,
         )

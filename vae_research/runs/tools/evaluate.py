@@ -86,8 +86,7 @@ def _dispatch(settings: argparse.Namespace) -> None:
     if settings.disentanglement:
         from vae_research.runs.tools.evaluate_factors import evaluate_factors
 
-        names = settings.metrics and settings.metrics.split(",")
-        evaluate_factors(settings.run, settings.seed, settings.examples, names)
+        evaluate_factors(settings.run, settings.seed, settings.examples, settings.metrics)
     else:
         evaluate(settings)
 
