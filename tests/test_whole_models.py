@@ -141,8 +141,11 @@ def model_of(
 
 def watchers(folder, data):
     """Every callback that there is, at the shortest interval."""
-    shared = Inference(data)
+    shared, count = Inference(data), len(data["inputs"])
+    pictures = callbacks.Pictures(folder, shared) if data["inputs"].ndim == 4 else None
+    factors = np.stack([np.arange(count) % 2, np.arange(count) % 3], axis=1)
     return [
+        callbacks.Disentanglement(folder, data, factors, pictures=pictures),
         callbacks.Overview(folder, {"inputs": data["inputs"]}),
         callbacks.Latents(folder, shared),
         *([callbacks.Pictures(folder, shared, columns=2)] if data["inputs"].ndim == 4 else []),
@@ -165,7 +168,8 @@ def train(vae, data, epochs, watching=(), first_epoch=0):
         callbacks=watching,
         verbose=0,
     )
-    return {n: values[-1] for n, values in figures.history.items()}
+    found = {n: values[-1] for n, values in figures.history.items()}
+    return {n: value for n, value in found.items() if "disentanglement" not in n}
 
 
 def exercise(parts, jit, folder):

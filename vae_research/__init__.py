@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         VectorQuantizedBottleneck as VectorQuantizedBottleneck,
     )
     from vae_research.callbacks.console import Console as Console
+    from vae_research.callbacks.disentanglement import Disentanglement as Disentanglement
     from vae_research.callbacks.gradients import Gradients as Gradients
     from vae_research.callbacks.latents import Latents as Latents
     from vae_research.callbacks.metrics_file import MetricsFile as MetricsFile
@@ -207,6 +208,7 @@ _MODULES = {
     ),
     "bottlenecks.vector_quantized": ("VectorQuantizedBottleneck",),
     "callbacks.console": ("Console",),
+    "callbacks.disentanglement": ("Disentanglement",),
     "callbacks.gradients": ("Gradients",),
     "callbacks.latents": ("Latents",),
     "callbacks.metrics_file": ("MetricsFile",),

@@ -2,7 +2,9 @@
 
 Each works on its own with plain Keras `fit`. `Scalars`, `Latents`, `Pictures`, `Gradients`,
 `Projector`, `Overview`, `HParams` and `Profile` write for TensorBoard; `MetricsFile` and `Console`
-do not. An `Inference` lets several of them share one pass over the validation data.
+do not. `Disentanglement`, for data with known factors, comes before those that log: it adds scores
+to the figures of an epoch. An `Inference` lets several of them share one pass over the validation
+data.
 
 To write your own, derive from `keras.callbacks.Callback`, or from a class in `base`:
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from vae_research.callbacks.base import Resumable as Resumable
     from vae_research.callbacks.base import StepCallback as StepCallback
     from vae_research.callbacks.console import Console as Console
+    from vae_research.callbacks.disentanglement import Disentanglement as Disentanglement
     from vae_research.callbacks.gradients import Gradients as Gradients
     from vae_research.callbacks.inference import Inference as Inference
     from vae_research.callbacks.latents import Latents as Latents
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "base": ("EpochCallback", "EpochRecord", "Resumable", "StepCallback"),
     "console": ("Console",),
+    "disentanglement": ("Disentanglement",),
     "gradients": ("Gradients",),
     "inference": ("Inference",),
     "latents": ("Latents",),
