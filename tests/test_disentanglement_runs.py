@@ -320,7 +320,7 @@ def command(folder, run_dir, *flags, **options):
 def folder(tmp_path_factory):
     """A folder with a run whose codes were compared, which was resumed, and the same without."""
     folder = tmp_path_factory.mktemp("runs")
-    train, test = squares(80), squares(60, seed=1)
+    train, test = squares(80), squares(120, seed=1)
     arrays = {"train": train, "validation": test, "test": test}
     np.savez(
         folder / "squares.npz",
@@ -352,7 +352,7 @@ def test_a_run_has_scores_among_its_test_figures(folder):
     found = summary(folder, "with")
     assert set(SCORES) <= found["test"].keys()
     assert {found["units"][name] for name in SCORES} == {""}
-    assert found["test"]["mig"]["standard_error"] > 0 and found["test"]["mig"]["count"] == 60
+    assert found["test"]["mig"]["standard_error"] > 0 and found["test"]["mig"]["count"] == 120
     assert found["evaluation"]["factor_examples"] == 10_000
     assert any("Scores of disentanglement compare" in note for note in found["notes"])
     run = vr.load_run(folder / "with")

@@ -185,7 +185,8 @@ def factor_scores(
         information = mutual_information(codes, factors)
     except ValueError:  # of which every metric has a note
         information = np.full([count, len(names)], np.nan)
-    about = [_note(codes, factors, names, constant, repeats)] if figures else []
+    has_errors = any(each.standard_error is not None for each in figures.values())
+    about = [_note(codes, factors, names, constant, repeats * has_errors)] if figures else []
     return FactorScores(
         figures, information, entropies(factors), list(code_names), names, [*about, *notes]
     )
