@@ -27,14 +27,14 @@ VALUES = "figures.npz"
 NONFINITE = "nonfinite.json"
 # Bounds of log p(x) by annealed importance sampling.
 ANNEALING = "annealing.json"
-# Scores of disentanglement, with the mutual information of codes and factors.
+# Scores of disentanglement, with the mutual information of codes and factors; the codes.
 DISENTANGLEMENT = "disentanglement.json"
 CODES = "codes.npz"
 # Pictures of these scores, among the figures.
 INFORMATION, TRAVERSED = "mutual_information", "factor_traversals"
 # What says something of the weights, and must not stay if they are trained further.
 OF_WEIGHTS = (
-    *(SUMMARY, NONFINITE, ANNEALING, DISENTANGLEMENT),
+    *(SUMMARY, NONFINITE, ANNEALING, DISENTANGLEMENT, CODES),
     *(f"figures/{name}.png" for name in (INFORMATION, TRAVERSED)),
 )
 
