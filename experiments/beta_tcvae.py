@@ -22,6 +22,8 @@ runs.define_float("beta", 6.0, "weight of the total correlation, no unit; 1 is t
 class AggregatePosterior(keras.layers.Layer):
     """Densities of z under q(z), the mean of q(z|x) over the data set, from a batch of it."""
 
+    whole_batch = True  # each row is compared with all others
+
     def __init__(self, data_size, **kwargs):
         super().__init__(**kwargs)
         self.data_size = data_size

@@ -115,3 +115,16 @@ MUTANTS = {
         lock_dropped,
     )
 }
+
+
+def gradients_not_divided():
+    """The loss of a replica is the mean over its own rows."""
+    from vae_research import distribution, steps
+
+    weighted_mean = steps.weighted_mean
+
+    def of_own_rows(*arguments):
+        with distribution.whole_batch():
+            return weighted_mean(*arguments)
+
+    steps.weighted_mean = of_own_rows

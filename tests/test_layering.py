@@ -28,6 +28,8 @@ LAYERS = (
         *("settings", "arguments", "extras", "tables", "version", "randomness", "files"),
         *("lazy", "epochs"),
     ),
+    ("distribution",),
+    ("settings", "arguments", "tables", "version", "randomness", "files", "lazy", "epochs"),
     ("schemas", "levels"),
     ("probability", "schedules", "tensors", "codes", "manifests", "state"),
     ("controllers",),
@@ -37,7 +39,7 @@ LAYERS = (
     ("critics",),
     ("averaging",),
     ("keras_inputs", "suitability", "execution", "checkpoints", "running_means", "serialization"),
-    ("round_trip",),
+    ("round_trip", "replica_checks"),
     ("trainer",),
     ("steps",),
     ("model",),
@@ -48,7 +50,7 @@ LAYERS = (
     ("",),  # vae_research/__init__.py, which knows them all
 )
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
-BOTTOM = (*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[3])
+BOTTOM = (*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[3], *LAYERS[4])
 
 # Narrower than the layers: a part, and the only things of this package that it may import.
 ONLY = {
@@ -62,7 +64,8 @@ ONLY = {
 
 # What comes from outside: everywhere, at the bottom, and only where it is used (inside a function).
 REQUIRED = {"PIL", "absl", "keras", "numpy", "tensorboard", "tensorflow"}
-REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[2]} | {
+REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[3]} | {
+    "distribution": {"tensorflow"},
     "settings": set(),
     "arguments": set(),
     "tables": set(),

@@ -1,8 +1,9 @@
 """Several replicas of a model compute what one device would: the little that tf.distribute lacks.
 
 A global batch is split by row among N replicas, as evenly as possible. If it has fewer rows than
-there are replicas, all of them compute the whole of it: without any row, layers have no shapes that
-can be relied on, and no mean. While a step is traced for a replica, `share()` is its part. What depends on the whole batch asks
+there are replicas, all of them compute the whole of it: a layer without any row has no mean.
+
+While a step is traced for a replica, `share()` is its part. What depends on the whole batch asks
 here: for a sum (`total`), for tensors (`whole_rows`), or for noise (`drawn_by_row`). With one
 replica there is no share, and all of these return what they are given.
 

@@ -551,6 +551,19 @@ class VAE(TrainingSteps):
             "critics": [critic.layer for critic in self.critics],
         }
 
+    def networks_by_row(self) -> list[tuple[str, Any, str | None]]:
+        """Returns the networks of the forward pass in their order: role, network, only input.
+
+        Critics are not among them: they are given the whole batch.
+        """
+        latent = self.code_layout.only or "z"
+        return [
+            ("encoder", self.encoder, "inputs"),
+            ("bottleneck", self.bottleneck, None),
+            ("decoder", self.decoder, latent),
+            *((f"module {index}", each, None) for index, each in enumerate(self.further_modules)),
+        ]
+
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the first forward pass builds the networks."""
 

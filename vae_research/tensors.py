@@ -419,15 +419,20 @@ def call_module(
             not given.
         TypeError: the module returned tensors without names.
     """
-    network = module.network if isinstance(module, Named) else module
-    of_whole_batch |= getattr(network, "whole_batch", False)
+    of_whole_batch |= looks_at_whole_batch(module)
     given = tensors.of_whole_batch() if of_whole_batch else tensors
     with graph_scope(role), whole_batch() if of_whole_batch else nullcontext():
-        outputs = _outputs_of(role, module, given, training=training, only_input=only_input)
+        outputs = outputs_of(role, module, given, training=training, only_input=only_input)
     if of_whole_batch:
         tensors.write_whole(role, outputs)
     else:
         tensors.write(role, outputs)
+
+
+def looks_at_whole_batch(module: keras.layers.Layer) -> bool:
+    """Returns whether a module says that a row of its outputs depends on other rows of a batch."""
+    network = module.network if isinstance(module, Named) else module
+    return getattr(network, "whole_batch", False)
 
 
 def graph_scope(name: str) -> Any:
@@ -435,7 +440,7 @@ def graph_scope(name: str) -> Any:
     return tf.name_scope(re.sub(r"\W", "_", name).strip("_") or "unnamed")
 
 
-def _outputs_of(
+def outputs_of(
     role: str,
     module: keras.layers.Layer,
     tensors: Tensors,
@@ -443,6 +448,7 @@ def _outputs_of(
     training: bool,
     only_input: str | None,
 ) -> Mapping[str, tf.Tensor]:
+    """Returns what a module writes, by name; see `call_module`."""
     arguments = bind(role, module, tensors, key=role, only_input=only_input)
     network = module.network if isinstance(module, Named) else module
     positional: list[Any] = list(arguments.values())

@@ -35,6 +35,7 @@ from vae_research.keras_inputs import (
     warn_of_repeated_data,
 )
 from vae_research.losses.term import Likelihood
+from vae_research.replica_checks import EXAMPLES, refuse_dependent_rows
 from vae_research.running_means import RunningMeans
 from vae_research.serialization import layers_of
 from vae_research.state import RUNNING_SUMS, OwnState
@@ -86,6 +87,7 @@ class Trainer(keras.Model):
         # TensorFlow saves a graph only if the model tracks the variables in it. Keras does not see
         # a variable of TensorFlow, so that it is none of the weights.
         self._step_in_graphs = self._own_state.step.value
+        self._shares_batches = False  # whether replicas are known to compute what one device would
         self._data_suit = False  # whether data of a fit were looked at, other than arrays
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
         self._step_loops: dict[Any, StepLoop] = {}
@@ -354,6 +356,12 @@ class Trainer(keras.Model):
                 f"This model has {replicas} replicas, which share the batches of "
                 f"data.train.on_device(batch_size, seed=...); got {type(x).__name__}."
             )
+        if not self._shares_batches:
+            place = tf.constant(0, tf.int64), tf.constant(0, tf.int64)
+            # The first rows, and the first again if there are too few.
+            rows = tf.range(EXAMPLES) % x.rows
+            refuse_dependent_rows(self, x.reader.read(*place, rows))
+            self._shares_batches = True
         if x.batch_size < replicas:
             raise ValueError(
                 f"A batch of {x.batch_size} rows is smaller than the number of replicas, "

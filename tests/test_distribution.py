@@ -1,0 +1,94 @@
+"""Replicas that share each batch compute what one device does.
+
+All runs in one process on several devices of the processor, see `tests.replicas`; 1e-5 is what the
+sums of float32 in another order leave after 50 steps (largest found: LARGEST).
+"""
+
+import json
+
+import pytest
+
+from tests import forks
+from tests.proofs import SOAK
+from vae_research.distribution import Share
+
+MODELS = [
+    *("dense", "convolutional", "importance_weighted", "beta_tcvae", "factor_vae"),
+    "vector_quantized",
+]
+# 66 rows: 21 leave a batch of 3, fewer than 4 replicas; 22 do not divide by 4, and 20 do.
+CASES = [[name, 2, 21] for name in MODELS]
+CASES += [["dense", 1, 21], ["dense", 2, 20], ["convolutional", 4, 21]]
+if SOAK:
+    CASES += [[name, 4, rows] for name in MODELS for rows in (20, 21, 22)]
+    CASES += [[name, 1, 22] for name in MODELS]
+
+
+def asked(tmp_path, **what):
+    process = forks.run("-m", "tests.replicas", json.dumps(what), cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return asked(tmp_path_factory.mktemp("replicas"), cases=CASES, more=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_loss_and_weights_are_those_of_one_device(case, found):
+    result = next(each for each in found["compared"] if each["case"] == case)
+    assert result["steps"] >= 50
+    assert result["weights"] < 1e-5
+    assert result["figures"]["loss"] < 1e-5
+    assert result["figures"]["val_loss"] < 1e-5
+    assert max(result["figures"].values()) < 1e-4
+
+
+@pytest.mark.slow
+def test_noise_is_row_by_row_that_of_one_device(found):
+    assert found["noise"] == []
+
+
+@pytest.mark.slow
+def test_gradients_are_clipped_after_they_are_added_up(found):
+    assert found["clipped"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("undeclared", "The module 0 .* whole_batch = True"),
+        ("noise", "The module 0 .* draws noise by other functions"),
+        ("own layer", "The encoder .* whole_batch = True"),
+        ("unsynchronised", r"BatchNormalization\(synchronized=True\)"),
+        ("dropout", "Dropout .* generator of Keras"),
+        ("term", "Loss term 'spread' .* batch_statistic = True"),
+        ("activity", "activity_regularizer"),
+        ("small batch", "batch of 1 rows is smaller than the number of replicas, 2"),
+        ("arrays", "2 replicas, which share the batches of data.train.on_device"),
+    ],
+)
+def test_what_replicas_cannot_share_is_refused_by_name(name, message, found):
+    assert found["refused"][name] is not None
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(found["refused"][name])
+
+
+@pytest.mark.soak
+def test_gradients_that_are_not_divided_are_noticed(tmp_path):
+    found = asked(tmp_path, cases=[["importance_weighted", 2, 22]], mutant="gradients_not_divided")
+    assert found["compared"][0]["weights"] > 1e-4
+
+
+def test_a_batch_is_shared_out_once():
+    for size in range(1, 20):
+        for replicas in range(1, 6):
+            shares = [Share.of(replica, replicas, size) for replica in range(replicas)]
+            rows = [row for share in shares for row in range(share.start, share.stop)]
+            copies = shares[0].copies
+            assert rows == [*range(size)] * copies
+            assert (copies == 1) == (size >= replicas)
+            assert max(share.count for share in shares) - min(share.count for share in shares) <= 1

@@ -1,0 +1,136 @@
+"""Whether replicas that share a batch compute what one device would, found before they train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vae_research.distribution import Share, own_rows, with_samples, with_share
+from vae_research.serialization import layers_of
+from vae_research.state import undone
+from vae_research.tensors import RELAXED, SCALARS, Tensors, looks_at_whole_batch, outputs_of
+
+# Examples of the batch that is tried, of which a replica has the last two.
+EXAMPLES = 4
+_OWN = Share(2, 4, EXAMPLES, 2)
+# Relative; a sum over other rows changes values by far more, and rounding by far less.
+_TOLERANCE = 1e-3
+
+
+def refuse_dependent_rows(model: Any, batch: Mapping[str, tf.Tensor]) -> None:
+    """Refuses a model of which replicas would compute something else than one device.
+
+    Each network and each term is tried on the rows of a replica: it must return the rows that it
+    returns of the whole batch. Those that look at the batch as a whole are declared so, and
+    critics and terms with `batch_statistic` are always given all of it.
+
+    Args:
+        model: a VAE.
+        batch: `EXAMPLES` examples.
+
+    Raises:
+        ValueError: there is one that does not, by name.
+    """
+    networks = model.networks_by_row()
+    layers = [layer for _, network, _ in networks for layer in layers_of(network)]
+    _refuse_layers([*layers, *(each for c in model.critics for each in layers_of(c.layer))])
+    _refuse_unsynchronized(layers)
+    with undone(model), _without_moments(layers):
+        tensors = model.forward(batch, training=True, seed=model.step_key())
+        for role, network, only_input in networks:
+            if not looks_at_whole_batch(network):
+                _try(
+                    f"The {role} {network.name!r}",
+                    "Write whole_batch = True in its class, and every replica runs it on all rows.",
+                    tensors,
+                    lambda found, role=role, network=network, only=only_input: outputs_of(
+                        role, network, found, training=True, only_input=only
+                    ),
+                )
+        for term in model.objective.terms:
+            if not term.batch_statistic:
+                _try(
+                    f"Loss term {term.label!r}",
+                    "Return a scalar, and write batch_statistic = True in its class.",
+                    tensors,
+                    lambda found, term=term: {term.label: term(found)},
+                )
+
+
+def _try(what: str, advice: str, tensors: Tensors, compute: Any) -> None:
+    """Compares what is computed of the rows of a replica with these rows of the whole batch."""
+    whole = compute(_copy(tensors))
+    with with_share(_OWN), with_samples(tensors.samples):
+        rows = {
+            name: value if name in (*SCALARS, RELAXED) or value.shape.rank == 0 else own_rows(value)
+            for name, value in tensors.items()
+        }
+        part = compute(_copy(Tensors(rows)))
+        expected = {
+            name: value if value.shape.rank == 0 else own_rows(value)
+            for name, value in whole.items()
+        }
+    for name, value in expected.items():
+        got, wanted = (np.asarray(each, np.float64) for each in (part[name], value))
+        scale = np.max(np.abs(wanted), initial=1e-6, where=np.isfinite(wanted))
+        same = np.isclose(got, wanted, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True)
+        if got.shape != wanted.shape or not same.all():
+            raise ValueError(
+                f"{what} returns other values of {name!r} for an example if other examples of the "
+                "batch are on another replica: it looks at them, or draws noise by other functions "
+                f"than those of vae_research. {advice}"
+            )
+
+
+def _copy(tensors: Tensors) -> Tensors:
+    found = Tensors(tensors)
+    found.samples = tensors.samples
+    return found
+
+
+def _refuse_layers(layers: Iterable[keras.layers.Layer]) -> None:
+    """Raises ValueError for noise whose state replicas cannot share, and for losses by the row."""
+    for layer in layers:
+        kind = f"{type(layer).__name__} {layer.name!r}"
+        if getattr(layer, "seed_generator", None) is not None:
+            raise ValueError(
+                f"{kind} draws noise from a generator of Keras, which replicas cannot share. Leave "
+                "it out, or read `seed` in a layer of your own: "
+                "vr.uniform(tf.shape(values), seed)."
+            )
+        if getattr(layer, "activity_regularizer", None) is not None:
+            raise ValueError(
+                f"{kind} has an activity_regularizer, which is a mean over the rows of one "
+                "replica. Make a loss term of it."
+            )
+
+
+def _refuse_unsynchronized(layers: Iterable[keras.layers.Layer]) -> None:
+    for layer in _normalizations(layers):
+        if not layer.synchronized:
+            raise ValueError(
+                f"BatchNormalization {layer.name!r} takes the moments of the rows of one replica. "
+                "Those of all are BatchNormalization(synchronized=True)."
+            )
+
+
+def _normalizations(layers: Iterable[keras.layers.Layer]) -> list[Any]:
+    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+@contextmanager
+def _without_moments(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
+    """Within it, normalisations of Keras use their moving averages: they are known to be right."""
+    frozen = [layer for layer in _normalizations(layers) if layer.trainable]
+    for layer in frozen:
+        layer.trainable = False
+    try:
+        yield
+    finally:
+        for layer in frozen:
+            layer.trainable = True
