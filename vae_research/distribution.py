@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -156,6 +157,31 @@ def run(
             step(*args)
 
     strategy.run(tf.autograph.experimental.do_not_convert(in_replica), args=args)
+
+
+def in_parallel(
+    strategy: tf.distribute.Strategy | None, compute: Callable[[Any], Any], arguments: Sequence[Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Yields arguments with what a function returns for them, as many at a time as devices here.
+
+    Args:
+        strategy: of these devices; None computes one after the other.
+        compute: called in a thread for each device.
+        arguments: in their order, which is kept.
+    """
+    devices = () if strategy is None else strategy.extended.worker_devices
+    if len(devices) < 2:
+        yield from ((argument, compute(argument)) for argument in arguments)
+        return
+
+    def on_device(device: str, argument: Any) -> Any:
+        with tf.device(device):
+            return compute(argument)
+
+    with ThreadPoolExecutor(len(devices)) as threads:
+        for first in range(0, len(arguments), len(devices)):
+            some = arguments[first : first + len(devices)]
+            yield from zip(some, threads.map(on_device, devices, some), strict=True)
 
 
 def on_each_device(

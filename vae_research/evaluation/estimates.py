@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from vae_research.arguments import checked_integer, checked_seed
 from vae_research.codes import CodeLayout
+from vae_research.distribution import in_parallel
 from vae_research.evaluation import FITTED, importance
 from vae_research.levels import WITHOUT_SUFFIX, levels
 from vae_research.model import VAE
@@ -178,7 +179,8 @@ def estimate_arrays(
     call = _compiled_pass(model, prior, jit_compile)
     bar = keras.utils.Progbar(count, verbose=verbose, unit_name="example")
     found = _Values(model.objective, num_samples)
-    for start in range(0, count, examples):
+
+    def values_from(start: int) -> dict[str, np.ndarray]:
         batch = {
             name: tf.constant(_padded(values[start : start + examples], examples))
             for name, values in data.items()
@@ -191,7 +193,10 @@ def estimate_arrays(
             values = call(batch, key, size, decoded)
             parts.append({name: part.numpy() for name, part in values.items()})
         joined = _join(parts, samples)
-        found.add({name: part[: count - start] for name, part in joined.items()})
+        return {name: part[: count - start] for name, part in joined.items()}
+
+    for start, values in in_parallel(model.strategy, values_from, range(0, count, examples)):
+        found.add(values)
         bar.update(min(start + examples, count))
     return found.figures(per_example)
 
