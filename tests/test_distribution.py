@@ -5,7 +5,9 @@ sums of float32 in another order leave after 50 steps (largest found: LARGEST).
 """
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
 from tests import forks
@@ -22,6 +24,9 @@ CASES += [["dense", 1, 21], ["dense", 2, 20], ["convolutional", 4, 21]]
 if SOAK:
     CASES += [[name, 4, rows] for name in MODELS for rows in (20, 21, 22)]
     CASES += [[name, 1, 22] for name in MODELS]
+
+
+VAE_MNIST = forks.CHECKOUT / "experiments" / "vae_mnist.py"
 
 
 def asked(tmp_path, **what):
@@ -92,3 +97,61 @@ def test_a_batch_is_shared_out_once():
             assert rows == [*range(size)] * copies
             assert (copies == 1) == (size >= replicas)
             assert max(share.count for share in shares) - min(share.count for share in shares) <= 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with images, and a run of one epoch that two devices have shared."""
+    path = tmp_path_factory.mktemp("runs")
+    images = np.random.default_rng(0).integers(0, 256, (66, 8, 8), dtype=np.uint8)
+    np.savez(path / "images.npz", train=images[:34], validation=images[34:50], test=images[50:])
+    run(path, "first", epochs=1)
+    return path
+
+
+def run(folder, name, *flags, epochs, devices=2):
+    """Runs an experiment on several devices; returns its summary."""
+    process = forks.run(
+        VAE_MNIST,
+        *("--dataset=images.npz", "--batch_size=16", "--latent_dim=2", "--hidden_units=4"),
+        *("--importance_samples=2", "--checkpoint_minutes=0", "--notensorboard", "--verbose=0"),
+        *(f"--device=cpu:{devices}", "--strategy=mirrored", f"--epochs={epochs}", *flags),
+        f"--run_dir={name}",
+        cwd=folder,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_a_run_of_several_devices_resumes_bit_for_bit(folder):
+    shutil.copytree(folder / "first", folder / "resumed")
+    resumed, unbroken = run(folder, "resumed", epochs=2), run(folder, "unbroken", epochs=2)
+    assert resumed["reproducibility"] == unbroken["reproducibility"] == "bit-exact"
+    assert resumed["state_sha256"] == unbroken["state_sha256"]
+    assert resumed["test"] == unbroken["test"]
+
+
+@pytest.mark.slow
+def test_with_another_number_of_devices_a_run_is_valid_and_not_bit_exact(folder):
+    shutil.copytree(folder / "first", folder / "other")
+    resumed = run(folder, "other", epochs=2, devices=3)
+    assert resumed["reproducibility"] == "valid, not bit-exact: replicas was 2, now 3"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device=cpu", "--strategy=mirrored"], "--device=cpu:2 makes two devices"),
+        (["--device=cpu:3", "--strategy=mirrored", "--batch_size=2"], "--batch_size=2 is smaller"),
+        (["--device=cpu:2", "--strategy=mirrored", "--jit=on"], "--jit=on, and 2 replicas"),
+        (["--device=cpu:0"], "auto, cpu, gpu, cpu:N, gpu:N"),
+        (["--device=gpu:2"], "--device=gpu:2, and TensorFlow finds no GPU"),
+    ],
+)
+def test_what_cannot_be_shared_is_answered_in_one_line(flags, message, folder):
+    process = forks.run(VAE_MNIST, "--dataset=images.npz", "--run_dir=refused", *flags, cwd=folder)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1

@@ -140,10 +140,9 @@ class EpochCallback(StepCallback):
                 step=self.model.step,
                 seconds=self._seconds,
                 images_per_second=self._examples / max(self._seconds, 1e-9),
-                learning_rate=float(self.model.optimizer.learning_rate),
+                learning_rate=_rate(self.model.optimizer),
                 learning_rates={
-                    critic.name: float(critic.optimizer.learning_rate)
-                    for critic in self.model.critics
+                    critic.name: _rate(critic.optimizer) for critic in self.model.critics
                 },
                 figures={split: values for split, values in figures.items() if values},
                 weights={name: float(value) for name, value in weights.items()},
@@ -157,3 +156,8 @@ class EpochCallback(StepCallback):
         self._examples = self.model.examples_seen
         self._started = None
         self.on_training_part_end()
+
+
+def _rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """Returns the present learning rate; a variable may be one of several replicas."""
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
