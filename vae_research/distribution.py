@@ -207,10 +207,26 @@ def _replica() -> Any:
 # ---------------------------------------------------------------- the whole batch
 
 
+_QUESTIONS: ContextVar[list[str] | None] = ContextVar("questions", default=None)
+
+
+@contextmanager
+def questions() -> Iterator[list[str]]:
+    """Gives a list, which grows when something asks for what other replicas have."""
+    asked: list[str] = []
+    token = _QUESTIONS.set(asked)
+    try:
+        yield asked
+    finally:
+        _QUESTIONS.reset(token)
+
+
 def total(values: Any) -> Any:
     """Returns the sum over replicas of a tensor, or of each one in a nested structure of them."""
     if share() is None:
         return values
+    if (asked := _QUESTIONS.get()) is not None:
+        asked.append("total")
     return _replica().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 

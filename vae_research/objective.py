@@ -82,6 +82,10 @@ class LossReport:
         """Weight times value of the trained terms, by name."""
         return {name: weight * self.values[name] for name, weight in self.weights.items()}
 
+    def as_fields(self) -> dict[str, Any]:
+        """Returns the attributes by name, as TensorFlow takes them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def observable(self) -> dict[str, tf.Tensor]:
         """Returns what a controller may read: means over the batch, by the names of the logs."""
         found = {name: batch_mean(value) for name, value in self.values.items()}

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.distribution import Share, own_rows, with_samples, with_share
+from vae_research.distribution import Share, own_rows, questions, with_samples, with_share
 from vae_research.serialization import layers_of
 from vae_research.state import undone
 from vae_research.tensors import RELAXED, SCALARS, Tensors, looks_at_whole_batch, outputs_of
@@ -22,8 +22,10 @@ _OWN = Share(2, 4, EXAMPLES, 2)
 _TOLERANCE = 1e-3
 
 
-def refuse_dependent_rows(model: Any, batch: Mapping[str, tf.Tensor]) -> None:
-    """Refuses a model of which replicas would compute something else than one device.
+def needs_other_replicas(model: Any, batch: Mapping[str, tf.Tensor]) -> bool:
+    """Returns whether the loss of a replica needs what other replicas have.
+
+    It refuses a model of which replicas would compute something else than one device.
 
     Each network and each term is tried on the rows of a replica: it must return the rows that it
     returns of the whole batch. Those that look at the batch as a whole are declared so, and
@@ -40,7 +42,7 @@ def refuse_dependent_rows(model: Any, batch: Mapping[str, tf.Tensor]) -> None:
     layers = [layer for _, network, _ in networks for layer in layers_of(network)]
     _refuse_layers([*layers, *(each for c in model.critics for each in layers_of(c.layer))])
     _refuse_unsynchronized(layers)
-    with undone(model), _without_moments(layers):
+    with undone(model), _without_moments(layers), questions() as asked:
         tensors = model.forward(batch, training=True, seed=model.step_key())
         for role, network, only_input in networks:
             if not looks_at_whole_batch(network):
@@ -60,6 +62,13 @@ def refuse_dependent_rows(model: Any, batch: Mapping[str, tf.Tensor]) -> None:
                     tensors,
                     lambda found, term=term: {term.label: term(found)},
                 )
+    return bool(
+        asked
+        or model.critics
+        or _normalizations(layers)
+        or any(looks_at_whole_batch(network) for _, network, _ in networks)
+        or any(term.batch_statistic for term in model.objective.terms)
+    )
 
 
 def _try(what: str, advice: str, tensors: Tensors, compute: Any) -> None:

@@ -146,12 +146,26 @@ class TrainingSteps(Trainer):
         for critics, key in self.updates_of_critics():
             self.train_critics(critics, data, key)
         with tf.GradientTape(persistent=bool(self.critics)) as tape:
-            _, report = self.report(data, training=True, seed=self.step_key())
+            report = self._training_report(data)
             loss = self.scaled_loss(report, sample_weight)
             losses = [loss, *self.critic_losses(report, self.critics)]
         self.update([self, *self.critics], losses, tape)
         with graph_scope("figures"):
             return self.finish_step(report, sample_weight)
+
+    def _training_report(self, data: dict[str, tf.Tensor]) -> LossReport:
+        """Returns the report of a step, which XLA compiles for each replica, with its gradient."""
+
+        def report(data: dict[str, tf.Tensor], key: tf.Tensor) -> LossReport:
+            return self.report(data, training=True, seed=key)[1]
+
+        alone = share() is not None and self.needs_other_replicas is False
+        if not (alone and self.jit_compile) or tf.executing_eagerly():
+            return report(data, self.step_key())
+        compiled = tf.function(
+            lambda *given: report(*given).as_fields(), jit_compile=True, autograph=False
+        )
+        return LossReport(**compiled(data, self.step_key()))
 
     def updates_of_critics(self) -> list[tuple[list[Critic], tf.Tensor]]:
         """Returns the updates that come before that of the whole step: critics, and their key."""

@@ -35,7 +35,7 @@ from vae_research.keras_inputs import (
     warn_of_repeated_data,
 )
 from vae_research.losses.term import Likelihood
-from vae_research.replica_checks import EXAMPLES, refuse_dependent_rows
+from vae_research.replica_checks import EXAMPLES, needs_other_replicas
 from vae_research.running_means import RunningMeans
 from vae_research.serialization import layers_of
 from vae_research.state import RUNNING_SUMS, OwnState
@@ -60,6 +60,8 @@ class Trainer(keras.Model):
 
     Attributes:
         strategy: in whose scope the model was built; its replicas share each batch.
+        needs_other_replicas: whether the loss of a replica needs what others have; None until
+            `check_replicas` has found out.
         averaging: the weights, and the averages of them that the optimizer may keep.
         guard: wraps the function that runs the steps of a call; None runs it as it is.
     """
@@ -87,7 +89,7 @@ class Trainer(keras.Model):
         # TensorFlow saves a graph only if the model tracks the variables in it. Keras does not see
         # a variable of TensorFlow, so that it is none of the weights.
         self._step_in_graphs = self._own_state.step.value
-        self._shares_batches = False  # whether replicas are known to compute what one device would
+        self.needs_other_replicas: bool | None = None
         self._data_suit = False  # whether data of a fit were looked at, other than arrays
         self._device_datasets: dict[str, DeviceDataset | None] = {"train": None, "test": None}
         self._step_loops: dict[Any, StepLoop] = {}
@@ -170,6 +172,9 @@ class Trainer(keras.Model):
         **kwargs: Any,
     ) -> None:
         """Keras' `compile`, without a loss: the loss is the model's own terms.
+
+        Of several replicas, `jit_compile` compiles loss and gradients of each, unless these need
+        what others have.
 
         `jit_compile` is False unless asked for: what "auto" means changes from host to host, and
         XLA makes convolutions slower on a CPU.
@@ -347,6 +352,21 @@ class Trainer(keras.Model):
         self._select_input("test", x)
         return super().test_on_batch(x, y, sample_weight, **kwargs)
 
+    def check_replicas(self, data: DeviceDataset) -> None:
+        """Finds `needs_other_replicas`, once.
+
+        Args:
+            data: of which the first rows are tried.
+
+        Raises:
+            ValueError: replicas would compute something else than one device.
+        """
+        if self.needs_other_replicas is None:
+            zero = tf.constant(0, tf.int64)
+            rows = tf.range(EXAMPLES) % data.rows  # the first again if there are too few
+            batch = data.reader.read(zero, zero, rows)
+            self.needs_other_replicas = needs_other_replicas(self, batch)
+
     def _refuse_undistributed(self, x: Any) -> None:
         """Raises ValueError for data or a model that replicas cannot share."""
         if (replicas := replicas_of(self.strategy)) == 1:
@@ -356,12 +376,7 @@ class Trainer(keras.Model):
                 f"This model has {replicas} replicas, which share the batches of "
                 f"data.train.on_device(batch_size, seed=...); got {type(x).__name__}."
             )
-        if not self._shares_batches:
-            place = tf.constant(0, tf.int64), tf.constant(0, tf.int64)
-            # The first rows, and the first again if there are too few.
-            rows = tf.range(EXAMPLES) % x.rows
-            refuse_dependent_rows(self, x.reader.read(*place, rows))
-            self._shares_batches = True
+        self.check_replicas(x)
         if x.batch_size < replicas:
             raise ValueError(
                 f"A batch of {x.batch_size} rows is smaller than the number of replicas, "

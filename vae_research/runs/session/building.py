@@ -9,6 +9,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -155,19 +156,11 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
                 "states exist only at the end of a call."
             )
     interval = math.gcd(*intervals.values())
-    jit, replicas = "on" if model.jit_compile else config.jit, replicas_of(model.strategy)
-    if replicas > 1 and jit == "on":
-        raise UsageError(
-            f"--jit=on, and {replicas} replicas add up what they computed within a step, for which "
-            "a program of XLA cannot wait. --jit=auto runs without."
-        )
     try:
-        jit_compile, reason = choose_jit(step, "off" if replicas > 1 else jit)
+        jit_compile, reason = _choose_jit(model, step, config)
     except ValueError as error:
         raise UsageError(str(error)) from error
     rows = config.batch_size * model.objective.num_samples
-    if replicas > 1:
-        reason = f"{replicas} replicas share each batch"
     if config.profile_steps:  # a call is recorded as a whole
         first, last = config.profile_steps
         interval = math.gcd(interval, (first - 1) % steps, last % steps)
@@ -182,10 +175,31 @@ def choose_execution(model: VAE, config: Config, data: Data) -> Execution:
     return chosen
 
 
+def _choose_jit(model: VAE, step: TracedStep, config: Config) -> tuple[bool, str]:
+    """Returns whether to compile with XLA, and why; see `choose_jit`.
+
+    Raises:
+        ValueError: --jit=on, and XLA cannot compile it.
+    """
+    jit = "on" if model.jit_compile else config.jit
+    if replicas_of(model.strategy) == 1:
+        return choose_jit(step, jit)
+    waits = model.needs_other_replicas
+    if waits and jit == "on":
+        raise ValueError(
+            "--jit=on, and within a step the replicas of this model wait for each other, which a "
+            "program of XLA cannot do. --jit=auto runs without."
+        )
+    if waits:
+        return False, "replicas wait for each other within a step"
+    return choose_jit(step, jit)
+
+
 def traced_step(model: VAE, config: Config, data: Data) -> TracedStep | None:
     """Returns the training step, which remembers nothing that a checkpoint does not hold.
 
-    None if the model runs eagerly; then a step that cannot be traced is not checked.
+    Of several replicas it is what each of them computes before they add up gradients. None if the
+    model runs eagerly; then a step that cannot be traced is not checked.
 
     Raises:
         UsageError: it cannot be traced, or remembers something else.
@@ -194,17 +208,27 @@ def traced_step(model: VAE, config: Config, data: Data) -> TracedStep | None:
     names = names_read(model, data)
     arrays = {name: data.train.arrays[name][:rows] for name in names}
     few = dataclasses.replace(data.train, raw=data.train.raw[:rows], arrays=arrays)
-    read = few.on_device(rows, seed=0, names=names).reader  # the key is an argument of the step
+    batches = few.on_device(rows, seed=0, names=names)
+    read = batches.reader  # the key is an argument of the step
     zero = tf.constant(0, tf.int64)
-    try:
+
+    def step_on(given: dict[str, tf.Tensor]) -> None:
         # With what makes the batch: an augmentation may have a state, or be unknown to XLA.
-        def step_on(given: dict[str, tf.Tensor]) -> None:
-            def step(given: dict[str, tf.Tensor]) -> None:
-                model.training_step(read(given, zero, zero, tf.range(rows)))
+        model.training_step(read(given, zero, zero, tf.range(rows)))
 
-            run(model.strategy, step, rows, given)
+    def gradients_on(given: dict[str, tf.Tensor]) -> list[Any]:
+        with tf.GradientTape() as tape:
+            batch = read(given, zero, zero, tf.range(rows))
+            _, report = model.report(batch, training=True, seed=model.step_key())
+        return tape.gradient(report.surrogate, model.trainable_variables)
 
-        step = TracedStep(step_on, read.tensors)
+    if replicas_of(model.strategy) > 1:
+        try:
+            model.check_replicas(batches)
+        except ValueError as error:
+            raise UsageError(f"--strategy={config.strategy}: {error}") from error
+    try:
+        step = TracedStep(lambda given: run(model.strategy, step_on, rows, given), read.tensors)
     except (ValueError, TypeError) as error:
         if model.run_eagerly:
             return None
@@ -217,7 +241,10 @@ def traced_step(model: VAE, config: Config, data: Data) -> TracedStep | None:
             "optimizer to a Critic, a weight with a state to a Controller, and noise to a reader "
             "of `seed` with tf.random.stateless_normal."
         )
-    return None if model.run_eagerly else step
+    if model.run_eagerly:
+        return None
+    # Of several replicas, XLA would compile the loss and the gradients of each.
+    return step if replicas_of(model.strategy) == 1 else TracedStep(gradients_on, read.tensors)
 
 
 def refuse_values_outside_support(model: VAE, data: Data) -> None:
