@@ -134,6 +134,30 @@ def replicas_of(strategy: tf.distribute.Strategy | None) -> int:
     return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
+def replicas_here(strategy: tf.distribute.Strategy | None) -> tuple[int, ...]:
+    """Returns the numbers of the replicas of this process, which are next to each other."""
+    if strategy is None:
+        return (0,)
+    found: list[int] = []
+
+    def note(context: Any) -> tf.Tensor:
+        found.append(context.replica_id_in_sync_group)
+        return tf.zeros([])
+
+    strategy.experimental_distribute_values_from_function(note)
+    return tuple(found)
+
+
+def rows_of(here: Sequence[int], replicas: int, size: int) -> slice:
+    """Returns which rows of a global batch some of its replicas have.
+
+    >>> rows_of([2, 3], 4, 10)
+    slice(6, 10, None)
+    """
+    first, last = (Share.of(each, replicas, size) for each in (here[0], here[-1]))
+    return slice(first.start, last.stop)
+
+
 def run(
     strategy: tf.distribute.Strategy | None, step: Callable[..., Any], size: int, *args: Any
 ) -> None:

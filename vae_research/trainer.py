@@ -20,7 +20,13 @@ import tensorflow as tf
 from vae_research.averaging import Averaging
 from vae_research.critics import Critic, check_optimizers, check_variables
 from vae_research.data.streams import Batches, DeviceDataset
-from vae_research.distribution import present_strategy, replicas_of, scope_of
+from vae_research.distribution import (
+    present_strategy,
+    replicas_here,
+    replicas_of,
+    rows_of,
+    scope_of,
+)
 from vae_research.execution import StepLoop
 from vae_research.keras_inputs import (
     UNFINISHED,
@@ -367,6 +373,13 @@ class Trainer(keras.Model):
             batch = data.reader.read(zero, zero, rows)
             self.needs_other_replicas = needs_other_replicas(self, batch)
 
+    def _rows_here(self) -> Callable[[int], slice]:
+        """Returns which rows of a batch the replicas of this process have, by its size."""
+        replicas = replicas_of(self.strategy)
+        if replicas == 1:
+            return slice
+        return functools.partial(rows_of, replicas_here(self.strategy), replicas)
+
     def _refuse_undistributed(self, x: Any) -> None:
         """Raises ValueError for data or a model that replicas cannot share."""
         if (replicas := replicas_of(self.strategy)) == 1:
@@ -415,7 +428,7 @@ class Trainer(keras.Model):
         if kwargs.get(steps) is None:
             kwargs[steps] = x.steps
         first = (x.first_epoch or 0) if first_epoch is None else first_epoch
-        return x.for_keras(first, self.steps_per_execution, kwargs[steps])
+        return x.for_keras(first, self.steps_per_execution, kwargs[steps], self._rows_here())
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes what Keras calls for the next steps: `guard(loop(step))`, or its own function."""

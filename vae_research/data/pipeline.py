@@ -170,6 +170,11 @@ class Reader:
             self.corrupt,
         )
 
+    @property
+    def reads_by_row(self) -> bool:
+        """Whether a row can be read without the others: changes may draw noise in any shape."""
+        return self.augment is None and self.corrupt is None
+
     def read_streamed(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Reads rows of what is streamed, by name, each row flat.
 
@@ -235,10 +240,10 @@ class Reader:
 
         A replica is given the row numbers of the global batch, and gets its own rows.
         """
-        if self.augment is None and self.corrupt is None:
+        if self.reads_by_row:
             own_places = None if places is None else own_rows(places)
             return self._read(tensors, epoch, position, own_rows(rows), own_places)
-        with whole_batch():  # they may draw noise in any shape
+        with whole_batch():
             batch = self._read(tensors, epoch, position, rows, places)
         return {name: own_rows(values) for name, values in batch.items()}
 

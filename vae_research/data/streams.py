@@ -32,6 +32,9 @@ LAST_EPOCH = 2**31 - 1
 FirstEpoch: TypeAlias = "int | tf.Variable"
 """An epoch to begin with; the value of a variable is read when an iteration begins."""
 
+RowsHere: TypeAlias = Callable[[int], slice]
+"""From the size of a batch to those of its rows that this process computes."""
+
 
 class Batches(tf.data.Dataset):
     """An endless `tf.data.Dataset` of batches that `VAE.fit` can begin at any epoch.
@@ -81,7 +84,7 @@ class Batches(tf.data.Dataset):
         )
 
     def for_keras(
-        self, first_epoch: FirstEpoch, steps_per_call: int, steps: int
+        self, first_epoch: FirstEpoch, steps_per_call: int, steps: int, rows_here: RowsHere = slice
     ) -> tf.data.Dataset:
         """Returns what Keras is given instead, if its epochs have `steps` batches.
 
@@ -194,12 +197,17 @@ class DeviceDataset:
         self._order_of = _order_function(self.rows, seed)
 
     def for_keras(
-        self, first_epoch: FirstEpoch, steps_per_call: int, steps: int
+        self, first_epoch: FirstEpoch, steps_per_call: int, steps: int, rows_here: RowsHere = slice
     ) -> tf.data.Dataset:
         """Returns what Keras is given instead: `calls`, however many `steps` its epochs have."""
-        return self.calls(steps_per_call, first_epoch)
+        return self.calls(steps_per_call, first_epoch, rows_here)
 
-    def calls(self, steps_per_call: int, first_epoch: FirstEpoch) -> tf.data.Dataset:
+    def calls(
+        self,
+        steps_per_call: int,
+        first_epoch: FirstEpoch,
+        rows_here: RowsHere = slice,
+    ) -> tf.data.Dataset:
         """Returns an endless dataset with the arguments of each call of `execution.StepLoop`.
 
         An element is a dictionary of `epoch`, `first` (position of its first batch in the epoch),
@@ -207,7 +215,15 @@ class DeviceDataset:
         used, `is_last`, and `rest`: the rows of the smaller last batch of the epoch, used if
         `is_last`. A stream that begins within an epoch has all calls of that epoch, some with
         nothing to do, so that Keras counts them as in an uninterrupted run.
+
+        Args:
+            steps_per_call: how many steps a call has.
+            first_epoch: to begin with.
+            rows_here: from the size of a batch to those of its rows that this process computes;
+                others are not read if rows are streamed.
         """
+        if not self.reader.reads_by_row:
+            rows_here = slice
         whole = self.rows // self.batch_size
         number = -(-self.steps // steps_per_call)
         firsts = np.arange(number) * steps_per_call
@@ -237,11 +253,11 @@ class DeviceDataset:
 
         dataset = _epochs_from(first_epoch).enumerate().flat_map(one_epoch)
         if self.reader.streamed:
-            read = _as_it_is(self._with_rows_read)
+            read = _as_it_is(functools.partial(self._with_rows_read, rows_here=rows_here))
             dataset = dataset.map(read, _PARALLEL_CALLS, deterministic=True)
         return _as_written(dataset)
 
-    def _with_rows_read(self, call: dict[str, tf.Tensor]) -> dict[str, Any]:
+    def _with_rows_read(self, call: dict[str, tf.Tensor], rows_here: RowsHere) -> dict[str, Any]:
         """Adds the rows of a call, as stored, and where each of them is in what was read."""
         steps, batch_size = call["rows"].shape
         in_batches, rest = steps * batch_size, call["rest"].shape[0] or 0
@@ -254,14 +270,16 @@ class DeviceDataset:
                 for name, (dtype, row) in self.reader.streamed.items()
             }
 
-            def put(place: slice, numbers: np.ndarray) -> None:
+            def put(places: np.ndarray, numbers: np.ndarray) -> None:
                 for name, values in self.reader.read_streamed(numbers).items():
-                    found[name][place] = values
+                    found[name][places] = values
 
-            used = slice(begin * batch_size, max(begin, count) * batch_size)
+            places = np.arange(in_batches).reshape(steps, batch_size)
+            used = places[begin : max(begin, count), rows_here(batch_size)].reshape(-1)
             put(used, rows.reshape(-1)[used])
             if is_last and len(rest):
-                put(slice(in_batches, None), rest)
+                used = np.arange(len(rest))[rows_here(len(rest))]
+                put(in_batches + used, rest[used])
             return found
 
         asked = [call[name] for name in ("rows", "begin", "count", "rest", "is_last")]
