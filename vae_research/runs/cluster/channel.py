@@ -122,19 +122,21 @@ class Connected:
         """Tells the others that this process ends, and how; nothing is received afterwards."""
         self._is_ending = True
         for number, connection in self._connections.items():
-            with contextlib.suppress(OSError, PeerLostError):
-                self._send(number, {"end": exit_code, "message": message})
             with contextlib.suppress(OSError):
+                self._write(number, {"end": exit_code, "message": message})
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
     def _send(self, number: int, message: dict[str, Any]) -> None:
         try:
-            with self._sending:
-                self._connections[number].sendall(json.dumps(message).encode() + b"\n")
+            self._write(number, message)
         except OSError:
             # What the other process said before it closed the connection is yet to be read.
             raise self.reason(PeerLostError(f"worker {number}")) from None
+
+    def _write(self, number: int, message: dict[str, Any]) -> None:
+        with self._sending:
+            self._connections[number].sendall(json.dumps(message).encode() + b"\n")
 
     def _receive(self, number: int, what: str) -> dict[str, Any]:
         """Returns the next message of a worker."""

@@ -270,7 +270,7 @@ class Saving(keras.callbacks.Callback):
         return self._best_score is None or self._score > self._best_score
 
     def _progress_now(self) -> dict[str, Any]:
-        sums = [np.asarray(variable.value).tolist() for variable in self.model.running_sums()]
+        sums = [np.asarray(variable.numpy()).tolist() for variable in self.model.running_sums()]
         stops = self._stops or self.model.stop_training
         return {
             "running_sums": sums,
