@@ -402,7 +402,7 @@ def test_colon_in_the_path(fresh, tmp_path):
 
 def test_check_adds_to_the_environment_of_run(ready):
     assert ready.run(script="scripts/check").returncode == 0
-    assert ready.take_log()[0] == "pip .[figures,test]"
+    assert ready.take_log()[0] == "pip .[figures,test,docs]"
     ready.run("experiments/vae_mnist.py")
     assert ready.take_log() == [ready.started("vae_mnist.py")]
     ready.run(script="scripts/check")

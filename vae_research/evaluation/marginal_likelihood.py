@@ -129,8 +129,8 @@ def bidirectional_monte_carlo(
         model: as for `annealed_importance_sampling`.
         simulated: made by `simulate` with the same model and prior. Only then are the codes exact
             samples of the posterior.
-        chains, temperatures, leapfrog_steps, seed, prior, state, jit_compile, verbose,
-            between_calls: as for `annealed_importance_sampling`.
+        chains, temperatures, leapfrog_steps, seed: as for `annealed_importance_sampling`.
+        prior, state, jit_compile, verbose, between_calls: as there.
 
     Raises:
         ValueError, CheckpointError: as `annealed_importance_sampling`.
