@@ -19,7 +19,7 @@ PAGES = {
     "distributions": ("Distributions of TensorFlow Probability", ["distributions"]),
     "callbacks": ("Callbacks", ["callbacks"]),
     "data": ("Data", ["data"]),
-    "evaluation": ("Evaluation", ["evaluation", "plots"]),
+    "evaluation": ("Evaluation", ["evaluation", "disentanglement", "plots"]),
     "runs": ("Runs", ["runs"]),
     "keras_losses": ("The KL loss in Keras' own models", ["keras_losses", "keras_inputs"]),
     "functions": ("Functions", []),  # and what has no page of its own
