@@ -24,12 +24,11 @@ ROOT = "vae_research"
 # From the ground up. A part is a module or a folder directly in vae_research; it may import itself
 # and every part of the lines before its own, but none of its own line.
 LAYERS = (
+    ("distribution",),
     (
         *("settings", "arguments", "extras", "tables", "version", "randomness", "files"),
         *("lazy", "epochs"),
     ),
-    ("distribution",),
-    ("settings", "arguments", "tables", "version", "randomness", "files", "lazy", "epochs"),
     ("schemas", "levels"),
     ("probability", "schedules", "tensors", "codes", "manifests", "state"),
     ("controllers",),

@@ -52,7 +52,9 @@ class Score:
 
 
 def _as_list(values: np.ndarray) -> list[Any]:
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    found = values.astype(object)
+    found[np.isnan(values)] = None
+    return found.tolist()
 
 
 def groups_of_rows(count: int, repeats: int, seed: int) -> list[np.ndarray]:

@@ -70,9 +70,9 @@ def save_picture(run: Run, name: str, path: Path, columns: int) -> None:
         save_canvas(_reconstructions(pictures.images, images["reconstructed"], columns), path)
         return
     if scores is not None:
-        rows, labels = traversals_and_labels(run.model, pictures, scores)
+        of_codes, labels = traversals_and_labels(run.model, pictures, scores)
         title = "Traversals, and the factor of the largest mutual information"
-        canvas = _grid(rows, labels, [], title)
+        canvas = _grid(of_codes, labels, [], title)
         canvas.axes[0].set_anchor("W")  # beside labels that are longer than those of others
         save_canvas(canvas, path)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,8 +113,9 @@ def save_scores(
     directory.write_json(run_dir / directory.DISENTANGLEMENT, found)
     written = [directory.DISENTANGLEMENT]
     if scores.encoded is not None:
-        codes, kl = scores.encoded.codes, scores.encoded.kl
-        np.savez(run_dir / directory.CODES, codes=codes, **({} if kl is None else {"kl": kl}))
+        arrays = {"codes": scores.encoded.codes, "kl": scores.encoded.kl}
+        there: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
+        np.savez(run_dir / directory.CODES, **there)
         written.append(directory.CODES)
     pictures = {directory.INFORMATION: (heat_map(scores), HEAT_MAP)}
     decoder = _pictures(run_dir, data, data.test, names)
