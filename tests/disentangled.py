@@ -8,6 +8,26 @@ import numpy as np
 from vae_research import disentanglement
 
 SIZES = (3, 4, 5)
+# The scores of factors of these sizes as codes, and tolerances. One class against the rest tells
+# three values apart, of four or five the two outermost; the second best code predicts one value:
+# SAP is the mean of 1 - 1 / 3, 2 / 4 - 1 / 4 and 2 / 5 - 1 / 5. The weights of the Lasso are smaller
+# by its penalty.
+LARGEST = {
+    "mig": (1.0, 1e-9),
+    "sap": (0.372, 0.03),
+    "dci_disentanglement": (1.0, 1e-3),
+    "dci_completeness": (1.0, 1e-3),
+    "dci_informativeness": (1.0, 0.0),
+    "modularity": (1.0, 1e-9),
+    "explicitness": (1.0, 1e-3),
+    "infom": (1.0, 0.02),
+    "infoe": (1.0, 1e-3),
+    "infoc": (1.0, 0.02),
+    "factor_vae": (1.0, 0.0),
+    "beta_vae": (1.0, 0.0),
+    "udr_lasso": (0.9, 1e-3),
+    "udr_spearman": (1.0, 1e-9),
+}
 # Numbers of votes and points that a test can afford.
 VOTES = {"train_votes": 600, "test_votes": 300, "images": 32, "variance_images": 1000}
 POINTS = {"train_points": 600, "test_points": 300, "pairs": 32, "variance_images": 1000}

@@ -52,9 +52,9 @@ class Score:
 
 
 def _as_list(values: np.ndarray) -> list[Any]:
-    found = values.astype(object)
-    found[np.isnan(values)] = None
-    return found.tolist()
+    listed = values.astype(object)
+    listed[np.isnan(values)] = None
+    return listed.tolist()
 
 
 def groups_of_rows(count: int, repeats: int, seed: int) -> list[np.ndarray]:
