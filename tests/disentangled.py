@@ -10,8 +10,8 @@ from vae_research import disentanglement
 SIZES = (3, 4, 5)
 # The scores of factors of these sizes as codes, and tolerances. One class against the rest tells
 # three values apart, of four or five the two outermost; the second best code predicts one value:
-# SAP is the mean of 1 - 1 / 3, 2 / 4 - 1 / 4 and 2 / 5 - 1 / 5. The weights of the Lasso are smaller
-# by its penalty.
+# SAP is the mean of 1 - 1 / 3, 2 / 4 - 1 / 4 and 2 / 5 - 1 / 5. The weights of the Lasso are
+# smaller by its penalty.
 LARGEST = {
     "mig": (1.0, 1e-9),
     "sap": (0.372, 0.03),
