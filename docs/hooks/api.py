@@ -6,7 +6,7 @@ The names are those of the package's own table; mkdocstrings reads the sources a
 from mkdocs.structure.files import File
 
 import vae_research
-from vae_research import callbacks, runs
+from vae_research import callbacks, disentanglement, runs
 
 # Page and title, and the modules whose names it has: their first part decides.
 PAGES = {
@@ -19,7 +19,8 @@ PAGES = {
     "distributions": ("Distributions of TensorFlow Probability", ["distributions"]),
     "callbacks": ("Callbacks", ["callbacks"]),
     "data": ("Data", ["data"]),
-    "evaluation": ("Evaluation", ["evaluation", "disentanglement", "plots"]),
+    "evaluation": ("Evaluation", ["evaluation", "plots"]),
+    "disentanglement": ("Metrics of disentanglement", ["disentanglement"]),
     "runs": ("Runs", ["runs"]),
     "keras_losses": ("The KL loss in Keras' own models", ["keras_losses", "keras_inputs"]),
     "functions": ("Functions", []),  # and what has no page of its own
@@ -34,6 +35,7 @@ def names_of_pages():
         found[page_of.get(module.partition(".")[0], "functions")] += names
     found["callbacks"] = [f"callbacks.{name}" for name in callbacks.__all__]
     found["callbacks"] += ["decoded_plane"] if "decoded_plane" not in callbacks.__all__ else []
+    found["disentanglement"] = [f"disentanglement.{name}" for name in disentanglement.__all__]
     found["runs"] += [f"runs.{name}" for name in runs.__all__ if name not in found["runs"]]
     return found
 
