@@ -401,7 +401,7 @@ def test_hooks_before_a_commit_are_those_of_the_check():
 def test_extras_are_described():
     pages = [CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
-    described = set(re.findall(r"`\[(\w+)\]`", text))
+    described = set(re.findall(r"(?:`|vae_research)\[(\w+)\]", text))
     assert set(SETTINGS["options.extras_require"]) <= described
 
 

@@ -375,7 +375,7 @@ class VAE(TrainingSteps):
     def decoded_for_likelihood(self, tensors: Mapping[str, tf.Tensor], z: Codes) -> Tensors:
         """Returns the named tensors that log p(x|z) is computed from.
 
-        Of decoder and modules, those run that `log_likelihood` needs.
+        Runs the decoder, and only those modules that `log_likelihood` needs.
 
         Args:
             tensors, z: as for `log_likelihood`.

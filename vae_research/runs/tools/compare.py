@@ -42,7 +42,7 @@ _FLAGS = {
     "plot": "curves, rate_distortion, or a setting, against which the first of --figures is drawn",
     "to": f"file of the plot, which ends in {', '.join(ENDINGS)}",
 }
-# Figures of a plot, whatever --figures are.
+# The figures that a plot shows, whatever --figures says.
 _DRAWN = {"curves": ("elbo",), "rate_distortion": ("kl", "reconstruction")}
 
 

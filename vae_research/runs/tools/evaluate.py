@@ -6,9 +6,9 @@
 With --ais: of test images it is a lower bound, beside the one of importance sampling; of images
 that the model has made, a lower and an upper one (bidirectional Monte Carlo). A state is saved
 every few seconds in RUN/annealing: the same command resumes an interrupted evaluation bit for bit,
-and prints the figures of a finished one. They are in RUN/annealing.json, and are of the newest
-intact checkpoint; figures of other weights are removed from there. If the run has fitted a prior
-with a density, that is the p(z) of the figures, instead of the model's own.
+and prints the figures of a finished one. The figures describe the newest intact checkpoint, and are
+in RUN/annealing.json; figures of other weights are removed from there. If the run has fitted a
+prior with a density, the figures use it instead of the model's own prior.
 
 With --disentanglement: scores of the codes of the test data beside the known factors of these data,
 as a run with the flag of this name has them, in RUN/disentanglement.json, which scripts/compare
