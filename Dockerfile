@@ -20,6 +20,7 @@ ENV HOME=/tmp \
     TF_CPP_MIN_LOG_LEVEL=3
 WORKDIR /work
 COPY . .
+RUN mkdir --mode=777 runs
 # An experiment of your own: --volume "$PWD/mine.py:/work/mine.py", then mine.py and its flags.
 ENTRYPOINT ["python"]
 CMD ["experiments/vae_mnist.py", "--help"]

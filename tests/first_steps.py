@@ -1,5 +1,7 @@
 """Plays a new user's first ten minutes, from README.md alone, and prints what each step took.
 
+The second column is the time of processors, which says more on a machine that does other things.
+
     python -m tests.first_steps                  as a new user: an environment is made by pip
     python -m tests.first_steps --links ...      with the packages of this Python, and no network
 
@@ -56,11 +58,12 @@ class NewUser:
         return self.timed("TensorBoard", lambda: self.tags(watch))
 
     def timed(self, name, step):
-        """Does a step, and prints how long it took."""
-        begun = time.perf_counter()
+        """Does a step, and prints how long it took, by the clock and in seconds of processors."""
+        begun, before = time.perf_counter(), os.times()
         done = step()
-        self.seconds[name] = time.perf_counter() - begun
-        print(f"{self.seconds[name]:7.1f} s  {name}", flush=True)
+        self.seconds[name], after = time.perf_counter() - begun, os.times()
+        processors = sum(after[:4]) - sum(before[:4])  # of this process and its children
+        print(f"{self.seconds[name]:7.1f} s {processors:7.1f} s  {name}", flush=True)
         return done
 
     def clone_checkout(self):
@@ -174,7 +177,7 @@ def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         user = NewUser(Path(folder).resolve(), flags, link_environment if links else None)
         tags = user.play()
-    print(f"{sum(user.seconds.values()):7.1f} s  all of it; TensorBoard has:")
+    print(f"{sum(user.seconds.values()):7.1f} s            all of it; TensorBoard has:")
     print("\n".join(f"  {tag}" for tag in tags if "sparse_code" in tag))
     return 0
 
