@@ -281,7 +281,7 @@ def test_an_experiment_elsewhere_trains_and_resumes(elsewhere, first):
     assert "Resuming after epoch 1 (step 2)" in after
     run_dir = elsewhere.folder / "first"
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert (summary["status"], summary["epochs"]) == ("complete", 2)
+    assert (summary["status"], summary["epochs"]) == ("done", 2)
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 2
     config = json.loads((run_dir / "config.json").read_text())
     assert config["versions"]["vae_research"] == __version__
