@@ -95,7 +95,7 @@ DIVERGENCES = ({"kl": full(0.0, ROWS, LATENT)}, {"kl": full(2.4e8, ROWS, LATENT)
 DENSITIES = tuple(
     {"log_posterior": full(v, ROWS), "log_prior": full(-v, ROWS)} for v in (1e9, -1e9)
 )
-CODES = tuple(
+OF_CODES = tuple(
     {"z": full(z, ROWS, LATENT), "z_log_var": full(log_var, ROWS, LATENT)}
     for z in (1e4, -1e4)
     for log_var in (-20.0, 20.0)
@@ -376,7 +376,7 @@ CASES = {
     "TotalCorrelation": term(
         "TotalCorrelation",
         {"weight": 5.0},
-        CODES,
+        OF_CODES,
         shape=(),
         z=normal(ROWS, LATENT, seed=2),
         z_mean=normal(ROWS, LATENT, seed=1),
@@ -385,7 +385,7 @@ CASES = {
     "CovariancePenalty": term(
         "CovariancePenalty",
         {"of_samples": True, "diagonal": 2.0},
-        CODES,
+        OF_CODES,
         shape=(),
         z_mean=normal(ROWS, LATENT, seed=1),
         z_log_var=normal(ROWS, LATENT, seed=3),
