@@ -351,19 +351,19 @@ CASES = [
     data("78-time-and-features", "series.npz", "float32", "--data_kind=series", "time, features"),
     Case(
         "78-no-such-factor",
-        ["--dataset=sprites_32", "--correlated_factors=scale,size,0.2"],
+        ["--dataset=sprites_32", "--batch_size=8", "--correlated_factors=scale,size,0.2"],
         DATA,
         ["'scale,size,0.2'", "shape, scale, orientation, x, y", "scale,x,0.2"],
     ),
     Case(
         "78-mnist-has-no-factors",
-        ["--correlated_factors=scale,x,0.2"],
+        ["--dataset=mnist", "--batch_size=8", "--correlated_factors=scale,x,0.2"],
         DATA,
         ["'mnist' cannot have correlated factors", "sprites_32"],
     ),
     Case(
         "78-sprites-in-memory",
-        ["--dataset=sprites_32", "--nostream"],
+        ["--dataset=sprites_32", "--batch_size=8", "--nostream"],
         DATA,
         ["--nostream: sprites_32 is rendered when steps need it"],
     ),

@@ -96,8 +96,8 @@ DENSITIES = tuple(
     {"log_posterior": full(v, ROWS), "log_prior": full(-v, ROWS)} for v in (1e9, -1e9)
 )
 OF_CODES = tuple(
-    {"z": full(z, ROWS, LATENT), "z_log_var": full(log_var, ROWS, LATENT)}
-    for z in (1e4, -1e4)
+    {"z_mean": full(z_mean, ROWS, LATENT), "z_log_var": full(log_var, ROWS, LATENT)}
+    for z_mean in (1e4, -1e4)
     for log_var in (-20.0, 20.0)
 )
 STEPS = tuple({"step": np.float32(step)} for step in (0.0, 1.0, 2.0**24, 1e9))

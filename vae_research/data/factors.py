@@ -46,7 +46,7 @@ class Factors:
         if not len(set(self.names)) == len(self.names) == len(self.sizes):
             raise ValueError(f"factors need distinct names and a size each, got {self}")
         if not self.names or min(self.sizes) < 1:
-            raise ValueError(f"factors have at least one value, and one is needed, got {self}")
+            raise ValueError(f"at least one factor is needed, each with a value, got {self}")
 
 
 def find_factors(
