@@ -25,9 +25,9 @@ def evaluate_factors(
     """Compares the codes of the test data of runs with their factors, prints and writes scores.
 
     The weights are those of the newest intact checkpoint. Of several runs, those that are not
-    complete are left out, and those that have scores keep them. They are also compared: the rank
-    correlation of each two scores over all runs, and, if runs differ in their seed only, the
-    unsupervised ranking (UDR) beside the scores.
+    complete are left out, and those that have scores keep them. They are also compared: the share
+    of the variance between settings, the rank correlation of each two scores over all runs, and, if
+    runs differ in their seed only, the unsupervised ranking (UDR) beside the scores.
 
     Args:
         folders: run directories, or folders of them.
@@ -90,6 +90,7 @@ def comparison_of_scores(records: Sequence[Record]) -> str:
     from vae_research.disentanglement import udr
 
     values: dict[str, dict[str, float]] = {}
+    setting_of: dict[str, str] = {}
     rows = []
     for setting in group(records):
         runs = {str(record["run"]): Path(str(record["path"])) for record in setting.runs.values()}
@@ -97,6 +98,7 @@ def comparison_of_scores(records: Sequence[Record]) -> str:
             found = directory.read_json(path / directory.DISENTANGLEMENT) or {}
             figures = found["figures"].items()
             values[run] = {name: float(figure["value"]) for name, figure in figures}
+            setting_of[run] = str(setting)
         saved = [np.load(path / directory.CODES) for path in runs.values()]
         codes, kl = ([each[name] for each in saved if name in each] for name in ("codes", "kl"))
         if len(runs) > 1 and len({len(each) for each in codes}) == 1:
@@ -109,7 +111,45 @@ def comparison_of_scores(records: Sequence[Record]) -> str:
         rows.append({"setting": str(setting), "runs": str(len(runs)), **cells})
     head = list(dict.fromkeys(name for row in rows for name in row))
     table = markdown_table(head, [[row.get(name, "") for name in head] for row in rows])
-    return f"{table}\n{rank_correlations(values)}"
+    return f"{table}\n{between_settings(values, setting_of)}\n{rank_correlations(values)}"
+
+
+def between_settings(
+    values: Mapping[str, Mapping[str, float]], setting_of: Mapping[str, str]
+) -> str:
+    """Returns a table of the share of the variance of scores that is between settings.
+
+    The rest is between seeds. If settings made no difference, the share would be
+    `(settings - 1) / (runs - 1)` on average.
+
+    Args:
+        values: of each run, by name.
+        setting_of: the setting of each run.
+
+    >>> found = {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 4}, "d": {"x": 5}}
+    >>> print(between_settings(found, {"a": "1", "b": "1", "c": "2", "d": "2"}), end="")
+    | variance | between settings | expected by chance |
+    | --- | --- | --- |
+    | x | 0.90 | 0.33 |
+    """
+    rows = []
+    for name in names_of_all(values):
+        of_runs = {run: each[name] for run, each in values.items()}
+        groups: dict[str, list[float]] = {}
+        for run, value in of_runs.items():
+            groups.setdefault(setting_of[run], []).append(value)
+        within = sum(np.var(each) * len(each) for each in groups.values())
+        total = np.var(list(of_runs.values())) * len(of_runs)
+        share = "" if total == 0.0 else f"{1.0 - within / total:.2f}"
+        chance = (len(groups) - 1) / max(len(of_runs) - 1, 1)
+        rows.append([name, share, f"{chance:.2f}"])
+    return markdown_table(["variance", "between settings", "expected by chance"], rows)
+
+
+def names_of_all(values: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Returns the names of the scores that every run has."""
+    first, *others = values.values()
+    return [name for name in first if all(name in each for each in others)]
 
 
 def rank_correlations(values: Mapping[str, Mapping[str, float]]) -> str:
@@ -126,8 +166,7 @@ def rank_correlations(values: Mapping[str, Mapping[str, float]]) -> str:
     """
     from vae_research.disentanglement.ranks import average_ranks
 
-    first, *others = values.values()
-    names = [name for name in first if all(name in each for each in others)]
+    names = names_of_all(values)
     table = np.array([[each[name] for name in names] for each in values.values()])
     with np.errstate(invalid="ignore"):  # of a score that is equal in all runs
         found = np.corrcoef(average_ranks(table), rowvar=False).reshape(len(names), -1)
