@@ -113,9 +113,10 @@ def save_scores(
     directory.write_json(run_dir / directory.DISENTANGLEMENT, found)
     written = [directory.DISENTANGLEMENT]
     if scores.encoded is not None:
-        arrays = {"codes": scores.encoded.codes, "kl": scores.encoded.kl}
-        there: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
-        np.savez(run_dir / directory.CODES, **there)
+        arrays: dict[str, Any] = {"codes": scores.encoded.codes}
+        if scores.encoded.kl is not None:
+            arrays["kl"] = scores.encoded.kl
+        np.savez(run_dir / directory.CODES, **arrays)
         written.append(directory.CODES)
     pictures = {directory.INFORMATION: (heat_map(scores), HEAT_MAP)}
     decoder = _pictures(run_dir, data, data.test, names)
