@@ -17,6 +17,9 @@ from vae_research.callbacks.tensorboard import labelled
 from vae_research.evaluation import SCORES
 from vae_research.evaluation.encoding import encode_data, some_rows
 from vae_research.evaluation.factor_scores import FAST, METRICS, FactorScores, factor_scores
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.session import factors as factors_module
+from vae_research.runs.session.factors import METRIC_NAMES
 from vae_research.runs.tools import compare
 
 RNG = np.random.default_rng(0)
@@ -53,7 +56,7 @@ LABELS = ["z[0]", "z[1]", "z[2]", "z[3]"]
 def test_all_scores_have_a_name_that_tables_and_tags_know():
     found = factor_scores(CODES, FACTORS, LABELS, NAMES, seed=1)
     assert set(found.figures) == set(SCORES)
-    assert FAST.keys() <= METRICS.keys()
+    assert FAST.keys() <= METRICS.keys() == {*METRIC_NAMES}
     for name, each in found.figures.items():
         assert each.count == 400 and each.standard_error is not None, name
         least = 0.3 if name == "sap" else 0.6  # of five ordered values a line cuts off two
@@ -272,6 +275,13 @@ def test_scores_of_an_epoch_are_those_of_the_codes_then(tmp_path):
     assert callback.scores.factors == ["factor_0", "factor_1", "factor_2"]
 
 
+def test_without_a_folder_there_are_scores_and_no_pictures(tmp_path, monkeypatch, drawn):
+    monkeypatch.chdir(tmp_path)
+    _, callback, history = fitted(None, epochs=1)
+    assert history["val_disentanglement/mig"] == [callback.scores.figures["mig"].value]
+    assert not drawn and not list(tmp_path.iterdir())
+
+
 def events(folder):
     found = EventAccumulator(str(folder), size_guidance={"tensors": 0})
     found.Reload()
@@ -329,7 +339,7 @@ def folder(tmp_path_factory):
     )
     for run_dir, *flags in (
         ("without", "--epochs=2", "--notensorboard"),
-        ("with", "--epochs=1", "--disentanglement"),
+        ("with", "--epochs=1", "--disentanglement", "--disentanglement_metrics=mig"),
         ("with", "--epochs=2", "--disentanglement"),
     ):
         process = command(folder, run_dir, *flags)
@@ -387,14 +397,13 @@ def test_the_flag_changes_nothing_that_is_trained_and_resumed(folder):
 @pytest.mark.slow
 def test_a_finished_run_is_compared_afterwards_and_not_trained(folder):
     state = summary(folder, "without")["state_sha256"]
-    process = command(folder, "without", "--epochs=2", "--disentanglement", "--notensorboard")
+    flags = ["--epochs=2", "--notensorboard", "--disentanglement", "--disentanglement_metrics=mig"]
+    process = command(folder, "without", *flags)
     assert process.returncode == 0 and "Training:" not in process.stdout
     found = summary(folder, "without")
-    assert found["test"] == summary(folder, "with")["test"] and found["state_sha256"] == state
-    again = command(folder, "without", "--epochs=2", "--disentanglement")
-    assert "already complete" in again.stdout
-    process = command(folder, "without", "--epochs=2")
-    assert summary(folder, "without")["test"].keys() & set(SCORES) == set()
+    assert found["test"].keys() & {*SCORES} == {"mig"} and found["state_sha256"] == state
+    assert found["test"]["mig"] == summary(folder, "with")["test"]["mig"]
+    assert "already complete" in command(folder, "without", *flags).stdout
 
 
 @pytest.mark.slow
@@ -430,7 +439,9 @@ def test_a_picture_for_a_paper(folder, name, tmp_path):
 @pytest.mark.slow
 def test_scores_of_a_run_that_was_trained_without(folder):
     process = forks.run(
-        "-m", "vae_research.runs.tools.evaluate", "without", "--disentanglement", cwd=folder
+        *("-m", "vae_research.runs.tools.evaluate", "without", "--disentanglement"),
+        "--metrics=mig",
+        cwd=folder,
     )
     assert process.returncode == 0, process.stderr
     value = summary(folder, "with")["test"]["mig"]["value"]
@@ -464,12 +475,9 @@ def test_data_without_factors_are_refused_in_one_line(tmp_path, without_tensorfl
 
 
 def test_a_missing_extra_is_said(data, monkeypatch):
-    from vae_research.runs.cli.errors import UsageError
-    from vae_research.runs.session import factors
-
-    monkeypatch.setattr(factors.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(factors_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"scikit-learn: pip install 'vae_research\[disent"):
-        factors.refuse_without_factors(data)
+        factors_module.refuse_without_factors(data)
 
 
 def test_scores_compare_whatever_the_likelihood_is(tmp_path, capsys):

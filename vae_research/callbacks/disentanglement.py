@@ -52,7 +52,7 @@ class Disentanglement(keras.callbacks.Callback):
     made at other epochs without a change of what is trained.
 
     Args:
-        log_dir: the run directory.
+        log_dir: the run directory; None draws no pictures.
         data: what the model reads, arrays `[count, ...]` by name or what is indexed by rows as they
             are, such as `data.validation.tensors_by_block()`; `inputs` among them.
         factors: `[count, factors]` integers, the value of each factor of each row.
@@ -71,7 +71,7 @@ class Disentanglement(keras.callbacks.Callback):
 
     def __init__(
         self,
-        log_dir: str | Path,
+        log_dir: str | Path | None,
         data: Mapping[str, Any],
         factors: Any,
         names: Sequence[str] | None = None,
@@ -89,7 +89,7 @@ class Disentanglement(keras.callbacks.Callback):
         self.names = [f"factor_{at}" for at in columns] if names is None else list(names)
         self.pictures = pictures
         self.scores: FactorScores | None = None
-        self._summaries = Summaries(log_dir)
+        self._summaries = None if log_dir is None else Summaries(log_dir)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the scores to the logs and writes the pictures."""
@@ -111,9 +111,10 @@ class Disentanglement(keras.callbacks.Callback):
             logs |= {
                 f"val_disentanglement/{name}": each.value for name, each in found.figures.items()
             }
-        picture = heat_map(found)
+        if self._summaries is None:
+            return
         name = "disentanglement/mutual_information"
-        self._summaries.image("validation", name, picture, step, HEAT_MAP)
+        self._summaries.image("validation", name, heat_map(found), step, HEAT_MAP)
         if self.pictures is not None:
             picture = factor_traversals(model, self.pictures, found)
             name = "disentanglement/traversals"
@@ -122,7 +123,8 @@ class Disentanglement(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the event files."""
-        self._summaries.close()
+        if self._summaries is not None:
+            self._summaries.close()
 
 
 def heat_map(scores: FactorScores) -> np.ndarray:

@@ -52,8 +52,7 @@ def _beta_vae(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -
 
 
 def _dci(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
-    found = dci(codes, factors, seed=seed, repeats=repeats)
-    return {f"dci_{name}": score for name, score in found.items()}
+    return dci(codes, factors, seed=seed, repeats=repeats)
 
 
 def _modularity(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:

@@ -61,7 +61,7 @@ def labelled_rows(rows: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarr
     """
     height, width = rows[0].shape[1:3]
     picture, gap = tile(rows, max(map(len, rows))), 2
-    times = -(-_SMALLEST_IMAGE // max(height, width)) if max(height, width) < 48 else 1
+    times = -(-_SMALLEST_IMAGE // max(height, width))
     picture = np.repeat(np.repeat(picture, times, axis=0), times, axis=1)
     picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
     middles = [(at * (height + gap) + height / 2) * times for at in range(len(rows))]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vae_research import files
 from vae_research.callbacks.disentanglement import (
     HEAT_MAP,
     TRAVERSALS,
@@ -26,6 +28,7 @@ from vae_research.evaluation.encoding import encode_data, some_rows
 from vae_research.evaluation.factor_scores import METRICS, FactorScores, Metric, factor_scores
 from vae_research.model import VAE
 from vae_research.plots import encode_png
+from vae_research.runs.cli.config import Config
 from vae_research.runs.session import directory
 from vae_research.state import weights_sha256
 
@@ -36,27 +39,25 @@ _DECODED = 500  # images that decide which codes are used most, and the first of
 
 
 def disentanglement_callback(
-    data: Data, names: Sequence[str], run_dir: Path, every_epochs: int, examples: int
+    config: Config, data: Data, names: Sequence[str], run_dir: Path
 ) -> Disentanglement:
-    """Returns what makes curves and pictures of the validation data during training.
+    """Returns what makes curves of the validation data, and pictures unless `--notensorboard`.
 
     Args:
-        data: of the run.
+        config, data: of the run.
         names: the further arrays that the model reads.
         run_dir: the run directory.
-        every_epochs: interval.
-        examples: that are compared, at most.
     """
     split = data.validation
     assert data.factors is not None
     return Disentanglement(
-        run_dir,
+        run_dir if config.tensorboard else None,
         split.tensors_by_block(names),
         split.arrays["factors"],
         data.factors.names,
-        every_epochs=every_epochs,
-        examples=examples,
-        pictures=_pictures(run_dir, data, split, names),
+        every_epochs=config.disentanglement_every_epochs,
+        examples=config.disentanglement_examples,
+        pictures=_pictures(run_dir, data, split, names) if config.tensorboard else None,
     )
 
 
@@ -116,7 +117,9 @@ def save_scores(
         arrays: dict[str, Any] = {"codes": scores.encoded.codes}
         if scores.encoded.kl is not None:
             arrays["kl"] = scores.encoded.kl
-        np.savez(run_dir / directory.CODES, **arrays)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        files.replace(run_dir / directory.CODES, content.getvalue())
         written.append(directory.CODES)
     pictures = {directory.INFORMATION: (heat_map(scores), HEAT_MAP)}
     decoder = _pictures(run_dir, data, data.test, names)

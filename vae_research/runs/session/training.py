@@ -495,9 +495,7 @@ class Session:
             return []
         from vae_research.runs.session.disentanglement import disentanglement_callback
 
-        every = self.config.disentanglement_every_epochs
-        examples = self.config.disentanglement_examples
-        return [disentanglement_callback(self.data, self.names, self.run_dir, every, examples)]
+        return [disentanglement_callback(self.config, self.data, self.names, self.run_dir)]
 
     def fit_prior(self) -> None:
         """Fits the experiment's prior to the codes of the trained model, if it has one.
