@@ -449,6 +449,14 @@ def test_scores_of_a_run_that_was_trained_without(folder):
     assert (folder / "without/disentanglement.json").exists()
 
 
+def test_a_run_without_the_flag_imports_none_of_it(tmp_path):
+    code = "import sys, vae_research.runs.session.training\nprint([*sys.modules])"
+    process = forks.run("-c", code, cwd=tmp_path)
+    assert "vae_research.runs.session.fit.tensorboard" in process.stdout, process.stderr
+    for name in ("disentanglement", "factor_scores", "labelled"):
+        assert name not in process.stdout
+
+
 # Wrong uses.
 
 
