@@ -65,16 +65,15 @@ def save_picture(run: Run, name: str, path: Path, columns: int) -> None:
     pictures = Pictures(
         run.path, Inference(test, _EXAMPLES), columns=columns, steps=_FRAMES if moves else _STEPS
     )
+    if scores is not None:
+        title = "Traversals, and the factor of the largest mutual information"
+        canvas = _grid(*traversals_and_labels(run.model, pictures, scores), [], title)
+        canvas.axes[0].set_anchor("W")  # beside labels that are longer than those of others
+        save_canvas(canvas, path)
+        return
     images = pictures.images_of(run.model)
     if name == "reconstructions":
         save_canvas(_reconstructions(pictures.images, images["reconstructed"], columns), path)
-        return
-    if scores is not None:
-        of_codes, labels = traversals_and_labels(run.model, pictures, scores)
-        title = "Traversals, and the factor of the largest mutual information"
-        canvas = _grid(of_codes, labels, [], title)
-        canvas.axes[0].set_anchor("W")  # beside labels that are longer than those of others
-        save_canvas(canvas, path)
         return
     if "traversals" not in images:
         raise UsageError(f"all latents of {run.path} are discrete: no dimension can be traversed.")

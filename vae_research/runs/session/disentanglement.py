@@ -6,7 +6,6 @@ import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -114,11 +113,9 @@ def save_scores(
     directory.write_json(run_dir / directory.DISENTANGLEMENT, found)
     written = [directory.DISENTANGLEMENT]
     if scores.encoded is not None:
-        arrays: dict[str, Any] = {"codes": scores.encoded.codes}
-        if scores.encoded.kl is not None:
-            arrays["kl"] = scores.encoded.kl
+        codes, kl = scores.encoded.codes, scores.encoded.kl
         content = io.BytesIO()
-        np.savez(content, **arrays)
+        np.savez(content, allow_pickle=False, codes=codes, **({} if kl is None else {"kl": kl}))
         files.replace(run_dir / directory.CODES, content.getvalue())
         written.append(directory.CODES)
     pictures = {directory.INFORMATION: (heat_map(scores), HEAT_MAP)}

@@ -627,8 +627,8 @@ class Session:
             )
         with model.averaging.weights():  # as in the last checkpoint
             state = checkpoints.state_sha256(model)
-        scored = () if self.scores is None else tuple(self.scores.figures)
-        units = dict.fromkeys((*self.unitless, *scored), "")
+        of_factors = () if self.scores is None else self.scores.figures
+        units = dict.fromkeys((*self.unitless, *of_factors), "")
         units |= {term.label: term.unit for term in model.objective.terms}
         units = screen.units_of(estimates, units)
         summary = {
