@@ -73,7 +73,7 @@ def test_gradients_are_clipped_after_they_are_added_up(found):
         ("term", "Loss term 'spread' .* batch_statistic = True"),
         ("activity", "activity_regularizer"),
         ("small batch", "batch of 1 rows is smaller than the number of replicas, 2"),
-        ("arrays", "2 replicas, which share the batches of data.train.on_device"),
+        ("arrays", "replicas share the batches of data.train.on_device"),
     ],
 )
 def test_what_replicas_cannot_share_is_refused_by_name(name, message, found):
@@ -147,6 +147,7 @@ def test_with_another_number_of_devices_a_run_is_valid_and_not_bit_exact(folder)
         (["--device=cpu:3", "--strategy=mirrored", "--batch_size=2"], "--batch_size=2 is smaller"),
         (["--device=cpu:2", "--strategy=mirrored", "--jit=on"], "--jit=on, and 2 replicas"),
         (["--device=cpu:0"], "auto, cpu, gpu, cpu:N, gpu:N"),
+        (["--strategy=sharded"], "must be one of none, mirrored, multiworker"),
         (["--device=gpu:2"], "--device=gpu:2, and TensorFlow finds no GPU"),
     ],
 )

@@ -349,6 +349,7 @@ class Trainer(keras.Model):
             ValueError: `class_weight` is given.
         """
         refuse_class_weight(class_weight)
+        self._refuse_undistributed(x)
         self.averaging.remove_for_training()
         self._select_input("train", x)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
@@ -382,13 +383,16 @@ class Trainer(keras.Model):
 
     def _refuse_undistributed(self, x: Any) -> None:
         """Raises ValueError for data or a model that replicas cannot share."""
-        if (replicas := replicas_of(self.strategy)) == 1:
+        if self.strategy is None:
             return
         if not isinstance(x, DeviceDataset):
             raise ValueError(
-                f"This model has {replicas} replicas, which share the batches of "
-                f"data.train.on_device(batch_size, seed=...); got {type(x).__name__}."
+                f"This model was built in the scope of {type(self.strategy).__name__}, whose "
+                "replicas share the batches of data.train.on_device(batch_size, seed=...); got "
+                f"{type(x).__name__}."
             )
+        if (replicas := replicas_of(self.strategy)) == 1:
+            return
         self.check_replicas(x)
         if x.batch_size < replicas:
             raise ValueError(
