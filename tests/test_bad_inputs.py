@@ -807,6 +807,8 @@ def test_64_an_unfinished_run_without_checkpoints_starts_again_when_asked(finish
 
 # Numbers that have their test in another file, which must be there.
 ELSEWHERE = {
+    5: "test_distribution.py::test_what_cannot_be_shared_is_answered_in_one_line",
+    16: "test_cluster.py::test_a_wrong_tf_config_is_named",
     17: "test_runs.py::test_refused_by_the_model_or_the_machine",
     18: "test_execution.py::test_xla_asked_for_and_impossible_names_the_operation",
     19: "test_runs.py::test_going_on_with_other_flags_is_refused",
@@ -845,24 +847,10 @@ ELSEWHERE = {
     79: "test_hidden_state.py::test_a_run_is_refused_with_the_cure",
     80: "test_suitability.py::test_what_is_no_array_is_refused_with_the_cure",
 }
-# Numbers that cannot apply yet: the reason, and a name that no flag has while it holds.
-CANNOT_APPLY = {
-    5: ("a run has one replica", "replica"),
-    16: ("a run has no strategy and reads no TF_CONFIG", "strategy"),
-}
-
-
-@pytest.mark.parametrize("number", CANNOT_APPLY)
-def test_what_cannot_apply_still_cannot(number, tmp_path, without_tensorflow):
-    reason, word = CANNOT_APPLY[number]
-    process = command(CHECKOUT / "experiments/vae_mnist.py", ["--help"], tmp_path)
-    assert process.returncode == 0
-    assert "--batch_size" in process.stdout
-    assert word not in process.stdout, f"it can apply now; the table says that {reason}"
 
 
 @pytest.mark.parametrize("number", range(1, 81))
-def test_every_number_has_its_row_its_test_or_its_reason(number):
+def test_every_number_has_its_row_or_its_test(number):
     source = Path(__file__).read_text(encoding="utf-8")
     rows = [case for case in (*CASES, *DAMAGES) if case.id.split("-")[0] == str(number)]
     here = re.search(rf'def test_{number}_|"{number}"|id="(\d+-[\w-]+-)?{number}-', source)
@@ -870,7 +858,7 @@ def test_every_number_has_its_row_its_test_or_its_reason(number):
         file, _, name = ELSEWHERE[number].partition("::")
         assert f"def {name}" in (Path(__file__).parent / file).read_text(encoding="utf-8")
     else:
-        assert rows or here or CANNOT_APPLY[number]
+        assert rows or here
 
 
 # What is no mistake, and needs a training.

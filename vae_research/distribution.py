@@ -105,7 +105,7 @@ def strategy_of(name: str) -> tf.distribute.Strategy | None:
         return None
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        # Collective operations would wait for each other between devices of one processor.
+        # Collective operations of one strategy are taken for those of the next one in a process.
         operations = None
         if devices[0].device_type == "CPU":
             operations = tf.distribute.ReductionToOneDevice()
