@@ -57,8 +57,8 @@ def gaussian(terms, encoder=None, **settings):
 
 
 def dense():
-    controlled = vr.FreeBits(name="bits", weight=vr.KLTarget(1.0))
-    return gaussian([vr.Bernoulli(), controlled, vr.KLDivergence()])
+    controlled = vr.KLDivergence(weight=vr.KLTarget(target=1.0))
+    return gaussian([vr.Bernoulli(), controlled, vr.FreeBits(name="bits", weight=0.5)])
 
 
 def convolutional(synchronized=True):
@@ -182,7 +182,11 @@ def noise():
                 share = distribution.Share.of(replica, replicas, rows)
                 with distribution.with_share(share), distribution.with_samples(2):
                     parts.append(draw(share.count).numpy())
-            if not np.array_equal(np.concatenate(parts), whole):
+            found = np.concatenate(parts)
+            # Gammas are computed from the noise, by vector units that round the last few another
+            # way: their number is that of the rows.
+            near = name == "gamma" and np.allclose(found, whole, rtol=1e-6, atol=0.0)
+            if not near and not np.array_equal(found, whole):
                 different.append(f"{name} of {replicas}")
     return different
 
