@@ -236,7 +236,7 @@ _QUESTIONS: ContextVar[list[str] | None] = ContextVar("questions", default=None)
 
 @contextmanager
 def questions() -> Iterator[list[str]]:
-    """Gives a list, which grows when something asks for what other replicas have."""
+    """Gives a list, which grows when something asks for what other replicas have, and gets none."""
     asked: list[str] = []
     token = _QUESTIONS.set(asked)
     try:
@@ -249,8 +249,9 @@ def total(values: Any) -> Any:
     """Returns the sum over replicas of a tensor, or of each one in a nested structure of them."""
     if share() is None:
         return values
-    if (asked := _QUESTIONS.get()) is not None:
+    if (asked := _QUESTIONS.get()) is not None:  # one replica is tried alone
         asked.append("total")
+        return values
     return _replica().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 

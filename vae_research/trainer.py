@@ -393,6 +393,12 @@ class Trainer(keras.Model):
             )
         if (replicas := replicas_of(self.strategy)) == 1:
             return
+        for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+            if getattr(self.optimizer, name, None):
+                raise ValueError(
+                    f"{type(self.optimizer).__name__}({name}=...) decides within a step whether to "
+                    "update, and replicas cannot wait for each other there. Leave it out."
+                )
         self.check_replicas(x)
         if x.batch_size < replicas:
             raise ValueError(
