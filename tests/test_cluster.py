@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -362,3 +363,45 @@ def test_a_launch_passes_signals_on(tmp_path):
         assert process.is_running()
     process.send_signal(signal.SIGTERM)
     assert process.ended().returncode == 143
+
+
+# ---------------------------------------------------------------- Slurm
+
+SCONTROL = '#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n"\n'
+# As srun does it: the command on every node, at a time.
+SRUN = """#!/bin/bash
+[[ $1 == --* ]] && shift
+for index in 0 1; do SLURM_PROCID=$index "$@" & done
+wait
+"""
+RUN = '#!/bin/bash\necho "$TF_CONFIG $*"\n'
+
+
+def test_slurm_gives_each_worker_its_task(tmp_path):
+    """With stand-ins for the commands of Slurm, which this machine does not have."""
+    submitted, commands = tmp_path / "checkout", tmp_path / "bin"
+    for file, text in (
+        (commands / "scontrol", SCONTROL),
+        (commands / "srun", SRUN),
+        (submitted / "scripts" / "run", RUN),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "123456",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_SUBMIT_DIR": str(submitted),
+    }
+    script = forks.CHECKOUT / "scripts" / "slurm.sbatch"
+    command = ["bash", str(script), "vae.py", "--note=two words"]
+    lines = subprocess.check_output(command, env=environment, text=True).splitlines()
+    tasks = []
+    for line in lines:
+        text, _, flags = line.partition(" vae.py ")
+        assert flags == "--note=two words --strategy=multiworker"
+        tasks.append(tf_config.read({"TF_CONFIG": text}))
+    addresses = Address("node1", 23456), Address("node2", 23456)
+    assert sorted(task.number for task in tasks) == [0, 1]
+    assert all(task.addresses == addresses for task in tasks)
