@@ -19,8 +19,17 @@ from tests import forks
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import Data, DataError
 from vae_research.runs.cli import signals
+from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import PeerLostError, RunError, TerminatedError, UsageError
-from vae_research.runs.cluster import agreement, channel, launch, tf_config
+from vae_research.runs.cluster import (
+    agreement,
+    channel,
+    joined,
+    launch,
+    peers,
+    rendezvous,
+    tf_config,
+)
 from vae_research.runs.cluster.tf_config import Address, Task
 
 TWO = {"worker": ["127.0.0.1:2222", "[::1]:2223"]}
@@ -97,6 +106,24 @@ def test_an_address_must_be_free_and_of_this_machine():
         tf_config.check_address(Address("nowhere.invalid", 2222))
 
 
+def test_a_worker_has_one_device_of_its_processor():
+    config = Config(strategy="multiworker", device="cpu:2")
+    with pytest.raises(UsageError, match="--device=cpu:2: a worker has one"), joined(config):
+        pass
+
+
+def test_a_run_without_workers_is_alone():
+    with joined(Config(strategy="none")):
+        assert peers().gather("x", 3) == [3]
+    with launch._free_port() as listener:
+        port = listener.getsockname()[1]
+    config = {"cluster": {"worker": [f"127.0.0.1:{port}"]}, "task": FIRST}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TF_CONFIG", json.dumps(config))
+        with joined(Config(strategy="multiworker", device="auto", worker_timeout=1.0)):
+            assert peers().count == 1
+
+
 # ---------------------------------------------------------------- messages
 
 
@@ -114,7 +141,7 @@ def connected(count):
     addresses = free_addresses(count)
     with ThreadPoolExecutor(count) as pool:
         asked = [
-            pool.submit(channel.connect, Task(number, addresses), 60.0, lambda sentence: None)
+            pool.submit(rendezvous.connect, Task(number, addresses), 60.0, lambda sentence: None)
             for number in range(count)
         ]
         workers = [each.result() for each in asked]
@@ -141,7 +168,7 @@ def test_a_worker_that_never_comes():
     said = []
     for number, other in ((0, 1), (1, 0)):
         with pytest.raises(PeerLostError) as raised:
-            channel.connect(Task(number, addresses), 0.5, said.append)
+            rendezvous.connect(Task(number, addresses), 0.5, said.append)
         expected = f"worker {other} at {addresses[other]} did not come within 0.5 seconds"
         assert expected in str(raised.value)
 
@@ -150,7 +177,7 @@ def test_a_worker_with_other_addresses_is_refused_by_both():
     first, second, third = free_addresses(3)
     tasks = Task(0, (first, second)), Task(1, (first, third))
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(channel.connect, task, 60.0, print) for task in tasks]
+        asked = [pool.submit(rendezvous.connect, task, 60.0, print) for task in tasks]
     for error in (each.exception() for each in asked):
         assert isinstance(error, UsageError)
         assert f"TF_CONFIG of worker 1 has the addresses {first}, {third}" in str(error)
@@ -159,7 +186,7 @@ def test_a_worker_with_other_addresses_is_refused_by_both():
 def test_a_stranger_at_the_port_is_left_alone():
     addresses = free_addresses(2)
     with ThreadPoolExecutor(2) as pool:
-        chief = pool.submit(channel.connect, Task(0, addresses), 60.0, print)
+        chief = pool.submit(rendezvous.connect, Task(0, addresses), 60.0, print)
         answer = None
         while answer is None:
             try:
@@ -169,7 +196,7 @@ def test_a_stranger_at_the_port_is_left_alone():
             except ConnectionRefusedError:  # it does not listen yet
                 continue
         assert answer == b""
-        other = pool.submit(channel.connect, Task(1, addresses), 60.0, print)
+        other = pool.submit(rendezvous.connect, Task(1, addresses), 60.0, print)
         for worker in (chief.result(), other.result()):
             worker.close(0)
 

@@ -14,9 +14,10 @@ from vae_research.checkpoints import CheckpointError
 from vae_research.data import DataError
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.config import Config
-from vae_research.runs.cli.errors import RunError
+from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.runs.cluster import tf_config
-from vae_research.runs.cluster.channel import Alone, Connected, Peers, connect
+from vae_research.runs.cluster.channel import Alone, Connected, Peers
+from vae_research.runs.cluster.rendezvous import connect
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -56,12 +57,17 @@ def joined(config: Config) -> Iterator[None]:
     """Connects the workers of a command, if its strategy has several, and ends with them.
 
     Raises:
-        UsageError: TF_CONFIG is missing or wrong.
+        UsageError: TF_CONFIG is missing or wrong, or --device asks for several of a processor.
         PeerLostError: another worker did not come, or was lost meanwhile.
     """
     if config.strategy != "multiworker":
         yield
         return
+    if config.device.startswith("cpu:") and config.device != "cpu:1":
+        raise UsageError(
+            f"--device={config.device}: a worker has one device of its processor. Start more "
+            "workers instead."
+        )
     task = tf_config.read()
     if len(task.addresses) == 1:
         tf_config.check_address(task.address)
