@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 SETUPS = ("one device", "2 devices", "4 devices", "2 processes")
 # Units of the hidden layers, and rows in a batch.
@@ -59,19 +60,19 @@ def main() -> None:
 
 def start(setup: str) -> list[subprocess.Popen[str]]:
     """Starts the processes of a setup, and waits until they are ready."""
-    from vae_research.runs.cluster import launch
-
     count = 2 if setup == "2 processes" else 1
     with ExitStack() as stack:
-        listeners = [stack.enter_context(launch._free_port()) for _ in range(count)]
+        listeners = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
         workers = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
     started = []
     cores = sorted(os.sched_getaffinity(0))
-    for index, share in enumerate(launch.shares_of(cores, count)):
+    for index in range(count):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         environment = {**os.environ, "TF_CONFIG": json.dumps(task), "TF_CPP_MIN_LOG_LEVEL": "3"}
         command = [sys.executable, __file__, f"--worker={setup}"]
-        os.sched_setaffinity(0, share)  # the process inherits it
+        os.sched_setaffinity(0, cores[index::count])  # the process inherits it
         started.append(
             subprocess.Popen(
                 command,
@@ -102,15 +103,20 @@ def serve(setup: str) -> None:
     import tensorflow as tf
 
     import vae_research as vr
-    from vae_research.distribution import scope_of, strategy_of
 
     if setup.endswith("devices"):
         count = int(setup.partition(" ")[0])
         (processor,) = tf.config.list_physical_devices("CPU")
         parts = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(processor, parts)
-    names = {"one device": "none", "2 processes": "multiworker"}
-    strategy = strategy_of(names.get(setup, "mirrored"))
+        strategy = tf.distribute.MirroredStrategy(
+            [f"CPU:{index}" for index in range(count)],
+            cross_device_ops=tf.distribute.ReductionToOneDevice(),
+        )
+    elif setup == "2 processes":
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        strategy = None
     most = STEPS * max(rows for _, rows in CASES)
     images = (np.random.default_rng(0).random([most, 28, 28, 1]) < 0.3).astype("float32")
     models = {}
@@ -120,7 +126,7 @@ def serve(setup: str) -> None:
         train = images[: rows * STEPS]
         data = vr.Data.from_arrays(train, train[:8], train[:8])
         if (units, rows) not in models:
-            with scope_of(strategy):
+            with nullcontext() if strategy is None else strategy.scope():
                 vae = vr.VAE(
                     vr.dense_encoder(data.shape, 20, hidden_units=(units,)),
                     vr.GaussianBottleneck(20),
