@@ -183,7 +183,7 @@ ENDINGS = [
     (f"1:7:{signal.SIGTERM:d}", [143, 143]),
     (f"0:12:{signal.SIGINT:d}", [130, 130]),
     (f"1:22:{signal.SIGKILL:d}", [8, -9]),
-    (f"0:31:{signal.SIGKILL:d}", [-9, 8]),
+    (f"0:32:{signal.SIGKILL:d}", [-9, 8]),
 ]
 
 
