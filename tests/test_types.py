@@ -2,8 +2,8 @@
 
 import ast
 import importlib
-import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,10 +88,11 @@ def said(tmp_path_factory):
         first_lines.append(source.count("\n") + 1)
         source += f"{statement.strip()}\n"
     (folder / "program.py").write_text(source)
-    # A cache of its own: other options than those of pyproject.toml would throw that one away, and
-    # two processes of tests may ask at the same time.
-    cache = CHECKOUT / ".mypy_cache" / f"of_tests_{os.environ.get('PYTEST_XDIST_WORKER', '')}"
-    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", f"--cache-dir={cache}"]
+    # A copy of the cache that `scripts/check` has filled: two processes of tests may ask at a time.
+    cache = CHECKOUT / ".mypy_cache"
+    if cache.exists():
+        shutil.copytree(cache, folder / "cache")
+    command = [sys.executable, "-m", "mypy", f"--cache-dir={folder / 'cache'}"]
     process = subprocess.run(
         [*command, folder / "program.py"], cwd=CHECKOUT, capture_output=True, text=True
     )
