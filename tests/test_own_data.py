@@ -22,7 +22,7 @@ import vae_research as vr
 from vae_research import runs
 from vae_research.data.sources import rows_of_pipeline
 
-runs.set_defaults(epochs=1, batch_size=8, latent_dim=2, importance_samples=2, jit="off",
+runs.set_defaults(epochs=1, batch_size=10, latent_dim=2, importance_samples=2, jit="off",
                   tensorboard=False)
 runs.define_integer("rows", 30, "of the data", minimum=0)
 runs.define_choice("bad", "no", ("no", "file", "key", "none"), "what goes wrong")
@@ -181,7 +181,7 @@ def test_the_function_may_read_the_flags_of_the_data(tmp_path):
 
 @pytest.mark.slow
 def test_a_study_trains_on_arrays_of_its_own(tmp_path):
-    flags = {"epochs": 1, "batch_size": 8, "latent_dim": 2, "importance_samples": 2, "verbose": 0}
+    flags = {"epochs": 1, "batch_size": 10, "latent_dim": 2, "importance_samples": 2, "verbose": 0}
     config = runs.configure(build, **flags, jit="off", tensorboard=False, device="cpu")
     images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
     data = vr.Data.from_arrays(images)

@@ -236,7 +236,7 @@ def selfcheck(*arguments):
 
 @pytest.mark.slow
 def test_the_command_checks_an_experiment_and_a_run(dataset, tmp_path):
-    flags = [dataset, "--latent_dim=2", "--hidden_units=4", "--batch_size=8", "--jit=off"]
+    flags = [dataset, "--latent_dim=2", "--hidden_units=4", "--batch_size=19", "--jit=off"]
     process = selfcheck("experiments/vae_mnist.py", *flags)
     assert process.returncode == 0, process.stdout + process.stderr
     assert re.search(r"\n\d+ checks: \d+ ok, 0 failed, 0 not applicable\.\n$", process.stdout)
