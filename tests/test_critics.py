@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
-from tests.test_callbacks import read, scalars
+from tests.watched import read, scalars
 from vae_research import checkpoints
 from vae_research.callbacks.gradients import gradient_figures
 from vae_research.data import Data
