@@ -70,6 +70,7 @@ def test_tags_are_those_of_the_contract(written):
     assert validation.keys() == FIGURES
 
 
+@pytest.mark.slow
 def test_the_axis_is_the_optimizer_step(written):
     for split in written[1:]:
         for tag, found in split.items():

@@ -1,6 +1,7 @@
 """Uniform noise on integers: its distribution, its keys, and how values are rescaled with it."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -59,6 +60,7 @@ def test_evaluation_sees_one_draw_and_others_when_asked():
     assert np.mean(other == values) < 0.01
 
 
+@pytest.mark.slow
 def test_training_draws_again_in_every_epoch_and_the_same_again_when_resumed():
     train = vr.Data.from_arrays(LEVELS).dequantized().train
     rows = {}
@@ -73,6 +75,17 @@ def test_training_draws_again_in_every_epoch_and_the_same_again_when_resumed():
     assert np.mean(np.isin(rows[0], rows[1])) < 0.1
 
 
+@functools.cache
+def read_on_device(jit_compile):
+    """The inputs of the first batch of 8, read by a compiled function."""
+    batches = vr.Data.from_arrays(LEVELS, LEVELS, LEVELS).dequantized().train.on_device(8, seed=5)
+    call = next(iter(batches.calls(1, 0)))
+    read = tf.function(batches.reader.__call__, jit_compile=jit_compile, autograph=False)
+    given = batches.reader.tensors, call["epoch"], call["first"], call["rows"][0]
+    return read(*given)["inputs"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True])
 def test_device_and_stream_have_the_same_noise_with_xla_and_without(streamed):
     array = rows_of_array(LEVELS) if streamed else LEVELS
@@ -83,12 +96,8 @@ def test_device_and_stream_have_the_same_noise_with_xla_and_without(streamed):
         zero = tf.constant(0, tf.int64)
         found = evaluated.read(zero, zero, tf.range(len(split)))["inputs"]
         np.testing.assert_array_equal(found, split.prepare())
-    batches = vr.Data.from_arrays(LEVELS, LEVELS, LEVELS).dequantized().train.on_device(8, seed=5)
-    call = next(iter(batches.calls(1, 0)))
     for jit_compile in (False, True):
-        read = tf.function(batches.reader.__call__, jit_compile=jit_compile, autograph=False)
-        given = batches.reader.tensors, call["epoch"], call["first"], call["rows"][0]
-        np.testing.assert_array_equal(read(*given)["inputs"], wanted)
+        np.testing.assert_array_equal(read_on_device(jit_compile), wanted)
 
 
 def test_only_integers_that_are_not_binarised_are_dequantised():

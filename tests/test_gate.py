@@ -413,7 +413,10 @@ FINITE_VALUES = {
 }
 
 
-@pytest.mark.parametrize("case", FINITE_VALUES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(n, marks=[] if n == "terms" else pytest.mark.slow) for n in FINITE_VALUES],
+)
 def test_term_whose_gradient_is_not_finite_is_named_with_its_tensor(case):
     injection, named = FINITE_VALUES[case]
     found = causes_in(make(**injection()))

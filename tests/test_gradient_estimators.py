@@ -324,7 +324,8 @@ def three_steps(vae):
     return sums, {name: figures[name].stack() for name in figures}
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_compiled_loop_has_the_same_gradients_and_reports_what_it_does_without(jit_compile):
     def compiled(vae):
         return tf.function(three_steps, autograph=False, jit_compile=jit_compile)(vae)
