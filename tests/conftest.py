@@ -2,7 +2,7 @@
 
 fast    `scripts/check --fast`: all that is not marked `slow`; the aim is 3 minutes on two cores. It
         has the unit tests of every room, every mistake on a command line, and one whole run.
-all     `scripts/check`: every promise; the aim is 10 minutes on two cores. Where there are many
+all     `scripts/check`: every promise; the aim is 18 minutes on two cores. Where there are many
         cases of a kind (kills, signals, full disks, set-ups) it has one of each kind.
 soak    `scripts/check --soak`: all, with long series of these cases, and with the tests marked
         `soak`: long trainings, and what is measured by the clock.
