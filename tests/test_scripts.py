@@ -588,6 +588,27 @@ def test_tensorboard_without_a_run_says_where_it_has_looked(ready, tmp_path):
     assert ready.take_log() == []
 
 
+# ---------------------------------------------------------------- scripts/docs
+
+
+def test_docs_are_built_in_the_checkout_where_a_folder_is_asked_for(ready, tmp_path):
+    process = ready.run(script="scripts/docs", cwd="/")
+    assert process.returncode == 0, process.stderr_text
+    assert process.stdout_text == f"working folder {ready.folder}\n"
+    assert ready.take_log() == ["pip .[docs]", "start <-m> <mkdocs> <build> <--strict>"]
+    ready.run("--into", "pages", script="scripts/docs", cwd=tmp_path)
+    (line,) = ready.take_log()
+    assert line == f"start <-m> <mkdocs> <build> <--site-dir> <{tmp_path / 'pages'}> <--strict>"
+
+
+def test_docs_are_served_with_flags_of_mkdocs(ready):
+    ready.run("--serve", "--dev-addr=:7000", script="scripts/docs")
+    assert ready.take_log()[-1] == "start <-m> <mkdocs> <serve> <--strict> <--dev-addr=:7000>"
+    process = ready.run("--into", script="scripts/docs")
+    assert (process.returncode, ready.take_log()) == (2, [])
+    assert "--into needs a folder" in process.stderr_text
+
+
 # ---------------------------------------------------------------- settings
 
 

@@ -3,10 +3,12 @@
 The names are those of the package's own table; mkdocstrings reads the sources and imports nothing.
 """
 
+import importlib
+
 from mkdocs.structure.files import File
 
 import vae_research
-from vae_research import callbacks, disentanglement, runs
+from vae_research import runs
 
 # Page and title, and the modules whose names it has: their first part decides.
 PAGES = {
@@ -29,15 +31,28 @@ PAGES = {
 
 def names_of_pages():
     """Returns the public names of each page, as paths below the package."""
-    page_of = {part: page for page, (_, parts) in PAGES.items() for part in parts}
     found = {page: [] for page in PAGES}
-    for module, names in vae_research._MODULES.items():
-        found[page_of.get(module.partition(".")[0], "functions")] += names
-    found["callbacks"] = [f"callbacks.{name}" for name in callbacks.__all__]
-    found["callbacks"] += ["decoded_plane"] if "decoded_plane" not in callbacks.__all__ else []
-    found["disentanglement"] = [f"disentanglement.{name}" for name in disentanglement.__all__]
+    for part in sorted({module.partition(".")[0] for module in vae_research._MODULES}, key=place):
+        for module, names in vae_research._MODULES.items():
+            if module.partition(".")[0] == part:
+                found[page_of(part)] += names
+    for part in vae_research._NAMESPACES:
+        names = importlib.import_module(f"vae_research.{part}").__all__
+        if set(names) - set(vae_research.__all__):  # it has more than the top level
+            found[page_of(part)] = [f"{part}.{name}" for name in names]
     found["runs"] += [f"runs.{name}" for name in runs.__all__ if name not in found["runs"]]
     return found
+
+
+def page_of(part):
+    """Returns the page of a part of the package."""
+    return next((page for page, (_, parts) in PAGES.items() if part in parts), "functions")
+
+
+def place(part):
+    """Returns where a part stands on its page."""
+    parts = PAGES[page_of(part)][1]
+    return parts.index(part) if part in parts else len(parts)
 
 
 def on_files(files, config):

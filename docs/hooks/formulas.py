@@ -22,4 +22,7 @@ def on_page_content(content, page, config, files):
 def mathml(found):
     """Returns the MathML of a formula."""
     display = "block" if found["tag"] == "div" else "inline"
-    return convert(html.unescape(found["latex"]).strip(), display=display)
+    made = convert(html.unescape(found["latex"]).strip(), display=display)
+    # A function stands apart from its argument, and a relation from both of its sides.
+    made = made.replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.167em"/>')
+    return made.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")

@@ -1,4 +1,7 @@
-"""The page of the experiments shows what each header says, with its picture, flags and source."""
+"""The page of the experiments shows what each header says, with pictures, flags and source.
+
+The pictures of an experiment are docs/images/NAME.png and docs/images/NAME_*.png.
+"""
 
 import ast
 import html
@@ -8,7 +11,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `experiments/(\w+)\.py`", re.M)
-LABEL = re.compile(r"^(Idea|Paper|Picture|Command|Time|Expect|The [\w ]+): *", re.M)
+LABEL = re.compile(r"^(Idea|Paper|Command|Time|Expect|The [\w ]+): *", re.M)
 
 
 def on_page_markdown(text, page, config, files):
@@ -34,20 +37,25 @@ def section(name):
     title, parts = header(ast.get_docstring(tree))
     lines = [f"### {name} {{ #{name} }}", "", f"**{plain(title)}**", ""]
     for label, words in parts:
-        if label == "Picture":
-            lines += [f"![{name}]({words.removeprefix('docs/')})"]
-        elif label == "Command" or label.startswith("The "):
+        if label == "Command" or label.startswith("The "):
             lines += ["```sh", textwrap.dedent(words.replace("\\\\", "\\")), "```"]
         else:
             lines += [f"**{label}.** {plain(words)}" if label else plain(words)]
         lines += [""]
+    images = CHECKOUT / "docs" / "images"
+    pictures = [*images.glob(f"{name}.*"), *sorted(images.glob(f"{name}_*"))]
+    lines += [f"![{name}](images/{picture.name}){{ width=300 }}" for picture in pictures] + [""]
     own = own_flags(tree)
     if own:
-        lines += ["| flag | default | |", "| --- | --- | --- |"]
-        lines += [f"| `--{flag}` | {default} | {words} |" for flag, default, words in own]
-        lines += [""]
-    listing = textwrap.indent(f"```python\n{source}```", "    ")
-    return "\n".join([*lines, f'??? note "experiments/{name}.py"', "", listing, ""])
+        rows = ["| flag | default | |", "| --- | --- | --- |"]
+        rows += [f"| `--{flag}` | {default} | {words} |" for flag, default, words in own]
+        lines += folded("Its flags", "\n".join(rows))
+    return "\n".join([*lines, *folded(f"experiments/{name}.py", f"```python\n{source}```")])
+
+
+def folded(title, text):
+    """Returns lines that show a text when their title is clicked."""
+    return [f'??? note "{title}"', "", textwrap.indent(text, "    "), ""]
 
 
 def header(document):
@@ -64,7 +72,11 @@ def header(document):
 
 def plain(words):
     """Returns text as Markdown that shows it as it is."""
-    return re.sub(r"([*_\\|\[\]$])", r"\\\1", html.escape(words, quote=False))
+    pieces = re.split(r"(`[^`]*`)", words)
+    pieces[::2] = [
+        re.sub(r"([*_\\|\[\]$])", r"\\\1", html.escape(piece, quote=False)) for piece in pieces[::2]
+    ]
+    return "".join(pieces)
 
 
 def own_flags(tree):
@@ -76,8 +88,7 @@ def own_flags(tree):
                 func=ast.Attribute(value=ast.Name(id="runs"), attr=attribute),
                 args=[ast.Constant(value=name), default, *_, words],
             ) if attribute.startswith("define_"):
-                shown = f"`{ast.unparse(default)}`"
-                found.append((name, shown, plain(str(value_of(words)))))
+                found.append((name, f"`{value_of(default)}`", plain(str(value_of(words)))))
     return found
 
 
