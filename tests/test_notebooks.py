@@ -1,8 +1,8 @@
 """Notebooks of docs run, and show what they print.
 
-What is shown was stored by `jupyter execute --inplace docs/notebooks/*.ipynb`, and is compared
-without its numbers. Every day the cells run in a fork, with few images and without XLA, as the
-pages of docs do (see test_docs.py); `--soak` runs them in a kernel, as they are.
+What is shown was stored by `tests.notebooks`, and is compared without its numbers. Every day the
+cells run in a fork, with few images and without XLA, as the pages of docs do (see test_docs.py);
+`--soak` runs them in a kernel, as they are.
 """
 
 import ast
@@ -17,10 +17,10 @@ import nbformat
 import pytest
 
 from tests import forks, test_docs
+from tests.notebooks import FOLDER, KINDS, code_cells, execute, is_stored, read
 from vae_research import runs
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-FOLDER = CHECKOUT / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -28,19 +28,9 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?")
 LARGEST = 60_000  # bytes: a notebook is read in a review, and is part of every clone
 
 
-def read(path):
-    return nbformat.read(path, as_version=4)
-
-
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
 def shown(cell):
     """What a cell prints, and its value: a text, or the kind of a picture; without numbers."""
-    # TensorFlow writes about the machine to stderr, which is not stored.
-    streams = [output for output in cell.outputs if output.output_type == "stream"]
-    printed = "".join(output.text for output in streams if output.name == "stdout")
+    printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
     values = [output.data for output in cell.outputs if output.output_type == "execute_result"]
     return as_compared(printed, [picture_or_text(value) for value in values])
 
@@ -68,12 +58,9 @@ def test_every_cell_shows_what_is_stored(path, tmp_path):
 
 @pytest.mark.soak
 @every_notebook
-def test_every_cell_shows_what_is_stored_in_a_kernel(path, tmp_path):
-    from nbclient import NotebookClient
-
+def test_every_cell_shows_what_is_stored_in_a_kernel(path):
     stored, notebook = read(path), read(path)
-    where = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=3600, resources=where).execute()
+    execute(notebook)
     for cell, again in zip(code_cells(stored), code_cells(notebook), strict=True):
         assert shown(again) == shown(cell), cell.source
 
@@ -85,19 +72,11 @@ def test_a_notebook_is_valid_small_and_names_no_machine(path):
     assert path.stat().st_size <= LARGEST
     assert notebook.cells[0].source.startswith("# ")
     assert all(cell.outputs or "print" not in cell.source for cell in code_cells(notebook))
-    assert not [cell for cell in code_cells(notebook) for output in cell.outputs if is_odd(output)]
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert all(is_stored(output) and {*output.get("data", ())} <= {*KINDS} for output in outputs)
     assert not re.search(r"/(?:home|root|tmp|Users)/", path.read_text(encoding="utf-8"))
     page = (CHECKOUT / "docs" / "notebook.md").read_text(encoding="utf-8")
     assert f"(notebooks/{path.name})" in page
-
-
-def is_odd(output):
-    """Whether it is an error, a warning, or a picture in another format than PNG."""
-    return (
-        output.output_type not in ("stream", "execute_result")
-        or output.get("name") == "stderr"
-        or not {*output.get("data", ())} <= {"text/plain", "image/png"}
-    )
 
 
 @every_notebook
