@@ -5,13 +5,14 @@ Papers: beta_vae, Higgins et al. 2017 (with strength 1 the VAE); annealed_vae, B
 (arXiv:1802.04942), its beta; factor_vae, Kim and Mnih 2018 (arXiv:1802.05983), its gamma; dip_vae_i
 and dip_vae_ii, Kumar et al. 2018 (arXiv:1711.00848), lambda_od. The study is that of Locatello et
 al. 2019 (arXiv:1811.12359), whose protocol, 300 000 steps and larger strengths, is for a GPU:
-  --dataset=sprites --network=convolutional --hidden_units=256 --epochs=27 --learning_rate=1e-4 \\
-  --capacity_steps=100000 --critic_units=1000,1000,1000,1000,1000,1000
+  --dataset=sprites --train_images=0 --network=convolutional --hidden_units=256 --epochs=27 \\
+  --learning_rate=1e-4 --capacity_steps=100000 --critic_units=1000,1000,1000,1000,1000,1000
 docs/disentanglement.md has the study and what was found.
 
 Command: scripts/run experiments/disentanglement.py --method=beta_tcvae --strength=6
-Time: TIME
-Expect: EXPECT 1.0
+Time: 2.5 minutes on 2 very busy cores
+Expect: test ELBO -60.2 nats, NLL 56.6 with 2 samples, 4 active units; with --disentanglement and
+5000 examples MIG 0.21, SAP 0.04, score of FactorVAE 0.77 (seed 0; MIG of seeds 1 and 2 0.14, 0.07)
 """
 
 import keras
