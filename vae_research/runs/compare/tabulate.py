@@ -25,7 +25,7 @@ _USUAL = ("negative_log_likelihood", "elbo", "kl", "active_units", *SCORES[:3])
 _SHORT = {"negative_log_likelihood": "NLL", "elbo": "ELBO", "kl": "KL"}
 _SHORT |= {"mig": "MIG", "dci_disentanglement": "DCI disentanglement", "sap": "SAP"}
 _SMALLEST_P = 1e-12  # a p-value is 1 minus a probability, whose last digit is 1e-16
-_LARGER_IS_BETTER = ("elbo", "importance_weighted_bound", *SCORES)
+_LARGER_IS_BETTER = ("elbo", "importance_weighted_bound")
 
 
 def figures_of(records: Sequence[Record], wanted: Sequence[str] | None) -> list[str]:
@@ -147,7 +147,7 @@ def sort_key(name: str, records: Sequence[Record]) -> tuple[str, bool]:
     if key is None:
         known = [each.removeprefix("test/") for each in records[0] if each.count("/") < 2]
         raise UsageError(f"--sort={name}: the runs have no {plain!r}.{did_you_mean(plain, known)}")
-    larger_first = is_figure and plain.startswith(_LARGER_IS_BETTER)
+    larger_first = is_figure and (plain.startswith(_LARGER_IS_BETTER) or plain in SCORES)
     return key, larger_first != name.startswith("-")
 
 
