@@ -180,7 +180,7 @@ def test_gradient_at_the_exact_posterior_is_that_of_log_p(terms, settings):
     encoder_biases = [vae.encoder.get_layer(n).bias for n in ("z_mean", "z_log_var")]
     data = tf.constant(np.repeat(X, 400, axis=0))
 
-    @tf.function
+    @tf.function(autograph=False)
     def gradients(seed):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(vae.objective(vae.forward(data, seed=seed)).surrogate)

@@ -199,7 +199,7 @@ def test_weight_follows_the_step_inside_one_trace():
     tensors = {name: value for name, value in draw().items() if name != "step"}
     traces = []
 
-    @tf.function
+    @tf.function(autograph=False)
     def weights(step):
         traces.append(1)
         report = objective(Tensors(tensors | {"step": step}))
