@@ -213,11 +213,11 @@ class Watch:
     def install(self):
         from vae_research import checkpoints, files
         from vae_research.callbacks import metrics_file
-        from vae_research.runs.session import training
+        from vae_research.runs.session import results
         from vae_research.runs.session.fit import gate
 
         files.before = self.before
-        write, guard, estimate = checkpoints.write, gate.FiniteGate.__call__, training.estimate
+        write, guard, estimate = checkpoints.write, gate.FiniteGate.__call__, results.estimate
         log, error_in = metrics_file.MetricsFile.on_record, self.how.get("error_in")
 
         def watched_write(*arguments):
@@ -262,9 +262,9 @@ class Watch:
         metrics_file.MetricsFile.on_record = watched_log
         checkpoints.write = watched_write
         gate.FiniteGate.__call__ = watched_guard
-        training.estimate = watched_estimate
+        results.estimate = watched_estimate
         if not self.how.get("whole"):
-            training.Session.write = lambda *arguments: None
+            results.Results.write = lambda *arguments: None
 
     def before_call(self):
         if self.calls == 1 and "hold_for" in self.how:

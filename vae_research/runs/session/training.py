@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -25,37 +24,28 @@ from vae_research import checkpoints
 from vae_research.callbacks.base import Resumable
 from vae_research.callbacks.console import Console
 from vae_research.callbacks.metrics_file import MetricsFile, append
-from vae_research.callbacks.pictures import conditions_of, write_samples
 from vae_research.data import Data
 from vae_research.distribution import replicas_of, scope_of
-from vae_research.evaluation.estimates import Estimate
-from vae_research.evaluation.test_figures import estimate
 from vae_research.execution import Execution
 from vae_research.model import VAE
-from vae_research.priors.prior import Prior
 from vae_research.runs import cluster
 from vae_research.runs.cli import signals
-from vae_research.runs.cli.config import Config, WatchedConfig
+from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import DirectoryInUseError, FileSystemError, RunError, UsageError
 from vae_research.runs.cli.flags import defaults_of, may_change
 from vae_research.runs.cli.functions import experiment_file
 from vae_research.runs.cluster.channel import Peers
-from vae_research.runs.report import outputs, screen
+from vae_research.runs.report import screen
 from vae_research.runs.report.description import (
     describe,
     describe_model,
-    notes_of,
-    notes_on_batches,
-    notes_on_samples,
 )
-from vae_research.runs.report.page import write_report
 from vae_research.runs.session import directory, logs, reproducibility, resume
 from vae_research.runs.session.building import (
     build_model,
     choose_execution,
     names_read,
 )
-from vae_research.runs.session.figures import own_figures, save_values
 from vae_research.runs.session.fit.gate import FiniteGate
 from vae_research.runs.session.fit.own_callbacks import OwnCallbacks
 from vae_research.runs.session.fit.saving import Saving
@@ -65,20 +55,13 @@ from vae_research.runs.session.fit.stopping import (
     WarnOfCollapse,
     printed_warnings,
 )
-from vae_research.runs.session.fit.tensorboard import tensorboard_callbacks, write_test_figures
+from vae_research.runs.session.fit.tensorboard import tensorboard_callbacks
 from vae_research.runs.session.kept import provenance, sources
 from vae_research.runs.session.kept.sources import Source
-from vae_research.runs.session.loading import Run
 from vae_research.runs.session.parts import Parts, watchers
 from vae_research.runs.session.precision import warning_of_bfloat16
-from vae_research.runs.session.scores import score
-from vae_research.state import saved_variables, sha256
-
-if TYPE_CHECKING:
-    from vae_research.evaluation.factor_scores import FactorScores
-
-# Validation has no gradients to keep: larger batches than those of training cost less.
-_VALIDATION_BATCH = 500
+from vae_research.runs.session.results import Ending, Results, validation_batch_size
+from vae_research.state import saved_variables
 
 
 @dataclasses.dataclass
@@ -96,11 +79,6 @@ class Session:
         source: what `build` and the data are made by.
         strategy: whose replicas share the batches; None for one device.
         is_new_directory: whether this session has created the run directory.
-        unitless: names of test figures of the experiment's own, added by `test`.
-        read_by_evaluation: names of the flags that its `fit_prior` and `evaluate` read, added by
-            the methods of these names.
-        prior: that its `fit_prior` has fitted, added by the method of this name.
-        scores: of disentanglement, added by `test`; None without `--disentanglement`.
         model: added by `build_model`.
         execution: how its steps run, added by `build_model`.
         own: the callbacks of the experiment, added by `make_callbacks`.
@@ -121,10 +99,6 @@ class Session:
     source: Source
     strategy: tf.distribute.Strategy | None = None
     is_new_directory: bool = False
-    unitless: tuple[str, ...] = ()
-    read_by_evaluation: Collection[str] = ()
-    prior: Prior | None = None
-    scores: FactorScores | None = None
     has_stopped: bool = False
     model: VAE = dataclasses.field(init=False)
     execution: Execution = dataclasses.field(init=False)
@@ -163,9 +137,10 @@ class Session:
             self.train(self.run_dir)
             seconds = time.perf_counter() - started
             with self.model.averaging.averages():
-                self.fit_prior()
-                estimates = self.test()
-                self.write(estimates, seconds)
+                results = Results(self.parts, self.config, self.data, self.run_dir, self.model)
+                results.fit_prior()
+                results.test()
+                results.write(self.ending(seconds))
             self.peers.gather("end", None)
 
     def assist(self) -> None:
@@ -235,11 +210,6 @@ class Session:
     def names(self) -> tuple[str, ...]:
         """Names of the further arrays that the model reads; only these are copied to the device."""
         return names_read(self.model, self.data)
-
-    @property
-    def validation_batch_size(self) -> int:
-        """Rows of a batch of validation data."""
-        return min(_VALIDATION_BATCH, len(self.data.validation))
 
     @property
     def peers(self) -> Peers:
@@ -473,7 +443,7 @@ class Session:
                     epochs=config.epochs,
                     initial_epoch=self.epochs_before,
                     validation_data=data.validation.on_device(
-                        self.validation_batch_size, names=self.names
+                        validation_batch_size(self.data), names=self.names
                     ),
                     callbacks=[*callbacks, saving, *(make() for make in watchers)],
                     verbose=0,
@@ -497,190 +467,11 @@ class Session:
 
         return [disentanglement_callback(self.config, self.data, self.names, self.run_dir)]
 
-    def fit_prior(self) -> None:
-        """Fits the experiment's prior to the codes of the trained model, if it has one.
-
-        A signal ends it at once: the last checkpoint has the model, and the next session fits the
-        prior again.
-
-        Raises:
-            UsageError: what the experiment returns is not a prior, or not a fitted one of these
-                codes.
-            TerminatedError, KeyboardInterrupt: a signal came.
-        """
-        if self.parts.fit_prior is None:
-            return
-        if self.config.verbose:
-            print("Fitting a prior to the codes.", flush=True)
-        watched = WatchedConfig(self.config)
-        try:
-            with signals.raised_at_once(), printed_warnings():
-                run = Run(self.run_dir, self.model, self.data, watched, None)
-                prior = self.parts.fit_prior(run)
-            if not isinstance(prior, Prior):
-                raise TypeError(f"fit_prior() returned {prior!r}; it must return a Prior.")
-            self.model.codes_from_prior(1, [0, 0], prior)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{error} (--debug shows where)") from error
-        self.prior, self.read_by_evaluation = prior, watched.names_read
-
-    def test(self) -> dict[str, Estimate]:
-        """Returns the test figures, and writes them for TensorBoard.
-
-        Raises:
-            UsageError: the experiment's own cannot be figures.
-        """
-        config = self.config
-        if config.verbose:
-            print("Test figures:", flush=True)
-        estimates = estimate(
-            self.model,
-            self.data.test,
-            num_samples=config.importance_samples,
-            seed=config.evaluation_seed,
-            prior=self.prior,
-            rows_per_call=config.evaluation_rows,
-            per_example=True,
-            # Compiling takes longer than it saves: the time is spent in large matrix products.
-            jit_compile=config.jit == "on",
-            between_calls=signals.raise_if_received,
-            verbose=int(config.verbose == 1 and sys.stdout.isatty()),
-            dequantize_draws=config.dequantize_draws,
-            warn=False,  # they are in the notes
+    def ending(self, seconds: float) -> Ending:
+        """Returns how the training has ended, after `seconds` of it."""
+        return Ending(
+            self.epochs_before, self.has_stopped, seconds, self.claim, self.progress["source"]
         )
-        if config.disentanglement:
-            self.scores = self.score_factors()
-            estimates |= self.scores.figures
-        if self.parts.evaluate is not None:
-            watched = WatchedConfig(config)
-            run = Run(self.run_dir, self.model, self.data, watched, None, prior=self.prior)
-            with printed_warnings():
-                found = self.parts.evaluate(run)
-            own = own_figures(found, len(self.data.test), estimates.keys())
-            self.unitless, estimates = tuple(own), estimates | own
-            self.read_by_evaluation = {*self.read_by_evaluation, *watched.names_read}
-            signals.raise_if_received()
-        if config.tensorboard:
-            notes = self.notes(estimates)
-            write_test_figures(self.run_dir, estimates, notes, self.model.step)
-            if self.prior is not None and self.data.is_image:
-                first = conditions_of(self.data.validation.tensors(slice(0, 40), self.names))
-                write_samples(self.run_dir, self.model, self.prior, first)
-        return estimates
-
-    def score_factors(self) -> FactorScores:
-        """Returns the scores of disentanglement of the test data."""
-        from vae_research.evaluation.factor_scores import METRICS
-        from vae_research.runs.session.disentanglement import score_split
-        from vae_research.runs.session.factors import metric_names
-
-        config = self.config
-        return score_split(
-            self.model,
-            self.data,
-            self.data.test,
-            self.names,
-            metrics={name: METRICS[name] for name in metric_names(config.disentanglement_metrics)},
-            examples=config.disentanglement_examples,
-            seed=self.config.evaluation_seed,
-            between_calls=signals.raise_if_received,
-        )
-
-    def notes(self, estimates: dict[str, Estimate]) -> list[str]:
-        """Returns what a reader of the figures needs to know."""
-        sizes = self.config.batch_size, self.validation_batch_size
-        return [
-            *notes_of(self.model, self.data),
-            *notes_on_batches(self.model, estimates, *sizes),
-            *notes_on_samples(estimates),
-            *(() if self.scores is None else self.scores.notes),
-        ]
-
-    def write(self, estimates: dict[str, Estimate], seconds: float) -> None:
-        """Writes pictures, networks and, last, summary.json: it says that everything is there.
-
-        Args:
-            estimates: the test figures.
-            seconds: how long training took.
-        """
-        model, data, run_dir = self.model, self.data, self.run_dir
-        directory.refuse_removed(run_dir)
-        before = directory.read_summary(run_dir)
-        if before is not None:  # only the test figures are new
-            seconds = before.get("seconds", seconds)
-        records = directory.read_metrics(run_dir / directory.METRICS)
-        last = max([self.epochs_before, *(found["epoch"] for found in records)])
-        scores = {found["epoch"]: score(found, "validation/") for found in records}
-        best = max(scores, key=lambda epoch: _or_least(scores[epoch]), default=None)
-        saved = checkpoints.best_in(run_dir / "checkpoints")
-        notes = self.notes(estimates)
-        if best not in (None, last) and saved is not None:
-            notes.append(
-                f"Figures and saved networks are of the last epoch, {last}; on validation data "
-                f"epoch {best} was the best. load_run(path, which='best') has the best one that "
-                f"was saved, epoch {saved.epoch}."
-            )
-        bad = [name for name, figure in estimates.items() if not math.isfinite(figure.value)]
-        if bad:
-            notes.append(
-                f"Not finite on the test data, and null in summary.json: {', '.join(bad)}."
-            )
-        with model.averaging.weights():  # as in the last checkpoint
-            state = checkpoints.state_sha256(model)
-        of_factors = () if self.scores is None else self.scores.figures
-        units = dict.fromkeys((*self.unitless, *of_factors), "")
-        units |= {term.label: term.unit for term in model.objective.terms}
-        units = screen.units_of(estimates, units)
-        summary = {
-            "status": "done",
-            "epochs": last,
-            "steps": model.step,
-            "stopped_early": self.has_stopped,
-            "best_epoch": best,
-            "best_checkpoint_epoch": None if saved is None else saved.epoch,
-            "test_figures_of_epoch": last,
-            "seconds": round(seconds, 3),
-            "images_per_second": _median([found.get("images_per_second") for found in records]),
-            "effective_beta": model.effective_beta(),
-            "parameters": model.count_params(),
-            "weights_sha256": checkpoints.weights_sha256(model),
-            "state_sha256": state,
-            "reproducibility": self.claim,
-            "notes": notes,
-            "evaluation": resume.evaluation(
-                self.config, self.read_by_evaluation, self.progress["source"]
-            ),
-            "units": units,
-            "test": {name: value.as_dict() for name, value in estimates.items()},
-        }
-        kept = [save_values(run_dir, estimates)]
-        kept += outputs.save_figures(
-            run_dir / "figures", model, data, self.names, records, self.prior
-        )
-        if self.scores is not None:
-            from vae_research.runs.session.disentanglement import save_scores
-
-            tensorboard = self.config.tensorboard
-            kept += save_scores(
-                run_dir, model, data, self.names, self.scores, tensorboard=tensorboard
-            )
-        kept += outputs.save_networks(run_dir, model, self.prior)
-        if self.prior is not None and directory.PRIOR in kept:
-            summary["fitted_prior_sha256"] = sha256(self.prior.variables)
-        kept.append(write_report(run_dir, summary))
-        directory.write_json(run_dir / directory.SUMMARY, summary)
-        if self.config.verbose:
-            screen.print_figures(estimates, notes, self.config.importance_samples, units)
-            print(f"Written to {run_dir}: {', '.join(kept)}", flush=True)
-
-
-def _or_least(value: float | None) -> float:
-    return -math.inf if value is None else value
-
-
-def _median(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
 
 
 def bytes_of_checkpoints(model: VAE) -> int:
