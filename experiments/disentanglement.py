@@ -1,12 +1,13 @@
 """Disentanglement: six objectives over strengths and seeds, judged by the known causes of images.
 
-Papers: beta_vae, Higgins et al. 2017 (with strength 1 the VAE); annealed_vae, Burgess et al. 2018
-(arXiv:1804.03599), strength: the last capacity in nats; beta_tcvae, Chen et al. 2018
-(arXiv:1802.04942), its beta; factor_vae, Kim and Mnih 2018 (arXiv:1802.05983), its gamma; dip_vae_i
-and dip_vae_ii, Kumar et al. 2018 (arXiv:1711.00848), lambda_od. The study is that of Locatello et
-al. 2019 (arXiv:1811.12359), whose protocol, 300 000 steps and larger strengths, is for a GPU:
+Paper: Locatello et al. 2019 (arXiv:1811.12359) for the study, whose protocol, 300 000 steps and
+larger strengths, is for a GPU:
   --dataset=sprites --train_images=0 --network=convolutional --hidden_units=256 --epochs=27 \\
   --learning_rate=1e-4 --capacity_steps=100000 --critic_units=1000,1000,1000,1000,1000,1000
+The objectives: beta_vae, Higgins et al. 2017, with strength 1 the VAE; annealed_vae, Burgess et al.
+2018 (arXiv:1804.03599), strength: the last capacity in nats; beta_tcvae, Chen et al. 2018
+(arXiv:1802.04942), its beta; factor_vae, Kim and Mnih 2018 (arXiv:1802.05983), its gamma; dip_vae_i
+and dip_vae_ii, Kumar et al. 2018 (arXiv:1711.00848), lambda_od.
 docs/disentanglement.md has the study and what was found.
 
 Command: scripts/run experiments/disentanglement.py --method=beta_tcvae --strength=6
