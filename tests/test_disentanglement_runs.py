@@ -449,9 +449,11 @@ def test_scores_of_a_run_that_was_trained_without(folder):
     assert (folder / "without/disentanglement.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_the_flag_imports_none_of_it(tmp_path):
+    """In a process of its own: the one that forks looks at all public names."""
     code = "import sys, vae_research.runs.session.training\nprint([*sys.modules])"
-    process = forks.run("-c", code, cwd=tmp_path)
+    process = forks.alone("-c", code, cwd=tmp_path)
     assert "vae_research.runs.session.fit.tensorboard" in process.stdout, process.stderr
     for name in ("disentanglement", "factor_scores", "labelled"):
         assert name not in process.stdout
