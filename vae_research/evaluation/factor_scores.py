@@ -52,7 +52,8 @@ def _beta_vae(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -
 
 
 def _dci(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
-    return dci(codes, factors, seed=seed, repeats=repeats)
+    found = dci(codes, factors, seed=seed, repeats=repeats)
+    return {f"dci_{name}": each for name, each in found.items()}
 
 
 def _modularity(codes: np.ndarray, factors: np.ndarray, seed: int, repeats: int) -> Scores:
