@@ -181,7 +181,8 @@ class _WholeBatch(Tensors):
 
     def tap(self, reader: str, name: str, *, key: str | None = None) -> tf.Tensor:
         """Returns a tensor of the global batch; see `Tensors.tap`."""
-        if name in (*SCALARS, RELAXED) or name not in self._tensors:
+        is_scalar = name in self._tensors and self._tensors[name].shape.rank == 0
+        if is_scalar or name in (*SCALARS, RELAXED) or name not in self._tensors:
             return self._tensors.tap(reader, name, key=key)
         if name not in self._gathered:
             with with_share(self._share):
