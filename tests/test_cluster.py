@@ -133,6 +133,7 @@ def no_process_is_ended(monkeypatch):
     monkeypatch.setattr(channel, "_TO_END", 1e6)
     yield
     signals._received.clear()
+    signals._of_others.clear()
 
 
 @contextmanager
@@ -226,7 +227,7 @@ def test_the_others_learn_how_a_worker_has_ended(code, kind, words):
         error, *_ = at_once(lambda worker: worker.gather("x", 0), among=workers[2:])
         assert type(error) is kind
         if code in (130, 143):
-            assert code - 128 in signals._received
+            assert code - 128 in signals._of_others
 
 
 def test_workers_that_do_not_do_the_same_are_told():
@@ -291,6 +292,7 @@ def test_signals_count_when_all_know_of_them():
         assert not signals.is_received()
         signals.raise_if_received()
         signals._received.clear()
+        signals._of_others.clear()
         signals.agree()
         assert not signals.is_received()
         signals.agree()
@@ -432,3 +434,16 @@ def test_slurm_gives_each_worker_its_task(tmp_path):
     addresses = Address("node1", 23456), Address("node2", 23456)
     assert sorted(task.number for task in tasks) == [0, 1]
     assert all(task.addresses == addresses for task in tasks)
+
+
+def test_a_signal_after_the_end_of_another_worker_is_the_first_one(monkeypatch):
+    monkeypatch.setattr(signals, "_commands", [True])
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("ended at once, perhaps in a save"))
+    try:
+        signals.receive(signal.SIGTERM)
+        signals._record(signal.SIGTERM, None)
+        with pytest.raises(TerminatedError):
+            signals.raise_if_received()
+    finally:
+        signals._received.clear()
+        signals._of_others.clear()

@@ -24,6 +24,7 @@ from vae_research.runs.cli.errors import TerminatedError
 HOW_TO_RESUME = "to resume a run that has started, repeat the command with its --run_dir."
 
 _received: list[int] = []
+_of_others: list[int] = []  # with which other workers have ended
 _agreed: list[int] = []  # what all workers know to have been received
 _exchanges: list[Callable[[list[int]], list[int]]] = []
 _commands: list[bool] = []  # not empty if the process is a command
@@ -73,6 +74,7 @@ def restored() -> Iterator[None]:
         yield
     finally:
         _received.clear()
+        _of_others.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -101,12 +103,12 @@ def agree() -> None:
 
 def is_received() -> bool:
     """Returns whether `raise_if_received` would raise."""
-    return bool(_agreed if _exchanges else _received)
+    return bool(_agreed if _exchanges else _received + _of_others)
 
 
 def raise_if_received() -> None:
     """Raises KeyboardInterrupt or TerminatedError if a signal has been received."""
-    received = _agreed if _exchanges else _received
+    received = _agreed if _exchanges else _received + _of_others
     if any(number in _TERMINATING for number in received):
         raise TerminatedError(f"terminated; {HOW_TO_RESUME}")
     if received:
@@ -114,8 +116,11 @@ def raise_if_received() -> None:
 
 
 def receive(number: int) -> None:
-    """Counts a signal that another worker has received as one of this process."""
-    _received.append(number)
+    """Counts a signal that has ended another worker as one of this process.
+
+    It is not the first of two: the own one, which may come while a state is saved, ends nothing.
+    """
+    _of_others.append(number)
 
 
 def _handle(numbers: Iterable[int], function: Callable[[int, FrameType | None], None]) -> None:
