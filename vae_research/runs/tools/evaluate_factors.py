@@ -105,7 +105,7 @@ def comparison_of_scores(records: Sequence[Record]) -> str:
             scores = udr(codes, kl if len(kl) == len(runs) else None)
             for run, score in zip(runs, scores, strict=True):
                 values[run]["udr"] = score.value
-        names = list(values[next(iter(runs))])
+        names = names_of_all({run: values[run] for run in runs})
         means = [np.mean([values[run][name] for run in runs]) for name in names]
         cells = dict(zip(names, (f"{mean:.3f}" for mean in means), strict=True))
         rows.append({"setting": str(setting), "runs": str(len(runs)), **cells})
