@@ -218,6 +218,39 @@ class Spread(vr.LossTerm):
         return tf.reduce_sum((z - tf.reduce_mean(z, axis=0)) ** 2, axis=1)
 
 
+class OwnStep(vr.VAE):
+    """A step that clips the gradient of a part of the batch."""
+
+    def train_step(self, batch):
+        return super().train_step(batch)
+
+
+class AddsLoss(keras.layers.Layer):
+    """Adds a loss of all rows that it gets."""
+
+    def call(self, inputs):
+        self.add_loss(tf.reduce_sum(inputs**2))
+        return inputs
+
+
+class Moving(keras.layers.Layer):
+    """Moves a variable by the rows that it gets."""
+
+    def build(self, shape):
+        self.seen = self.add_weight(
+            shape=shape[1:], initializer="zeros", trainable=False, aggregation="mean"
+        )
+
+    def call(self, inputs):
+        self.seen.assign_add(tf.reduce_sum(inputs, axis=0))
+        return inputs
+
+
+def own_step():
+    terms = [vr.Bernoulli(), vr.KLDivergence()]
+    return OwnStep(dense_encoder(), vr.GaussianBottleneck(LATENT), decoder(), terms)
+
+
 def normalised(layer):
     image = keras.Input(SHAPE, name="inputs")
     hidden = keras.layers.Dense(8)(keras.layers.Flatten()(image))
@@ -227,6 +260,9 @@ def normalised(layer):
 REFUSED = {
     "undeclared": lambda: beta_tcvae(Undeclared),
     "noise": lambda: gaussian([vr.Bernoulli(), vr.KLDivergence()], modules=[OwnNoise()]),
+    "own step": own_step,
+    "added loss": lambda: normalised(AddsLoss()),
+    "moved": lambda: normalised(Moving()),
     "own layer": lambda: normalised(BatchNorm()),
     "unsynchronised": lambda: convolutional(synchronized=False),
     "dropout": lambda: normalised(keras.layers.Dropout(0.5)),

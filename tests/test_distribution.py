@@ -67,6 +67,9 @@ def test_gradients_are_clipped_after_they_are_added_up(found):
     [
         ("undeclared", "The module 0 .* whole_batch = True"),
         ("noise", "The module 0 .* draws noise by other functions"),
+        ("own step", "OwnStep.train_step .* by_replica = True"),
+        ("added loss", "The encoder .* 'add_loss'"),
+        ("moved", r"The encoder .* \(moved\)"),
         ("own layer", "The encoder .* whole_batch = True"),
         ("unsynchronised", r"BatchNormalization\(synchronized=True\)"),
         ("dropout", "Dropout .* generator of Keras"),

@@ -40,16 +40,23 @@ def needs_other_replicas(model: Any, batch: Mapping[str, tf.Tensor]) -> bool:
     Raises:
         ValueError: there is one that does not, by name.
     """
+    _refuse_own_step(model)
     networks = model.networks_by_row()
     layers = [layer for _, network, _ in networks for layer in layers_of(network)]
     _refuse_layers([*layers, *(each for c in model.critics for each in layers_of(c.layer))])
     _refuse_unsynchronized(layers)
     tolerance = _TOLERANCES[any(layer.compute_dtype != "float32" for layer in layers)]
+    kept = [each for layer in layers for each in layer.non_trainable_variables]
+    kept = [each for each in kept if tf.as_dtype(each.dtype).is_floating]
     with _without_moments(layers), questions() as asked:
 
         def compute(function: Callable[[Tensors], Any], tensors: Tensors) -> Any:
             with undone(model):  # moving averages
-                return function(tensors)
+                before, number = [tf.convert_to_tensor(each) for each in kept], len(asked)
+                found = dict(function(tensors))
+                if len(asked) == number:  # otherwise they are moved by what was gathered
+                    found |= _moved(kept, before)
+                return found
 
         with undone(model):
             tensors = model.forward(batch, training=True, seed=model.step_key())
@@ -69,13 +76,37 @@ def _parts(model: Any) -> Iterator[tuple[str, str, Callable[[Tensors], Any]]]:
     advice = "Write whole_batch = True in its class, and every replica runs it on all rows."
     for role, network, only_input in model.networks_by_row():
         if not looks_at_whole_batch(network):
-            run = functools.partial(outputs_of, role, network, training=True, only_input=only_input)
+            run = functools.partial(_outputs_and_losses, role, network, only_input)
             yield f"The {role} {network.name!r}", advice, run
     advice = "Return a scalar, and write batch_statistic = True in its class."
     for term in model.objective.terms:
         if not term.batch_statistic:
             named = functools.partial(lambda term, found: {term.label: term(found)}, term)
             yield f"Loss term {term.label!r}", advice, named
+
+
+def _outputs_and_losses(
+    role: str, network: keras.layers.Layer, only_input: str | None, tensors: Tensors
+) -> dict[str, tf.Tensor]:
+    """Returns what a network writes, and the sum of what its layers passed to `add_loss`."""
+    found = dict(outputs_of(role, network, tensors, training=True, only_input=only_input))
+    losses = [tf.reduce_sum(loss) for layer in layers_of(network) for loss in layer._losses]
+    if losses:
+        found["add_loss"] = tf.add_n([tf.cast(loss, tf.float32) for loss in losses])
+    return found
+
+
+def _moved(variables: Iterable[Any], before: Iterable[tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Returns by how much each variable that is no longer as before has moved, by its path."""
+    pairs = [
+        (each, tf.convert_to_tensor(each) - old)
+        for each, old in zip(variables, before, strict=True)
+    ]
+    return {
+        f"{each.path} (moved)": tf.reduce_sum(tf.abs(change))
+        for each, change in pairs
+        if bool(tf.reduce_any(change != 0))
+    }
 
 
 def _try(
@@ -98,6 +129,8 @@ def _try(
             for name, value in whole.items()
         }
     for name, value in expected.items():
+        if name not in part and name.endswith(" (moved)"):
+            continue
         got, wanted = (np.asarray(each, np.float64) for each in (part[name], value))
         scale = np.max(np.abs(wanted), initial=1e-6, where=np.isfinite(wanted))
         same = np.isclose(got, wanted, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
@@ -130,6 +163,18 @@ def _refuse_layers(layers: Iterable[keras.layers.Layer]) -> None:
                 f"{kind} has an activity_regularizer, which is a mean over the rows of one "
                 "replica. Make a loss term of it."
             )
+
+
+def _refuse_own_step(model: Any) -> None:
+    """Raises ValueError for a `train_step` that does not say that it is one of a replica."""
+    owner = next(each for each in type(model).__mro__ if "train_step" in vars(each))
+    if not (owner.__module__ == "vae_research.steps" or getattr(owner, "by_replica", False)):
+        raise ValueError(
+            f"{owner.__name__}.train_step is that of one device: in a replica, the loss and its "
+            "gradients are a part of those of the batch, which self.update adds up. If it takes "
+            "its loss from scaled_loss and ends with self.update([self, *self.critics], losses, "
+            "tape), write by_replica = True in its class; an optimizer clips the whole gradient."
+        )
 
 
 def _refuse_unsynchronized(layers: Iterable[keras.layers.Layer]) -> None:
