@@ -385,6 +385,11 @@ class Trainer(keras.Model):
         """Raises ValueError for data or a model that replicas cannot share."""
         if self.strategy is None:
             return
+        if tf.distribute.has_strategy():
+            raise ValueError(
+                "The scope of a strategy is for building and compiling a model; call fit() and "
+                "evaluate() after the `with` block."
+            )
         if not isinstance(x, DeviceDataset):
             raise ValueError(
                 f"This model was built in the scope of {type(self.strategy).__name__}, whose "
