@@ -11,6 +11,7 @@ it from above: clone, run the first experiment, write a term of one's own into a
 that, and find the term in TensorBoard.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -121,7 +122,9 @@ class NewUser:
             found = {}
             while not found:
                 time.sleep(0.2)
-                with urllib.request.urlopen(f"{address[0]}data/plugin/scalars/tags") as answer:
+                tags = f"{address[0]}data/plugin/scalars/tags"
+                # A request that comes while TensorBoard starts may stay without an answer.
+                with contextlib.suppress(OSError), urllib.request.urlopen(tags, None, 10) as answer:
                     found = json.load(answer)
             return sorted({tag for tags in found.values() for tag in tags})
         finally:
