@@ -17,7 +17,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -128,7 +127,7 @@ class NewUser:
                     found = json.load(answer)
             return sorted({tag for tags in found.values() for tag in tags})
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # what a shell starts in the background ignores Ctrl-C
             process.wait(PATIENCE)
 
 
