@@ -92,10 +92,10 @@ def lab(tmp_path_factory):
 # 85 rows, 50 steps. 17 rows are not the same for two workers.
 FLAGS = ["--batch_size=17", "--epochs=10", "--steps_per_call=2", "--importance_samples=2"]
 COMMON = ["two.py", "--dataset=data-0.npz", "--latent_dim=2", "--jit=off", "--notensorboard"]
-COMMON += ["--learning_rate=0.01", "--worker_timeout=1800"]
+COMMON += ["--learning_rate=0.01"]
 
 
-def start(lab, count, *flags, each=None, strategy="multiworker", **environment):
+def start(lab, count, *flags, each=None, strategy="multiworker", timeout=1800, **environment):
     """Starts workers; `each` has more flags for some of them."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(launch._free_port()) for _ in range(count)]
@@ -105,7 +105,13 @@ def start(lab, count, *flags, each=None, strategy="multiworker", **environment):
         task = {"type": "worker", "index": index}
         started.append(
             forks.start(
-                *(*COMMON, *flags, f"--strategy={strategy}", *(each or {}).get(index, [])),
+                *(
+                    *COMMON,
+                    *flags,
+                    f"--worker_timeout={timeout}",
+                    f"--strategy={strategy}",
+                    *(each or {}).get(index, []),
+                ),
                 cwd=lab,
                 TF_CONFIG=json.dumps({"cluster": {"worker": workers}, "task": task}),
                 **environment,
@@ -251,8 +257,8 @@ def test_what_workers_cannot_train_is_refused_by_all(lab, tmp_path, how, code, w
 
 def test_a_worker_that_refuses_its_flags_or_never_comes(lab, tmp_path):
     run_dir = tmp_path / "run"
-    flags = [*FLAGS, f"--run_dir={run_dir}", "--worker_timeout=1"]
-    ended, errors = run(lab, 2, *flags, each={1: ["--latent_dim=0"]})
+    flags = [*FLAGS, f"--run_dir={run_dir}"]
+    ended, errors = run(lab, 2, *flags, timeout=1, each={1: ["--kl_units=0"]})
     assert ended == [8, 2]
     assert "worker 1 at 127.0.0.1:" in errors[0]
     assert "did not come within 1 seconds" in errors[0]
