@@ -3,7 +3,7 @@
 #
 #   docker build --target cpu --tag vae_research:cpu .
 #   mkdir -p runs
-#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD/runs:/work/runs" \
+#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD/runs:/research/runs" \
 #       vae_research:cpu experiments/vae_mnist.py --epochs=3
 #
 #   docker build --target gpu --tag vae_research:gpu .
@@ -18,10 +18,10 @@ ENV HOME=/tmp \
     PIP_ROOT_USER_ACTION=ignore \
     PYTHONUNBUFFERED=1 \
     TF_CPP_MIN_LOG_LEVEL=3
-WORKDIR /work
+WORKDIR /research
 COPY . .
 RUN mkdir --mode=777 runs
-# An experiment of your own: --volume "$PWD/mine.py:/work/mine.py", then mine.py and its flags.
+# An experiment of your own: --volume "$PWD/mine.py:/research/mine.py", then mine.py and its flags.
 ENTRYPOINT ["python"]
 CMD ["experiments/vae_mnist.py", "--help"]
 
