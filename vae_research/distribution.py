@@ -117,9 +117,8 @@ def strategy_of(name: str) -> tf.distribute.Strategy | None:
 
 
 def present_strategy() -> tf.distribute.Strategy | None:
-    """Returns the strategy in whose scope this is called; None for none or `OneDeviceStrategy`."""
-    strategy = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
-    return None if isinstance(strategy, tf.distribute.OneDeviceStrategy) else strategy
+    """Returns the strategy in whose scope this is called, or None."""
+    return tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
 
 
 def scope_of(strategy: tf.distribute.Strategy | None) -> AbstractContextManager[Any]:
