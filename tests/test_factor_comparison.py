@@ -10,7 +10,8 @@ from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.compare.records import load_runs
 from vae_research.runs.session import directory
 from vae_research.runs.session.factors import METRIC_NAMES, metric_names
-from vae_research.runs.tools import evaluate
+from vae_research.runs.tools import compare, evaluate
+from vae_research.runs.tools import evaluate_factors as evaluate_factors_module
 from vae_research.runs.tools.evaluate_factors import evaluate_factors
 
 RANDOM = np.random.default_rng(0)
@@ -34,7 +35,9 @@ def study(tmp_path):
             codes = CAUSES[:, ::-1] * [1, -1, 1] if seed else CAUSES
             if weight == 1.0:
                 codes = codes @ np.linalg.qr(RANDOM.normal(size=(3, 3)))[0]
-            path = write_run(tmp_path / f"{weight}-{seed}", kl_weight=weight, seed=seed)
+            counts = {"counts": {"train": 9, "validation": 5, "test": 600}}
+            run_dir = tmp_path / f"{weight}-{seed}"
+            path = write_run(run_dir, kl_weight=weight, seed=seed, data=counts)
             mig = 0.1 * weight + 0.01 * seed
             write_scores(path, codes, np.full(3, 2.0), mig=mig, sap=1 - mig)
     return tmp_path
@@ -84,3 +87,141 @@ def test_names_of_metrics_are_those_that_exist():
 def test_flags_that_do_not_fit_are_refused(flags, message, capsys):
     assert evaluate.main(flags) == 2
     assert message in capsys.readouterr().err
+
+
+# Scores that exist, and those that are asked for.
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """What is evaluated again: run, seed, examples and metrics, in place of doing it."""
+    found = []
+    monkeypatch.setattr(
+        evaluate_factors_module,
+        "_evaluate",
+        lambda path, *asked: found.append((path.name, *asked)),
+    )
+    return found
+
+
+def made_with(path, examples=500, seed=0, metrics=("mig", "sap")):
+    file = path / directory.DISENTANGLEMENT
+    settings = {"examples": examples, "seed": seed, "metrics": list(metrics)}
+    directory.write_json(file, directory.read_json(file) | {"settings": settings})
+
+
+RUNS = ["1.0-0", "1.0-1", "4.0-0", "4.0-1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "again"),
+    [
+        ({}, []),
+        ({"examples": 500, "seed": 0, "metrics": "sap"}, []),
+        ({"examples": 400}, RUNS),
+        ({"seed": 1}, RUNS),
+        ({"metrics": "mig,dci"}, RUNS),
+    ],
+)
+def test_scores_are_made_again_if_others_are_asked_for(study, evaluated, asked, again):
+    for run in RUNS:
+        made_with(study / run)
+    evaluate_factors([study], **asked)
+    assert [run for run, *_ in evaluated] == again
+    for _, seed, examples, metrics in evaluated:
+        assert seed == asked.get("seed", 0) and examples == asked.get("examples", 10_000)
+        assert metrics == metric_names(asked.get("metrics"))
+
+
+def test_more_examples_than_there_are_is_all_of_them(study, evaluated):
+    for run in RUNS:
+        made_with(study / run, examples=10_000)  # of 600
+    evaluate_factors([study], examples=700)
+    assert not evaluated
+    evaluate_factors([study], examples=599)
+    assert len(evaluated) == 4
+
+
+def test_scores_of_other_weights_are_made_again(study, evaluated):
+    file = study / RUNS[2] / directory.DISENTANGLEMENT
+    directory.write_json(file, directory.read_json(file) | {"step": 29})
+    evaluate_factors([study], examples=500)
+    assert [run for run, *_ in evaluated] == [RUNS[2]]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"examples": 400}, r"--disentanglement_examples is 500 and 400. With --examples=N all"),
+        ({"seed": 3}, r"--evaluation_seed is 0 and 3. With --seed=N all"),
+    ],
+)
+def test_a_table_has_scores_of_one_kind(study, evaluated, made, message):
+    made_with(study / RUNS[3], **made)
+    with pytest.raises(UsageError, match=f"1.0-0 and 4.0-1 cannot be compared: {message}"):
+        evaluate_factors([study])
+    # Also those that would be made now.
+    (study / RUNS[3] / directory.DISENTANGLEMENT).unlink()
+    with pytest.raises(UsageError, match="500 and 600"):
+        evaluate_factors([study])
+    assert not evaluated
+
+
+def test_runs_on_other_data_are_not_in_one_table(study, evaluated):
+    config = directory.read_config(study / RUNS[1])
+    config.pop("sha256", None)
+    directory.write_config(
+        study / RUNS[1], config | {"data": config["data"] | {"fingerprint": "g"}}
+    )
+    with pytest.raises(UsageError, match="the data \\(fingerprint\\) is 'f0' and 'g'"):
+        evaluate_factors([study])
+
+
+def test_runs_of_a_setting_with_other_scores_are_compared_by_those_of_all(study, capsys):
+    """One seed has a score that the other lacks, and one score is null in the file."""
+    for run, name, value in ((RUNS[0], "sap", None), (RUNS[3], "infoc", 0.5)):
+        file = study / run / directory.DISENTANGLEMENT
+        scores = directory.read_json(file)
+        scores["figures"][name] = {"value": value, "standard_error": None, "count": 500}
+        directory.write_json(file, scores)
+    evaluate_factors([study])
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"\| kl_weight=1 \| 2 \| 0\.105 \| 0\.\d+ \|  \|\n", printed
+    )  # no sap of one seed
+    assert re.search(r"\| kl_weight=4 \| 2 \| 0\.405 \| 0\.\d+ \| 0\.595 \|\n", printed)
+    assert "| rank correlation | mig | udr |" in printed
+    assert printed.endswith("\nNot of every run: infoc, sap\n")
+
+
+def test_runs_of_which_none_is_complete_are_refused(tmp_path):
+    for name in "ab":
+        write_run(tmp_path / name, status="running")
+    with pytest.raises(UsageError, match="none of the 2 runs is complete: a, b"):
+        evaluate_factors([tmp_path])
+
+
+def test_a_single_complete_run_has_a_table_and_no_ranks(study, capsys):
+    for run in RUNS[1:]:
+        (study / run / directory.SUMMARY).unlink()
+    evaluate_factors([study])
+    printed = capsys.readouterr().out
+    assert "| all runs | 1 | 0.100 | 0.900 |" in printed and "rank correlation" not in printed
+
+
+def test_scripts_compare_refuses_other_numbers_of_examples(study, capsys):
+    for run in RUNS:
+        made_with(study / run)
+    assert compare.main([str(study), "--figures=mig"]) == 0
+    made_with(study / RUNS[3], examples=400)
+    assert compare.main([str(study), "--figures=mig"]) == 2
+    assert "--disentanglement_examples is 500 and 400" in capsys.readouterr().err
+
+
+def test_newer_scores_replace_those_of_the_run(tmp_path):
+    path = write_run(tmp_path / "run", {"mig": 0.5, "sap": 0.5, "elbo": -90.0})
+    write_scores(path, CAUSES, np.ones(3), mig=0.2)
+    made_with(path)
+    (record,) = load_runs(path)
+    assert record["test/mig"] == pytest.approx(0.2) and record["test/elbo"] == -90.0
+    assert "test/sap" not in record and record["evaluation/factor_examples"] == 500

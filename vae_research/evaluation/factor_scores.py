@@ -94,6 +94,7 @@ class FactorScores:
         factors: the name of each factor that varies.
         notes: what a reader of the scores must know.
         encoded: the codes that they are of, if they are kept.
+        settings: what was asked for, for JSON: examples at most, seed, names of metrics.
     """
 
     figures: dict[str, Estimate]
@@ -103,6 +104,7 @@ class FactorScores:
     factors: list[str]
     notes: list[str]
     encoded: EncodedData | None = None
+    settings: Mapping[str, Any] | None = None
 
     @property
     def heads(self) -> list[str]:
@@ -129,6 +131,7 @@ class FactorScores:
     def as_dict(self) -> dict[str, Any]:
         """Returns all of it for JSON."""
         return {
+            **({} if self.settings is None else {"settings": dict(self.settings)}),
             "figures": {name: each.as_dict() for name, each in self.figures.items()},
             "codes": self.codes,
             "factors": self.factors,

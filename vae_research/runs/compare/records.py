@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_research.checkpoints import CheckpointError
+from vae_research.evaluation import SCORES
 from vae_research.runs.cli.errors import DirectoryInUseError, UsageError
 from vae_research.runs.session import directory
 from vae_research.runs.session.kept import sources
@@ -42,7 +43,11 @@ _SCHEMA = {
     "units?": {str: str},
     "test": {str: _ESTIMATE},
 }
-_SCORES = {"step": int, "figures": {str: _ESTIMATE}}
+_SCORES = {
+    "step": int,
+    "settings?": {"examples": int, "seed": int, "metrics": [str]},
+    "figures": {str: _ESTIMATE},
+}
 _SOURCE = {"sha256": {str: str}}
 
 
@@ -141,7 +146,13 @@ def _record(run_dir: Path, config: Mapping[str, Any]) -> Record:
     record |= _flat("source", (directory.read_json(kept, _SOURCE) or {}).get("sha256", {}))
     evaluation = summary.get("evaluation", {})
     record |= {f"evaluation/{name}": evaluation.get(name) for name in _OF_EVALUATION}
-    figures = {**_scores_of(run_dir, summary), **summary.get("test", {})}
+    figures = summary.get("test", {})
+    if (scores := read_scores(run_dir, summary.get("steps"))) is not None:
+        # Those of the summary, if it has any, are older.
+        others = {name: figure for name, figure in figures.items() if name not in SCORES}
+        figures = {**scores["figures"], **others}
+        if "settings" in scores:
+            record["evaluation/factor_examples"] = scores["settings"]["examples"]
     for name, figure in figures.items():
         record[f"test/{name}"] = _number(figure["value"])
         record[f"test/{name}/standard_error"] = _number(figure["standard_error"])
@@ -151,11 +162,18 @@ def _record(run_dir: Path, config: Mapping[str, Any]) -> Record:
     return record | {name: _number(value) for name, value in of_splits.items()}
 
 
-def _scores_of(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores that `scripts/evaluate RUN --disentanglement` has given to a run that is complete."""
+def read_scores(run_dir: Path, steps: Any) -> dict[str, Any] | None:
+    """Returns the scores of disentanglement that a run or `scripts/evaluate` has written.
+
+    Args:
+        run_dir: the run directory.
+        steps: of the run. Scores of another step are of other weights, and None is returned.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     found = directory.read_json(run_dir / directory.DISENTANGLEMENT, _SCORES)
-    of_these_weights = found is not None and found["step"] == summary.get("steps")
-    return found["figures"] if found is not None and of_these_weights else {}
+    return found if found is not None and found["step"] == steps else None
 
 
 def _status_of_unfinished(run_dir: Path) -> str:

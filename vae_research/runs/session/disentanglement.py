@@ -29,10 +29,8 @@ from vae_research.model import VAE
 from vae_research.plots import encode_png
 from vae_research.runs.cli.config import Config
 from vae_research.runs.session import directory
+from vae_research.runs.session.factors import EXAMPLES
 from vae_research.state import weights_sha256
-
-EXAMPLES = 10_000
-"""Rows of a split whose codes are compared with their factors, at most, by default."""
 
 _DECODED = 500  # images that decide which codes are used most, and the first of which is traversed
 
@@ -86,7 +84,8 @@ def score_split(
         seed=seed,
         between_metrics=between_calls,
     )
-    return dataclasses.replace(scores, encoded=found)
+    settings = {"examples": examples, "seed": seed, "metrics": [*metrics]}
+    return dataclasses.replace(scores, encoded=found, settings=settings)
 
 
 def save_scores(

@@ -99,6 +99,7 @@ def complete_run(
     Returns:
         The run directory; and the data, or what makes them if they have not been needed.
     """
+    metric_names(config.disentanglement_metrics)  # whether or not they are asked for
     peers = cluster.peers()
     held = look_up(parts, experiment, config, given)
     run_dir, checkpoint = held.run_dir, held.checkpoint
@@ -121,7 +122,6 @@ def complete_run(
         return run_dir, parts.data
     config, data = load_data(held.config, parts.data, given)
     if config.disentanglement:
-        metric_names(config.disentanglement_metrics)
         refuse_without_factors(data)
     if peers.count > 1:
         refuse_other_data(data, peers.gather("data", data.fingerprint))

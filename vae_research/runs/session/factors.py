@@ -17,6 +17,9 @@ METRIC_NAMES = (
 )
 """Keys of `vae_research.evaluation.factor_scores.METRICS`, which imports TensorFlow."""
 
+EXAMPLES = 10_000
+"""Rows of a split whose codes are compared with their factors, at most, by default."""
+
 # A code is divided into so many bins, each of which needs a row.
 _LEAST_ROWS = 20
 

@@ -12,7 +12,8 @@ prior with a density, the figures use it instead of the model's own prior.
 
 With --disentanglement: scores of the codes of the test data beside the known factors of these data,
 as a run with the flag of this name has them, in RUN/disentanglement.json, which scripts/compare
-reads. Of several runs also the rank correlation of the scores, and of seeds of a setting UDR.
+reads. Of several runs also the rank correlation of the scores, and of seeds of a setting UDR; scores
+that they have are made again if --examples, --seed or --metrics ask for others.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("importance_samples", 5000, "of the bound of importance sampling, for each image"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
-    parser.add_argument("--seed", type=int, default=0, help="of all noise (0)")
+    parser.add_argument("--seed", type=int, help="of all noise (0)")
     found = parser.parse_args(arguments)
     if found.ais == found.disentanglement:
         asked = "both are given" if found.ais else "nothing to evaluate"
@@ -135,7 +136,10 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     try:
         for name in ("images", "chains", "temperatures", "leapfrog_steps", "importance_samples"):
             checked_integer(f"--{name}", getattr(found, name), 1)
-        checked_integer("--seed", found.seed, 0, LARGEST_SEED)
+        if found.ais and found.seed is None:
+            found.seed = 0
+        if found.seed is not None:
+            checked_integer("--seed", found.seed, 0, LARGEST_SEED)
         if found.examples is not None:
             checked_integer("--examples", found.examples, 20)
     except ValueError as error:

@@ -4,61 +4,124 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vae_research.evaluation import SCORES
 from vae_research.runs.cli import signals, streams
-from vae_research.runs.compare.records import Record, load_runs
+from vae_research.runs.cli.errors import UsageError
+from vae_research.runs.compare.comparability import difference_between
+from vae_research.runs.compare.records import Record, load_runs, read_scores
 from vae_research.runs.compare.settings import group
 from vae_research.runs.report.screen import print_figures
 from vae_research.runs.session import directory
-from vae_research.runs.session.factors import metric_names, refuse_without_factors
+from vae_research.runs.session.factors import EXAMPLES, metric_names, refuse_without_factors
 from vae_research.tables import markdown_table
 
 
 def evaluate_factors(
     folders: Sequence[str | Path],
-    seed: int = 0,
+    seed: int | None = None,
     examples: int | None = None,
     metrics: str | None = None,
 ) -> None:
     """Compares the codes of the test data of runs with their factors, prints and writes scores.
 
     The weights are those of the newest intact checkpoint. Of several runs, those that are not
-    complete are left out, and those that have scores keep them. They are also compared: the share
-    of the variance between settings, the rank correlation of each two scores over all runs, and, if
-    runs differ in their seed only, the unsupervised ranking (UDR) beside the scores.
+    complete are left out, and those whose scores are as asked keep them. They are also compared:
+    the share of the variance between settings, the rank correlation of each two scores over all
+    runs, and, if runs differ in their seed only, the unsupervised ranking (UDR) beside the scores.
 
     Args:
         folders: run directories, or folders of them.
-        seed: of what the metrics draw.
-        examples: test examples, at most; None is the default of runs.
-        metrics: names of some of them, separated by commas; None is all.
+        seed: of what the metrics draw; None keeps that of scores that exist, and is 0 for others.
+        examples: test examples, at most; None keeps those of scores that exist, and is the default
+            of runs for others.
+        metrics: names of some of them, separated by commas; None keeps those that a run has scores
+            of, and is all for others.
 
     Raises:
+        UsageError: no run is complete, or their scores would be of other data, another number of
+            examples or another seed.
         RunError, DataError, CheckpointError: it cannot be done.
     """
     names = metric_names(metrics, "--metrics")
     records = load_runs(*folders)  # before TensorFlow is loaded
     if len(records) == 1:
-        _evaluate(Path(str(records[0]["path"])), seed, examples, names)
+        path = Path(str(records[0]["path"]))
+        _evaluate(path, seed or 0, examples or EXAMPLES, names)
         return
     left_out = [str(record["run"]) for record in records if record["status"] != "done"]
     records = [record for record in records if record["status"] == "done"]
-    for record in records:
-        path = Path(str(record["path"]))
-        if not all((path / name).exists() for name in (directory.DISENTANGLEMENT, directory.CODES)):
+    if not records:
+        raise UsageError(f"none of the {len(left_out)} runs is complete: {', '.join(left_out)}.")
+    asked = {"seed": seed, "examples": examples, "metrics": None if metrics is None else names}
+    stored = [_stored(record, asked) for record in records]
+    default = {"seed": seed or 0, "examples": examples or EXAMPLES}
+    _refuse_different(records, [default if each is None else each for each in stored])
+    for record, each in zip(records, stored, strict=True):
+        if each is None:
             print(record["run"])
-            _evaluate(path, seed, examples, names)
+            _evaluate(Path(str(record["path"])), default["seed"], default["examples"], names)
     print(comparison_of_scores(records), end="")
     if left_out:
         print(f"\nNot complete, and left out: {', '.join(left_out)}")
 
 
-def _evaluate(run_dir: Path, seed: int, examples: int | None, names: Sequence[str]) -> None:
+def _stored(record: Record, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns with which seed and number of examples the scores of a run were made.
+
+    None if it has none, or not those that were asked for.
+    """
+    path = Path(str(record["path"]))
+    found = read_scores(path, record["steps"])
+    if found is None or not (path / directory.CODES).exists():
+        return None
+    counts = [figure["count"] for figure in found["figures"].values()]
+    made = found.get("settings", {"examples": max(counts)} if counts else {})
+    for name in ("seed", "examples"):
+        if asked[name] is not None and (
+            name not in made
+            or _of_test_data(record, name, asked[name]) != _of_test_data(record, name, made[name])
+        ):
+            return None
+    if asked["metrics"] is not None and not {*asked["metrics"]} <= {*made.get("metrics", ())}:
+        return None
+    return made
+
+
+def _of_test_data(record: Record, name: str, value: Any) -> Any:
+    """Returns a setting; of a number of examples, no more than the run has for testing."""
+    count = record.get("data/counts/test")
+    return min(value, count) if name == "examples" and isinstance(count, int) else value
+
+
+def _refuse_different(records: Sequence[Record], settings: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UsageError unless scores that are made with these settings can be compared."""
+    of_scores = [
+        record
+        | {
+            "evaluation/factor_examples": _of_test_data(
+                record, "examples", made.get("examples", EXAMPLES)
+            ),
+            "evaluation/seed": made.get("seed", 0),
+        }
+        for record, made in zip(records, settings, strict=True)
+    ]
+    for other in of_scores[1:]:
+        if (found := difference_between(of_scores[0], other, SCORES)) is not None:
+            flag = {"--disentanglement_examples": "--examples", "--evaluation_seed": "--seed"}
+            mended = flag.get(found.split(" ")[0])
+            advice = "" if mended is None else f" With {mended}=N all are evaluated alike."
+            names = f"{of_scores[0]['run']} and {other['run']}"
+            raise UsageError(f"{names} cannot be compared: {found}.{advice}")
+
+
+def _evaluate(run_dir: Path, seed: int, examples: int, names: Sequence[str]) -> None:
     with streams.hide_startup_output():
         from vae_research.evaluation.factor_scores import METRICS
-        from vae_research.runs.session.disentanglement import EXAMPLES, save_scores, score_split
+        from vae_research.runs.session.disentanglement import save_scores, score_split
         from vae_research.runs.session.loading import load_run
 
     run = load_run(run_dir)
@@ -72,7 +135,7 @@ def _evaluate(run_dir: Path, seed: int, examples: int | None, names: Sequence[st
             run.data.test,
             run.names,
             metrics={name: METRICS[name] for name in names},
-            examples=examples or EXAMPLES,
+            examples=examples,
             seed=seed,
             between_calls=signals.raise_if_received,
         )
@@ -97,7 +160,9 @@ def comparison_of_scores(records: Sequence[Record]) -> str:
         for run, path in runs.items():
             found = directory.read_json(path / directory.DISENTANGLEMENT) or {}
             figures = found["figures"].items()
-            values[run] = {name: float(figure["value"]) for name, figure in figures}
+            # One that is not finite is null in a file, and is like one that there is not.
+            of_run = {name: figure["value"] for name, figure in figures}
+            values[run] = {name: float(each) for name, each in of_run.items() if each is not None}
             setting_of[run] = str(setting)
         saved = [np.load(path / directory.CODES) for path in runs.values()]
         codes, kl = ([each[name] for each in saved if name in each] for name in ("codes", "kl"))
@@ -111,7 +176,13 @@ def comparison_of_scores(records: Sequence[Record]) -> str:
         rows.append({"setting": str(setting), "runs": str(len(runs)), **cells})
     head = list(dict.fromkeys(name for row in rows for name in row))
     table = markdown_table(head, [[row.get(name, "") for name in head] for row in rows])
-    return f"{table}\n{between_settings(values, setting_of)}\n{rank_correlations(values)}"
+    common = names_of_all(values)
+    lacking = {name for each in values.values() for name in each} - {*common, "udr"}
+    note = f"\nNot of every run: {', '.join(sorted(lacking))}\n" if lacking else ""
+    if len(values) == 1 or not common:
+        return table + note
+    compared = f"{between_settings(values, setting_of)}\n{rank_correlations(values)}"
+    return f"{table}\n{compared}{note}"
 
 
 def between_settings(
