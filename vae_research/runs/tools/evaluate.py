@@ -12,8 +12,8 @@ prior with a density, the figures use it instead of the model's own prior.
 
 With --disentanglement: scores of the codes of the test data beside the known factors of these data,
 as a run with the flag of this name has them, in RUN/disentanglement.json, which scripts/compare
-reads. Of several runs also the rank correlation of the scores, and of seeds of a setting UDR; scores
-that they have are made again if --examples, --seed or --metrics ask for others.
+reads. Of several runs also the rank correlation of the scores, and of seeds of a setting UDR;
+scores that they have are made again if --examples, --seed or --metrics ask for others.
 """
 
 from __future__ import annotations
