@@ -467,8 +467,10 @@ def test_data_without_factors_are_refused_in_one_line(tmp_path, without_tensorfl
     images, factors = squares(40)
     np.savez(tmp_path / "plain.npz", train=images, train_labels=factors[:, 0])
     np.savez(tmp_path / "few.npz", images=images, factors=factors)
+    np.savez(tmp_path / "floats.npz", images=images, factors=factors.astype("float32"))
     for dataset, words in (
         ("plain.npz", "plain.npz has none (further arrays: labels)"),
+        ("floats.npz", "has none (its array of this name is float32 [4, 3])"),
         ("few.npz", "needs 20 validation examples, and few.npz has 4"),
     ):
         flags = [f"--dataset={dataset}", "--disentanglement", "--run_dir=run"]
@@ -482,6 +484,21 @@ def test_data_without_factors_are_refused_in_one_line(tmp_path, without_tensorfl
         (line,) = [each for each in process.stderr.splitlines() if "--disentanglement" in each]
         assert words in line and "Traceback" not in process.stderr
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_names_of_scores_are_checked_whether_or_not_they_are_asked_for(
+    tmp_path, without_tensorflow
+):
+    process = forks.run(
+        forks.CHECKOUT / "experiments/vae_mnist.py",
+        *("--disentanglement_metrics=migs", "--run_dir=run"),
+        cwd=tmp_path,
+        first=without_tensorflow,
+    )
+    assert process.returncode == 2 and not (tmp_path / "run").exists()
+    (line,) = process.stderr.splitlines()
+    assert "there is no 'migs'" in line
 
 
 def test_a_missing_extra_is_said(data, monkeypatch):

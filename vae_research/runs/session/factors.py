@@ -32,10 +32,15 @@ def refuse_without_factors(data: Data, asked: str = "--disentanglement") -> None
         asked: what was asked for, for messages.
     """
     if data.factors is None:
-        there = ", ".join(data.names) or "none"
+        there = f"further arrays: {', '.join(data.names) or 'none'}"
+        if FACTORS in data.names:
+            found = data.test.arrays[FACTORS]
+            there = f"its array of this name is {found.dtype} {list(found.shape)}"
+            if found.dtype.kind in "ui" and found.ndim == 2:
+                there += ", with numbers below 0" if found.shape[1] else ", without a column"
         raise UsageError(
             f"{asked} compares codes with known factors, and {data.name} has none "
-            f"(further arrays: {there}). Factors are an array of this name of integers from 0, "
+            f"({there}). Factors are an array of this name of integers from 0, "
             '[n, k]: {"inputs": images, "factors": numbers}.'
         )
     for split in (data.validation, data.test):
