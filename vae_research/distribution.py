@@ -291,11 +291,18 @@ def whole_rows(values: tf.Tensor) -> tf.Tensor:
         return values
     _check_rows(own, values.shape[0], f"a tensor of shape {values.shape}")
     # Added up with zeros from the others, which changes no digit; all have the same shape.
-    numbers = tf.cast(values, tf.int32) if values.dtype.is_bool else values
+    numbers = tf.cast(values, _summed_as(values.dtype))
     around = [own.start * own.samples, (own.size - own.stop) * own.samples]
     numbers = tf.pad(numbers, [around, *[[0, 0]] * (values.shape.rank - 1)])
     numbers.set_shape([own.size * own.samples, *values.shape[1:]])
     return tf.cast(total(numbers), values.dtype)
+
+
+def _summed_as(dtype: tf.DType) -> tf.DType:
+    """Returns what a tensor is summed as: collective operations have only two kinds of integers."""
+    if not (dtype.is_bool or dtype.is_integer):
+        return dtype
+    return tf.int32 if dtype.size < 4 else tf.int64 if dtype.is_unsigned else dtype
 
 
 def own_rows(values: tf.Tensor, axis: int = 0) -> tf.Tensor:
