@@ -71,6 +71,21 @@ def needs_other_replicas(model: Any, batch: Mapping[str, tf.Tensor]) -> bool:
     )
 
 
+def refuse_optimizers(optimizers: Iterable[Any]) -> None:
+    """Raises ValueError for an optimizer of Keras whose steps are not all the same.
+
+    What it does in some steps only stands in a branch, where replicas cannot wait for each other.
+    """
+    for optimizer in optimizers:
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+        for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+            if value := getattr(optimizer, name, None):
+                raise ValueError(
+                    f"{type(optimizer).__name__}({name}={value}) does something in some steps "
+                    "only, and there replicas cannot wait for each other. Leave it out."
+                )
+
+
 def _parts(model: Any) -> Iterator[tuple[str, str, Callable[[Tensors], Any]]]:
     """Yields what gets the rows of a replica: its name, advice, and what computes its values."""
     advice = "Write whole_batch = True in its class, and every replica runs it on all rows."

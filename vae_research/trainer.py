@@ -41,7 +41,7 @@ from vae_research.keras_inputs import (
     warn_of_repeated_data,
 )
 from vae_research.losses.term import Likelihood
-from vae_research.replica_checks import EXAMPLES, needs_other_replicas
+from vae_research.replica_checks import EXAMPLES, needs_other_replicas, refuse_optimizers
 from vae_research.running_means import RunningMeans
 from vae_research.serialization import layers_of
 from vae_research.state import RUNNING_SUMS, OwnState
@@ -366,8 +366,11 @@ class Trainer(keras.Model):
             data: of which the first rows are tried.
 
         Raises:
-            ValueError: replicas would compute something else than one device.
+            ValueError: replicas would compute something else than one device, or an optimizer is
+                one that they cannot share.
         """
+        optimizers = getattr(self, "optimizer", None), *(each.optimizer for each in self.critics)
+        refuse_optimizers([each for each in optimizers if each is not None])
         if self.needs_other_replicas is None:
             zero = tf.constant(0, tf.int64)
             rows = tf.range(EXAMPLES) % data.rows  # the first again if there are too few
@@ -398,12 +401,6 @@ class Trainer(keras.Model):
             )
         if (replicas := replicas_of(self.strategy)) == 1:
             return
-        for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
-            if getattr(self.optimizer, name, None):
-                raise ValueError(
-                    f"{type(self.optimizer).__name__}({name}=...) decides within a step whether to "
-                    "update, and replicas cannot wait for each other there. Leave it out."
-                )
         self.check_replicas(x)
         if x.batch_size < replicas:
             raise ValueError(
