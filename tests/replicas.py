@@ -191,6 +191,31 @@ def noise():
     return different
 
 
+def gathered():
+    """Returns the kinds of tensors whose rows do not come from all replicas as they were."""
+    numbers = [[1, 0], [200, 3], [-1, 7]]
+    kinds = [tf.bool, tf.uint8, tf.int8, tf.uint16, tf.int16, tf.uint32, tf.uint64, tf.int32]
+    chosen = tf.distribute.MirroredStrategy(strategy(2).extended.worker_devices)  # collective
+    kinds += [tf.int64, tf.float16, tf.bfloat16, tf.float32, tf.float64]
+    return [kind.name for kind in kinds if not is_gathered(tf.cast(numbers, kind), chosen)]
+
+
+def is_gathered(whole, chosen):
+    """Returns whether each of two replicas gets all rows from its own and those of the other."""
+    found = []
+
+    def gather():
+        found.append(distribution.whole_rows(distribution.own_rows(whole)) == whole)
+
+    @tf.function(autograph=False)
+    def run():
+        distribution.run(chosen, gather, len(whole))
+        return [tf.reduce_all(each) for each in found]
+
+    equal = run()
+    return len(equal) == 2 and all(equal)
+
+
 class Undeclared(AggregatePosterior):
     """As the one that looks at the whole batch, and does not say so."""
 
@@ -271,13 +296,29 @@ REFUSED = {
 }
 
 
+OPTIMIZERS = {
+    "accumulation": lambda: SGD(1e-3, gradient_accumulation_steps=2),
+    "overwriting": lambda: SGD(1e-3, use_ema=True, ema_overwrite_frequency=3),
+    "scaled accumulation": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2)
+    ),
+}
+
+
 def refused():
     """Returns the messages of what replicas cannot share, by name."""
     messages = {}
     calls = {name: (make, {}) for name, make in REFUSED.items()}
     calls |= {"small batch": (dense, {"rows": 1}), "arrays": (dense, {"rows": None})}
+    calls |= {name: (dense, {"optimizer": make}) for name, make in OPTIMIZERS.items()}
+    calls["critic's accumulation"] = factor_vae, {"critic": OPTIMIZERS["accumulation"]}
     for name, (make, settings) in calls.items():
         model, rows = compiled(make, 2), settings.get("rows", 8)
+        with model.strategy.scope():
+            if "optimizer" in settings:
+                model.compile(settings["optimizer"]())
+            if "critic" in settings:
+                model.critics[0].optimizer = settings["critic"]()
         train = data().train
         try:
             model.fit(train.tensors()["inputs"] if rows is None else train.on_device(rows, seed=0))
@@ -295,7 +336,7 @@ def main(asked):
         getattr(mutants, asked["mutant"])()
     answer = {"compared": list(compared(asked["cases"]))}
     if asked.get("more"):
-        answer |= {"noise": noise(), "refused": refused()}
+        answer |= {"noise": noise(), "refused": refused(), "gathered": gathered()}
         clipped = {"global_clipnorm": 0.1}
         alone, shared = (weights(trained(dense, n, 21, 3, **clipped)[0]) for n in (0, 2))
         answer["clipped"] = float(np.linalg.norm(shared - alone) / np.linalg.norm(alone))

@@ -9,10 +9,12 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests import forks
 from tests.proofs import SOAK
-from vae_research.distribution import Share
+from vae_research.distribution import Share, questions, with_share
+from vae_research.tensors import Tensors
 
 MODELS = [
     *("dense", "convolutional", "importance_weighted", "beta_tcvae", "factor_vae"),
@@ -57,6 +59,20 @@ def test_noise_is_row_by_row_that_of_one_device(found):
 
 
 @pytest.mark.slow
+def test_rows_of_all_kinds_come_from_all_replicas(found):
+    assert found["gathered"] == []
+
+
+def test_a_batch_statistic_is_given_scalars_as_they_were_written():
+    tensors = Tensors({"z": tf.ones([2, 3]), "temperature": tf.constant(0.5)})
+    with with_share(Share(2, 4, 4, 2)), questions():
+        whole = tensors.of_whole_batch()
+        assert whole.tap("term", "temperature").numpy() == 0.5
+        assert whole.tap("term", "z").shape == (4, 3)
+    assert tensors.read == {"z", "temperature"}
+
+
+@pytest.mark.slow
 def test_gradients_are_clipped_after_they_are_added_up(found):
     assert found["clipped"] < 1e-5
 
@@ -75,6 +91,10 @@ def test_gradients_are_clipped_after_they_are_added_up(found):
         ("dropout", "Dropout .* generator of Keras"),
         ("term", "Loss term 'spread' .* batch_statistic = True"),
         ("activity", "activity_regularizer"),
+        ("accumulation", r"^SGD\(gradient_accumulation_steps=2\) does"),
+        ("overwriting", r"^SGD\(ema_overwrite_frequency=3\) does"),
+        ("scaled accumulation", r"^Adam\(gradient_accumulation_steps=2\) does"),
+        ("critic's accumulation", r"^SGD\(gradient_accumulation_steps=2\) does"),
         ("small batch", "batch of 1 rows is smaller than the number of replicas, 2"),
         ("arrays", "replicas share the batches of data.train.on_device"),
     ],
