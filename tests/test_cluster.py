@@ -132,8 +132,8 @@ def no_process_is_ended(monkeypatch):
     """A thread that notices a loss would end this process after a while."""
     monkeypatch.setattr(channel, "_TO_END", 1e6)
     yield
-    signals._received.clear()
-    signals._of_others.clear()
+    for known in (signals._received, signals._of_others, signals._agreed):
+        known.clear()
 
 
 @contextmanager
@@ -300,6 +300,22 @@ def test_signals_count_when_all_know_of_them():
         with pytest.raises(TerminatedError):
             signals.raise_if_received()
     assert not signals.is_received()
+
+
+@pytest.mark.parametrize("agreed", [False, True])
+def test_a_process_that_has_agreed_to_a_signal_saves_as_long_as_it_takes(agreed, monkeypatch):
+    ended = []
+    monkeypatch.setattr(channel, "_TO_END", 0.0)
+    monkeypatch.setattr(channel, "_end_at_once", ended.append)
+    with signals.agree_by(lambda own: [signal.SIGTERM] * agreed):
+        signals.agree()
+    ours, others = socket.socketpair()
+    with ours, others:
+        task = Task(0, free_addresses(2))
+        worker = channel.Connected(task, {})  # without a thread: what it reads is read here
+        others.sendall(b'{"end": 143, "message": ""}\n')
+        worker._read(1, ours)
+    assert [type(error) for error in ended] == [TerminatedError] * (not agreed)
 
 
 # ---------------------------------------------------------------- the guard

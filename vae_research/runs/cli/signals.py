@@ -73,8 +73,8 @@ def restored() -> Iterator[None]:
     try:
         yield
     finally:
-        _received.clear()
-        _of_others.clear()
+        for known in (_received, _of_others, _agreed):
+            known.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -87,18 +87,23 @@ def agree_by(exchange: Callable[[list[int]], list[int]]) -> Iterator[None]:
         exchange: returns the signals that all workers have received, from those of this one; all
             call it at the same places.
     """
+    _agreed.clear()
     _exchanges.append(exchange)
     try:
         yield
     finally:
         _exchanges.remove(exchange)
-        _agreed.clear()
 
 
 def agree() -> None:
     """Exchanges with the other workers what has been received; a run without others has none."""
     if _exchanges:
         _agreed[:] = _exchanges[-1](_received)
+
+
+def is_agreed() -> bool:
+    """Returns whether all workers know of a signal, which ends each of them by itself."""
+    return bool(_agreed)
 
 
 def is_received() -> bool:

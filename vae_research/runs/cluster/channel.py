@@ -171,7 +171,9 @@ class Connected:
         self._knows_error.set()
         if end is None or end["end"]:
             time.sleep(_TO_END)
-            if not self._is_ending:
+            # After a signal that all have agreed to this process does not wait for others: it
+            # saves, however long that takes.
+            if not (self._is_ending or signals.is_agreed()):
                 _end_at_once(error)
 
 

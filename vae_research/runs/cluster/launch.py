@@ -31,8 +31,9 @@ _STRATEGY = "--strategy=multiworker"
 # Below those that systems give to outgoing connections: nobody else takes one meanwhile.
 _PORTS = range(20000, 32000)
 # Seconds that workers have for their end after one of them has ended with an error, and after they
-# were told to end.
+# were told to end. A second signal from outside ends them at once.
 _TO_END, _TO_SAVE = 90.0, 30.0
+_BY_SIGNAL = (130, 143)
 _LOOK = 0.1
 _PR_SET_PDEATHSIG = 1
 
@@ -186,7 +187,7 @@ def _wait(workers: Sequence[subprocess.Popen[str]]) -> list[int]:
             code = worker.poll()
             if code is not None and number not in codes:
                 codes[number] = code
-                if code:
+                if code and code not in _BY_SIGNAL:  # after a signal others may save for long
                     deadline = min(deadline, time.monotonic() + _TO_END)
         if time.monotonic() >= deadline:  # a worker that ends has the others end; this one hangs
             _send(workers, signal.SIGKILL if told else signal.SIGTERM)
