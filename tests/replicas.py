@@ -243,6 +243,13 @@ class Spread(vr.LossTerm):
         return tf.reduce_sum((z - tf.reduce_mean(z, axis=0)) ** 2, axis=1)
 
 
+class LeastMean(vr.LossTerm):
+    """The mean of a batch, which is too small to be seen before the first step."""
+
+    def per_example(self, kl):
+        return tf.fill(tf.shape(kl)[:1], tf.maximum(tf.reduce_mean(kl), 5.0))
+
+
 class OwnStep(vr.VAE):
     """A step that clips the gradient of a part of the batch."""
 
@@ -292,6 +299,7 @@ REFUSED = {
     "unsynchronised": lambda: convolutional(synchronized=False),
     "dropout": lambda: normalised(keras.layers.Dropout(0.5)),
     "term": lambda: gaussian([vr.Bernoulli(), vr.KLDivergence(), Spread()]),
+    "least mean": lambda: gaussian([vr.Bernoulli(), LeastMean()]),
     "activity": lambda: normalised(keras.layers.Dense(4, activity_regularizer="l2")),
 }
 

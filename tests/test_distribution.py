@@ -90,6 +90,7 @@ def test_gradients_are_clipped_after_they_are_added_up(found):
         ("unsynchronised", r"BatchNormalization\(synchronized=True\)"),
         ("dropout", "Dropout .* generator of Keras"),
         ("term", "Loss term 'spread' .* batch_statistic = True"),
+        ("least mean", "Loss term 'least_mean' .* batch_statistic = True"),
         ("activity", "activity_regularizer"),
         ("accumulation", r"^SGD\(gradient_accumulation_steps=2\) does"),
         ("overwriting", r"^SGD\(ema_overwrite_frequency=3\) does"),

@@ -22,6 +22,8 @@ _OWN = Share(2, 4, EXAMPLES, 2)
 # Relative; a sum over other rows changes values by far more, and rounding by far less: in float32,
 # and in 16 bits.
 _TOLERANCES = 1e-3, 5e-2
+# By which the tensors of an untrained model are multiplied for a second trial of terms.
+_LARGER = 100.0
 
 
 def needs_other_replicas(model: Any, batch: Mapping[str, tf.Tensor]) -> bool:
@@ -32,6 +34,10 @@ def needs_other_replicas(model: Any, batch: Mapping[str, tf.Tensor]) -> bool:
     Each network and each term is tried on the rows of a replica: it must return the rows that it
     returns of the whole batch. Those that look at the batch as a whole are declared so, and
     critics and terms with `batch_statistic` are always given all of it.
+
+    The weights are those before the first step. Terms are tried once more, on tensors that are
+    larger: one that is constant below some value may look at the batch above it. What a network
+    does with other weights only is not found.
 
     Args:
         model: a VAE.
@@ -60,8 +66,13 @@ def needs_other_replicas(model: Any, batch: Mapping[str, tf.Tensor]) -> bool:
 
         with undone(model):
             tensors = model.forward(batch, training=True, seed=model.step_key())
-        for what, advice, function in _parts(model):
+        for what, advice, function in (*_networks(model), *_terms(model)):
             _try(what, advice, tensors, functools.partial(compute, function), tolerance)
+        larger = _larger(tensors)
+        for what, advice, function in _terms(model):
+            function = functools.partial(compute, function)
+            if _takes(function, larger):
+                _try(what, advice, larger, function, tolerance)
     return bool(
         asked
         or model.critics
@@ -86,18 +97,42 @@ def refuse_optimizers(optimizers: Iterable[Any]) -> None:
                 )
 
 
-def _parts(model: Any) -> Iterator[tuple[str, str, Callable[[Tensors], Any]]]:
-    """Yields what gets the rows of a replica: its name, advice, and what computes its values."""
+# What gets the rows of a replica: its name, advice, and what computes its values.
+_Part = tuple[str, str, Callable[[Tensors], Any]]
+
+
+def _networks(model: Any) -> Iterator[_Part]:
     advice = "Write whole_batch = True in its class, and every replica runs it on all rows."
     for role, network, only_input in model.networks_by_row():
         if not looks_at_whole_batch(network):
             run = functools.partial(_outputs_and_losses, role, network, only_input)
             yield f"The {role} {network.name!r}", advice, run
+
+
+def _terms(model: Any) -> Iterator[_Part]:
     advice = "Return a scalar, and write batch_statistic = True in its class."
     for term in model.objective.terms:
         if not term.batch_statistic:
             named = functools.partial(lambda term, found: {term.label: term(found)}, term)
             yield f"Loss term {term.label!r}", advice, named
+
+
+def _larger(tensors: Tensors) -> Tensors:
+    """Returns tensors of which those with rows of real numbers are larger."""
+    found = _copy(tensors)
+    for name, value in tensors.items():
+        if value.dtype.is_floating and value.shape.rank and name not in (*SCALARS, RELAXED):
+            found[name] = value * tf.cast(_LARGER, value.dtype)
+    return found
+
+
+def _takes(compute: Callable[[Tensors], Any], tensors: Tensors) -> bool:
+    """Returns whether values of tensors are among those that something is made for."""
+    try:
+        compute(_copy(tensors))
+    except (ValueError, tf.errors.InvalidArgumentError):
+        return False
+    return True
 
 
 def _outputs_and_losses(
