@@ -374,6 +374,10 @@ def test_a_run_has_scores_among_its_test_figures(folder):
     assert table["factors"] == ["factor_0", "factor_1", "factor_2"]
     np.testing.assert_allclose(table["mutual_information"], expected.matrix, atol=1e-5)
     assert table["weights_sha256"] == found["weights_sha256"]
+    assert table["settings"] == {"examples": 10_000, "seed": 0, "metrics": [*METRIC_NAMES]}
+    with np.load(folder / "with/codes.npz") as saved:
+        np.testing.assert_allclose(saved["codes"], codes, atol=1e-5)
+        assert saved["kl"].shape == (3,)
 
 
 @pytest.mark.slow
