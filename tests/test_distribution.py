@@ -28,7 +28,9 @@ if SOAK:
     CASES += [[name, 1, 22] for name in MODELS]
 
 
-VAE_MNIST = forks.CHECKOUT / "experiments" / "vae_mnist.py"
+VAE_MNIST, BETA_TCVAE = (
+    forks.CHECKOUT / "experiments" / f"{name}.py" for name in ("vae_mnist", "beta_tcvae")
+)
 
 
 def asked(tmp_path, **what):
@@ -169,14 +171,24 @@ def test_with_another_number_of_devices_a_run_is_valid_and_not_bit_exact(folder)
     [
         (["--device=cpu", "--strategy=mirrored"], "--device=cpu:2 makes two devices"),
         (["--device=cpu:3", "--strategy=mirrored", "--batch_size=2"], "--batch_size=2 is smaller"),
-        (["--device=cpu:2", "--strategy=mirrored", "--jit=on"], "--jit=on, and 2 replicas"),
         (["--device=cpu:0"], "auto, cpu, gpu, cpu:N, gpu:N"),
         (["--strategy=sharded"], "must be one of none, mirrored, multiworker"),
         (["--device=gpu:2"], "--device=gpu:2, and TensorFlow finds no GPU"),
     ],
 )
 def test_what_cannot_be_shared_is_answered_in_one_line(flags, message, folder):
-    process = forks.run(VAE_MNIST, "--dataset=images.npz", "--run_dir=refused", *flags, cwd=folder)
-    assert process.returncode == 2
-    assert message in process.stderr
+    assert message in refusal(VAE_MNIST, *flags, folder=folder)
+
+
+@pytest.mark.slow
+def test_a_program_of_xla_cannot_wait_for_other_replicas(folder):
+    flags = "--device=cpu:2", "--strategy=mirrored", "--jit=on"
+    message = "--jit=on, and within a step the replicas of this model wait for each other"
+    assert message in refusal(BETA_TCVAE, *flags, folder=folder)
+
+
+def refusal(experiment, *flags, folder):
+    process = forks.run(experiment, "--dataset=images.npz", "--run_dir=refused", *flags, cwd=folder)
+    assert process.returncode == 2, process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
+    return process.stderr
