@@ -18,6 +18,7 @@ from tests.test_distributions import Diagonal, Mixture, OwnNormal
 from vae_research import callbacks, checkpoints
 from vae_research.callbacks.inference import Inference
 from vae_research.levels import levels
+from vae_research.networks.heads import copies
 from vae_research.state import state_sha256
 
 STEPS = 2
@@ -53,7 +54,8 @@ KINDS = {kind: [n for n in CASES if kind_of(n) == kind] for kind in sorted({*map
 
 def dense_outputs(features, shapes):
     """Linear heads of the given shapes for each row."""
-    flat = {n: keras.layers.Dense(int(np.prod(shape)))(features) for n, shape in shapes.items()}
+    read = zip(shapes.items(), copies(features, len(shapes)), strict=True)
+    flat = {n: keras.layers.Dense(int(np.prod(shape)))(copy) for (n, shape), copy in read}
     return {n: keras.layers.Reshape(shapes[n])(value) for n, value in flat.items()}
 
 

@@ -109,9 +109,9 @@ def heads(
     """
     given = _biases_by_head(output_bias, shapes)
     outputs = {}
-    for name in shapes:
+    for name, copy in zip(shapes, copies(features, len(shapes)), strict=True):
         layer = make(name)
-        output = layer(features)
+        output = layer(copy)
         if name in given:
             layer.bias.assign(np.reshape(given[name], layer.bias.shape))
         if name.endswith(("log_var", "log_rate")):
@@ -121,6 +121,19 @@ def heads(
             output = restore(squash(scale(output)))
         outputs[name] = output
     return outputs
+
+
+def copies(features: Any, count: int) -> list[Any]:
+    """Returns a Keras tensor once for each of the layers that read it.
+
+    The gradient of a tensor that three or more layers read is a sum without a fixed order, see
+    `tensors.sum_in_order`: two runs may differ in their last bits. That of a repeated tensor is a
+    sum over an axis, which has an order.
+    """
+    if count <= 2:
+        return [features] * count
+    repeated = keras.ops.repeat(keras.ops.expand_dims(features, 1), count, axis=1)
+    return [keras.ops.squeeze(part, 1) for part in keras.ops.split(repeated, count, axis=1)]
 
 
 def _biases_by_head(output_bias: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
