@@ -434,7 +434,7 @@ def test_a_run_names_the_networks_that_it_did_not_write(tmp_path, capsys):
     assert outputs.save_networks(tmp_path, vae) == ["decoder.keras"]
     assert capsys.readouterr().err.startswith("warning: model.keras was not written: it could not")
     assert [found.name for found in tmp_path.iterdir()] == ["decoder.keras"]
-    vae = build(decoder=Decoder())
+    vae = build(decoder=Decoder(name="decoder"))
     vae.forward(IMAGES[:2])
     assert outputs.save_networks(tmp_path, vae) == []
     assert "warning: decoder.keras was not written: 'decoder' is a layer" in capsys.readouterr().err
