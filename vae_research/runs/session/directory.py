@@ -352,7 +352,9 @@ def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
     refuse_links(folder)
     with open(folder / LOCK, "a+", encoding="utf-8") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Workers of one run look at the same time, and may: only one may write.
+            kind = fcntl.LOCK_EX if writes else fcntl.LOCK_SH
+            fcntl.flock(stream, kind | fcntl.LOCK_NB)
         except OSError as error:
             stream.seek(0)
             raise DirectoryInUseError(
