@@ -56,7 +56,7 @@ def find_factors(
 
     Args:
         splits: the arrays of each split. `factors` are numbers from 0, integers `[n, k]`, arrays or
-            `Rows`; others are no factors, but arrays like any other.
+            `Rows`; others are not factors, but arrays like any other.
         given: the factors, or only their names; by default factor_0, factor_1, ... If they are only
             names, the number of values is one more than the largest number of all splits.
         name: of the data set, for messages.

@@ -98,7 +98,7 @@ class FunctionSampler(Sampler):
         rows_per_call: largest n.
 
     Raises:
-        ValueError: a size is no positive integer, or no factor has two values.
+        ValueError: a size is not a positive integer, or all factors have one value.
     """
 
     rows = None

@@ -79,7 +79,7 @@ def standard_errors(values: Sequence[np.ndarray]) -> np.ndarray | None:
     would put copies of a row into both parts of a split, and at a distance of zero from each other.
 
     Args:
-        values: of each group, arrays of one shape; none if there are no groups.
+        values: of each group, arrays of one shape; empty without groups.
     """
     if not values:
         return None

@@ -33,7 +33,7 @@ def with_factors_of_dsprites(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
     """The arrays of a file, with `factors` if it has the layout of dSprites, and their names.
 
-    The first column of `latents_classes` is the colour. It has one value and is no factor.
+    The first column of `latents_classes` is the colour. It has one value and is not a factor.
     """
     classes = arrays.get("latents_classes")
     known = {"latents_values"} <= arrays.keys() and FACTORS not in arrays
