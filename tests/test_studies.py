@@ -355,10 +355,10 @@ def test_the_directory_of_another_experiment(place, study, finished):
 
 @pytest.mark.slow
 def test_a_study_in_use(finished, study):
-    before = contents(finished[0])
-    with directory.locked(finished[0], writes=False):
+    with directory.locked(finished[0]):
+        before = contents(finished[0])
         assert "is in use by" in refusal(study("finished"), 5)
-    assert contents(finished[0]) == before
+        assert contents(finished[0]) == before
 
 
 @pytest.mark.parametrize(

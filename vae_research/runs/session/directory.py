@@ -339,7 +339,8 @@ def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
 
     Args:
         folder: the run directory.
-        writes: write a line into the lock file that says which process holds it.
+        writes: hold it alone, and write a line into the lock file that says which process does;
+            otherwise hold it beside others who only look, as all workers of a run do at its start.
 
     Raises:
         DirectoryInUseError: another process holds it.
@@ -352,7 +353,6 @@ def locked(folder: Path, *, writes: bool = True) -> Iterator[None]:
     refuse_links(folder)
     with open(folder / LOCK, "a+", encoding="utf-8") as stream:
         try:
-            # Workers of one run look at the same time, and may: only one may write.
             kind = fcntl.LOCK_EX if writes else fcntl.LOCK_SH
             fcntl.flock(stream, kind | fcntl.LOCK_NB)
         except OSError as error:
