@@ -41,6 +41,7 @@ LAYERS = (
     ("round_trip", "replica_checks"),
     ("trainer",),
     ("steps",),
+    ("saving",),
     ("model",),
     ("evaluation", "plots"),
     ("selfcheck",),
@@ -55,8 +56,7 @@ BOTTOM = (*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[3], *LAYERS[4])
 ONLY = {
     "objective": ("losses.term", "gradient_estimators", *BOTTOM),
     "model": (
-        *("objective", "critics", "gradient_estimators", "checkpoints", "steps"),
-        *("serialization", "round_trip", "priors", "suitability"),
+        *("objective", "critics", "gradient_estimators", "saving", "priors", "suitability"),
         *BOTTOM,
     ),
 }

@@ -1,27 +1,22 @@
 """The variational autoencoder: a Keras model composed of networks and loss terms.
 
-How it is trained on a batch is in `vae_research.steps`.
+How it is trained on a batch is in `vae_research.steps`, how it is saved in `vae_research.saving`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from vae_research import checkpoints, round_trip, serialization
 from vae_research.codes import CodeLayout, Codes
 from vae_research.critics import Critic
 from vae_research.distribution import share, whole_batch, with_samples
-from vae_research.epochs import EpochClock
 from vae_research.gradient_estimators import GradientEstimator, SampledPath, check_densities
 from vae_research.levels import level_of
 from vae_research.objective import LossReport, Objective
@@ -29,8 +24,7 @@ from vae_research.priors.fitted import refuse_unfitted
 from vae_research.priors.prior import Prior
 from vae_research.priors.vamp import VampPrior
 from vae_research.randomness import evaluation_key
-from vae_research.state import RUNNING_SUMS, load_groups, save_groups
-from vae_research.steps import TrainingSteps
+from vae_research.saving import SavableModel
 from vae_research.suitability import (
     as_tensor,
     refuse_non_finite,
@@ -49,11 +43,10 @@ from vae_research.tensors import (
 _LIKE_WEIGHTS = {"beta", "kl_weight", "kl_beta", "kl_factor", "kl_loss_weight", "weight_kl"}
 
 _SAMPLE = "sample of the decoder"  # what the noise of a decoder's own samples is for
-_CLOCK, _DATA_EPOCH = "clock", "data_epoch"  # among what Keras saves of the model itself
 
 
 @keras.saving.register_keras_serializable(package="vae_research")
-class VAE(TrainingSteps):
+class VAE(SavableModel):
     """Encoder, bottleneck, decoder and loss terms, trained by `compile` and `fit`.
 
     Args:
@@ -126,8 +119,6 @@ class VAE(TrainingSteps):
         self.further_modules = list(modules)
         if isinstance(getattr(bottleneck, "prior", None), VampPrior):
             bottleneck.prior.use_encoder(self.posterior)
-        self._input_specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
-        self._has_run = False  # whether a whole forward pass was made
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute.
@@ -201,10 +192,31 @@ class VAE(TrainingSteps):
             self._run_critics(tensors, training=training)
         return tensors
 
-    @property
-    def code_layout(self) -> CodeLayout:
-        """Names and shapes of the latents, and the columns that their values are shown in."""
-        return CodeLayout.of(self.bottleneck)
+    def report(
+        self,
+        data: tf.Tensor | Mapping[str, tf.Tensor],
+        *,
+        training: bool = False,
+        seed: tf.Tensor | None = None,
+    ) -> tuple[Tensors, LossReport]:
+        """Returns a forward pass, and the loss of each example with all its parts.
+
+        Whoever differentiates the loss takes `surrogate` from here.
+
+        Args:
+            data, training, seed: as for `forward`.
+        """
+        states = self._own_state.controllers
+        tensors = self.infer(data, training=training, seed=seed)
+        estimator = self.objective.gradient_estimator
+        recorded = SampledPath.recorded(self.bottleneck, tensors) if estimator else nullcontext()
+        with with_samples(tensors.samples), recorded as path:
+            self._run_decoder(tensors, training=training)
+            self._run_critics(tensors, training=training)
+            # `losses`: regularisers, and what layers passed to add_loss in this forward pass.
+            report = self.objective(tensors, self.losses, states, path)
+            critics = {critic.name: critic.report(tensors, states) for critic in self.critics}
+        return tensors, dataclasses.replace(report, critics=critics) if critics else report
 
     def _start(
         self, data: Any, seed: tf.Tensor | None = None, *, training: bool = False
@@ -473,6 +485,13 @@ class VAE(TrainingSteps):
         refuse_unsuitable_data(self.objective.likelihood, x, known=self._input_specs)
         return super().predict(x, *args, **kwargs)
 
+    # What it reads and is made of.
+
+    @property
+    def code_layout(self) -> CodeLayout:
+        """Names and shapes of the latents, and the columns that their values are shown in."""
+        return CodeLayout.of(self.bottleneck)
+
     @property
     def data_names(self) -> tuple[str, ...]:
         """Names of the data that this model has seen, without `inputs`."""
@@ -490,59 +509,8 @@ class VAE(TrainingSteps):
         self._input_specs = {name: self._input_specs[name] for name in kept}
         return read
 
-    def report(
-        self,
-        data: tf.Tensor | Mapping[str, tf.Tensor],
-        *,
-        training: bool = False,
-        seed: tf.Tensor | None = None,
-    ) -> tuple[Tensors, LossReport]:
-        """Returns a forward pass, and the loss of each example with all its parts.
-
-        Whoever differentiates the loss takes `surrogate` from here.
-
-        Args:
-            data, training, seed: as for `forward`.
-        """
-        states = self._own_state.controllers
-        tensors = self.infer(data, training=training, seed=seed)
-        estimator = self.objective.gradient_estimator
-        recorded = SampledPath.recorded(self.bottleneck, tensors) if estimator else nullcontext()
-        with with_samples(tensors.samples), recorded as path:
-            self._run_decoder(tensors, training=training)
-            self._run_critics(tensors, training=training)
-            # `losses`: regularisers, and what layers passed to add_loss in this forward pass.
-            report = self.objective(tensors, self.losses, states, path)
-            critics = {critic.name: critic.report(tensors, states) for critic in self.critics}
-        return tensors, dataclasses.replace(report, critics=critics) if critics else report
-
-    # Saving and loading.
-
-    def load_checkpoint(self, path: str | Path) -> checkpoints.Checkpoint:
-        """Loads the values of a checkpoint, a folder of a run's `checkpoints`, into this model.
-
-        Returns:
-            What was loaded: its step and epoch. A model that is compiled gets the optimizer's state
-            as well, and `fit` continues as the run would have, with the next epoch of the data if
-            the checkpoint was taken within one.
-
-        Raises:
-            CheckpointError: it is not a checkpoint, is damaged, or is of another model; nothing is
-                changed then.
-        """
-        self.build_optimizer()
-        return checkpoints.load(path, self)
-
-    @property
-    def built(self) -> bool:
-        """Whether every variable exists. Keras asks before it saves and after it has loaded."""
-        return self._has_run or serialization.has_all_variables(self._networks())
-
-    @built.setter
-    def built(self, value: bool) -> None:
-        """Does nothing. Keras sets it after `call`, which does not run the whole model."""
-
-    def _networks(self) -> dict[str, Any]:
+    def networks(self) -> dict[str, Any]:
+        """Returns the networks by role, those of critics among them."""
         return {
             "encoder": self.encoder,
             "bottleneck": self.bottleneck,
@@ -563,121 +531,3 @@ class VAE(TrainingSteps):
             ("decoder", self.decoder, latent),
             *((f"module {index}", each, None) for index, each in enumerate(self.further_modules)),
         ]
-
-    def build(self, input_shape: Any = None) -> None:
-        """Does nothing: the first forward pass builds the networks."""
-
-    def build_optimizer(self) -> None:
-        """Creates the slots of all optimizers, if every variable exists or can be created."""
-        self._create_variables()
-        if self.built:
-            super().build_optimizer()
-
-    def _create_variables(self) -> None:
-        if self._input_specs and not self.built:
-            serialization.create_variables(self, self._input_specs)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns what `from_config` needs; Keras saves it with the weights."""
-        config = serialization.model_config(
-            self._networks(), self.critics, self._declared_objective, self._input_specs
-        )
-        return config | {
-            "seed": self.seed,
-            "name": self.name,
-            "steps_per_epoch": self.steps_per_epoch,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Returns the model that `get_config` described, with all its variables.
-
-        Raises:
-            ValueError: a term's class is not imported, or a schedule was a plain function.
-        """
-        arguments, specs = serialization.model_arguments(config)
-        steps_per_epoch = arguments.pop("steps_per_epoch")
-        model = cls(**arguments)
-        if steps_per_epoch is not None:
-            model.set_steps_per_epoch(steps_per_epoch)
-        model._input_specs = dict(specs)
-        model._create_variables()
-        return model
-
-    def save(
-        self,
-        filepath: str | Path,
-        overwrite: bool = True,
-        zipped: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keras' `save`. The file gets its name after it was loaded and found to be this model.
-
-        Compared are all variables, also those of optimizers, and the ELBO of two rows, to the last
-        bit.
-
-        Raises:
-            ValueError: the file cannot be loaded, or loads as another model; the message says why,
-                and nothing is written.
-            FileExistsError: there is such a file, and `overwrite` is False. (Keras would ask.)
-        """
-        self.build_optimizer()  # as the loaded model does
-        round_trip.save_checked(
-            self,
-            filepath,
-            functools.partial(super().save, zipped=zipped, **kwargs),
-            functools.partial(round_trip.figures_of, specs=self._input_specs),
-            overwrite=overwrite,
-        )
-
-    def export(
-        self,
-        filepath: str | Path,
-        format: str = "tf_saved_model",
-        verbose: bool | None = None,
-        input_signature: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keras' `export` of `call`, the reconstruction, for batches of any size.
-
-        It needs no `input_signature` once the model has seen data, also before it was saved.
-
-        Raises:
-            ValueError: the model has not seen data, and there is no `input_signature`.
-        """
-        self._create_variables()
-        if input_signature is None:
-            input_signature = serialization.input_signature(self.call, self._input_specs)
-        super().export(filepath, format, verbose, input_signature, **kwargs)
-
-    def load_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Keras' `load_weights`, with step and slots of the optimizer if they were saved."""
-        self.build_optimizer()
-        super().load_weights(*args, **kwargs)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Saves step, critics and the seeds of random layers beside what Keras saves."""
-        super().save_own_variables(store)
-        save_groups(store, self._own_groups())
-        self.averaging.save(store)
-        clock = self.epoch_clock
-        if clock.steps_per_epoch is not None:
-            store[_CLOCK] = np.array(dataclasses.astuple(clock), np.float64)
-        store[_DATA_EPOCH] = np.array(self.data_epoch, np.int64)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads what `save_own_variables` saved."""
-        self.build_optimizer()
-        own = load_groups(store, self._own_groups()) | {_CLOCK, _DATA_EPOCH}
-        own |= self.averaging.load(store)
-        names = set(store.keys())
-        super().load_own_variables({name: store[name] for name in names - own})
-        if _CLOCK in names:
-            self.epoch_clock = EpochClock.from_values(np.asarray(store[_CLOCK]).tolist())
-        if _DATA_EPOCH in names:
-            self.data_epoch = int(np.asarray(store[_DATA_EPOCH]))
-
-    def _own_groups(self) -> dict[str, list[Any]]:
-        groups = self.further_state() | {"seeds": serialization.seeds_of(self)}
-        del groups[RUNNING_SUMS]
-        return groups
