@@ -21,7 +21,8 @@ from vae_research import (
     dense_decoder,
     dense_encoder,
 )
-from vae_research.tensors import Tensors, call_module, without_captured_tensors
+from vae_research.captured_tensors import without_captured_tensors
+from vae_research.tensors import Tensors, call_module
 
 OUTSIDE = keras.Input((2,), name="outside")
 IMAGES = np.zeros([4, 3], "float32")

@@ -27,7 +27,7 @@ LAYERS = (
     ("distribution",),
     (
         *("settings", "arguments", "extras", "tables", "version", "randomness", "files"),
-        *("lazy", "epochs"),
+        *("lazy", "epochs", "captured_tensors"),
     ),
     ("schemas", "levels"),
     ("probability", "schedules", "tensors", "codes", "manifests", "state"),
@@ -75,6 +75,7 @@ REQUIRED_AT = {part: {"keras", "numpy", "tensorflow"} for part in LAYERS[3]} | {
     "extras": set(),
     "schemas": set(),
     "levels": set(),
+    "captured_tensors": {"keras", "tensorflow"},
     "controllers": {"tensorflow"},
     "manifests": {"numpy"},
     "randomness": {"tensorflow"},

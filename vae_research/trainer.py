@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from vae_research.averaging import Averaging
+from vae_research.captured_tensors import scope_explained
 from vae_research.critics import Critic, check_optimizers, check_variables
 from vae_research.data.streams import Batches, DeviceDataset
 from vae_research.distribution import (
@@ -46,7 +47,6 @@ from vae_research.running_means import RunningMeans
 from vae_research.serialization import layers_of
 from vae_research.state import RUNNING_SUMS, OwnState
 from vae_research.suitability import looked_at, notes_on_likelihood, refuse_unsuitable_data
-from vae_research.tensors import scope_explained
 
 StepFunction = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
 

@@ -22,8 +22,8 @@ import tensorflow as tf
 
 from vae_research import probability
 from vae_research.arguments import checked_seed
+from vae_research.captured_tensors import without_captured_tensors
 from vae_research.randomness import evaluation_key, fold_in, standard_normal, training_key
-from vae_research.tensors import without_captured_tensors
 
 
 def pixel_mean_cross_entropy(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -130,7 +130,8 @@ class LossTerm(Settings, abc.ABC):
             return self._checked(self._apply(self._reader(), tensors))
 
     def _apply(self, method: Callable[..., Any], tensors: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        from vae_research.tensors import bind, without_captured_tensors
+        from vae_research.captured_tensors import without_captured_tensors
+        from vae_research.tensors import bind
 
         reader = f"loss term {self.label!r}"
         # Equal to the message today, but not one: another key is other noise for a term that reads
@@ -265,7 +266,8 @@ class Likelihood(LossTerm):
         """Returns the log-likelihood of the values that are not missing, `[rows]`, nats."""
         import tensorflow as tf
 
-        from vae_research.tensors import bind, without_captured_tensors
+        from vae_research.captured_tensors import without_captured_tensors
+        from vae_research.tensors import bind
 
         reader = f"loss term {self.label!r}"
         given = bind(reader, self.log_likelihood, tensors, key=reader, rename=self.renamed())

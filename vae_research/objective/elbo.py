@@ -1,0 +1,49 @@
+"""What a forward pass has of the ELBO: divergences and densities of all latents."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from vae_research.levels import levels
+from vae_research.probability import sum_over_event
+from vae_research.tensors import Tensors, sum_in_order
+
+
+def divergences(tensors: Tensors) -> dict[str, tf.Tensor]:
+    """Returns the KL divergences in the ELBO by latent, `[rows]`, in closed form if it is known."""
+    found = {}
+    for latent, level in levels(tensors).items():
+        if "kl" in level:
+            found[latent] = sum_over_event(tensors.tap("ELBO", level["kl"]))
+        else:
+            log_posterior = _density("ELBO", level["log_posterior"], tensors)
+            found[latent] = log_posterior - _density("ELBO", level["log_prior"], tensors)
+    return found
+
+
+def log_prior_ratio(reader: str, tensors: Tensors) -> tf.Tensor | None:
+    """Returns log p(z) - log q(z|x) of all latents, `[rows]`, nats, or None if one lacks a density.
+
+    Args:
+        reader: what to call the reader in a message.
+        tensors: of a forward pass.
+    """
+    found = levels(tensors).values()
+    if not found or any(not {"log_posterior", "log_prior"} <= level.keys() for level in found):
+        return None
+    ratios = []
+    for level in found:
+        log_prior = _density(reader, level["log_prior"], tensors)
+        ratios.append(log_prior - _density(reader, level["log_posterior"], tensors))
+    return sum_in_order(ratios)
+
+
+def _density(reader: str, name: str, tensors: Tensors) -> tf.Tensor:
+    """Returns a log-density; raises ValueError if it is not `[rows]` and would broadcast."""
+    density = tensors.tap(reader, name)
+    if density.shape.rank not in (1, None):
+        raise ValueError(
+            f"{name!r} has the shape {density.shape}; a density has one value for each row, [rows] "
+            "(sum_over_event adds up the other axes)."
+        )
+    return density
