@@ -61,12 +61,16 @@ def dense():
     return gaussian([vr.Bernoulli(), controlled, vr.FreeBits(name="bits", weight=0.5)])
 
 
-def convolutional(synchronized=True):
+def convolutional(synchronized=True, use_bias=True):
     image = keras.Input(SHAPE, name="inputs")
-    hidden = keras.layers.Conv2D(3, 3, strides=2)(image)
+    hidden = keras.layers.Conv2D(3, 3, strides=2, use_bias=use_bias)(image)
     hidden = keras.layers.BatchNormalization(synchronized=synchronized)(hidden)
     hidden = keras.layers.Flatten()(keras.layers.Activation("relu")(hidden))
     return gaussian([vr.Bernoulli(), vr.KLDivergence()], heads(image, hidden))
+
+
+def convolutional_with_adam():
+    return convolutional(use_bias=False)  # of a bias that changes nothing Adam makes whole steps
 
 
 def importance_weighted():
@@ -115,7 +119,8 @@ def compiled(make, devices, **settings):
     with nullcontext() if chosen is None else chosen.scope():
         model = make()
         # Adam takes nearly the same step for gradients that are twice too large; this one does not.
-        kind = keras.optimizers.Adam if make is dense else functools.partial(SGD, momentum=0.9)
+        adam = make in (dense, convolutional_with_adam)
+        kind = keras.optimizers.Adam if adam else functools.partial(SGD, momentum=0.9)
         model.compile(kind(1e-3, **settings), steps_per_execution=5)
         model.data_read(data().train.tensors(slice(0, 2)))
     return model

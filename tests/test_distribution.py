@@ -22,7 +22,7 @@ MODELS = [
 ]
 # 66 rows: 21 leave a batch of 3, fewer than 4 replicas; 22 do not divide by 4, and 20 do.
 CASES = [[name, 2, 21] for name in MODELS]
-CASES += [["dense", 1, 21], ["dense", 2, 20], ["convolutional", 4, 21]]
+CASES += [["dense", 1, 21], ["dense", 2, 20], ["convolutional_with_adam", 4, 21]]
 if SOAK:
     CASES += [[name, 4, rows] for name in MODELS for rows in (20, 21, 22)]
     CASES += [[name, 1, 22] for name in MODELS]
