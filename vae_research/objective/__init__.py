@@ -6,7 +6,6 @@ where terms, weights and samples are joined. Beside it: `weights.py` weighs term
 `report.py` has the result, and `checks.py` refuses terms that make no objective.
 """
 
-from vae_research.objective.checks import RESERVED_NAMES as RESERVED_NAMES
 from vae_research.objective.checks import check_labels as check_labels
 from vae_research.objective.elbo import log_prior_ratio as log_prior_ratio
 from vae_research.objective.objective import Objective as Objective
