@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import json
+import os
 import re
 import shutil
 import statistics
@@ -571,6 +572,14 @@ def test_wrong_uses_of_plots(sweep, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_pipe_that_nobody_reads_any_more(sweep, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        assert compare.main([str(sweep)]) == 0
+
+
 def test_the_command_needs_no_tensorflow(sweep, without_tensorflow):
     process = forks.run(
         *("-m", "vae_research.runs.tools.compare", "."), cwd=sweep, first=without_tensorflow

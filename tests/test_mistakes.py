@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import vae_research as vr
+from vae_research import runs
 
 SHAPE = (4, 4, 1)
 
@@ -90,3 +91,63 @@ def test_a_weight_that_a_callback_sets():
     own = Own(*parts(), [vr.Bernoulli(), vr.KLDivergence()])
     own.kl_weight = 0.5
     vae.anything_else = keras.layers.Dense(1)
+
+
+DATA = vr.Data.from_arrays(*(np.zeros((4, *SHAPE), np.float32) for _ in range(3)), name="zeros")
+
+
+@pytest.mark.parametrize("x", [DATA, DATA.train], ids=["data", "split"])
+@pytest.mark.parametrize("method", ["fit", "evaluate", "train_on_batch"])
+def test_data_that_are_not_batches_yet(method, x):
+    vae = vr.VAE(*parts(), [vr.Bernoulli(), vr.KLDivergence()])
+    vae.compile("adam")
+    with pytest.raises(TypeError, match=r"has no batches: give \w.*\.on_device\(batch_size"):
+        getattr(vae, method)(x)
+
+
+def test_validation_data_that_are_not_batches_yet():
+    vae = vr.VAE(*parts(), [vr.Bernoulli(), vr.KLDivergence()])
+    vae.compile("adam")
+    with pytest.raises(TypeError, match=r"A Split has no batches"):
+        vae.fit(DATA.train.raw, batch_size=4, validation_data=DATA.validation, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda vae: vr.estimate(vae, DATA), TypeError, r"one split, for example data\.test"),
+        (lambda vae: vr.estimate(vae.decoder, DATA.test), TypeError, "estimate.. is of a VAE, got"),
+        (lambda vae: vae.sample(-1), ValueError, "count must be an integer"),
+        (lambda vae: vr.load_data(np.zeros(3)), TypeError, r"got ndarray; vr\.Data\.from_arrays"),
+        (lambda vae: runs.train(None, data=DATA), TypeError, "build must be a function.*got None"),
+    ],
+)
+def test_an_argument_of_another_kind(call, error, message):
+    with pytest.raises(error, match=message):
+        call(vr.VAE(*parts(), [vr.Bernoulli(), vr.KLDivergence()]))
+
+
+class ByValue(vr.priors.Prior):
+    """A prior without the sum over its dimensions."""
+
+    def log_prob(self, z):
+        return vr.normal_log_density(z, 0.0, 0.0)
+
+    def sample(self, count, seed):
+        return vr.standard_normal([count, 2], seed)
+
+
+def test_a_density_with_a_value_for_each_dimension():
+    encoder, _, decoder = parts()
+    bottleneck = vr.GaussianBottleneck(2, prior=ByValue())
+    vae = vr.VAE(encoder, bottleneck, decoder, [vr.Bernoulli(), vr.MonteCarloKL()])
+    with pytest.raises(ValueError, match=r"'log_prior' has the shape .*one value for each row"):
+        vae.report(DATA.train.raw)
+
+
+def test_a_schedule_with_a_weight_for_each_row():
+    weights = [lambda step: tf.linspace(0.0, 1.0, 4), lambda step: None, lambda step: [1.0]]
+    for weight, returned in zip(weights, [r"shape \(4,\)", "None", r"shape \(1,\)"], strict=True):
+        vae = vr.VAE(*parts(), [vr.Bernoulli(), vr.KLDivergence(weight=weight)])
+        with pytest.raises(ValueError, match=rf"schedule .*<lambda> returned .*{returned};"):
+            vae.report(DATA.train.raw)

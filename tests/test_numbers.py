@@ -34,6 +34,23 @@ def test_a_row_says_what_is_run_and_what_is_compared(name):
             assert compared.agrees
 
 
+def test_the_page_has_the_values_and_the_date_of_the_last_rerun():
+    page = (CHECKOUT / "docs" / "results.md").read_text("utf-8")
+    table = page.partition("| row | figure |")[2].partition("\n\n")[0].splitlines()[2:]
+    figures = [(row, figure) for row in ROWS.values() for figure in row["figures"]]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert len(shown) >= sum("unfinished" not in row for row, _ in figures)
+    for (_, _, _, by_seed, _, date), (row, figure) in zip(shown, figures, strict=False):
+        values = by_seed.split(", ") if by_seed else []
+        assert [float(value) for value in values] == [
+            round(found, len(value.partition(".")[2]))
+            for found, value in zip(figure.get("rerun", []), values, strict=True)
+        ]
+        if date:
+            rerun = datetime.date.fromisoformat(row["rerun"])
+            assert date == f"{rerun.day} {rerun:%B %Y}"
+
+
 LINEAR = {
     "set_up": "few rows",
     "source": "none",

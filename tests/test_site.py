@@ -74,6 +74,9 @@ def test_the_api_has_every_public_name(pages):
     public = set(vr.__all__) - set(vr._NAMESPACES) - {"__version__"}
     assert public <= found | {name.rpartition(".")[2] for name in found}
     assert {f"disentanglement.{name}" for name in vr.disentanglement.__all__} <= found
+    methods = set(re.findall(r'<h3 id="vae_research\.VAE\.(\w+)"', pages["api/model.html"]))
+    assert {"forward", "train_step", "finish_step", "fit", "evaluate", "save"} <= methods
+    assert 'id="vae_research.data.Split.on_device"' in pages["api/data.html"]
 
 
 def test_the_gallery_shows_what_each_header_says(pages):

@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from vae_research.arguments import checked_integer
 from vae_research.controllers import Controller
+from vae_research.data.dataset import Data
+from vae_research.data.split import Split
 from vae_research.data.streams import (
     LAST_EPOCH,
     Batches,
@@ -263,6 +265,16 @@ def targets_for_weights(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         return x, x
     rest = {name: value for name, value in x.items() if name != "targets"}
     return rest, x.get("targets", x.get("inputs"))
+
+
+def refuse_split(x: Any) -> None:
+    """Raises TypeError for data that are not batches yet."""
+    if isinstance(x, Data | Split):
+        split = "data.train" if isinstance(x, Data) else "split"
+        raise TypeError(
+            f"A {type(x).__name__} has no batches: give {split}.on_device(batch_size, seed=0), "
+            f"which is the fastest, or {split}.batches(batch_size, seed=0)."
+        )
 
 
 def refuse_class_weight(class_weight: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from vae_research.arguments import checked_integer
 from vae_research.codes import CodeLayout, Codes
 from vae_research.critics import Critic
 from vae_research.distribution import share, whole_batch, with_samples
@@ -466,9 +467,11 @@ class VAE(SavableModel):
             tensors: as for `decode`.
 
         Raises:
-            ValueError: the bottleneck has no prior, or the prior is not fitted or is of other
-                codes.
+            ValueError: `count` is not an integer or below 0, the bottleneck has no prior, or the
+                prior is not fitted or is of other codes.
         """
+        if not tf.is_tensor(count):
+            count = checked_integer("count", count, 0)
         codes = self.codes_from_prior(count, [seed, 0], prior)
         return self._decode(codes, tensors, evaluation_key(seed, 0))
 

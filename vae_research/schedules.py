@@ -223,9 +223,21 @@ def value_at(value: float | Schedule | Callable[[Any], Any], step: Any) -> Any:
     Args:
         value: a number, a `Schedule`, or any function of the step.
         step: scalar, optimizer steps.
+
+    Raises:
+        ValueError: a function returned something other than one number, which would be another
+            weight for each row.
     """
     import tensorflow as tf
 
-    if callable(value):
-        value = value(tf.cast(step, tf.float32))
-    return tf.cast(value, tf.float32)
+    if not callable(value):
+        return tf.cast(value, tf.float32)
+    found = value(tf.cast(step, tf.float32))
+    shape = None if found is None else tf.convert_to_tensor(found).shape
+    if shape is None or shape.rank not in (0, None):
+        returned = "None" if shape is None else f"values of shape {shape}"
+        raise ValueError(
+            f"The schedule {getattr(value, '__qualname__', value)} returned {returned}; it must "
+            "return one number for a step."
+        )
+    return tf.cast(found, tf.float32)

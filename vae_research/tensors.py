@@ -205,18 +205,40 @@ def of_all_levels(reader: str, part: str, tensors: Tensors) -> tf.Tensor:
 
     Raises:
         MissingTensorError: a latent does not have it.
+        ValueError: a density is not `[rows]` and would broadcast.
     """
     found = levels(tensors)
     if found.keys() <= {WITHOUT_SUFFIX}:
         names = [found.get(WITHOUT_SUFFIX, {}).get(part, part)]
     else:
         names = [level.get(part, f"{part}_{latent}") for latent, level in found.items()]
+    if part != "kl":
+        return sum_in_order([density(reader, name, tensors) for name in names])
     values = [tensors.tap(reader, name) for name in names]
     if len(values) == 1:
         return values[0]
-    if part == "kl":
-        return tf.concat([tf.reshape(value, [tf.shape(value)[0], -1]) for value in values], axis=1)
-    return sum_in_order(values)
+    return tf.concat([tf.reshape(value, [tf.shape(value)[0], -1]) for value in values], axis=1)
+
+
+def density(reader: str, name: str, tensors: Tensors) -> tf.Tensor:
+    """Returns a log-density of the forward pass, `[rows]`, nats.
+
+    Args:
+        reader: what to call the reader in a message.
+        name: of the density.
+        tensors: of the forward pass.
+
+    Raises:
+        MissingTensorError: nothing wrote it.
+        ValueError: it has another shape and would broadcast.
+    """
+    found = tensors.tap(reader, name)
+    if found.shape.rank not in (1, None):
+        raise ValueError(
+            f"{name!r} has the shape {found.shape}; a density has one value for each row, [rows] "
+            "(sum_over_event adds up the other axes)."
+        )
+    return found
 
 
 def sum_in_order(values: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -37,6 +37,7 @@ from vae_research.keras_inputs import (
     preceded_by,
     refuse_class_weight,
     refuse_restored_weights,
+    refuse_split,
     refuse_unscaled_float16,
     targets_for_weights,
     warn_of_repeated_data,
@@ -427,6 +428,7 @@ class Trainer(keras.Model):
             first_epoch: the epoch that training data begin with. None is that of an evaluation,
                 always the same.
         """
+        refuse_split(x)
         device_dataset = x if isinstance(x, DeviceDataset) else None
         if device_dataset is not self._device_datasets[kind]:
             self._device_datasets = self._device_datasets | {kind: device_dataset}

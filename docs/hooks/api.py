@@ -8,7 +8,7 @@ import importlib
 from mkdocs.structure.files import File
 
 import vae_research
-from vae_research import runs
+from vae_research import data, runs
 
 # Page and title, and the modules whose names it has: their first part decides.
 PAGES = {
@@ -40,7 +40,9 @@ def names_of_pages():
         names = importlib.import_module(f"vae_research.{part}").__all__
         if set(names) - set(vae_research.__all__):  # it has more than the top level
             found[page_of(part)] = [f"{part}.{name}" for name in names]
-    found["runs"] += [f"runs.{name}" for name in runs.__all__ if name not in found["runs"]]
+    for part in (data, runs):
+        page = part.__name__.rpartition(".")[2]
+        found[page] += [f"{page}.{name}" for name in part.__all__ if name not in found[page]]
     return found
 
 
@@ -60,7 +62,10 @@ def on_files(files, config):
     for page, names in names_of_pages().items():
         lines = [f"# {PAGES[page][0]}", ""]
         for name in names:
-            lines += [f"::: vae_research.{name}", ""]
+            lines += [f"::: vae_research.{name}"]
+            if name == "VAE":  # its steps, fit and save are those of classes that have no name
+                lines += ["    options:", "      inherited_members: true"]
+            lines += [""]
         files.append(File.generated(config, f"api/{page}.md", content="\n".join(lines)))
     return files
 

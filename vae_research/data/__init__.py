@@ -88,6 +88,7 @@ def load_data(
 
     Raises:
         DataError: there is no such data set, or it cannot be used.
+        TypeError: `name` is neither a text nor a path.
         ValueError: unknown `rescale`, `binarize`, `dequantize` or `kind`.
 
     Example:
@@ -95,6 +96,11 @@ def load_data(
         {'train': 50000, 'validation': 10000, 'test': 10000}
     """
     one_of(dequantize, DEQUANTIZATIONS, "dequantize")
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(
+            f"load_data takes a name or a path, got {type(name).__name__}; "
+            "vr.Data.from_arrays(train, ...) makes a data set of arrays."
+        )
     sizes = image_size, channels, bad_images, background
     if name in _SPRITES:
         data = _rendered(str(name), rescale, binarize, correlated, stream)

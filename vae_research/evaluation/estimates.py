@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from vae_research.arguments import checked_integer, checked_seed
 from vae_research.codes import CodeLayout
+from vae_research.data.dataset import Data
 from vae_research.distribution import in_parallel
 from vae_research.evaluation import FITTED, importance
 from vae_research.levels import WITHOUT_SUFFIX, levels
@@ -209,8 +210,11 @@ def named_arrays(user: str, data: Any) -> dict[str, Any]:
         data: `[count, ...]`, which are the inputs, or a dictionary of such arrays.
 
     Raises:
+        TypeError: it is a whole data set.
         ValueError: there are no inputs, no examples, or arrays of different length.
     """
+    if isinstance(data, Data):
+        raise TypeError(f"{user} is of one split, for example data.test; got all of {data.name}.")
     data = dict(data) if isinstance(data, Mapping) else {"inputs": data}
     if "inputs" not in data:
         raise ValueError(f"The data have no 'inputs'; got {', '.join(sorted(data)) or 'nothing'}.")

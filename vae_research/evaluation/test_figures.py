@@ -97,10 +97,13 @@ def estimate(
         warn: warn of figures that cannot be compared, as `notes_on_figures` does.
 
     Raises:
+        TypeError: the model is not a VAE, or `data` are not arrays but a whole data set.
         ValueError: `num_samples`, `rows_per_call` or `dequantize_draws` is not a positive integer,
             `seed` is not a seed, data are empty, the arrays differ in length or do not suit the
             likelihood, or the prior is not fitted or is of other codes.
     """
+    if not isinstance(model, VAE):
+        raise TypeError(f"estimate() is of a VAE, got {type(model).__name__}.")
     likelihood = model.objective.likelihood
     draws = checked_integer("dequantize_draws", dequantize_draws, 1)
     figures_of = functools.partial(

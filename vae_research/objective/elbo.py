@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from vae_research.levels import levels
 from vae_research.probability import sum_over_event
-from vae_research.tensors import Tensors, sum_in_order
+from vae_research.tensors import Tensors, density, sum_in_order
 
 
 def divergences(tensors: Tensors) -> dict[str, tf.Tensor]:
@@ -16,8 +16,8 @@ def divergences(tensors: Tensors) -> dict[str, tf.Tensor]:
         if "kl" in level:
             found[latent] = sum_over_event(tensors.tap("ELBO", level["kl"]))
         else:
-            log_posterior = _density("ELBO", level["log_posterior"], tensors)
-            found[latent] = log_posterior - _density("ELBO", level["log_prior"], tensors)
+            log_posterior = density("ELBO", level["log_posterior"], tensors)
+            found[latent] = log_posterior - density("ELBO", level["log_prior"], tensors)
     return found
 
 
@@ -33,17 +33,6 @@ def log_prior_ratio(reader: str, tensors: Tensors) -> tf.Tensor | None:
         return None
     ratios = []
     for level in found:
-        log_prior = _density(reader, level["log_prior"], tensors)
-        ratios.append(log_prior - _density(reader, level["log_posterior"], tensors))
+        log_prior = density(reader, level["log_prior"], tensors)
+        ratios.append(log_prior - density(reader, level["log_posterior"], tensors))
     return sum_in_order(ratios)
-
-
-def _density(reader: str, name: str, tensors: Tensors) -> tf.Tensor:
-    """Returns a log-density; raises ValueError if it is not `[rows]` and would broadcast."""
-    density = tensors.tap(reader, name)
-    if density.shape.rank not in (1, None):
-        raise ValueError(
-            f"{name!r} has the shape {density.shape}; a density has one value for each row, [rows] "
-            "(sum_over_event adds up the other axes)."
-        )
-    return density

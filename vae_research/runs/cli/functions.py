@@ -16,7 +16,13 @@ _OUR_FOLDER = Path(__file__).resolve().parents[2]
 
 
 def function_of(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function of an experiment without what wraps it, such as `functools.partial`."""
+    """Returns the function of an experiment without what wraps it, such as `functools.partial`.
+
+    Raises:
+        TypeError: it is not a function.
+    """
+    if not callable(build):
+        raise TypeError(f"build must be a function of config and data, got {build!r}.")
     while isinstance(build, functools.partial):
         build = build.func
     build = inspect.unwrap(build)

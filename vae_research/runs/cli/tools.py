@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from vae_research.checkpoints import CheckpointError
 from vae_research.data import DataError
+from vae_research.runs.cli import streams
 from vae_research.runs.cli.errors import RunError, UsageError
 from vae_research.settings import did_you_mean
 
@@ -17,16 +18,18 @@ def exit_code_of(program: str, action: Callable[[], int | None]) -> int:
     """Calls a function; returns the exit code that it returns, 0 if that is None.
 
     An error that ends a run is printed in one line, and has the exit code that it has in a run.
+    What a closed pipe does not take is lost.
     """
-    try:
-        return action() or 0
-    except Exception as error:
-        end = end_of(error)
-        if end is None:
-            raise
-    exit_code, message = end
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
+    with streams.tolerate_closed_streams():
+        try:
+            return action() or 0
+        except Exception as error:
+            end = end_of(error)
+            if end is None:
+                raise
+        exit_code, message = end
+        print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+        return exit_code
 
 
 def end_of(error: BaseException) -> tuple[int, str] | None:

@@ -74,13 +74,12 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluates a run; returns 0, or the exit code of a run that fails in the same way."""
     streams.redirect_closed_streams()
-    with streams.tolerate_closed_streams():
-        try:
-            signals.listen()
-            return exit_code_of("evaluate", lambda: _dispatch(_parsed(arguments)))
-        except KeyboardInterrupt:
-            print("evaluate: interrupted; the same command resumes it.", file=sys.stderr)
-            return 130
+    try:
+        signals.listen()
+        return exit_code_of("evaluate", lambda: _dispatch(_parsed(arguments)))
+    except KeyboardInterrupt:
+        print("evaluate: interrupted; the same command resumes it.", file=sys.stderr)
+        return 130
 
 
 def _dispatch(settings: argparse.Namespace) -> None:

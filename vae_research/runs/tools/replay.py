@@ -31,8 +31,9 @@ def replay(run_dir: Path) -> int:
     """Prints what is not finite in the step, from its forward pass to its update.
 
     Raises:
-        UsageError: the run did not diverge.
+        UsageError: there is no run, or it did not diverge.
     """
+    directory.read_config(run_dir)  # "holds no run" comes before "has not diverged"
     record = directory.read_nonfinite(run_dir)
     if record is None:
         raise UsageError(f"{run_dir} has no nonfinite.json: it has not diverged.")
