@@ -341,6 +341,49 @@ def refused():
     return messages
 
 
+def out_of_place():
+    """Returns the messages of what stands on the wrong side of a scope, by name."""
+    terms, rows = [vr.Bernoulli(), vr.KLDivergence()], data().train.on_device(8, seed=0)
+
+    def compile_after_the_scope(scope):
+        with scope:
+            model = gaussian(terms)
+        model.compile("adam")
+        return model
+
+    def optimizer_before_the_scope(scope):
+        optimizer = SGD()
+        with scope:
+            model = gaussian(terms)
+        model.compile(optimizer)
+        return model
+
+    def network_before_the_scope(scope):
+        encoder = dense_encoder()
+        with scope:
+            model = gaussian(terms, encoder)
+            model.compile("adam")
+        return model
+
+    def model_before_the_scope(scope):
+        model = gaussian(terms)
+        model.compile("adam")
+        with scope:
+            model.fit(rows, verbose=0)
+
+    messages = {}
+    for wrong in (
+        *(compile_after_the_scope, optimizer_before_the_scope),
+        *(network_before_the_scope, model_before_the_scope),
+    ):
+        try:
+            wrong(strategy(2).scope()).fit(rows, verbose=0)
+            messages[wrong.__name__] = None
+        except ValueError as error:
+            messages[wrong.__name__] = str(error)
+    return messages
+
+
 def main(asked):
     processor = tf.config.list_physical_devices("CPU")[0]
     each = [tf.config.LogicalDeviceConfiguration()] * DEVICES
@@ -349,7 +392,8 @@ def main(asked):
         getattr(mutants, asked["mutant"])()
     answer = {"compared": list(compared(asked["cases"]))}
     if asked.get("more"):
-        answer |= {"noise": noise(), "refused": refused(), "gathered": gathered()}
+        answer |= {"noise": noise(), "gathered": gathered()}
+        answer |= {"refused": refused(), "out of place": out_of_place()}
         clipped = {"global_clipnorm": 0.1}
         alone, shared = (weights(trained(dense, n, 21, 3, **clipped)[0]) for n in (0, 2))
         answer["clipped"] = float(np.linalg.norm(shared - alone) / np.linalg.norm(alone))

@@ -108,6 +108,18 @@ def test_what_replicas_cannot_share_is_refused_by_name(name, message, found):
         raise ValueError(found["refused"][name])
 
 
+@pytest.mark.slow
+def test_what_stands_on_the_wrong_side_of_a_scope(found):
+    messages = found["out of place"]
+    assert messages["compile_after_the_scope"] is None
+    assert (
+        "The optimizer has variables that were made outside of the scope"
+        in (messages["optimizer_before_the_scope"])
+    )
+    assert "The layer 'functional" in messages["network_before_the_scope"]
+    assert "This model was built outside of it" in messages["model_before_the_scope"]
+
+
 @pytest.mark.soak
 def test_gradients_that_are_not_divided_are_noticed(tmp_path):
     found = asked(tmp_path, cases=[["importance_weighted", 2, 22]], mutant="gradients_not_divided")

@@ -97,6 +97,29 @@ def refuse_optimizers(optimizers: Iterable[Any]) -> None:
                 )
 
 
+def refuse_other_strategy(
+    strategy: tf.distribute.Strategy | None, made: Mapping[str, Iterable[Any]]
+) -> None:
+    """Raises ValueError for variables that the replicas of a model do not share.
+
+    Args:
+        strategy: in whose scope the model was built, or None.
+        made: the variables of each of its parts, by what to call it in the message.
+    """
+    if isinstance(strategy, tf.distribute.OneDeviceStrategy):
+        return
+    for what, variables in made.items():
+        found = [getattr(each.value, "distribute_strategy", None) for each in variables]
+        if any(each is not strategy for each in found):
+            place = "outside of the scope" if strategy is not None else "in the scope of a strategy"
+            other = "in that of one" if strategy is not None else "outside"
+            raise ValueError(
+                f"The {what} has variables that were made {place}, and the VAE was built {other}. "
+                "Build networks, VAE and optimizers in one `with strategy.scope():`, and call "
+                "fit() after it."
+            )
+
+
 # What gets the rows of a replica: its name, advice, and what computes its values.
 _Part = tuple[str, str, Callable[[Tensors], Any]]
 

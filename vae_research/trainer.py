@@ -43,10 +43,15 @@ from vae_research.keras_inputs import (
     warn_of_repeated_data,
 )
 from vae_research.losses.term import Likelihood
-from vae_research.replica_checks import EXAMPLES, needs_other_replicas, refuse_optimizers
+from vae_research.replica_checks import (
+    EXAMPLES,
+    needs_other_replicas,
+    refuse_optimizers,
+    refuse_other_strategy,
+)
 from vae_research.running_means import RunningMeans
 from vae_research.serialization import layers_of
-from vae_research.state import RUNNING_SUMS, OwnState
+from vae_research.state import RUNNING_SUMS, OwnState, optimizers
 from vae_research.suitability import looked_at, notes_on_likelihood, refuse_unsuitable_data
 
 StepFunction = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
@@ -188,7 +193,8 @@ class Trainer(keras.Model):
 
         Raises:
             ValueError: a loss, metric or loss weight is given, an optimizer is that of a critic as
-                well, or networks compute in float16 and the optimizer does not scale the loss.
+                well, or was not made in the scope of the model's strategy, or networks compute in
+                float16 and the optimizer does not scale the loss.
         """
         given = {
             "loss": loss,
@@ -202,7 +208,12 @@ class Trainer(keras.Model):
                     f"compile({name}=...) is not for a VAE: its loss and figures are its terms. "
                     "Add a LossTerm to VAE(terms=[...]); with weight=None it is only logged."
                 )
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        if self.strategy is None:
+            self._refuse_scope()
+        elif isinstance(optimizer, keras.optimizers.Optimizer):
+            refuse_other_strategy(self.strategy, {"optimizer": optimizer.variables})
+        with scope_of(self.strategy):
+            super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
         self.averaging.forget()  # another optimizer starts from the weights that are in place
         check_optimizers({"model": self.optimizer, **{c.name: c.optimizer for c in self.critics}})
         self._step_loops = {}
@@ -370,8 +381,7 @@ class Trainer(keras.Model):
             ValueError: replicas would compute something else than one device, or an optimizer is
                 one that they cannot share.
         """
-        optimizers = getattr(self, "optimizer", None), *(each.optimizer for each in self.critics)
-        refuse_optimizers([each for each in optimizers if each is not None])
+        refuse_optimizers(optimizers(self).values())
         if self.needs_other_replicas is None:
             zero = tf.constant(0, tf.int64)
             rows = tf.range(EXAMPLES) % data.rows  # the first again if there are too few
@@ -387,13 +397,13 @@ class Trainer(keras.Model):
 
     def _refuse_undistributed(self, x: Any) -> None:
         """Raises ValueError for data or a model that replicas cannot share."""
+        self._refuse_scope()
+        made = {f"layer {layer.name!r}": layer.variables for layer in self.layers}
+        for group, optimizer in optimizers(self).items():
+            made[f"optimizer of {group!r}"] = optimizer.variables
+        refuse_other_strategy(self.strategy, made)
         if self.strategy is None:
             return
-        if tf.distribute.has_strategy():
-            raise ValueError(
-                "The scope of a strategy is for building and compiling a model; call fit() and "
-                "evaluate() after the `with` block."
-            )
         if not isinstance(x, DeviceDataset):
             raise ValueError(
                 f"This model was built in the scope of {type(self.strategy).__name__}, whose "
@@ -407,6 +417,15 @@ class Trainer(keras.Model):
             raise ValueError(
                 f"A batch of {x.batch_size} rows is smaller than the number of replicas, "
                 f"{replicas}: give a larger batch_size, or fewer devices."
+            )
+
+    def _refuse_scope(self) -> None:
+        """Raises ValueError in the scope of a strategy, unless the model is being built there."""
+        if tf.distribute.has_strategy():
+            built = "This model was built outside of it. " if self.strategy is None else ""
+            raise ValueError(
+                f"The scope of a strategy is for building and compiling a model. {built}Call fit() "
+                "and evaluate() after the `with` block."
             )
 
     def _select_input(
