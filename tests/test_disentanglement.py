@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -224,3 +225,11 @@ def test_groups_of_a_sampler_share_the_factor_that_is_fixed_and_no_other():
         for factor, size in enumerate(SIZES):  # all values are drawn, for groups and within them
             assert set(drawn[fixed == factor, 0, factor]) == set(range(size))
             assert set(drawn[fixed != factor][..., factor].ravel()) == set(range(size))
+
+
+def test_a_factor_with_nearly_as_many_values_as_rows_gives_no_warnings():
+    factors = np.stack([np.repeat(np.arange(60), 2), np.arange(120) % 3], axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vr.disentanglement.modularity_explicitness(factors + 0.0, factors, repeats=1)
+        vr.disentanglement.infomec(factors + 0.0, factors, repeats=1)

@@ -102,7 +102,10 @@ def test_fewer_rows_than_bins_are_refused():
             "repeats must be an integer from 1 to 1200",
         ),
         (lambda m: m.mig(IDENTITY, FACTORS, seed=-1), "seed must be an integer from 0"),
-        (lambda m: m.sap(IDENTITY, FACTORS, penalty=0.0), "penalty must be above 0"),
+        (
+            lambda m: m.sap(IDENTITY, FACTORS, penalty=np.inf),
+            "penalty must be a finite number above 0",
+        ),
         (lambda m: m.dci(IDENTITY, FACTORS, rounds=0), "rounds must be an integer >= 1"),
         (lambda m: m.udr([IDENTITY], None), "compares models and needs at least 2, got 1"),
         (lambda m: m.udr([IDENTITY, IDENTITY[1:]], None), r"got \[1200, 1199\] rows"),

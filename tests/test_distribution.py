@@ -185,7 +185,8 @@ def test_with_another_number_of_devices_a_run_is_valid_and_not_bit_exact(folder)
         (["--device=cpu:3", "--strategy=mirrored", "--batch_size=2"], "--batch_size=2 is smaller"),
         (["--device=cpu:0"], "auto, cpu, gpu, cpu:N, gpu:N"),
         (["--strategy=sharded"], "must be one of none, mirrored, multiworker"),
-        (["--device=gpu:2"], "--device=gpu:2, and TensorFlow finds no GPU"),
+        (["--device=gpu:2", "--strategy=mirrored"], "gpu:2, and TensorFlow finds no GPU"),
+        (["--device=cpu:2"], "--device=cpu:2 is 2 devices, of which a run without a strategy uses"),
     ],
 )
 def test_what_cannot_be_shared_is_answered_in_one_line(flags, message, folder):

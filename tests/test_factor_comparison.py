@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.run_directories import write_run
+from vae_research.evaluation import NOTE_ON_SCORES
 from vae_research.runs.cli.errors import UsageError
 from vae_research.runs.compare.records import load_runs
 from vae_research.runs.session import directory
@@ -225,3 +226,22 @@ def test_newer_scores_replace_those_of_the_run(tmp_path):
     (record,) = load_runs(path)
     assert record["test/mig"] == pytest.approx(0.2) and record["test/elbo"] == -90.0
     assert "test/sap" not in record and record["evaluation/factor_examples"] == 500
+
+
+def test_notes_are_those_of_the_newer_scores(tmp_path):
+    path = write_run(tmp_path / "run", {"mig": 0.5})
+    summary = directory.read_json(path / directory.SUMMARY)
+    notes = ["grey values", f"{NOTE_ON_SCORES} of 1,000"]
+    directory.write_json(path / directory.SUMMARY, summary | {"notes": notes})
+    write_scores(path, CAUSES, np.ones(3), mig=0.2)
+    scores = directory.read_json(path / directory.DISENTANGLEMENT)
+    newer = [f"{NOTE_ON_SCORES} of 500"]
+    directory.write_json(path / directory.DISENTANGLEMENT, scores | {"notes": newer})
+    assert load_runs(path)[0]["notes"] == f"grey values\n{NOTE_ON_SCORES} of 500"
+
+
+def test_two_runs_of_one_setting_and_seed_are_refused_before_they_are_scored(study, evaluated):
+    write_run(study / "again", kl_weight=1.0, seed=0, data={"counts": {"test": 600}})
+    with pytest.raises(UsageError, match="the same seed"):
+        evaluate_factors([study])
+    assert evaluated == []

@@ -53,8 +53,8 @@ def sap(
         ValueError: codes or factors are unsuitable (see the message).
     """
     codes, factors = checked(codes, factors, metric="SAP", least_codes=2, least_rows=4)
-    if not penalty > 0.0:
-        raise ValueError(f"penalty must be above 0, got {penalty}.")
+    if not 0.0 < penalty < np.inf:
+        raise ValueError(f"penalty must be a finite number above 0, got {penalty}.")
 
     def value(codes: np.ndarray, factors: np.ndarray) -> np.ndarray:
         return gap_of_best_two(accuracies(codes, factors, penalty, seed)).mean()

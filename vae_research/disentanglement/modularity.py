@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 from vae_research.arguments import checked_integer
 from vae_research.disentanglement.checks import checked, require_scikit_learn
 from vae_research.disentanglement.information import BINS, binned, information_of_bins
 from vae_research.disentanglement.ranks import area_under_curve, average_ranks
+from vae_research.disentanglement.regression import fitted
 from vae_research.disentanglement.scores import (
     REPEATS,
     Score,
@@ -125,11 +124,7 @@ def _fitted(
     codes: np.ndarray, factor: np.ndarray, others: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the values of a factor, and their probabilities `[n, values]` for other codes."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(codes, factor)
+    model = fitted(LogisticRegression(), codes, factor)
     return model.classes_, model.predict_proba(others)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 from vae_research.arguments import checked_integer, checked_seed
 from vae_research.disentanglement.checks import require_scikit_learn
+from vae_research.disentanglement.regression import fitted
 from vae_research.disentanglement.samplers import NOT_FIXED, Sampler
 from vae_research.disentanglement.scores import REPEATS, Score, score, standard_errors
 
@@ -100,13 +99,8 @@ def _points(
 
 
 def _predicted(points: np.ndarray, fixed: np.ndarray, others: np.ndarray) -> np.ndarray:
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     if not np.ptp(fixed):
         return np.full(len(others), fixed[0])
-    model = LogisticRegression(max_iter=1000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(points, fixed)
-    return model.predict(others)
+    return fitted(LogisticRegression(max_iter=1000), points, fixed).predict(others)

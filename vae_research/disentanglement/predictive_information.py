@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 from vae_research.arguments import checked_integer
 from vae_research.disentanglement.checks import checked, require_scikit_learn
 from vae_research.disentanglement.information import entropies, information_of_bins
 from vae_research.disentanglement.neighbours import neighbour_information
+from vae_research.disentanglement.regression import fitted
 from vae_research.disentanglement.scores import REPEATS, Score, errors_over_groups, score
 
 # The range of an active code is more than this share of the largest one.
@@ -138,7 +137,6 @@ def predictive_information(codes: np.ndarray, factors: np.ndarray, discrete: boo
 
     A guess that weighs all values equally has a cross-entropy of `log(values)`.
     """
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     if discrete:
@@ -150,9 +148,7 @@ def predictive_information(codes: np.ndarray, factors: np.ndarray, discrete: boo
     found = np.empty(factors.shape[1])
     for j, factor in enumerate(factors.T):
         model = LogisticRegression(C=np.inf, class_weight="balanced", max_iter=100)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(features, factor)
+        fitted(model, features, factor)
         values, indices = np.unique(factor, return_inverse=True)
         right = model.predict_proba(features)[np.arange(len(factor)), indices.reshape(-1)]
         right = np.maximum(right, np.finfo(np.float64).eps)  # as in scikit-learn's log_loss

@@ -13,6 +13,9 @@ SCORES = (
     *("modularity", "explicitness", "infom", "infoe", "infoc"),
 )
 
+# How the note on these scores begins.
+NOTE_ON_SCORES = "Scores of disentanglement"
+
 
 def tag_of(name: str) -> str:
     """Returns the tag of a test figure in TensorBoard, which shows the first five by name.

@@ -25,6 +25,7 @@ from vae_research.disentanglement import (
     sap,
 )
 from vae_research.disentanglement.information import BINS, entropies
+from vae_research.evaluation import NOTE_ON_SCORES
 from vae_research.evaluation.encoding import EncodedData
 from vae_research.evaluation.estimates import Estimate
 
@@ -208,7 +209,7 @@ def _note(
     left_out = f" ({', '.join(constant)}: one value only)" if constant else ""
     errors = f"; standard errors are over {repeats} groups of them" if repeats > 1 else ""
     return (
-        f"Scores of disentanglement compare codes without noise with {', '.join(names)}{left_out}, "
+        f"{NOTE_ON_SCORES} compare codes without noise with {', '.join(names)}{left_out}, "
         f"of {len(codes):,} examples{errors}. Mutual information of so many is up to {bias:.2f} "
         "nats too large."
     )

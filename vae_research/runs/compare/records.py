@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_research.checkpoints import CheckpointError
-from vae_research.evaluation import SCORES
+from vae_research.evaluation import NOTE_ON_SCORES, SCORES
 from vae_research.runs.cli.errors import DirectoryInUseError, UsageError
 from vae_research.runs.session import directory
 from vae_research.runs.session.kept import sources
@@ -46,6 +46,7 @@ _SCHEMA = {
 _SCORES = {
     "step": int,
     "settings?": {"examples": int, "seed": int, "metrics": [str]},
+    "notes?": [str],
     "figures": {str: _ESTIMATE},
 }
 _SOURCE = {"sha256": {str: str}}
@@ -153,6 +154,9 @@ def _record(run_dir: Path, config: Mapping[str, Any]) -> Record:
         figures = {**scores["figures"], **others}
         if "settings" in scores:
             record["evaluation/factor_examples"] = scores["settings"]["examples"]
+        if "notes" in scores:
+            notes = [each for each in summary.get("notes", ()) if NOTE_ON_SCORES not in each]
+            record["notes"] = "\n".join([*notes, *scores["notes"]]) or None
     for name, figure in figures.items():
         record[f"test/{name}"] = _number(figure["value"])
         record[f"test/{name}/standard_error"] = _number(figure["standard_error"])

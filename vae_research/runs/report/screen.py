@@ -47,9 +47,11 @@ def print_start(
         epochs: number of epochs at the end of the run.
     """
     beta, run = description["effective_beta"], description["execution"]
+    replicas = int(description["reproducibility"]["profile"].get("replicas", 1))
+    shared = f", {replicas} replicas" if replicas > 1 else ""
     print_data(data)
     print(
-        f"Device: {description['device']}; XLA {'on' if run['jit_compile'] else 'off'} "
+        f"Device: {description['device']}{shared}; XLA {'on' if run['jit_compile'] else 'off'} "
         f"({run['reason']}), {run['steps_per_call']} steps per call\n"
         f"Loss terms: {'; '.join(f'{k}: {v}' for k, v in description['terms'].items())}"
         + ("" if beta is None else f"; effective beta {beta:.4g}")

@@ -100,6 +100,7 @@ def complete_run(
         The run directory; and the data, or what makes them if they have not been needed.
     """
     metric_names(config.disentanglement_metrics)  # whether or not they are asked for
+    _refuse_idle_devices(config)
     peers = cluster.peers()
     held = look_up(parts, experiment, config, given)
     run_dir, checkpoint = held.run_dir, held.checkpoint
@@ -144,6 +145,16 @@ def complete_run(
     else:
         session.run()
     return session.run_dir, data
+
+
+def _refuse_idle_devices(config: Config) -> None:
+    """Raises UsageError for several devices without a strategy, which would use the first."""
+    _, _, number = config.device.partition(":")
+    if config.strategy == "none" and number and int(number) > 1:
+        raise UsageError(
+            f"--device={config.device} is {number} devices, of which a run without a strategy uses "
+            "one. --strategy=mirrored shares each batch among them."
+        )
 
 
 def _how_to_train_longer(config: Config, *, stopped: bool) -> str:

@@ -59,6 +59,7 @@ def evaluate_factors(
     asked = {"seed": seed, "examples": examples, "metrics": None if metrics is None else names}
     stored = [_stored(record, asked) for record in records]
     default = {"seed": seed or 0, "examples": examples or EXAMPLES}
+    group(records)  # which refuses two runs of one setting and seed
     _refuse_different(records, [default if each is None else each for each in stored])
     for record, each in zip(records, stored, strict=True):
         if each is None:
