@@ -11,9 +11,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vae_research.distribution import Share, own_rows, questions, with_samples, with_share
+from vae_research.data.streams import DeviceDataset
+from vae_research.distribution import (
+    Share,
+    own_rows,
+    questions,
+    replicas_of,
+    with_samples,
+    with_share,
+)
 from vae_research.serialization import layers_of
-from vae_research.state import undone
+from vae_research.state import optimizers, undone
 from vae_research.tensors import RELAXED, SCALARS, Tensors, looks_at_whole_batch, outputs_of
 
 # Examples of the batch that is tried, of which a replica has the last two.
@@ -24,6 +32,68 @@ _OWN = Share(2, 4, EXAMPLES, 2)
 _TOLERANCES = 1e-3, 5e-2
 # By which the tensors of an untrained model are multiplied for a second trial of terms.
 _LARGER = 100.0
+
+
+def refuse_undistributed(model: Any, x: Any) -> None:
+    """Raises ValueError for data or a model that replicas cannot share.
+
+    Args:
+        model: a VAE with its optimizers.
+        x: what `fit` or `evaluate` was given.
+    """
+    refuse_scope(model.strategy)
+    made = {f"layer {layer.name!r}": layer.variables for layer in model.layers}
+    for group, optimizer in optimizers(model).items():
+        made[f"optimizer of {group!r}"] = optimizer.variables
+    refuse_other_strategy(model.strategy, made)
+    if model.strategy is None:
+        return
+    if not isinstance(x, DeviceDataset):
+        raise ValueError(
+            f"This model was built in the scope of {type(model.strategy).__name__}, whose "
+            "replicas share the batches of data.train.on_device(batch_size, seed=...); got "
+            f"{type(x).__name__}."
+        )
+    if (replicas := replicas_of(model.strategy)) == 1:
+        return
+    check_replicas(model, x)
+    if x.batch_size < replicas:
+        raise ValueError(
+            f"A batch of {x.batch_size} rows is smaller than the number of replicas, "
+            f"{replicas}: give a larger batch_size, or fewer devices."
+        )
+
+
+def refuse_scope(strategy: tf.distribute.Strategy | None) -> None:
+    """Raises ValueError in the scope of a strategy, where nothing is trained.
+
+    Args:
+        strategy: in whose scope the model was built, or None.
+    """
+    if tf.distribute.has_strategy():
+        built = "This model was built outside of it. " if strategy is None else ""
+        raise ValueError(
+            f"The scope of a strategy is for building and compiling a model. {built}Call fit() "
+            "and evaluate() after the `with` block."
+        )
+
+
+def check_replicas(model: Any, data: DeviceDataset) -> None:
+    """Finds `needs_other_replicas` of a model, once, and keeps it there.
+
+    Args:
+        model: a VAE with its optimizers.
+        data: of which the first rows are tried.
+
+    Raises:
+        ValueError: replicas would compute something else than one device, or an optimizer is
+            one that they cannot share.
+    """
+    refuse_optimizers(optimizers(model).values())
+    if model.needs_other_replicas is None:
+        zero = tf.constant(0, tf.int64)
+        rows = tf.range(EXAMPLES) % data.rows  # the first again if there are too few
+        model.needs_other_replicas = needs_other_replicas(model, data.reader.read(zero, zero, rows))
 
 
 def needs_other_replicas(model: Any, batch: Mapping[str, tf.Tensor]) -> bool:

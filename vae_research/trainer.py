@@ -43,15 +43,10 @@ from vae_research.keras_inputs import (
     warn_of_repeated_data,
 )
 from vae_research.losses.term import Likelihood
-from vae_research.replica_checks import (
-    EXAMPLES,
-    needs_other_replicas,
-    refuse_optimizers,
-    refuse_other_strategy,
-)
+from vae_research.replica_checks import refuse_other_strategy, refuse_scope, refuse_undistributed
 from vae_research.running_means import RunningMeans
 from vae_research.serialization import layers_of
-from vae_research.state import RUNNING_SUMS, OwnState, optimizers
+from vae_research.state import RUNNING_SUMS, OwnState
 from vae_research.suitability import looked_at, notes_on_likelihood, refuse_unsuitable_data
 
 StepFunction = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
@@ -73,7 +68,7 @@ class Trainer(keras.Model):
     Attributes:
         strategy: in whose scope the model was built; its replicas share each batch.
         needs_other_replicas: whether the loss of a replica needs what others have; None until
-            `check_replicas` has found out.
+            `replica_checks.check_replicas` has found out.
         averaging: the weights, and the averages of them that the optimizer may keep.
         guard: wraps the function that runs the steps of a call; None runs it as it is.
     """
@@ -209,7 +204,7 @@ class Trainer(keras.Model):
                     "Add a LossTerm to VAE(terms=[...]); with weight=None it is only logged."
                 )
         if self.strategy is None:
-            self._refuse_scope()
+            refuse_scope(None)
         elif isinstance(optimizer, keras.optimizers.Optimizer):
             refuse_other_strategy(self.strategy, {"optimizer": optimizer.variables})
         with scope_of(self.strategy):
@@ -280,7 +275,7 @@ class Trainer(keras.Model):
                 self.likelihood, *(held_out[:2] if isinstance(held_out, tuple) else [held_out])
             )
             self._data_suit = True
-        self._refuse_undistributed(x)
+        refuse_undistributed(self, x)
         self.build_optimizer()
         self.averaging.remove_for_training()
         initial_epoch = kwargs.get("initial_epoch", 0)
@@ -341,7 +336,7 @@ class Trainer(keras.Model):
             refuse_unsuitable_data(self.likelihood, seen)
             for note in notes_on_likelihood(self.likelihood, seen):
                 warnings.warn(note, UserWarning, stacklevel=2)
-            self._refuse_undistributed(x)
+            refuse_undistributed(self, x)
             x = self._select_input("test", x, kwargs, "steps")
         x, y = targets_for_weights(x, y, sample_weight)
         with scope_explained(), self.averaging.averages():
@@ -361,7 +356,7 @@ class Trainer(keras.Model):
             ValueError: `class_weight` is given.
         """
         refuse_class_weight(class_weight)
-        self._refuse_undistributed(x)
+        refuse_undistributed(self, x)
         self.averaging.remove_for_training()
         self._select_input("train", x)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
@@ -371,62 +366,12 @@ class Trainer(keras.Model):
         self._select_input("test", x)
         return super().test_on_batch(x, y, sample_weight, **kwargs)
 
-    def check_replicas(self, data: DeviceDataset) -> None:
-        """Finds `needs_other_replicas`, once.
-
-        Args:
-            data: of which the first rows are tried.
-
-        Raises:
-            ValueError: replicas would compute something else than one device, or an optimizer is
-                one that they cannot share.
-        """
-        refuse_optimizers(optimizers(self).values())
-        if self.needs_other_replicas is None:
-            zero = tf.constant(0, tf.int64)
-            rows = tf.range(EXAMPLES) % data.rows  # the first again if there are too few
-            batch = data.reader.read(zero, zero, rows)
-            self.needs_other_replicas = needs_other_replicas(self, batch)
-
     def _rows_here(self) -> Callable[[int], slice]:
         """Returns which rows of a batch the replicas of this process have, by its size."""
         replicas = replicas_of(self.strategy)
         if replicas == 1:
             return slice
         return functools.partial(rows_of, replicas_here(self.strategy), replicas)
-
-    def _refuse_undistributed(self, x: Any) -> None:
-        """Raises ValueError for data or a model that replicas cannot share."""
-        self._refuse_scope()
-        made = {f"layer {layer.name!r}": layer.variables for layer in self.layers}
-        for group, optimizer in optimizers(self).items():
-            made[f"optimizer of {group!r}"] = optimizer.variables
-        refuse_other_strategy(self.strategy, made)
-        if self.strategy is None:
-            return
-        if not isinstance(x, DeviceDataset):
-            raise ValueError(
-                f"This model was built in the scope of {type(self.strategy).__name__}, whose "
-                "replicas share the batches of data.train.on_device(batch_size, seed=...); got "
-                f"{type(x).__name__}."
-            )
-        if (replicas := replicas_of(self.strategy)) == 1:
-            return
-        self.check_replicas(x)
-        if x.batch_size < replicas:
-            raise ValueError(
-                f"A batch of {x.batch_size} rows is smaller than the number of replicas, "
-                f"{replicas}: give a larger batch_size, or fewer devices."
-            )
-
-    def _refuse_scope(self) -> None:
-        """Raises ValueError in the scope of a strategy, unless the model is being built there."""
-        if tf.distribute.has_strategy():
-            built = "This model was built outside of it. " if self.strategy is None else ""
-            raise ValueError(
-                f"The scope of a strategy is for building and compiling a model. {built}Call fit() "
-                "and evaluate() after the `with` block."
-            )
 
     def _select_input(
         self,

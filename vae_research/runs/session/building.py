@@ -26,6 +26,7 @@ from vae_research.execution import (
 )
 from vae_research.losses.term import Likelihood
 from vae_research.model import VAE
+from vae_research.replica_checks import check_replicas
 from vae_research.runs import cluster
 from vae_research.runs.cli.config import Config
 from vae_research.runs.cli.errors import UsageError
@@ -224,7 +225,7 @@ def traced_step(model: VAE, config: Config, data: Data) -> TracedStep | None:
 
     if replicas_of(model.strategy) > 1:
         try:
-            model.check_replicas(batches)
+            check_replicas(model, batches)
         except ValueError as error:
             raise UsageError(f"--strategy={config.strategy}: {error}") from error
     try:
