@@ -158,8 +158,7 @@ def test_known_values_alone_have_a_jacobian_and_count():
     known = (RANDOM.random(INTEGERS.shape) < 0.6).astype(np.float32)
     arrays = {"inputs": INTEGERS, "known": known}
     data = vr.Data.from_arrays(arrays, rescale="standardize", kind="table")
-    model = linear_vae(vr.GaussianWithVariance(observed="known"))
-    model.data_read(data.test.tensors(names=["known"]))
+    model = linear_vae(vr.GaussianWithVariance(observed="known"))  # it has seen no data
     found = vr.estimate(
         model, data.test, num_samples=2, per_example=True, dequantize_draws=1, warn=False
     )
@@ -191,7 +190,7 @@ def test_examples_without_a_known_value_do_not_count():
     arrays = {"inputs": BITS, "known": known.astype(np.float32)}
     data = vr.Data.from_arrays(arrays, arrays, arrays, kind="table")
     model = linear_vae(vr.Bernoulli(observed="known"), ["logits"], columns=4)
-    model.data_read(data.test.tensors(names=["known"]))
+    model.encode(BITS[:2])  # it has seen inputs alone
     model.set_weights([np.zeros_like(each) for each in model.get_weights()])
     assert not data.test.arrays["known"].any(axis=1).all()
     # A logit of 0 is one bit per value, and the posterior is the prior.

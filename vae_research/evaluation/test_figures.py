@@ -121,7 +121,7 @@ def estimate(
         for note in notes_on_likelihood(likelihood, named_arrays("estimate", data)) if warn else ():
             warnings.warn(note, UserWarning, stacklevel=2)
         return figures_of(data, per_example=per_example) | statistics_over(model, data, seed)
-    names = [name for name in data.arrays if name in model.data_names]
+    names = _names_read(model, data)
     _refuse_unsuitable_split(likelihood, data, names)
     for note in notes_on_figures(model, data) if warn else ():
         warnings.warn(note, UserWarning, stacklevel=2)
@@ -139,6 +139,16 @@ def estimate(
     if per_example:
         return figures
     return {name: dataclasses.replace(each, values=None) for name, each in figures.items()}
+
+
+def _names_read(model: VAE, split: Split) -> list[str]:
+    """Returns which further arrays of a split a model reads.
+
+    One that has seen no data, or `inputs` alone, is shown two rows.
+    """
+    if not model.data_names and split.arrays:
+        model.data_read(split.tensors(slice(0, 2), split.arrays))
+    return [name for name in split.arrays if name in model.data_names]
 
 
 def _refuse_unsuitable_split(likelihood: Likelihood, split: Split, names: list[str]) -> None:
@@ -217,7 +227,7 @@ def _in_other_units(
 def notes_on_figures(model: VAE, split: Split) -> list[str]:
     """Returns what must be said of the figures of a split, nothing if they compare with others."""
     likelihood = model.objective.likelihood
-    names = [name for name in split.arrays if name in model.data_names]
+    names = _names_read(model, split)
     rows = split.tensors(slice(0, _ROWS), names) if split.is_repeatable else {}
     quantized = units.has_integers(split) and split.dequantize == "none"
     notes = [
