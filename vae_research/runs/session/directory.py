@@ -226,9 +226,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """Returns the config.json of a run or a study.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or a file is given.
         CheckpointError: it is damaged.
     """
+    if run_dir.is_file():
+        raise UsageError(f"{run_dir} is a file, no run directory.")
     description = read_json(run_dir / CONFIG, _CONFIG_SCHEMA)
     if description is None:
         raise UsageError(f"{run_dir} holds no run: there is no {CONFIG}.")
