@@ -25,7 +25,7 @@ from vae_research.selfcheck.outcome import NotApplicableError
 _Values = npt.NDArray[np.float64]
 
 SAME_SAMPLES_TOLERANCE = 1e-5
-"""By which share of its size the ELBO of the same samples may differ: float32 over hundreds."""
+"""By which share of the sum of its absolute parts the ELBO of the same samples may differ."""
 OTHER_SAMPLES_TOLERANCE = 4.5
 """By how many standard errors a figure may differ that was computed from other samples."""
 
@@ -95,8 +95,10 @@ def _activated(layer: Any, x: _Values) -> _Values:
     return _ACTIVATIONS[name](x)
 
 
-def log_likelihood(likelihood: Likelihood, x: _Values, written: Mapping[str, _Values]) -> _Values:
-    """Returns log p(x|z) from what the decoder wrote, `[rows]`, nats.
+def log_likelihood(
+    likelihood: Likelihood, x: _Values, written: Mapping[str, _Values]
+) -> tuple[_Values, _Values]:
+    """Returns log p(x|z) from what the decoder wrote, and the size of its parts, `[rows]`, nats.
 
     Raises:
         NotApplicableError: the likelihood is another one.
@@ -107,14 +109,25 @@ def log_likelihood(likelihood: Likelihood, x: _Values, written: Mapping[str, _Va
     if type(likelihood) is Bernoulli and "logits" in written:
         logits = written["logits"]
         of_values = x * logits - np.logaddexp(0.0, logits)
+        parts = np.abs(x * logits) + np.logaddexp(0.0, logits)
     elif type(likelihood) is Gaussian and "x_mean" in written:
         deviation = likelihood.standard_deviation
         of_values = -0.5 * ((x - written["x_mean"]) / deviation) ** 2
         of_values = of_values - 0.5 * _LOG_2_PI - math.log(deviation)
+        parts = _size_of_square(x, written["x_mean"], deviation**-2)
+        parts = parts + 0.5 * _LOG_2_PI + abs(math.log(deviation))
     else:
         named = type(likelihood).__name__
         raise NotApplicableError(f"NumPy does not compute the likelihood {named} here")
-    return of_values.reshape(rows, -1).sum(axis=1)
+    return of_values.reshape(rows, -1).sum(axis=1), parts.reshape(rows, -1).sum(axis=1)
+
+
+def _size_of_square(x: _Values, mean: _Values, precision: _Values | float) -> _Values:
+    """Returns what `0.5 * precision * (x - mean)**2` has the rounding errors of.
+
+    The difference has those of x and of the mean, however small it is.
+    """
+    return precision * np.abs(x - mean) * (np.abs(x) + np.abs(mean))
 
 
 class Recomputation:
@@ -150,21 +163,25 @@ class Recomputation:
 
     def log_weights(
         self, x: _Values, z: _Values, mean: _Values, log_var: _Values
-    ) -> tuple[_Values, _Values]:
-        """Returns log p(x|z) and log p(z) - log q(z|x), `[rows]`, nats.
+    ) -> tuple[_Values, _Values, _Values]:
+        """Returns log p(x|z), log p(z) - log q(z|x), and the size of their parts, `[rows]`, nats.
 
         Args:
             x, z: of the same rows.
             mean, log_var: of q(z|x).
         """
         decoded = network_outputs(self._model.decoder, z)
-        ratio = -0.5 * z**2 + 0.5 * ((z - mean) ** 2 * np.exp(-log_var) + log_var)
-        return log_likelihood(self._model.objective.likelihood, x, decoded), ratio.sum(axis=1)
+        precision = np.exp(-log_var)
+        ratio = -0.5 * z**2 + 0.5 * ((z - mean) ** 2 * precision + log_var)
+        parts = 0.5 * (z**2 + np.abs(log_var)) + _size_of_square(z, mean, precision)
+        log_p, parts_of_log_p = log_likelihood(self._model.objective.likelihood, x, decoded)
+        return log_p, ratio.sum(axis=1), parts_of_log_p + parts.sum(axis=1)
 
     def elbo_apart(self, data: Mapping[str, npt.ArrayLike]) -> float:
         """Returns by how much the ELBO of a forward pass differs, from its own samples.
 
-        The largest difference of an example, over the size of its ELBO.
+        The largest difference of an example, over the sum of the absolute parts of its ELBO, which
+        may nearly cancel.
         """
         tensors = self._model.forward(data, num_samples=1)
         report = self._model.objective(tensors) if self._has_one_sample else None
@@ -173,11 +190,11 @@ class Recomputation:
         x = np.asarray(data["inputs"], np.float64)
         mean, log_var = self.heads(x)
         z = tensors["z"].numpy().astype(np.float64)
-        log_p, ratio = self.log_weights(x, z, mean, log_var)
+        log_p, ratio, parts = self.log_weights(x, z, mean, log_var)
         if "kl" in tensors:
             ratio = -0.5 * (mean**2 + np.exp(log_var) - log_var - 1.0).sum(axis=1)
         elbo = log_p + ratio
-        return float(np.max(np.abs(report.elbo.numpy() - elbo) / np.maximum(np.abs(elbo), 1.0)))
+        return float(np.max(np.abs(report.elbo.numpy() - elbo) / np.maximum(parts, 1.0)))
 
     @property
     def _has_one_sample(self) -> bool:
@@ -206,7 +223,7 @@ class Recomputation:
         kl = 0.5 * (mean**2 + np.exp(log_var) - log_var - 1.0).sum(axis=1)
         for sample in range(num_samples):
             z = mean + np.exp(0.5 * log_var) * random.standard_normal(mean.shape)
-            log_p, ratio = self.log_weights(x, z, mean, log_var)
+            log_p, ratio, _ = self.log_weights(x, z, mean, log_var)
             weights[:, sample] = log_p + ratio
             elbo[:, sample] = log_p - kl if closed else log_p + ratio
         largest = weights.max(axis=1)
