@@ -58,12 +58,12 @@ def prior(request):
 
 def test_the_density_integrates_to_one_and_samples_are_drawn_from_it(prior):
     """On a grid: the integral, mean and second moments, and how often each cell is hit."""
-    grid = Grid.real_numbers(2)
+    codes = prior.sample(DRAWS, evaluation_key(1, 0)).numpy()
+    grid = Grid.of(prior.of, 2, lambda: codes)
     mass = grid.mass(prior.log_prob)
     assert abs(mass.sum() - 1.0) < MASS_TOLERANCE
-    codes = prior.sample(DRAWS, evaluation_key(1, 0)).numpy()
-    assert grid.moments_apart(codes, mass) < MOMENTS_TOLERANCE
-    assert grid.cells_apart(codes, mass) < CELLS_TOLERANCE
+    assert grid.moments_apart(mass) < MOMENTS_TOLERANCE
+    assert grid.cells_apart(mass) < CELLS_TOLERANCE
     other = prior.sample(10, evaluation_key(2, 0))
     assert np.abs(other - codes[:10]).min() > 0.0
 

@@ -11,23 +11,33 @@ import tensorflow as tf
 
 import vae_research as vr
 from tests import forks
-from vae_research import checkpoints
+from vae_research import checkpoints, probability
 from vae_research.evaluation import importance
 from vae_research.priors.prior import StandardNormalPrior
 from vae_research.selfcheck import checks
-from vae_research.selfcheck.outcome import FAILED, NOT_APPLICABLE, OK
+from vae_research.selfcheck.densities import (
+    CELLS_TOLERANCE,
+    DRAWS,
+    MASS_TOLERANCE,
+    MOMENTS_TOLERANCE,
+    Grid,
+)
+from vae_research.selfcheck.outcome import FAILED, NOT_APPLICABLE, OK, NotApplicableError
+from vae_research.selfcheck.recomputation import SAME_SAMPLES_TOLERANCE, Recomputation
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 IMAGES = np.random.default_rng(0).integers(0, 2, (24, 3, 3, 1)).astype(np.float32)
 DATA = vr.Data.from_arrays(IMAGES, IMAGES, IMAGES)
 
 
-def model(latent_dim=3, bottleneck=vr.GaussianBottleneck, terms=None):
+def model(latent_dim=3, bottleneck=vr.GaussianBottleneck, terms=None, outputs=("logits",)):
     keras.utils.set_random_seed(0)
     made = vr.VAE(
         vr.dense_encoder(DATA.shape, latent_dim, hidden_units=(4,)),
         bottleneck(latent_dim),
-        vr.dense_decoder(DATA.shape, latent_dim, hidden_units=(4,), activation="tanh"),
+        vr.dense_decoder(
+            DATA.shape, latent_dim, hidden_units=(4,), activation="tanh", outputs=outputs
+        ),
         terms or [vr.Bernoulli(), vr.KLDivergence(), vr.FreeBits(weight=0.5, name="bits")],
     )
     made.compile(keras.optimizers.Adam(0.01))
@@ -36,15 +46,15 @@ def model(latent_dim=3, bottleneck=vr.GaussianBottleneck, terms=None):
     return made
 
 
-def subject(**parts):
+def subject(latent_dim=3, **parts):
     return checks.Subject(
-        model=model(**parts),
+        model=model(latent_dim, **parts),
         train=DATA.train,
         test=DATA.test,
         names=(),
         batch_size=5,
         seed=0,
-        fresh=lambda: model(**parts),
+        fresh=lambda: model(latent_dim, **parts),
         of_size=lambda values: model(values, **parts),
     )
 
@@ -181,6 +191,73 @@ def test_an_estimate_that_is_off_is_found(monkeypatch):
     assert {name for name, _ in failed(checks.figures(subject()))} == {"test figures"}
 
 
+def trained(values, **parts):
+    """With codes of so many values, far from 0 and with small deviations, as after training."""
+    made = subject(latent_dim=values, **parts)
+    for name, bias in (("z_mean", 3.0), ("z_log_var", -7.0)):
+        layer = made.model.encoder.get_layer(name)
+        layer.set_weights([0.1 * layer.get_weights()[0], np.full(values, bias)])
+    return made
+
+
+def test_densities_of_narrow_posteriors_are_resolved():
+    assert [each.verdict for each in checks.small_codes(trained(1), 1)] == [OK] * 4
+    wrong = checks.small_codes(trained(1, bottleneck=WrongDensity), 1)
+    assert failed(wrong) == {("posterior, 1 value", SAMPLED)}
+
+
+def of_modes(places, deviation):
+    """Returns samples of a mixture of normal distributions, and a function of its log-density."""
+    random = np.random.default_rng(0)
+    codes = random.choice(places, DRAWS) + deviation * random.standard_normal(DRAWS)
+
+    def log_prob(z, deviation=deviation):
+        logs = vr.normal_log_density(z, places.astype(np.float32), 2.0 * np.log(deviation))
+        return tf.reduce_logsumexp(logs, axis=1) - np.log(len(places))
+
+    return codes[:, np.newaxis], log_prob
+
+
+def test_several_narrow_modes_are_resolved_or_it_is_said():
+    codes, log_prob = of_modes(np.array([-4.0, 0.5, 3.0]), 0.01)
+    grid = Grid.real_numbers(codes)
+    mass = grid.mass(log_prob)
+    assert mass.sum() == pytest.approx(1.0, abs=1e-4)
+    assert grid.moments_apart(mass) < MOMENTS_TOLERANCE
+    assert grid.cells_apart(mass) < CELLS_TOLERANCE
+    codes, log_prob = of_modes(np.random.default_rng(1).normal(size=200), 1e-4)
+    grid = Grid.real_numbers(codes)
+    with pytest.raises(NotApplicableError, match="peaks that are narrower"):
+        grid.mass(log_prob)
+    # A density that is too narrow for the samples is wrong, whether or not it is resolved.
+    assert abs(grid.mass(lambda z: log_prob(z, 1e-5)).sum() - 1.0) > MASS_TOLERANCE
+
+
+def test_an_elbo_is_compared_by_the_size_of_its_parts(monkeypatch):
+    terms = [vr.Gaussian(standard_deviation=0.03), vr.KLDivergence()]
+    made = model(terms=terms, outputs=["x_mean"])
+    layer = made.decoder.get_layer("x_mean")
+    kernel, bias = layer.get_weights()
+    layer.set_weights([0.02 * kernel, np.full_like(bias, 100.0)])
+    made.encoder.set_weights([0.0 * each for each in made.encoder.get_weights()])
+    # float32 has 100 + 0.03 to four digits of the 0.03, and the ELBO is about 20 nats.
+    inputs = np.random.default_rng(0).normal(100.0, 0.03, IMAGES.shape)
+    apart = Recomputation(made).elbo_apart({"inputs": inputs.astype(np.float32)})
+    assert apart < SAME_SAMPLES_TOLERANCE
+    right = probability.normal_kl_divergence
+    monkeypatch.setattr(probability, "normal_kl_divergence", lambda *args: 1.01 * right(*args))
+    assert Recomputation(model()).elbo_apart({"inputs": IMAGES}) > SAME_SAMPLES_TOLERANCE
+
+
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, ZeroDivisionError])
+def test_an_error_of_a_part_is_a_failure_with_its_message(error):
+    def broken():
+        raise error("of the\npart")
+
+    found = checks.measured("name", "compared", 0.1, broken)
+    assert (found.verdict, found.reason) == (FAILED, f"{error.__name__}: of the part")
+
+
 @pytest.mark.slow
 def test_a_state_that_no_checkpoint_holds_is_found(monkeypatch):
     saved = checkpoints.saved_by_group
@@ -258,6 +335,7 @@ def test_the_command_checks_an_experiment_and_a_run(dataset, tmp_path):
     ("arguments", "exit_code", "message"),
     [
         (["nowhere"], 2, "nowhere holds no run"),
+        (["pyproject.toml"], 2, "pyproject.toml is a file, no run directory"),
         (["nowhere", "--epochs=2"], 2, "--epochs=2: the flags of a run are in it"),
         (["nowhere.py"], 2, "there is no file"),
         (["experiments/latent_space.py"], 2, "it is no experiment with one model"),

@@ -95,6 +95,13 @@ def drawn(bottleneck: Any, heads: Mapping[str, tf.Tensor], count: int, seed: tf.
     return Drawn(Tensors({**found, **densities}), codes, ratio, gradients)
 
 
+def codes_of(
+    bottleneck: Any, heads: Mapping[str, tf.Tensor], count: int, seed: tf.Tensor
+) -> tf.Tensor:
+    """Returns samples of one example, `[draws, values]`; the arguments are those of `drawn`."""
+    return CodeLayout.of(bottleneck).flatten(bottleneck(**of_rows(heads, count), seed=seed))
+
+
 def errors_of(values: npt.ArrayLike, wanted: npt.ArrayLike) -> _Values:
     """Returns how many standard errors the means of columns are from what they should be.
 
