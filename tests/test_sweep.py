@@ -307,6 +307,32 @@ def test_processes_end_as_they_end(tmp_path, without_tensorflow):
     assert (tmp_path / "output" / "point0.txt").read_text() == "begun\nout\nthe cause\n"
 
 
+# A sweep whose points need no TensorFlow, and of whose output nobody reads anything.
+UNHEARD = """
+import os, sys
+from vae_research.runs.sweep import command
+command._examine = lambda record, before, points: ([], "child", [])
+reading, writing = os.pipe()
+os.close(reading)
+for stream in (1, 2):
+    os.close(stream) if sys.argv[1] == "closed" else os.dup2(writing, stream)
+sys.exit(command.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("how", ["closed", "gone"])
+def test_a_sweep_goes_on_when_nobody_reads_what_it_prints(how, tmp_path, without_tensorflow):
+    (tmp_path / "child.py").write_text(CHILD.replace("how = sys.argv[1]", "how = 'words'"))
+    options = ["--seeds=3", "--jobs=2", "--into=new"]
+    arguments = ["-c", UNHEARD, how, "child.py", *options]
+    process = forks.run(*arguments, cwd=tmp_path, first=without_tensorflow)
+    assert process.returncode == 6, process.stderr
+    found = record.read(tmp_path / "new")
+    assert [point["message"] for point in found.points.values()] == ["the cause"] * 3
+    outputs = (tmp_path / "new" / "output").iterdir()
+    assert [path.read_text() for path in outputs] == ["begun\nout\nthe cause\n"] * 3
+
+
 def test_an_unexpected_error_in_a_fork_is_printed(tmp_path, without_tensorflow):
     code = "from vae_research.runs.sweep import workers; workers.in_fork(lambda: {}['missing'])"
     process = forks.run("-c", code, cwd=tmp_path, first=without_tensorflow)

@@ -18,8 +18,10 @@ def exit_code_of(program: str, action: Callable[[], int | None]) -> int:
     """Calls a function; returns the exit code that it returns, 0 if that is None.
 
     An error that ends a run is printed in one line, and has the exit code that it has in a run.
-    What a closed pipe does not take is lost.
+    What is printed to a pipe that nobody reads, or to a stream that was closed before the process
+    began, is lost.
     """
+    streams.redirect_closed_streams()
     with streams.tolerate_closed_streams():
         try:
             return action() or 0

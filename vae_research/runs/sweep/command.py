@@ -52,8 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     143 after a signal, and that of a run if the sweep cannot start.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_code_of("sweep", lambda: _sweep_unless_interrupted(arguments))
+
+
+def _sweep_unless_interrupted(arguments: Sequence[str]) -> int:
     try:
-        return exit_code_of("sweep", lambda: _sweep(arguments))
+        return _sweep(arguments)
     except KeyboardInterrupt:
         return _say(130, "interrupted before the first point started.")
     except Exception as error:

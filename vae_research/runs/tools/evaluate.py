@@ -73,13 +73,17 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluates a run; returns 0, or the exit code of a run that fails in the same way."""
-    streams.redirect_closed_streams()
+    return exit_code_of("evaluate", lambda: _dispatch_unless_interrupted(arguments))
+
+
+def _dispatch_unless_interrupted(arguments: Sequence[str] | None) -> int:
     try:
         signals.listen()
-        return exit_code_of("evaluate", lambda: _dispatch(_parsed(arguments)))
+        _dispatch(_parsed(arguments))
     except KeyboardInterrupt:
         print("evaluate: interrupted; the same command resumes it.", file=sys.stderr)
         return 130
+    return 0
 
 
 def _dispatch(settings: argparse.Namespace) -> None:
