@@ -8,9 +8,9 @@ import json
 import pytest
 
 from tests import forks
-from tests.test_sweep import COMMAND, TINY, state_of
+from tests.test_sweep import COMMAND, EXPERIMENT, TINY, state_of
 from vae_research.runs.cli.errors import UsageError
-from vae_research.runs.sweep import record
+from vae_research.runs.sweep import command, record
 from vae_research.runs.sweep.record import Record
 from vae_research.runs.sweep.search import Search, corners, open_study, parse_search, warning_of
 
@@ -146,6 +146,51 @@ def test_what_was_written_down_and_not_told_is_told(tmp_path):
     assert [(trial.state.name, trial.value) for trial in told] == [
         *(("COMPLETE", -7.0), ("FAIL", None)),
     ]
+
+
+REPEATED = {
+    "another order": (["--trials=9", "--ema=0.9", "--dataset=/x.npz", "--epochs=1"], None),
+    "what may change": (
+        ["--trials=2", "--dataset=/x.npz", "--epochs=1", "--ema=0.9", "--notensorboard"],
+        None,
+    ),
+    "longer": (
+        ["--trials=2", "--dataset=/x.npz", "--epochs", "2", "--ema=0.9"],
+        "flags were --epochs=1, now --epochs=2. Give another {} for a new search.",
+    ),
+    "more flags": (
+        ["--trials=2", "--dataset=/x.npz", "--epochs=1", "--ema=0.9", "--units=3"],
+        "flags were without them, now --units=3. Give another {} for a new search.",
+    ),
+}
+
+
+@pytest.mark.parametrize("storage", [[], ["--storage=shared.journal", "--study=ours"]])
+def test_a_search_is_repeated_or_refused_before_anything_is_written(
+    storage, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    changing = ["epochs", "early_stopping", "tensorboard"]
+    monkeypatch.setattr(command, "_examine", lambda now, before, points: ([], "vae", changing))
+    monkeypatch.setattr(command, "_run", lambda record, points, *given: record.write() or 0)
+    start = [EXPERIMENT, "--search=latent_dim=int:2..9", *storage]
+    first = ["--trials=2", "--dataset=/x.npz", "--epochs=1", "--ema=0.9"]
+    assert command.main([*start, *first, "--into=new"]) == 0
+    for name, (flags, words) in REPEATED.items():
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.j*")}
+        assert len(before) >= 2
+        assert command.main([*start, *flags, "--into=new"]) == (2 if words else 0)
+        if words:
+            what = "--study and another --into" if storage else "--into"
+            assert capsys.readouterr().err.endswith(f"{words.format(what)}\n")
+            assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.j*")}
+            # The advice works.
+            study = [f"--study={name}"] * bool(storage)
+            assert command.main([*start, *flags, *study, f"--into={name}"]) == 0
+            if storage:
+                assert command.main([*start, *flags, "--into=third"]) == 2
+                assert "Give another --study for a new search." in capsys.readouterr().err
+                assert not (tmp_path / "third").exists()
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ from vae_research.runs.sweep.options import (
     refuse_in_both,
     settings_of,
 )
-from vae_research.runs.sweep.points import Point, grid, parse_over, parse_point
+from vae_research.runs.sweep.points import Point, fixed_flags, grid, parse_over, parse_point
 from vae_research.runs.sweep.progress import in_words
 from vae_research.runs.sweep.record import Record
 
@@ -108,15 +108,15 @@ def _sweep(arguments: Sequence[str]) -> int:
             now.points |= before.points
         threads = options.threads or max(1, _cores() // options.jobs)
         examined = [now.point(name) for name in now.points] + (first if space else [])
-        complete, name = _examine(now, before, examined)
+        complete, name, may_change = _examine(now, before, examined)
         if options.check:
             print(f"Nothing was found that would stop the {len(examined)} points of this sweep.")
             return 0
         if (warning := search.warning_of(space)) is not None:
             print(f"warning: {warning}", file=sys.stderr)
         study = None
-        if options.storage:  # before anything is written
-            study = _open_study(options, now)
+        if space and (options.storage or before is not None):  # before anything is written
+            study = _open_study(options, now, may_change)
         if before is None:
             directory.create(into, may_exist=True)
             stack.enter_context(records.locked(into))
@@ -130,7 +130,7 @@ def _sweep(arguments: Sequence[str]) -> int:
         now.write()
         points: Grid | search.Search = Grid(now, complete)
         if space:
-            study = study or _open_study(options, now)
+            study = study or _open_study(options, now, may_change)
             points = search.Search(now, study, space, options.trials, first_seed(common))
         code = _run(now, points, options.jobs, threads, name)
         if now.names("done") and code < 128:  # not interrupted
@@ -139,10 +139,12 @@ def _sweep(arguments: Sequence[str]) -> int:
         return code
 
 
-def _open_study(options: argparse.Namespace, record: Record) -> optuna.Study:
+def _open_study(
+    options: argparse.Namespace, record: Record, may_change: Sequence[str]
+) -> optuna.Study:
     place = options.storage or str(record.into / search.JOURNAL)
     name, pruner = options.study or record.into.name, options.pruner or search.PRUNERS[0]
-    return search.open_study(place, name, pruner, record)
+    return search.open_study(place, name, pruner, record, may_change)
 
 
 def _run(
@@ -184,8 +186,10 @@ _RESUME = "the same command resumes the sweep, and repeats no point that is done
 
 def _examine(
     record: Record, before: Record | None, points: Sequence[Point]
-) -> tuple[list[str], str]:
-    """Examines all points; returns the names of those that are complete, and the experiment's name.
+) -> tuple[list[str], str, list[str]]:
+    """Examines all points; returns the names of those that are complete, and of the experiment.
+
+    The flags that may differ when a run is resumed come third.
 
     Flags and run directories come first, which takes no TensorFlow, then data and models.
 
@@ -220,7 +224,7 @@ def _examine(
     if to_build := commands(over):
         workers.preload()
         _raise(workers.in_fork(lambda: examine(to_build, build=True))["error"])
-    return complete, found["experiment"]
+    return complete, found["experiment"], found["may_change"]
 
 
 def _raise(error: tuple[int, str] | None) -> None:
@@ -239,14 +243,11 @@ class _PointError(RunError):
 def _refuse_other_flags(before: Record, now: Record, may_change: Sequence[str]) -> None:
     """Raises UsageError if flags that hold for all points differ, and may not change in a run."""
 
-    def named(arguments: Sequence[str]) -> dict[str, str]:
-        return {a.lstrip("-").partition("=")[0]: a for a in arguments}
-
-    old, new = named(before.arguments), named(now.arguments)
+    old, new = (fixed_flags(each.arguments, may_change) for each in (before, now))
     changed = [
         f"{old.get(name, f'without --{name}')}, now {new.get(name, f'without --{name}')}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in may_change
+        if old.get(name) != new.get(name)
     ]
     if changed:
         raise UsageError(

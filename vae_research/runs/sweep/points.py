@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from vae_research.arguments import LARGEST_SEED
 from vae_research.runs.cli.errors import UsageError
@@ -135,6 +135,24 @@ def grid(
             found.append(Point(name_of(flags), flags))
     _refuse_twice([point.name for point in found], "the points", "has two points")
     return found
+
+
+def fixed_flags(arguments: Sequence[str], may_change: Collection[str]) -> dict[str, str]:
+    """Returns the flags of a command that must be the same when it is repeated, sorted by name.
+
+    >>> fixed_flags(["--ema=0.9", "--notensorboard", "--dataset", "mnist"], ["tensorboard"])
+    {'dataset': '--dataset=mnist', 'ema': '--ema=0.9'}
+    """
+    found: dict[str, str] = {}
+    name = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            name, equals, value = argument.lstrip("-").partition("=")
+            found[name] = f"--{name}{equals}{value}"
+        else:
+            found[name] = f"--{name}={argument}"
+    changing = {*may_change, *(f"no{each}" for each in may_change)}
+    return {name: found[name] for name in sorted(found) if name not in changing}
 
 
 def name_of(flags: Mapping[str, str]) -> str:

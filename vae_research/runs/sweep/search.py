@@ -12,14 +12,20 @@ import math
 import re
 import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_research.runs.cli.errors import PrunedError, UsageError
 from vae_research.runs.session import directory
-from vae_research.runs.sweep.points import OWN_FLAGS, Point, name_of, parse_assignment
-from vae_research.runs.sweep.record import Record
+from vae_research.runs.sweep.points import (
+    OWN_FLAGS,
+    Point,
+    fixed_flags,
+    name_of,
+    parse_assignment,
+)
+from vae_research.runs.sweep.record import SWEEP, Record
 
 if TYPE_CHECKING:
     import optuna
@@ -36,6 +42,9 @@ _UNITS = (
 )
 # Flags whose values change which bound is the score.
 _BOUNDS = ("num_samples", "importance_weighted")
+# A run may be trained further with other values of these, but the scores of a search would then be
+# of trials of different lengths.
+_LENGTHS = ("epochs", "early_stopping")
 _OWNER, _LOST, _SETTINGS = "sweep", "lost", "settings"
 
 
@@ -120,14 +129,20 @@ def warning_of(space: Mapping[str, Any]) -> str | None:
     return "; ".join([*found, "the search prefers the larger number"]) if found else None
 
 
-def open_study(place: str, name: str, pruner: str, record: Record) -> optuna.Study:
+def open_study(
+    place: str, name: str, pruner: str, record: Record, may_change: Collection[str] = ()
+) -> optuna.Study:
     """Returns the study of a search, which is made unless it is there.
+
+    A study that is refused is left as it was.
 
     Args:
         place: URL of a database, or the path of a journal file.
         name: of the study.
         pruner: one of `PRUNERS`.
         record: of the sweep.
+        may_change: names of the flags that may differ when a run is resumed. In a search those of
+            them may not that say how long a trial is.
 
     Raises:
         UsageError: the place cannot be used, or the study is of another search.
@@ -139,33 +154,60 @@ def open_study(place: str, name: str, pruner: str, record: Record) -> optuna.Stu
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruners = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner}
     try:
-        study = optuna.create_study(
-            storage=place
+        options: dict[str, Any] = {
+            "storage": place
             if "://" in place
             else JournalStorage(JournalFileBackend(str(Path(place).expanduser().absolute()))),
-            study_name=name,
-            direction="maximize",
-            pruner=pruners[pruner](),
-            load_if_exists=True,
-        )
+            "study_name": name,
+            "pruner": pruners[pruner](),
+        }
+        try:
+            study = optuna.load_study(**options)  # creating it again would add to a journal
+        except KeyError:
+            study = optuna.create_study(**options, direction="maximize", load_if_exists=True)
     except Exception as error:  # of a database or of the file system, whichever it is
         words = str(error).partition("\n")[0]
         raise UsageError(f"--storage {place}: {type(error).__name__}: {words}") from error
-    settings = {
+    changing = {*may_change} - {*_LENGTHS}
+    settings: dict[str, Any] = {
         "experiment": Path(record.experiment).stem,
-        "arguments": record.arguments,
+        "arguments": [*fixed_flags(record.arguments, changing).values()],
         "search": record.settings["search"],
     }
     before = study.user_attrs.get(_SETTINGS)
     if before is None:
         study.set_user_attr(_SETTINGS, settings)
-    elif before != settings:
-        other = next(key for key in settings if before.get(key) != settings[key])
-        raise UsageError(
-            f"the study {name!r} in {place} was made with other settings: {other} was "
-            f"{before.get(other)}, now {settings[other]}. Give another --study."
-        )
+        return study
+    # Written by another version, it may have all flags in the order of the command.
+    before["arguments"] = [*fixed_flags(before["arguments"], changing).values()]
+    for key, now in settings.items():
+        if before[key] != now:
+            differ = f"{key} was {before[key]}, now {now}"
+            if key == "arguments":
+                differ = _differences(before[key], now)
+            raise UsageError(
+                f"the study {name!r} in {place} was made with other settings: {differ}. "
+                f"{_what_to_give(record)}"
+            )
     return study
+
+
+def _differences(before: Sequence[str], now: Sequence[str]) -> str:
+    """Returns in words the flags of which commands have different values."""
+    old, new = (
+        " ".join(each for each in these if each not in others) or "without them"
+        for these, others in ((before, now), (now, before))
+    )
+    return f"flags were {old}, now {new}"
+
+
+def _what_to_give(record: Record) -> str:
+    """Returns in words which options make another search of a command."""
+    if "storage" not in record.settings:
+        return "Give another --into for a new search."
+    if (record.into / SWEEP).exists():
+        return "Give another --study and another --into for a new search."
+    return "Give another --study for a new search."
 
 
 class Search:
