@@ -28,7 +28,7 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("numbers.json")
-# A command that is interrupted continues here when its row is run again.
+# A row that is interrupted continues here when it is run again, at the seed that it had come to.
 RUNS = CHECKOUT / "runs" / "numbers"
 
 
@@ -114,14 +114,20 @@ def main(arguments: Sequence[str], table: Path = TABLE, runs: Path = RUNS) -> in
 def rerun(name: str, row: dict[str, Any], runs: Path) -> list[Compared]:
     """Runs the command of a row with each seed; returns its figures.
 
+    If the last rerun was interrupted, its complete runs are kept: their commands train nothing.
+
     Raises:
         CommandError: a command failed.
     """
     summaries = []
-    for seed in row["seeds"]:
-        run_dir = runs / f"{name}-{seed}"
-        if (run_dir / "summary.json").exists():  # of an earlier rerun
+    run_dirs = {seed: runs / f"{name}-{seed}" for seed in row["seeds"]}
+    complete = [(run_dir / "summary.json").exists() for run_dir in run_dirs.values()]
+    # Seeds are run in this order, so that what is complete after a gap is of an earlier rerun.
+    kept = 0 if all(complete) else complete.index(False)
+    for run_dir, is_complete in [*zip(run_dirs.values(), complete, strict=True)][kept:]:
+        if is_complete:
             shutil.rmtree(run_dir)
+    for seed, run_dir in run_dirs.items():
         experiment, *flags = row["command"].removeprefix("scripts/run ").split()
         command = [sys.executable, str(CHECKOUT / experiment), *flags, f"--seed={seed}"]
         print(f"{name}: {row['command']} --seed={seed}", file=sys.stderr, flush=True)

@@ -4,7 +4,10 @@ import datetime
 import json
 import re
 import shlex
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +92,39 @@ def test_a_row_is_rerun_compared_and_dated(tmp_path, capfd):
         wanted.append(test[names[0]]["value"] - test[names[1]]["value"])
     np.testing.assert_allclose(row["figures"][0]["rerun"], wanted, atol=1e-4)
     assert not (runs / "long-0").exists()
+
+
+def test_a_row_that_is_killed_continues_and_one_that_is_complete_is_rerun(tmp_path, monkeypatch):
+    figure = {"figure": "elbo", "value": 0.0, "tolerance": 9.0}
+    row = {"command": "scripts/run x.py", "seeds": [4, 5, 6], "figures": [figure]}
+    trained, killed_at = [], []
+
+    def run(command, **options):
+        run_dir = Path(command[-1].removeprefix("--run_dir="))
+        seed = int(run_dir.name.removeprefix("row-"))
+        if not (run_dir / "summary.json").exists():
+            trained.append(seed)
+            run_dir.mkdir(exist_ok=True)
+            if seed in killed_at:
+                raise KeyboardInterrupt
+            test = {"elbo": {"value": seed + len(trained)}}
+            (run_dir / "summary.json").write_text(json.dumps({"test": test}))
+        return SimpleNamespace(returncode=0)
+
+    def rerun(*kills):
+        trained.clear()
+        killed_at[:] = kills
+        with pytest.raises(KeyboardInterrupt) if kills else nullcontext():
+            numbers.rerun("row", row, tmp_path)
+        return [*trained]
+
+    monkeypatch.setattr(numbers.subprocess, "run", run)
+    assert [rerun(6), rerun(6), rerun()] == [[4, 5, 6], [6], [6]]
+    assert rerun() == [4, 5, 6]
+    assert [rerun(5), rerun()] == [[4, 5], [5, 6]]
+    # Killed while the runs of a complete row were removed.
+    shutil.rmtree(tmp_path / "row-4")
+    assert rerun() == [4, 5, 6]
 
 
 @pytest.mark.parametrize(("value", "code", "result"), [(3.0, 0, "agrees"), (9.0, 1, "DIFFERS")])
