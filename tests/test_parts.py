@@ -19,6 +19,7 @@ from vae_research.evaluation.estimates import Estimate
 from vae_research.keras_inputs import ScheduleLengths, _set_direction, one_by_one
 from vae_research.runs.cli import signals
 from vae_research.runs.cli.errors import TerminatedError, UsageError
+from vae_research.runs.report.page import _training
 from vae_research.runs.session import resume
 from vae_research.runs.session.building import choose_device, learning_rate
 from vae_research.runs.session.experiment import _how_to_train_longer
@@ -479,17 +480,41 @@ def test_early_stopping_says_that_it_cannot_wait():
         callback.on_train_begin()
 
 
-def test_a_run_that_its_own_callback_ended_is_not_explained_by_early_stopping():
-    config = runs.configure(build)
-    said = {
-        (patience, stopped): _how_to_train_longer(
-            config.replace(early_stopping=patience), stopped=stopped
-        )
-        for patience in (0, 3)
-        for stopped in (False, True)
+# Schedule, --early_stopping, epochs of 9, and whether a callback has ended the run; the flags that
+# train it further, and what the command says.
+LONGER = [
+    ("constant", 0, 9, False, "--epochs=18", "To train longer, give more --epochs"),
+    ("constant", 3, 9, False, "--epochs=18", "To train longer, give more --epochs"),
+    ("constant", 3, 5, True, "--epochs=9 --early_stopping=6", "a larger value trains longer"),
+    ("constant", 3, 9, True, "--epochs=18 --early_stopping=6", "value and more --epochs train"),
+    ("constant", 0, 5, True, None, "A callback of the experiment ended it"),
+    ("cosine", 0, 9, False, None, "More --epochs need another --run_dir"),
+    ("steps", 3, 9, False, None, "More --epochs need another --run_dir"),
+    ("steps", 3, 9, True, None, "More --epochs need another --run_dir"),
+    ("cosine", 3, 5, True, "--epochs=9 --early_stopping=6", "a larger value trains longer"),
+    ("cosine", 0, 5, True, None, "A callback of the experiment ended it"),
+]
+
+
+@pytest.mark.parametrize(("schedule", "patience", "epochs", "stopped", "flags", "words"), LONGER)
+def test_how_a_complete_run_is_trained_further(schedule, patience, epochs, stopped, flags, words):
+    given = {"epochs": 9, "early_stopping": patience, "learning_rate_schedule": schedule}
+    config = runs.configure(build, **given)
+    said = _how_to_train_longer(config, epochs, stopped=stopped)
+    assert words in said
+    assert ("--early_stopping" in said) == bool(flags and "--early_stopping" in flags)
+    kept = {
+        "file": "own.py",
+        "flags": config.as_dict(),
+        "defaults": runs.configure(build).as_dict(),
     }
-    assert [key for key, words in said.items() if "--early_stopping" in words] == [(3, True)]
-    assert [key for key, words in said.items() if "--epochs" in words] == [(0, False), (3, False)]
+    line = _training("place", kept, {"epochs": epochs, "stopped_early": stopped})
+    assert line.count("\n") == (flags is not None)
+    if flags is not None:
+        rest = "" if schedule == "constant" else f"--learning_rate_schedule={schedule} "
+        if "early_stopping" not in flags and patience:
+            rest = f"--early_stopping={patience} {rest}"
+        assert line.partition("  #")[0] == f"scripts/run own.py {rest}{flags} --run_dir=place"
 
 
 def test_a_run_that_stopped_goes_on_with_other_flags_of_its_callbacks():

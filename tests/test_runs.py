@@ -446,6 +446,7 @@ def test_the_report_has_what_the_other_files_say(finished):
         assert html.escape(known) in report
     for line in (run_dir / "validation" / "diagnosis.txt").read_text().splitlines():
         assert html.escape(line) in report
+    assert f" --epochs=4 --run_dir={html.escape(str(run_dir))}  # train it longer" in report
     pictures = len(list((run_dir / "figures").glob("*.png")))
     assert report.count('src="data:image/png;base64,') == report.count("src=") == pictures == 3
     assert "href=" not in report and "url(" not in report

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vae_research import files
 from vae_research.runs.report import html
-from vae_research.runs.session import directory
+from vae_research.runs.session import directory, resume
 from vae_research.runs.session.directory import REPORT
 
 # What `Latents` found at the end of the last epoch.
@@ -51,7 +51,7 @@ def write_report(run_dir: Path, summary: Mapping[str, Any]) -> str:
         *_curves_and_pictures(run_dir, records),
         *_settings(config),
         *_origin(run_dir, config, summary),
-        *_onward(run_dir, config),
+        *_onward(run_dir, config, summary),
     ]
     content = html.page(name, parts).encode("utf-8", "replace")
     files.replace(run_dir / REPORT, content, durable=False)
@@ -169,12 +169,11 @@ def _origin(run_dir: Path, config: Mapping[str, Any], summary: Mapping[str, Any]
     ]
 
 
-def _onward(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
+def _onward(run_dir: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
     place = shlex.quote(str(run_dir))
-    more = config["flags"]["epochs"] * 2
     commands = (
         f"scripts/tensorboard {place}  # curves, pictures and codes\n"
-        f"scripts/run {_command(config)} --epochs={more} --run_dir={place}  # train it longer\n"
+        f"{_training(place, config, summary)}"
         f"scripts/replay {place}  # repeat its last steps from a checkpoint\n"
         f"scripts/doctor {place}  # what is there, and whether it is whole\n"
     )
@@ -191,12 +190,24 @@ def _onward(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _command(config: Mapping[str, Any]) -> str:
-    """Returns the experiment's file and the flags that differ from their defaults."""
+def _training(place: str, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Returns the line that trains a run further; empty if no value of its flags does."""
+    flags, stopped = config["flags"], summary["stopped_early"]
+    larger = resume.what_trains_longer(flags, summary["epochs"], stopped=stopped)
+    if not larger:
+        return ""
+    given = {"epochs": flags["epochs"]} | {name: 2 * flags[name] for name in larger}
+    words = [_command(config, given), *(f"--{name}={value}" for name, value in given.items())]
+    why = ", if --early_stopping has ended it" if stopped else ""
+    return f"scripts/run {' '.join(words)} --run_dir={place}  # train it longer{why}\n"
+
+
+def _command(config: Mapping[str, Any], without: Collection[str]) -> str:
+    """Returns the experiment's file and the flags that differ from their defaults, but for some."""
     values, defaults = config["flags"], config.get("defaults", {})
     given = []
     for name, value in values.items():
-        if name not in defaults or value == defaults[name] or name in (*_OF_THE_PLACE, "epochs"):
+        if name not in defaults or value == defaults[name] or name in (*_OF_THE_PLACE, *without):
             continue
         if isinstance(value, bool):
             given.append(f"--{'' if value else 'no'}{name}")

@@ -115,10 +115,11 @@ def complete_run(
         if not config.dry_run and peers.number == 0:
             _write_labels(held.config, run_dir)
         if config.verbose:
+            epochs = held.complete["epochs"]
             stopped = held.complete.get("stopped_early", False)
             print(
-                f"{run_dir} is already complete: {held.complete['epochs']} epochs. "
-                f"{_how_to_train_longer(config, stopped=stopped)}."
+                f"{run_dir} is already complete: {epochs} epochs. "
+                f"{_how_to_train_longer(config, epochs, stopped=stopped)}."
             )
         return run_dir, parts.data
     config, data = load_data(held.config, parts.data, given)
@@ -157,13 +158,22 @@ def _refuse_idle_devices(config: Config) -> None:
         )
 
 
-def _how_to_train_longer(config: Config, *, stopped: bool) -> str:
-    """Returns a sentence about a complete run, which a callback may have stopped."""
+def _how_to_train_longer(config: Config, epochs: int, *, stopped: bool) -> str:
+    """Returns a sentence about a complete run of some epochs, which a callback may have ended."""
+    if stopped and not config.early_stopping:
+        return "A callback of the experiment ended it"
+    larger = resume.what_trains_longer(config.as_dict(), epochs, stopped=stopped)
+    if not larger:
+        return (
+            "More --epochs need another --run_dir, because the schedule of the learning rate is as "
+            "long as the training"
+        )
     if not stopped:
         return "To train longer, give more --epochs"
-    if config.early_stopping:
-        return "A callback ended it; if that was --early_stopping, a larger value trains longer"
-    return "A callback of the experiment ended it"
+    how = "a larger value trains longer"
+    if "epochs" in larger:
+        how = "a larger value and more --epochs train longer"
+    return f"A callback ended it; if that was --early_stopping, {how}"
 
 
 def train(

@@ -120,6 +120,31 @@ def has_stopped(
     )
 
 
+def what_trains_longer(flags: Mapping[str, Any], epochs: int, *, stopped: bool) -> list[str]:
+    """Returns the flags that must be larger so that a complete run is trained further.
+
+    There are none if a callback of the experiment has ended it, or if it would need more epochs and
+    the learning rate follows a schedule of their length.
+
+    Args:
+        flags: of the run.
+        epochs: how many it has been trained.
+        stopped: whether a callback has ended it.
+    """
+    found = ["early_stopping"] if stopped else []
+    if not stopped or epochs >= flags["epochs"]:
+        found.append("epochs")
+    can_help = {"early_stopping"} if flags["early_stopping"] else set()
+    can_help |= _harmless(flags, ["epochs"])
+    return found if can_help.issuperset(found) else []
+
+
+def _harmless(flags: Mapping[str, Any], may_change: Collection[str]) -> set[str]:
+    """Returns which of the flags that may change in most runs may change in this one."""
+    is_fixed = flags["learning_rate_schedule"] != "constant"  # its length is --epochs
+    return set(may_change) - ({"epochs"} if is_fixed else set())
+
+
 def _own(config: Config) -> dict[str, Any]:
     """Returns the values of the experiment's own flags."""
     standard = standard_names()
@@ -230,8 +255,7 @@ def _held(
             f"{run_dir} holds a run of {found.get('experiment')}, not of {experiment}. Give "
             "another --run_dir."
         )
-    if config.learning_rate_schedule != "constant":
-        harmless = set(harmless) - {"epochs"}  # the length of the schedule
+    harmless = _harmless(config.as_dict(), harmless)
     before, now = _with_seeds(found["flags"], directory.as_plain(config.as_dict()))
     changed = [
         f"--{name} was {before.get(name)}, now {now.get(name)}"
