@@ -571,7 +571,6 @@ def test_wrong_uses_of_plots(sweep, tmp_path, capsys):
     assert not (tmp_path / "plot.png").exists()
 
 
-@pytest.mark.slow
 def test_a_pipe_that_nobody_reads_any_more(sweep, monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
@@ -580,6 +579,7 @@ def test_a_pipe_that_nobody_reads_any_more(sweep, monkeypatch):
         assert compare.main([str(sweep)]) == 0
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_tensorflow(sweep, without_tensorflow):
     process = forks.run(
         *("-m", "vae_research.runs.tools.compare", "."), cwd=sweep, first=without_tensorflow

@@ -33,9 +33,9 @@ def replay(run_dir: Path) -> int:
     Raises:
         UsageError: there is no run, or it did not diverge.
     """
-    directory.read_config(run_dir)  # "holds no run" comes before "has not diverged"
     record = directory.read_nonfinite(run_dir)
     if record is None:
+        directory.read_config(run_dir)  # "holds no run" comes before "has not diverged"
         raise UsageError(f"{run_dir} has no nonfinite.json: it has not diverged.")
     if "checkpoint" not in record or "rows" not in record:
         raise UsageError(
