@@ -28,6 +28,14 @@ PAGES = {
     "functions": ("Functions", []),  # and what has no page of its own
 }
 
+# Of the classes that VAE is made of, what people call or write anew; the rest is for Keras.
+INHERITED = (
+    *("compile", "fit", "evaluate", "train_on_batch", "test_on_batch", "save", "export"),
+    *("load_checkpoint", "load_weights", "train_step", "test_step", "step_key", "scaled_loss"),
+    *("updates_of_critics", "train_critics", "critic_losses", "update", "finish_step"),
+    *("term_weights", "effective_beta", "set_steps_per_epoch", "step", "epoch_clock"),
+)
+
 
 def names_of_pages():
     """Returns the public names of each page, as paths below the package."""
@@ -63,8 +71,8 @@ def on_files(files, config):
         lines = [f"# {PAGES[page][0]}", ""]
         for name in names:
             lines += [f"::: vae_research.{name}"]
-            if name == "VAE":  # its steps, fit and save are those of classes that have no name
-                lines += ["    options:", "      inherited_members: true"]
+            if name == "VAE":
+                lines += ["    options:", f"      inherited_members: [{', '.join(INHERITED)}]"]
             lines += [""]
         files.append(File.generated(config, f"api/{page}.md", content="\n".join(lines)))
     return files
