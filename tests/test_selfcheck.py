@@ -335,7 +335,7 @@ def test_the_command_checks_an_experiment_and_a_run(dataset, tmp_path):
     ("arguments", "exit_code", "message"),
     [
         (["nowhere"], 2, "nowhere holds no run"),
-        (["pyproject.toml"], 2, "pyproject.toml is a file, no run directory"),
+        (["pyproject.toml"], 2, "pyproject.toml is a file, not a run directory"),
         (["nowhere", "--epochs=2"], 2, "--epochs=2: the flags of a run are in it"),
         (["nowhere.py"], 2, "there is no file"),
         (["experiments/latent_space.py"], 2, "it is no experiment with one model"),

@@ -240,7 +240,7 @@ def _outputs_and_losses(
 
 
 def _moved(variables: Iterable[Any], before: Iterable[tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Returns by how much each variable that is no longer as before has moved, by its path."""
+    """Returns the total change of each variable that has changed, by its path."""
     pairs = [
         (each, tf.convert_to_tensor(each) - old)
         for each, old in zip(variables, before, strict=True)

@@ -28,7 +28,7 @@ PAGES = {
     "functions": ("Functions", []),  # and what has no page of its own
 }
 
-# Of the classes that VAE is made of, what people call or write anew; the rest is for Keras.
+# Methods that VAE inherits, and that people call or override; the others are called by Keras.
 INHERITED = (
     *("compile", "fit", "evaluate", "train_on_batch", "test_on_batch", "save", "export"),
     *("load_checkpoint", "load_weights", "train_step", "test_step", "step_key", "scaled_loss"),

@@ -94,7 +94,7 @@ class Objective:
         joined = "importance-weighted" if self.importance_weighted else "averaged"
         return (
             f"the gradients of {estimator!r} are biased for the bound of {self.num_samples} "
-            f"{joined} samples; DReG() is unbiased for every number of importance-weighted ones"
+            f"{joined} samples; DReG() is unbiased for any number of importance-weighted samples"
         )
 
     def schedules(self) -> dict[str, list[Schedule]]:

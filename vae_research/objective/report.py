@@ -43,8 +43,8 @@ class LossReport:
         critics: the reports of the critics, by name.
         importance_weighted_bound: `[batch]`, the bound of log p(x) of K samples with all weights 1
             (Burda et al. 2016, equation 8), if such a bound is trained, otherwise None.
-        logged: `[batch]` by name, what the logs have in place of a value: the divergence in closed
-            form, which is part of `elbo`, where a term estimates it from samples.
+        logged: `[batch]` by name, shown in the logs instead of the value of that name. A divergence
+            that a term estimates from samples is logged in closed form, as it is part of `elbo`.
     """
 
     loss: tf.Tensor

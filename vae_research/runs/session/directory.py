@@ -230,7 +230,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         CheckpointError: it is damaged.
     """
     if run_dir.is_file():
-        raise UsageError(f"{run_dir} is a file, no run directory.")
+        raise UsageError(f"{run_dir} is a file, not a run directory.")
     description = read_json(run_dir / CONFIG, _CONFIG_SCHEMA)
     if description is None:
         raise UsageError(f"{run_dir} holds no run: there is no {CONFIG}.")

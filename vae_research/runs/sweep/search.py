@@ -179,10 +179,10 @@ def open_study(
         study.set_user_attr(_SETTINGS, settings)
         return study
     # Written by another version, it may have all flags in the order of the command.
-    before["arguments"] = [*fixed_flags(before["arguments"], changing).values()]
+    before["arguments"] = [*fixed_flags(before.get("arguments", ()), changing).values()]
     for key, now in settings.items():
-        if before[key] != now:
-            differ = f"{key} was {before[key]}, now {now}"
+        if before.get(key) != now:
+            differ = f"{key} was {before.get(key)}, now {now}"
             if key == "arguments":
                 differ = _differences(before[key], now)
             raise UsageError(

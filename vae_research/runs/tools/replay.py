@@ -31,7 +31,7 @@ def replay(run_dir: Path) -> int:
     """Prints what is not finite in the step, from its forward pass to its update.
 
     Raises:
-        UsageError: there is no run, or it did not diverge.
+        UsageError: the folder holds no run, or the run did not diverge.
     """
     record = directory.read_nonfinite(run_dir)
     if record is None:
